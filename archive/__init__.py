@@ -1,0 +1,1 @@
+"""The pipeline from an exported model to a verified archive."""

@@ -1,0 +1,1 @@
+"""Measure: ladders, load, tuning, comparison, reports."""

@@ -1,0 +1,26 @@
+"""How every command speaks: plain lines, one JSON object, one sentence for an error, an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+
+# Progress and talk go to stderr, results to stdout: `beeline ... --json | jq` always works.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print one line of progress to stderr."""
+    err.print(text, markup=False)
+
+
+def result(values: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print a command's result to stdout: one JSON object as the last line, or `text` for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        out.print(text, markup=False)

@@ -1,0 +1,1 @@
+"""What ships inside every archive: the picture's way from bytes to an answer, and its proof."""

@@ -1,0 +1,115 @@
+"""A batch of requests: rows decoded side by side, the good ones stacked, answers scattered back.
+
+The positions are kept in one place, so that no broken picture can shift its neighbours' answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beeline.errors import RequestError
+
+Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ok:
+    """One decoded picture, `[crop, crop, 3]` uint8."""
+
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One request that has its error already."""
+
+    error: RequestError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One row a request, in the server's order; `good` are the positions of the decoded ones.
+
+    `accepts` are the clients' `Accept` headers, one a request, or none at all.
+    """
+
+    rows: tuple[Ok | Failed, ...]
+    accepts: tuple[str | None, ...] = ()
+    good: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the good rows."""
+        object.__setattr__(self, "good", tuple(i for i, row in enumerate(self.rows) if isinstance(row, Ok)))
+
+    def __len__(self) -> int:
+        """Return the number of requests, broken ones included."""
+        return len(self.rows)
+
+    def accept(self, index: int) -> str | None:
+        """Return what the client of request `index` wants to get."""
+        return self.accepts[index] if self.accepts else None
+
+    def stack(self) -> Pixels:
+        """Return the good rows as one contiguous uint8 array `[len(good), crop, crop, 3]`."""
+        pictures = [row.pixels for row in self.rows if isinstance(row, Ok)]
+        return np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8)
+
+    def scatter(self, results: Sequence[T], failed: Callable[[Failed], T]) -> list[T]:
+        """Return one result a request: `results` at the good positions, `failed(row)` at the others.
+
+        Raises:
+            ValueError: when there is not exactly one result for each good row.
+        """
+        if len(results) != len(self.good):
+            raise ValueError(f"{len(results)} results for {len(self.good)} decoded pictures; return one each, in order")
+        by_position = dict(zip(self.good, results, strict=True))
+        return [failed(row) if isinstance(row, Failed) else by_position[i] for i, row in enumerate(self.rows)]
+
+
+class PixelBudget:
+    """How many pixels may be decoded at the same time: the bound on the worker's peak memory.
+
+    A single picture may take all of it, so a picture within the limit always gets its turn.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._free = limit
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Wait until `pixels` are free, and take them for the time of the block."""
+        pixels = min(pixels, self.limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+class DecodePool:
+    """Threads that decode a batch's rows; Pillow releases the interpreter lock while it decodes."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads > 1 else None
+
+    def map(self, decode: Callable[[object], Ok | Failed], rows: Sequence[object]) -> Batch:
+        """Decode every row; `decode` turns its own errors into `Failed`."""
+        if self._pool is None or len(rows) < 2:
+            return Batch(tuple(decode(row) for row in rows))
+        return Batch(tuple(self._pool.map(decode, rows)))

@@ -1,0 +1,97 @@
+"""The golden pictures: a model proves at load that it still answers as it did when it was exported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beeline import pixels
+from beeline.answer import probabilities, top_labels
+from beeline.errors import SelfTestError
+from beeline.spec import ModelSpec
+
+FOLDER = "golden"
+EXPECTED = "expected.json"
+CHECKSUMS = "checksums.json"
+
+Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def check_files(folder: Path, spec: ModelSpec) -> None:
+    """Compare fingerprint, geometry code and every file's digest with the archive's own record.
+
+    Raises:
+        SelfTestError: naming the first thing that differs.
+    """
+    try:
+        record = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        files: dict[str, str] = record["files"]
+        fingerprint: str = record["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SelfTestError(f"{CHECKSUMS} is missing or unreadable ({error}); build the archive again") from error
+    if fingerprint != spec.fingerprint():
+        raise _differs("the spec's fingerprint", fingerprint, spec.fingerprint())
+    if spec.geometry_sha256 != pixels.digest():
+        raise _differs("the geometry code beeline/pixels.py", spec.geometry_sha256, pixels.digest())
+    for name, expected in sorted({**files, spec.model.file: spec.model.sha256}.items()):
+        try:
+            actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise SelfTestError(f"{name} is missing; build the archive again") from error
+        if actual != expected:
+            raise _differs(name, expected, actual)
+
+
+def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
+    """Answer every golden picture and compare: the same top-1, each probability within `spec.tolerance`.
+
+    Args:
+        folder: holds `golden/expected.json` and its pictures.
+        spec: labels, geometry and tolerance.
+        forward: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        SelfTestError: naming the first picture, label and both values.
+    """
+    try:
+        pictures = json.loads((folder / FOLDER / EXPECTED).read_text(encoding="utf-8"))["pictures"]
+        names = [str(entry["file"]) for entry in pictures]
+        expected = [[(str(label), float(value)) for label, value in entry["top"]] for entry in pictures]
+        decoded = [pixels.decode((folder / FOLDER / name).read_bytes(), spec.geometry) for name in names]
+    except Exception as error:
+        raise SelfTestError(f"{FOLDER}/{EXPECTED} or a picture of it cannot be read ({error}); build again") from error
+    if not names:
+        raise SelfTestError(f"{FOLDER}/{EXPECTED} lists no picture; export the model again")
+    rows = probabilities(forward(np.stack(decoded)), spec.output)
+    for name, row, wanted in zip(names, rows, expected, strict=True):
+        got = dict(top_labels(row, spec, len(spec.labels)))
+        best = next(iter(got))
+        if not np.isfinite(row).all():
+            raise SelfTestError(f"{FOLDER}/{name} gives a number that is not finite; export the model again")
+        if best != wanted[0][0]:
+            raise SelfTestError(
+                f"{FOLDER}/{name} is answered {best!r} ({got[best]:.3f}), "
+                f"expected {wanted[0][0]!r} ({wanted[0][1]:.3f}); "
+                "model, labels or preprocessing are not those of the export: build the archive again"
+            )
+        for label, value in wanted:
+            if abs(got.get(label, -1.0) - value) > spec.tolerance:
+                raise SelfTestError(
+                    f"{FOLDER}/{name} gives {label!r} {got.get(label, float('nan')):.3f}, expected {value:.3f} "
+                    f"within {spec.tolerance}; preprocessing or precision is not that of the export: build again"
+                )
+    return len(names)
+
+
+def _differs(what: str, expected: str, actual: str) -> SelfTestError:
+    return SelfTestError(
+        f"{what} is {actual[:12]}, the archive was built with {expected[:12]}; it was changed since: build it again"
+    )

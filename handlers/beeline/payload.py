@@ -1,0 +1,144 @@
+"""One request's row to one picture's bytes: raw body, multipart field or base64 in JSON, within limits.
+
+A row is what both servers hand over: a dict of parameter names to values. The raw body arrives as
+`body`, a multipart field under its own name (TorchServe: `ts/service.py`, MMS: `mms/service.py`).
+Values are bytes, or already parsed JSON or text where the server decoded them by content type.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from beeline.errors import BadEncoding, ConfigError, EmptyBody, TooManyBytes
+from beeline.pixels import MAX_PIXELS
+
+MAX_BYTES = 20_000_000
+_JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most bytes and pixels that one picture may have; the launcher sets both from one setting."""
+
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Limits:
+        """Read `BEELINE_MAX_BYTES` and `BEELINE_MAX_PIXELS`.
+
+        Raises:
+            ConfigError: when either is no whole number over 0.
+        """
+        return cls(
+            positive(environ, "BEELINE_MAX_BYTES", MAX_BYTES),
+            positive(environ, "BEELINE_MAX_PIXELS", MAX_PIXELS),
+        )
+
+
+def positive(environ: Mapping[str, str], name: str, default: int) -> int:
+    """Return the environment variable `name` as a whole number over 0, or `default` where it is not set.
+
+    Raises:
+        ConfigError: naming the variable and its value.
+    """
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"{name} is {text!r}; set it to a whole number over 0, or unset it for {default}")
+    return int(text)
+
+
+def extract(row: object, limits: Limits) -> bytes:
+    """Return the encoded picture in one request's row.
+
+    Args:
+        row: parameter names to values, as the server gives it.
+        limits: `max_bytes` applies to the picture after base64 is undone.
+
+    Raises:
+        EmptyBody: nothing in it. BadEncoding: JSON or base64 that is not one picture.
+        TooManyBytes: more than `limits.max_bytes`.
+    """
+    if isinstance(row, Mapping):
+        row = _choose(row)
+    if isinstance(row, memoryview):
+        row = bytes(row)
+    if isinstance(row, (bytes, bytearray)) and row.lstrip()[:1] in (b"{", b"["):
+        row = _parse(row)
+    if isinstance(row, (dict, list)):
+        row = _from_json(row)
+    if isinstance(row, str):
+        row = _from_base64(row, limits)
+    if row is None or (isinstance(row, (bytes, bytearray)) and not row):
+        raise EmptyBody("the request carries no picture; send the picture's bytes as the body, or as a multipart file")
+    if not isinstance(row, (bytes, bytearray)):
+        raise BadEncoding(f"the request's body is a JSON {type(row).__name__}; {_JSON_HELP}")
+    if len(row) > limits.max_bytes:
+        raise _too_many(len(row), limits)
+    return bytes(row)
+
+
+def _choose(row: Mapping[object, object]) -> object:
+    """Pick the value: `data`, then `body`, else the first one that holds something, whatever its name."""
+    for name in ("data", "body"):
+        if row.get(name):
+            return row[name]
+    return next((value for value in row.values() if value), None)
+
+
+def _parse(body: bytes | bytearray) -> object:
+    try:
+        parsed: object = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadEncoding(f"the body looks like JSON but is none ({error}); {_JSON_HELP}") from error
+    return parsed
+
+
+def _from_json(value: dict[str, object] | list[object]) -> object:
+    """Find the base64 text in a JSON body."""
+    if isinstance(value, dict) and "instances" in value:
+        instances = value["instances"]
+        if not isinstance(instances, list) or len(instances) != 1:
+            count = len(instances) if isinstance(instances, list) else f"a {type(instances).__name__}"
+            raise BadEncoding(
+                f"'instances' holds {count}; allowed: exactly 1, since the server batches: send one request a picture"
+            )
+        value = instances[0] if isinstance(instances[0], dict) else {"b64": instances[0]}
+    if not isinstance(value, dict):
+        raise BadEncoding(f"the body is a JSON {type(value).__name__}; {_JSON_HELP}")
+    for key in ("data", "b64", "body"):
+        found = value.get(key)
+        if isinstance(found, dict):
+            found = found.get("b64")
+        if isinstance(found, str):
+            return found
+    raise BadEncoding(f"no base64 text in the JSON keys {sorted(map(str, value))[:5]}; {_JSON_HELP}")
+
+
+def _from_base64(text: str, limits: Limits) -> bytes:
+    """Undo base64, standard or URL-safe, with or without padding, line breaks and a `data:` prefix."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    text = "".join(text.split())
+    if len(text) * 3 // 4 > limits.max_bytes + 2:
+        raise _too_many(len(text) * 3 // 4, limits)
+    text = text.translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadEncoding(
+            f"the text starting {text[:16]!r} is no base64 ({error}); send base64, or the picture's bytes themselves"
+        ) from error
+
+
+def _too_many(size: int, limits: Limits) -> TooManyBytes:
+    return TooManyBytes(
+        f"the picture is {size} bytes; the limit is {limits.max_bytes}: scale it down or compress it before sending"
+    )

@@ -1,0 +1,218 @@
+"""A picture's bytes to uint8 RGB of the spec's geometry: the one definition, from training to worker.
+
+The order is probe, decode, orient, RGB, resize, crop. Bytes and header are judged before anything is
+decoded. The source of this file is part of every archive's fingerprint (`digest`): a model that was
+trained and exported with one version of it refuses to be served with another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
+from beeline.spec import Geometry
+
+MAX_PIXELS = 50_000_000
+
+# What is accepted. Pillow reads many more formats; those that run other programs (EPS), have a poor
+# security record (JPEG 2000, FLI) or are no pictures of a camera or the web stay out.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+)
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_TIFF_MAX_SAMPLE_VALUE = 281
+# Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop
+# may pick different source pixels.
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+Hold = Callable[[int], AbstractContextManager[object]]
+
+# Pillow's own limit is a warning at 89 and an error at 179 megapixels, raised while a file is opened.
+# Ours is lower, is judged from the same header in `probe`, and is an answer instead of an exception.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def digest() -> str:
+    """Return the sha256 of this file's source: the identity of the geometry code."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def pillow_version() -> str:
+    """Return which PIL runs, and its libjpeg: `13.0.0 with libjpeg-turbo`."""
+    turbo = features.check_feature("libjpeg_turbo")
+    return f"{PIL.__version__} with {'libjpeg-turbo' if turbo else 'libjpeg'}"
+
+
+def decode(
+    data: bytes,
+    geometry: Geometry,
+    max_pixels: int = MAX_PIXELS,
+    hold: Hold = nullcontext,
+) -> NDArray[np.uint8]:
+    """Turn one picture's bytes into `[crop, crop, 3]` uint8 RGB.
+
+    Args:
+        data: the encoded picture.
+        geometry: resize, crop and interpolation, in pixels.
+        max_pixels: the most pixels that the header may declare.
+        hold: called with the number of pixels before they are decoded; the context it returns is
+            held until they are freed (the worker bounds its memory with it).
+
+    Raises:
+        RequestError: one of its 4xx, with a sentence for the sender.
+    """
+    image = probe(data, max_pixels)
+    with hold(image.width * image.height):
+        return resize_crop(_upright_rgb(image), geometry)
+
+
+def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Turn one picture's bytes into an upright RGB picture of its full size, as training augments it.
+
+    Raises:
+        RequestError: as `decode`.
+    """
+    return _upright_rgb(probe(data, max_pixels))
+
+
+def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Judge a picture by its first bytes and its header; nothing is decoded yet.
+
+    Raises:
+        EmptyBody: no bytes. NotAnImage: of no accepted format. TruncatedImage: of an accepted format
+        but with an unreadable header. TooManyPixels: more than `max_pixels` declared.
+    """
+    if not data:
+        raise EmptyBody("the picture is 0 bytes long; send the bytes of one picture as the request's body")
+    kind = _kind(data)
+    if kind is None:
+        raise NotAnImage(
+            f"the body starts with {bytes(data[:12])!r}, which is none of {', '.join(FORMATS)}; "
+            "send the bytes of one such picture"
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=(kind,))
+    except Exception as error:
+        raise _broken(kind, "header", error) from error
+    if image.width * image.height > max_pixels:
+        raise TooManyPixels(
+            f"the picture is {image.width} x {image.height}, {image.width * image.height / 1e6:.1f} megapixels; "
+            f"the limit is {max_pixels / 1e6:g}: scale it down before sending"
+        )
+    return image
+
+
+def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
+    """Resize the shorter side to `geometry.resize` and cut out the middle `crop` x `crop`.
+
+    Size and offset are rounded as torchvision's `Resize` and `CenterCrop` round them. Both steps are
+    one resize of the part that survives the crop, so that a strip of 2000 x 3 pixels does not become
+    170,667 x 256 first.
+    """
+    width, height = image.size
+    short, crop = geometry.resize, geometry.crop
+    if width <= height:
+        wide, high = short, int(short * height / width)
+    else:
+        wide, high = int(short * width / height), short
+    left, top = round((wide - crop) / 2), round((high - crop) / 2)
+    box = (
+        left * width / wide,
+        top * height / high,
+        min((left + crop) * width / wide, width),
+        min((top + crop) * height / high, height),
+    )
+    return np.asarray(image.resize((crop, crop), _FILTERS[geometry.interpolation], box=box))
+
+
+def _kind(data: bytes) -> str | None:
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"mif1", b"msf1"):
+        return "AVIF"
+    return None
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    kind = image.format or "picture"
+    try:
+        image.load()
+    except Exception as error:
+        raise _broken(kind, "pixels", error) from error
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the pixels unreadable
+        orientation = 1
+    try:
+        if orientation != 1:
+            image = ImageOps.exif_transpose(image)
+        return _rgb(image)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise _broken(kind, "colours", error) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Turn any mode into RGB: transparency over white, 16 bits scaled from their declared range."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _SIXTEEN_BITS:
+        return _from_sixteen_bits(image)
+    if image.mode in ("I", "F"):
+        raise NotAnImage(
+            f"the picture's pixels are 32-bit numbers (mode {image.mode!r}) that do not declare what white is; "
+            "save it with 8 or 16 bits a channel"
+        )
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
+    return image.convert("RGB")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion clips everything over 255 to white."""
+    values = np.asarray(image).astype(np.uint32)
+    declared = getattr(image, "tag_v2", {}).get(_TIFF_MAX_SAMPLE_VALUE, 65535)
+    top = max(1, int(declared[0] if isinstance(declared, tuple) else declared))
+    grey = (np.minimum(values, top) * 255 + top // 2) // top
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _broken(kind: str, part: str, error: Exception) -> TruncatedImage:
+    # Pillow's "cannot identify" names a memory address and no cause.
+    unknown = isinstance(error, UnidentifiedImageError) or not str(error)
+    why = "no valid header" if unknown else " ".join(str(error).split())[:160]
+    return TruncatedImage(
+        f"the {kind} picture's {part} cannot be read ({why}); it is cut off or damaged, send it again whole"
+    )

@@ -1,0 +1,184 @@
+"""VisionHandler: the one class that TorchServe and Multi Model Server load.
+
+Three stages, each of which a subclass may override: `preprocess`, `inference`, `postprocess`. `handle`
+joins them and keeps the contract: it never raises, and returns exactly one answer a request, in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beeline import golden, pixels
+from beeline.answer import Answer, failure, prediction, probabilities, with_headers
+from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
+from beeline.context import header, send, swallows_errors
+from beeline.engine import TorchEngine
+from beeline.errors import ModelError, RequestError
+from beeline.payload import Limits, extract
+from beeline.spec import ModelSpec
+from beeline.timing import Metrics, Spans, queue_milliseconds, server_timing
+
+logger = logging.getLogger(__name__)
+
+
+class VisionHandler:
+    """Classifies pictures, a batch at a time. One instance a worker; batches come one after the other."""
+
+    def initialize(self, context: Any) -> None:
+        """Load the archive in `context`'s model folder and let it prove itself.
+
+        Raises:
+            BeelineError: why this worker must not serve. On MMS, which swallows exceptions here and would
+                serve all the same, SystemExit with the same text.
+        """
+        # Both servers parse JSON and text bodies in the worker before the handler sees them, and on MMS
+        # one unparsable body kills the worker and every neighbour in its batch. They read this on each
+        # request; `payload.extract` parses for itself.
+        os.environ["TS_DECODE_INPUT_REQUEST"] = os.environ["MMS_DECODE_INPUT_REQUEST"] = "false"
+        try:
+            self.load(Path(context.system_properties["model_dir"]), context.system_properties.get("gpu_id"))
+        except Exception as error:
+            logger.error("this worker refuses to serve: %s", error)
+            if swallows_errors(context):
+                raise SystemExit(str(error)) from error
+            raise
+
+    def load(self, folder: Path, gpu_id: int | None = None) -> None:
+        """Read the spec, check every file, load the engine and replay the golden pictures.
+
+        Raises:
+            BeelineError: naming what does not hold.
+        """
+        start = time.perf_counter()
+        self.spec = ModelSpec.load(folder)
+        self.limits = Limits.from_environment()
+        golden.check_files(folder, self.spec)
+        self.engine = TorchEngine(folder, self.spec, gpu_id=gpu_id)
+        replayed = golden.replay(folder, self.spec, self.engine.forward)
+        self.pool = DecodePool(int(self.engine.threads.value))
+        self.budget = PixelBudget(self.limits.max_pixels)
+        self.metrics = Metrics.from_environment(self.spec.name)
+        choices = ", ".join(f"{name} {made.value} ({made.reason})" for name, made in self.engine.choice.items())
+        logger.info(
+            "%s %s (%s) ready in %.1f s: %d golden pictures agree; %s; Pillow %s",
+            self.spec.name,
+            self.spec.version,
+            self.spec.fingerprint()[:12],
+            time.perf_counter() - start,
+            replayed,
+            choices,
+            pixels.pillow_version(),
+        )
+
+    def preprocess(self, rows: Sequence[object]) -> Batch:
+        """Decode each request's row on its own; what cannot be decoded becomes a `Failed` with its 4xx."""
+        return self.pool.map(self._decode, rows)
+
+    def inference(self, batch: Batch) -> NDArray[np.float32]:
+        """Run the model over the good rows: float32 `[len(batch.good), classes]`."""
+        if not batch.good:
+            return np.empty((0, len(self.spec.labels)), np.float32)
+        return self.engine.forward(batch.stack())
+
+    def postprocess(self, logits: NDArray[np.float32], batch: Batch) -> list[Answer]:
+        """Turn the logits into one answer a request, in the batch's order."""
+        rows = probabilities(logits, self.spec.output) if batch.good else np.empty((0, 0))
+        answers = [self._predict(row, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
+        return batch.scatter(answers, lambda row: failure(row.error))
+
+    def handle(self, data: Sequence[object] | None, context: Any) -> list[str]:
+        """Answer a batch; called by the server.
+
+        Args:
+            data: one row a request.
+            context: where statuses and headers go.
+
+        Returns:
+            One body a request, in order, whatever happened.
+        """
+        rows = list(data or [])
+        accepts = tuple(self._header(context, i, "accept") for i in range(len(rows)))
+        spans = Spans()
+        answers = self._answer(rows, accepts, spans)
+        for i, answer in enumerate(answers):
+            queue = queue_milliseconds(self._header(context, i, "x-request-start"))
+            timing = {**({} if queue is None else {"queue": queue}), **spans.milliseconds}
+            headers = {"Server-Timing": server_timing(timing), "X-Batch-Size": str(len(rows))}
+            answers[i] = with_headers(answer, headers)
+        self._count(answers, spans)
+        return [send(context, i, answer) for i, answer in enumerate(answers)]
+
+    def _answer(self, rows: list[object], accepts: tuple[str | None, ...], spans: Spans) -> list[Answer]:
+        """Run the three stages; if one raises, find the culprit by answering each request alone."""
+        try:
+            with spans.measure("decode"):
+                batch = dataclasses.replace(self.preprocess(rows), accepts=accepts)
+            with spans.measure("forward"):
+                logits = self.inference(batch)
+            with spans.measure("encode"):
+                answers = self.postprocess(logits, batch)
+            if len(answers) != len(rows):
+                raise ModelError(f"the handler made {len(answers)} answers for {len(rows)} requests")
+            return answers
+        except Exception as error:
+            logger.exception("a batch of %d failed", len(rows))
+            self._retire_if_lost(error)
+            if len(rows) > 1:
+                return [self._answer([row], (accept,), spans)[0] for row, accept in zip(rows, accepts, strict=True)]
+            if isinstance(error, RequestError):
+                return [failure(error)]
+            return [
+                failure(ModelError(f"the model failed on this picture ({type(error).__name__}); see the worker's log"))
+            ]
+
+    def _decode(self, row: object) -> Ok | Failed:
+        try:
+            data = extract(row, self.limits)
+            return Ok(pixels.decode(data, self.spec.geometry, self.limits.max_pixels, self.budget.hold))
+        except RequestError as error:
+            return Failed(error)
+
+    def _predict(self, row: NDArray[np.float64], accept: str | None) -> Answer:
+        try:
+            return prediction(row, self.spec, accept)
+        except RequestError as error:
+            return failure(error)
+
+    def _header(self, context: Any, index: int, name: str) -> str | None:
+        try:
+            return header(context, index, name)
+        except Exception:
+            logger.exception("request %d's headers cannot be read", index)
+            return None
+
+    def _count(self, answers: list[Answer], spans: Spans) -> None:
+        """Count the batch; a full disk must not cost anybody an answer."""
+        try:
+            self.metrics.batch(len(answers), spans.milliseconds)
+            for answer in answers:
+                self.metrics.answer(answer.status, answer.reason)
+            self.metrics.write()
+        except OSError:
+            logger.exception("the metrics cannot be written to %s", self.metrics.path)
+
+    def _retire_if_lost(self, error: Exception) -> None:
+        """End this worker a moment after its answers left when its CUDA context is lost for good.
+
+        An assertion or an illegal access on the device makes every later call fail, and neither server
+        restarts a worker for that; out of memory passes.
+        """
+        if "CUDA error" in str(error) and "out of memory" not in str(error):
+            logger.error("the CUDA context is lost; this worker ends and the server starts another")
+            timer = threading.Timer(1.0, os._exit, args=(1,))
+            timer.daemon = True
+            timer.start()

@@ -1,0 +1,1 @@
+"""Start, watch, scale and stop a server on this machine."""

@@ -1,0 +1,101 @@
+"""What several rooms' tests share: a tiny model as a real exported folder, pictures, the shared data."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from beeline import golden, pixels
+from beeline.spec import Artifact, Geometry, ModelSpec
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = ("red", "green", "blue")
+
+
+class ColourNet(torch.nn.Module):
+    """A real graph, small enough to export in a second: it names the picture's strongest colour."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 `[N, H, W, 3]` into logits `[N, 3]`."""
+        return pictures.float().mean(dim=(1, 2)) / 16 - 4
+
+
+def picture(colour: tuple[int, int, int], size: tuple[int, int] = (48, 40), kind: str = "PNG", **options: object) -> bytes:
+    """Return the bytes of a picture of one colour."""
+    target = io.BytesIO()
+    Image.new("RGB", size, colour).save(target, kind, **options)
+    return target.getvalue()
+
+
+RED, GREEN, BLUE = (picture(colour) for colour in ((220, 30, 40), (20, 200, 60), (30, 40, 210)))
+
+
+def write_checksums(folder: Path, spec: ModelSpec) -> None:
+    """Record every file's digest as an archive does."""
+    files = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != golden.CHECKSUMS
+    }
+    record = {"schema": 1, "fingerprint": spec.fingerprint(), "files": files}
+    (folder / golden.CHECKSUMS).write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="session")
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as a server unpacks it: artifact, spec, golden pictures, checksums."""
+    folder = tmp_path_factory.mktemp("colour")
+    example = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.export.export(ColourNet(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "model.pt2")
+    spec = ModelSpec(
+        name="colours",
+        version="1.0",
+        labels=LABELS,
+        geometry=Geometry(resize=36, crop=32),
+        model=Artifact("model.pt2", "exported_program", hashlib.sha256((folder / "model.pt2").read_bytes()).hexdigest()),
+        geometry_sha256=pixels.digest(),
+    )
+    spec.save(folder / "model_spec.json")
+    (folder / "golden").mkdir()
+    expected = []
+    for name, data in (("0.png", RED), ("1.png", BLUE)):
+        (folder / "golden" / name).write_bytes(data)
+        logits = pixels.decode(data, spec.geometry).astype(np.float64).mean(axis=(0, 1)) / 16
+        values = np.exp(logits) / np.exp(logits).sum()
+        top = sorted(zip(LABELS, values.tolist(), strict=True), key=lambda pair: -pair[1])
+        expected.append({"file": name, "sha256": hashlib.sha256(data).hexdigest(), "top": top})
+    (folder / "golden" / "expected.json").write_text(json.dumps({"schema": 1, "pictures": expected}))
+    write_checksums(folder, spec)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real pictures and weights; `BEELINE_SHARED` names their folder."""
+    folder = Path(os.environ.get("BEELINE_SHARED", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real pictures at {folder}; set BEELINE_SHARED to their folder")
+    return folder
+
+
+@pytest.fixture
+def edit_spec() -> Callable[[Path, dict[str, object]], ModelSpec]:
+    """Change keys of a model folder's spec and record the new checksums, as a consistent rebuild would."""
+
+    def edit(folder: Path, changes: dict[str, object]) -> ModelSpec:
+        spec = ModelSpec.from_dict({**ModelSpec.load(folder).to_dict(), **changes})
+        spec.save(folder / "model_spec.json")
+        write_checksums(folder, spec)
+        return spec
+
+    return edit

@@ -1,0 +1,190 @@
+"""The geometry against torchvision's, and every odd colour mode against what it should look like."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from beeline import pixels
+from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
+from beeline.spec import Geometry
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision import transforms
+
+GEOMETRY = Geometry(256, 224)
+REFERENCE = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+
+
+def png(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def independent_reference(data: bytes) -> NDArray[np.uint8]:
+    """Decode as the documentation of Pillow and torchvision says, without a line of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            values = np.asarray(image).astype(np.float64) * 255 / 65535
+            if "transparency" in image.info:
+                values[np.asarray(image) == image.info["transparency"]] = 255
+            image = Image.fromarray(values.round().astype(np.uint8))
+        elif "A" in image.mode or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(REFERENCE(image.convert("RGB")))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 700))
+def test_geometry_is_torchvisions_for_every_size(width: int, height: int) -> None:
+    image = noise(width, height, width * 1000 + height)
+    ours = pixels.resize_crop(image, GEOMETRY).astype(int)
+    theirs = np.asarray(REFERENCE(image)).astype(int)
+    # One boxed resize rounds its filter's weights once where resize-then-crop does, but at another
+    # offset: a value may land on the other side of .5.
+    assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize(("resize", "crop", "name"), [(224, 224, "bilinear"), (232, 224, "bicubic"), (64, 63, "lanczos")])
+def test_other_geometries(resize: int, crop: int, name: str) -> None:
+    mode = transforms.InterpolationMode(name)
+    theirs = transforms.Compose([transforms.Resize(resize, mode), transforms.CenterCrop(crop)])
+    image = noise(301, 200)
+    difference = pixels.resize_crop(image, Geometry(resize, crop, name)).astype(int) - np.asarray(theirs(image))
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_strip_is_never_blown_up_to_its_full_length() -> None:
+    # Resizing the whole of it would take 1.1 gigapixels.
+    assert pixels.decode(png(Image.new("RGB", (50_000, 3), "red")), GEOMETRY).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = png(noise(300, 200), "JPEG", quality=95, exif=exif)
+    ours = pixels.decode(data, GEOMETRY).astype(int)
+    assert np.abs(ours - independent_reference(data)).max() <= 1
+
+
+def test_transparency_is_white() -> None:
+    half = Image.new("RGBA", (64, 64), (255, 0, 0, 128))
+    assert pixels.decode(png(half), GEOMETRY)[100, 100].tolist() == pytest.approx([255, 127, 127], abs=1)
+    grey = Image.new("LA", (64, 64), (0, 0))
+    assert pixels.decode(png(grey), GEOMETRY).min() == 255
+    palette = Image.new("P", (64, 64), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert pixels.decode(png(palette, transparency=1), GEOMETRY).min() == 255
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    values = np.linspace(0, 65535, 256 * 256).astype(np.uint16).reshape(256, 256)
+    row = pixels.decode(png(Image.fromarray(values)), Geometry(256, 256))[:, 128, 0].astype(int)
+    assert row[0] == 0
+    assert row[-1] == 255
+    assert row[128] == pytest.approx(128, abs=1)
+
+
+def test_a_declared_maximum_is_white() -> None:
+    values = np.full((64, 64), 4095, np.uint16)
+    target = io.BytesIO()
+    Image.fromarray(values).save(target, "TIFF", tiffinfo={281: 4095})
+    assert pixels.decode(target.getvalue(), GEOMETRY).min() == 255
+
+
+def test_floats_that_declare_no_white_are_refused_by_name() -> None:
+    target = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(target, "TIFF")
+    with pytest.raises(NotAnImage, match="mode 'F'"):
+        pixels.decode(target.getvalue(), GEOMETRY)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (b"", EmptyBody, "0 bytes"),
+        (b"<html>", NotAnImage, "<html>"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", NotAnImage, "%!PS"),
+        (b"\xff\xd8\xff\xe0", TruncatedImage, "JPEG picture's header"),
+        (png(noise(64, 64))[:200], TruncatedImage, "PNG picture's pixels"),
+        (png(noise(640, 640), "JPEG")[:5000], TruncatedImage, "JPEG picture's pixels"),
+    ],
+)
+def test_what_is_no_picture_says_why(data: bytes, error: type[RequestError], words: str) -> None:
+    with pytest.raises(error, match=words.replace("<", ".")) as caught:
+        pixels.decode(data, GEOMETRY)
+    assert "0x" not in str(caught.value)
+
+
+def test_pixels_are_counted_before_they_are_decoded() -> None:
+    bomb = png(Image.new("1", (4000, 4000)))
+    with pytest.raises(TooManyPixels, match=r"4000 x 4000, 16\.0 megapixels; the limit is 15"):
+        pixels.decode(bomb, GEOMETRY, max_pixels=15_000_000, hold=_never)
+    assert pixels.decode(bomb, GEOMETRY, max_pixels=16_000_000).shape == (224, 224, 3)
+
+
+def _never(count: int) -> None:
+    raise AssertionError(f"{count} pixels were about to be decoded")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_pictures_fail_in_their_own_tree(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]))
+    content = bytearray(png(noise(40, 30), kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert pixels.decode(bytes(content[:cut]), GEOMETRY, max_pixels=1_000_000).shape == (224, 224, 3)
+        except RequestError as error:
+            assert 400 <= error.status < 500
+
+
+@pytest.mark.shared
+def test_every_awkward_picture_gets_the_references_pixels_or_a_4xx(shared_data: Path) -> None:
+    decoded = refused = 0
+    for path in sorted((shared_data / "awkward").rglob("*.*")):
+        data = path.read_bytes()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ours = pixels.decode(data, GEOMETRY)
+        except RequestError as error:
+            refused += 1
+            assert 400 <= error.status < 500
+            if not isinstance(error, TooManyPixels):
+                with pytest.raises(Exception):  # noqa: B017, PT011 - whatever Pillow raises: it must fail too
+                    independent_reference(data)
+            continue
+        decoded += 1
+        difference = np.abs(ours.astype(int) - independent_reference(data))
+        assert difference.max() <= 2, path.name
+    assert decoded >= 40
+    assert refused >= 10
+
+
+@pytest.mark.shared
+def test_real_photographs_get_torchvisions_pixels(shared_data: Path) -> None:
+    for path in sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[::8]:
+        ours = pixels.decode(path.read_bytes(), GEOMETRY).astype(int)
+        assert np.abs(ours - independent_reference(path.read_bytes())).max() <= 1, path.name

@@ -1,0 +1,1 @@
+"""Fit, evaluate and export an image classifier."""
