@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from beeline import golden, pixels
 from beeline.spec import Artifact, Geometry, ModelSpec
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("red", "green", "blue")
@@ -28,7 +29,9 @@ class ColourNet(torch.nn.Module):
         return pictures.float().mean(dim=(1, 2)) / 16 - 4
 
 
-def picture(colour: tuple[int, int, int], size: tuple[int, int] = (48, 40), kind: str = "PNG", **options: object) -> bytes:
+def picture(
+    colour: tuple[int, int, int], size: tuple[int, int] = (48, 40), kind: str = "PNG", **options: object
+) -> bytes:
     """Return the bytes of a picture of one colour."""
     target = io.BytesIO()
     Image.new("RGB", size, colour).save(target, kind, **options)
@@ -62,7 +65,9 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         version="1.0",
         labels=LABELS,
         geometry=Geometry(resize=36, crop=32),
-        model=Artifact("model.pt2", "exported_program", hashlib.sha256((folder / "model.pt2").read_bytes()).hexdigest()),
+        model=Artifact(
+            "model.pt2", "exported_program", hashlib.sha256((folder / "model.pt2").read_bytes()).hexdigest()
+        ),
         geometry_sha256=pixels.digest(),
     )
     spec.save(folder / "model_spec.json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -39,6 +39,7 @@ _MAGIC = (
 )
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_MAX_SAMPLE_VALUE = 281
+_BAND_ROWS = 256
 # Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop
 # may pick different source pixels.
 _FILTERS = {
@@ -85,7 +86,7 @@ def decode(
     """
     image = probe(data, max_pixels)
     with hold(image.width * image.height):
-        return resize_crop(_upright_rgb(image), geometry)
+        return resize_crop(_upright(image), geometry)
 
 
 def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -94,7 +95,7 @@ def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         RequestError: as `decode`.
     """
-    return _upright_rgb(probe(data, max_pixels))
+    return _upright(probe(data, max_pixels)).convert("RGB")
 
 
 def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -144,7 +145,8 @@ def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
         min((left + crop) * width / wide, width),
         min((top + crop) * height / high, height),
     )
-    return np.asarray(image.resize((crop, crop), _FILTERS[geometry.interpolation], box=box))
+    small = image.resize((crop, crop), _FILTERS[geometry.interpolation], box=box)
+    return np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
 
 
 def _kind(data: bytes) -> str | None:
@@ -158,7 +160,8 @@ def _kind(data: bytes) -> str | None:
     return None
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Decode, turn as EXIF says, and make opaque: mode RGB, or L where there is no colour."""
     kind = image.format or "picture"
     try:
         image.load()
@@ -171,17 +174,15 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
         if orientation != 1:
             image = ImageOps.exif_transpose(image)
-        return _rgb(image)
+        return _opaque(image)
     except RequestError:
         raise
     except Exception as error:
         raise _broken(kind, "colours", error) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Turn any mode into RGB: transparency over white, 16 bits scaled from their declared range."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+def _opaque(image: Image.Image) -> Image.Image:
+    """Turn any mode into RGB or L: transparency over white, 16 bits scaled from their declared range."""
     if image.mode in _SIXTEEN_BITS:
         return _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
@@ -190,23 +191,37 @@ def _rgb(image: Image.Image) -> Image.Image:
             "save it with 8 or 16 bits a channel"
         )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image)
-        return white
-    return image.convert("RGB")
+        return _over_white(image)
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Composite over white, a band at a time: at 50 megapixels each whole copy would take 200 MB."""
+    white = Image.new("RGB", image.size, "white")
+    for top, bottom in _bands(image.height):
+        band = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        white.paste(band, (0, top), band)
+    return white
 
 
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow's own conversion clips everything over 255 to white."""
-    values = np.asarray(image).astype(np.uint32)
     declared = getattr(image, "tag_v2", {}).get(_TIFF_MAX_SAMPLE_VALUE, 65535)
-    top = max(1, int(declared[0] if isinstance(declared, tuple) else declared))
-    grey = (np.minimum(values, top) * 255 + top // 2) // top
+    top_value = max(1, int(declared[0] if isinstance(declared, tuple) else declared))
     clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey[values == clear] = 255
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    grey = Image.new("L", image.size)
+    for top, bottom in _bands(image.height):
+        values = np.asarray(image.crop((0, top, image.width, bottom))).astype(np.uint32)
+        scaled = (np.minimum(values, top_value) * 255 + top_value // 2) // top_value
+        if isinstance(clear, int):
+            scaled[values == clear] = 255
+        grey.paste(Image.fromarray(scaled.astype(np.uint8)), (0, top))
+    return grey
+
+
+def _bands(height: int) -> Iterator[tuple[int, int]]:
+    for top in range(0, height, _BAND_ROWS):
+        yield top, min(top + _BAND_ROWS, height)
 
 
 def _broken(kind: str, part: str, error: Exception) -> TruncatedImage:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from beeline import pixels
-from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
-from beeline.spec import Geometry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torchvision import transforms
+
+from beeline import pixels
+from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
+from beeline.spec import Geometry
 
 GEOMETRY = Geometry(256, 224)
 REFERENCE = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
@@ -61,7 +62,9 @@ def test_geometry_is_torchvisions_for_every_size(width: int, height: int) -> Non
     assert np.abs(ours - theirs).max() <= 1
 
 
-@pytest.mark.parametrize(("resize", "crop", "name"), [(224, 224, "bilinear"), (232, 224, "bicubic"), (64, 63, "lanczos")])
+@pytest.mark.parametrize(
+    ("resize", "crop", "name"), [(224, 224, "bilinear"), (232, 224, "bicubic"), (64, 63, "lanczos")]
+)
 def test_other_geometries(resize: int, crop: int, name: str) -> None:
     mode = transforms.InterpolationMode(name)
     theirs = transforms.Compose([transforms.Resize(resize, mode), transforms.CenterCrop(crop)])

@@ -1,0 +1,95 @@
+"""Every way a picture may come in, and every way it may not."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beeline.errors import BadEncoding, ConfigError, EmptyBody, RequestError, TooManyBytes
+from beeline.payload import MAX_BYTES, Limits, extract
+
+DATA = b"\xff\xd8\xff" + bytes(range(256))
+B64 = base64.b64encode(DATA).decode()
+LIMITS = Limits(max_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"body": DATA},
+        {"body": bytearray(DATA)},
+        {"data": DATA},
+        {"picture": DATA},
+        {"caption": "", "upload": DATA},
+        {"data": DATA, "other": b"other"},
+        {"data": B64},
+        {"body": {"data": B64}},
+        {"body": {"instances": [{"b64": B64}]}},
+        {"body": {"instances": [{"data": {"b64": B64}}]}},
+        {"body": {"instances": [B64]}},
+        {"body": json.dumps({"data": B64}).encode()},
+        {"body": bytearray(b" \n" + json.dumps({"instances": [{"b64": B64}]}).encode())},
+        {"body": {"data": B64.rstrip("=")}},
+        {"body": {"data": base64.urlsafe_b64encode(DATA).decode()}},
+        {"body": {"data": base64.encodebytes(DATA).decode()}},
+        {"body": {"data": f"data:image/jpeg;base64,{B64}"}},
+        DATA,
+    ],
+    ids=str,
+)
+def test_the_same_bytes_come_out(row: object) -> None:
+    assert extract(row, LIMITS) == DATA
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "words"),
+    [
+        ({}, EmptyBody, "no picture"),
+        ({"body": b""}, EmptyBody, "no picture"),
+        ({"body": None}, EmptyBody, "no picture"),
+        (None, EmptyBody, "no picture"),
+        ({"body": {"data": ""}}, EmptyBody, "no picture"),
+        ({"body": {"dat": B64}}, BadEncoding, "dat"),
+        ({"body": [B64]}, BadEncoding, "list"),
+        ({"body": {"instances": []}}, BadEncoding, "holds 0"),
+        ({"body": {"instances": [{"b64": B64}] * 2}}, BadEncoding, "holds 2"),
+        ({"body": {"instances": {"b64": B64}}}, BadEncoding, "dict"),
+        ({"body": {"data": "no base64!"}}, BadEncoding, "no base64"),
+        ({"body": b'{"data": '}, BadEncoding, "JSON"),
+        ({"body": b"[" * 100_000}, BadEncoding, "JSON"),
+        ({"body": 3.5}, BadEncoding, "float"),
+        ({"body": b"x" * 1001}, TooManyBytes, "1001 bytes; the limit is 1000"),
+        ({"body": {"data": base64.b64encode(b"x" * 1001).decode()}}, TooManyBytes, "the limit is 1000"),
+    ],
+)
+def test_what_is_refused_says_why(row: object, error: type[RequestError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        extract(row, LIMITS)
+
+
+def test_a_picture_of_exactly_the_limit_passes_in_every_encoding() -> None:
+    for size in range(997, 1001):
+        data = b"\xff" * size
+        assert extract({"body": data}, LIMITS) == data
+        assert extract({"body": {"data": base64.b64encode(data).decode()}}, LIMITS) == data
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.binary(), st.lists, max_leaves=5))
+def test_any_row_gives_bytes_or_a_request_error(value: object) -> None:
+    for row in (value, {"body": value}, {"any": value}, {"body": {"instances": value}}, {"body": {"data": value}}):
+        try:
+            assert isinstance(extract(row, LIMITS), bytes)
+        except RequestError as error:
+            assert 400 <= error.status < 500
+
+
+def test_limits_come_from_the_environment() -> None:
+    assert Limits.from_environment({}) == Limits(MAX_BYTES, 50_000_000)
+    assert Limits.from_environment({"BEELINE_MAX_BYTES": "10", "BEELINE_MAX_PIXELS": "20"}) == Limits(10, 20)
+    for text in ("0", "-1", "20MB", "1.5", "²"):
+        with pytest.raises(ConfigError, match="BEELINE_MAX_BYTES is"):
+            Limits.from_environment({"BEELINE_MAX_BYTES": text})

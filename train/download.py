@@ -1,0 +1,199 @@
+"""Fetch one file over HTTP: resumable, verified, and quick to give up on a machine without a network."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import requests
+
+from train.errors import DownloadError, Unavailable
+from train.progress import Say, progress
+
+# Until the first byte of the answer's head; a machine without a network must not wait longer than this.
+REACH_SECONDS = 6.0
+# Between two pieces of the body: a stalled line counts as a cut.
+STALL_SECONDS = 20.0
+MAX_BYTES = 4 << 30
+_FRUITLESS_ATTEMPTS = 3
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is already here of a file: bytes on disk, and the validator that the server gave for them."""
+
+    path: Path
+
+    @property
+    def notes(self) -> Path:
+        return self.path.with_name(self.path.name + ".json")
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def validator(self, url: str) -> str | None:
+        """Return the ETag or date under which the bytes on disk may be continued, if they came from `url`."""
+        try:
+            notes = json.loads(self.notes.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return notes.get("validator") if notes.get("url") == url else None
+
+    def note(self, url: str, answer: requests.Response) -> None:
+        etag = answer.headers.get("ETag", "")
+        # A weak ETag does not promise identical bytes, so nothing may be appended under it.
+        validator = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
+        self.notes.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+
+    def discard(self) -> None:
+        self.notes.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes: int = MAX_BYTES) -> Path:
+    """Download `url` to `target` and return it; a cut download continues where it broke off.
+
+    Bytes go to `<target>.part` and are renamed when they are complete and, with `sha256` (the digest
+    in hexadecimal, or its first eight digits or more), verified. A part is continued only under the
+    server's own validator (`If-Range`); a server that ignores `Range` starts anew.
+
+    Raises:
+        Unavailable: the server could not be reached in time, or has no such file.
+        DownloadError: broken off for good, too large, or not the file that was expected.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _Part(target.with_name(target.name + ".part"))
+    with _alone(target):
+        fruitless = 0
+        while True:
+            before = part.size()
+            try:
+                _pull(url, part, say, max_bytes)
+                break
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                fruitless = 0 if part.size() > before else fruitless + 1
+                if fruitless == _FRUITLESS_ATTEMPTS:
+                    raise DownloadError(
+                        f"the download of {url} broke off after {part.size()} bytes ({_first_line(error)}); "
+                        "run the same command again to continue it"
+                    ) from error
+                say(f"download broke off after {part.size() / 1e6:.1f} MB, trying to continue")
+        _verify(url, part, sha256)
+        part.path.replace(target)
+        part.notes.unlink(missing_ok=True)
+    return target
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: IO[bytes]) -> str:
+    """Python 3.10 has no `hashlib.file_digest`."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pull(url: str, part: _Part, say: Say, max_bytes: int) -> None:
+    """Ask once, from where the part ends, and append what comes."""
+    headers = {"Accept-Encoding": "identity"}
+    have, validator = part.size(), part.validator(url)
+    if have and validator:
+        headers |= {"Range": f"bytes={have}-", "If-Range": validator}
+    with _first_answer(url, headers) as answer:
+        if answer.status_code == 416:  # nothing beyond what is here: either all of it, or not of this file
+            if answer.headers.get("Content-Range") == f"bytes */{have}":
+                return
+            part.discard()
+            raise requests.ConnectionError(f"the server has fewer than the {have} bytes already here")
+        if answer.status_code not in (200, 206):
+            raise Unavailable(f"{url} answers {answer.status_code} {answer.reason}; check the address")
+        resumed = answer.status_code == 206
+        if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            part.discard()
+            raise requests.ConnectionError("the server sent another range than the one asked for")
+        done = have if resumed else 0
+        length = answer.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdigit() else 0
+        if resumed:
+            say(f"continuing the download at {done / 1e6:.1f} MB")
+        if not resumed:
+            part.note(url, answer)
+        with part.path.open("ab" if resumed else "wb") as file, progress("download", total, say, "MB", 1e6) as step:
+            for piece in answer.iter_content(_PIECE):
+                done += len(piece)
+                if max(done, total) > max_bytes:
+                    part.discard()
+                    raise DownloadError(f"{url} is larger than the limit of {max_bytes} bytes; it was not kept")
+                file.write(piece)
+                step(done)
+        if total and done != total:
+            raise requests.ConnectionError(f"{total - done} bytes are missing")
+
+
+def _first_answer(url: str, headers: dict[str, str]) -> requests.Response:
+    """Return the answer's head within REACH_SECONDS, or give up.
+
+    The time limit of `requests` covers neither the name's resolution nor the number of addresses that
+    are tried one after the other, so the wait happens in a thread that may be left behind.
+    """
+    box: queue.Queue[requests.Response | Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            box.put(requests.get(url, headers=headers, stream=True, timeout=(REACH_SECONDS, STALL_SECONDS)))
+        except Exception as error:  # noqa: BLE001 - handed to the waiting thread, which raises it
+            box.put(error)
+
+    threading.Thread(target=ask, name="download", daemon=True).start()
+    try:
+        answer = box.get(timeout=REACH_SECONDS)
+    except queue.Empty:
+        raise Unavailable(f"{url} cannot be reached: no answer in {REACH_SECONDS:.0f} seconds") from None
+    if isinstance(answer, Exception):
+        raise Unavailable(f"{url} cannot be reached ({_first_line(answer)})") from answer
+    return answer
+
+
+def _verify(url: str, part: _Part, sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    actual = file_sha256(part.path)
+    if not actual.startswith(sha256.lower()):
+        part.discard()
+        raise DownloadError(
+            f"{url} has the sha256 {actual}, expected {sha256.lower()}: the file changed or was damaged on its way; "
+            "download it yourself and name it, or correct the checksum"
+        )
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold the download of `target` against a second process; two writers would mix their bytes."""
+    lock = target.with_name(f".{target.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DownloadError(f"another process is downloading {target}; wait until it is done") from None
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the innermost cause in one line: urllib3 wraps it in three layers of addresses."""
+    while (cause := getattr(error, "reason", None) or (error.args[0] if error.args else None)) and isinstance(cause, BaseException):
+        error = cause
+    return " ".join(str(error).split())[:160] or type(error).__name__

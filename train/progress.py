@@ -1,0 +1,46 @@
+"""Progress for people: a bar on a terminal that leaves no trace, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Say = Callable[[str], None]
+Step = Callable[[int], None]
+
+# Without a terminal a long wait still says that it is alive, but a log is no place for a bar.
+_LINE_EVERY_SECONDS = 10.0
+
+
+def silent(text: str) -> None:
+    """Say nothing: for tests, and for callers that read the result instead."""
+
+
+@contextmanager
+def progress(text: str, total: int, say: Say, unit: str = "", scale: float = 1.0) -> Iterator[Step]:
+    """Yield a function that is called with what is done so far, of `total`.
+
+    On a terminal a bar is drawn on stderr and removed at the end; elsewhere a line is said every ten
+    seconds. `unit` and `scale` turn counts into what is shown (`scale=1e6, unit="MB"`).
+    """
+    console = Console(stderr=True)
+    if console.is_terminal and say is not silent:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(text, total=total or None)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    said = time.monotonic()
+
+    def step(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _LINE_EVERY_SECONDS:
+            said = time.monotonic()
+            whole = f" of {total / scale:.0f}" if total else ""
+            say(f"{text}: {done / scale:.0f}{whole}{' ' + unit if unit else ''}")
+
+    yield step
