@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
+import typer
 from rich.console import Console
 
 # Progress and talk go to stderr, results to stdout: `beeline ... --json | jq` always works.
@@ -24,3 +25,8 @@ def result(values: dict[str, Any], as_json: bool, text: str) -> None:
         sys.stdout.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         out.print(text, markup=False)
+
+
+def fail(code: int = 1) -> NoReturn:
+    """End the command with an exit code, after its result is out: the thing asked for does not hold."""
+    raise typer.Exit(code)

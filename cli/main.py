@@ -1,31 +1,41 @@
-"""The `beeline` command: its subcommands, each imported from its room only when it is called."""
+"""The `beeline` command: its subcommands, each importing its room only when it is called."""
 
 from __future__ import annotations
 
 import sys
 
 import typer
-
 from beeline.errors import BeelineError
+
 from cli.console import err
+from cli.evaluate import evaluate
+from cli.predict import predict
 
 app = typer.Typer(
     name="beeline",
     help="From a trained vision model to a fast, measured, hard-to-break endpoint.",
+    epilog="Every command takes --debug, which shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(predict)
+app.command()(evaluate)
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one sentence and an exit code, `--debug` shows the traceback."""
+    """Run the command line; an error is one sentence and an exit code, its traceback only with `--debug`."""
     debug = "--debug" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        app(args=arguments, prog_name="beeline")
+        app(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="beeline")
     except BeelineError as error:
         if debug:
             raise
         err.print(f"beeline: {error}", markup=False)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        why = " ".join(str(error).split()) or "no message"
+        err.print(f"beeline: unexpected {type(error).__name__}: {why}; run it again with --debug", markup=False)
+        sys.exit(2)

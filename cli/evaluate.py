@@ -1,0 +1,32 @@
+"""`beeline evaluate`: a run, an archive or a server on a folder of labelled pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import result, say
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(help="A run's folder, a .mar file or a URL.")],
+    data: Annotated[Path, typer.Option(help="A folder with one folder of pictures a label.")],
+    model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+) -> None:
+    """Measure accuracy: metrics, confusion matrix, worst mistakes; pictures that fail count as wrong."""
+    from cli.sources import open_source
+    from train import evaluate as room
+
+    pictures = room.labelled_pictures(data)
+    with open_source(source, model) as predict:
+        measured = room.evaluate(predict, pictures)
+    if report:
+        from train.report import write_report
+
+        write_report(measured, report, source)
+        say(f"report: {report}")
+    result({"source": source, **measured.to_dict()}, as_json, measured.text())

@@ -1,0 +1,82 @@
+"""Where answers come from: a run, an archive or a URL, each behind the same call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from beeline.answer import Answer
+from beeline.errors import BeelineError
+
+Predict = Callable[[list[bytes]], list[Answer]]
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = ROOT / "model_store"
+# Enough clients at once for the server to make full batches of.
+CLIENTS = 16
+
+
+@contextmanager
+def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
+    """Open a URL, a `.mar` or a run's folder for predictions, and close what was started for it.
+
+    Args:
+        source: `http://host:port`, `http://host:port/predictions/name`, an archive or a run.
+        model: the model's name, for a URL that does not end in it.
+
+    Raises:
+        BeelineError: when it is none of these.
+    """
+    if source.startswith(("http://", "https://")):
+        with _url(source, model) as predict:
+            yield predict
+    elif source.endswith(".mar"):
+        from archive.runner import Runner
+
+        with Runner(Path(source)) as runner:
+            yield runner.predict
+    elif Path(source).is_dir():
+        from train.predictor import RunPredictor
+
+        yield RunPredictor(Path(source)).predict
+    else:
+        raise BeelineError(f"{source} is no URL, no .mar file and no run's folder; name one of these")
+
+
+def default_archive() -> Path:
+    """Return the store's only archive.
+
+    Raises:
+        BeelineError: when there is none, or more than one.
+    """
+    archives = sorted(STORE.glob("*.mar"))
+    if len(archives) != 1:
+        found = ", ".join(path.name for path in archives) or "none"
+        raise BeelineError(f"model_store holds {found}; name one archive with --mar, or a server with --url")
+    return archives[0]
+
+
+@contextmanager
+def _url(url: str, model: str | None) -> Iterator[Predict]:
+    from serve.client import InferenceClient
+
+    parts = urlsplit(url)
+    base = f"{parts.scheme}://{parts.netloc}"
+    in_path = parts.path.rpartition("/predictions/")[2] if "/predictions/" in parts.path else None
+    name = model or in_path or _only_model()
+    client = InferenceClient(base)
+    with ThreadPoolExecutor(CLIENTS, thread_name_prefix="client") as pool:
+        yield lambda pictures: list(pool.map(lambda data: client.predict(name, data), pictures))
+
+
+def _only_model() -> str:
+    index = STORE / "index.json"
+    names = {entry["name"] for entry in json.loads(index.read_text())["archives"].values()} if index.exists() else set()
+    if len(names) != 1:
+        found = ", ".join(sorted(names)) or "none"
+        raise BeelineError(f"the URL names no model and model_store lists {found}; add --model NAME")
+    return str(names.pop())
