@@ -67,6 +67,7 @@ class VisionHandler:
         replayed = golden.replay(folder, self.spec, self.engine.forward)
         self.pool = DecodePool(int(self.engine.threads.value))
         self.budget = PixelBudget(self.limits.max_pixels)
+        pixels.set_limit(self.limits.max_pixels)
         self.metrics = Metrics.from_environment(self.spec.name)
         choices = ", ".join(f"{name} {made.value} ({made.reason})" for name, made in self.engine.choice.items())
         logger.info(
@@ -146,7 +147,9 @@ class VisionHandler:
             data = extract(row, self.limits)
             return Ok(pixels.decode(data, self.spec.geometry, self.limits.max_pixels, self.budget.hold))
         except RequestError as error:
-            return Failed(error)
+            # The traceback's frames, its cause's too, would hold the picture until the next garbage collection.
+            error.__cause__ = error.__context__ = None
+            return Failed(error.with_traceback(None))
 
     def _predict(self, row: NDArray[np.float64], accept: str | None) -> Answer:
         try:

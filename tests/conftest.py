@@ -104,3 +104,16 @@ def edit_spec() -> Callable[[Path, dict[str, object]], ModelSpec]:
         return spec
 
     return edit
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say it in red where a skipped test makes the run fail."""
+    if os.environ.get("BEELINE_NO_SKIPS") and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line("skipped tests fail this run (BEELINE_NO_SKIPS is set)", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run that must not skip, and pass one whose tier has no test yet."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("BEELINE_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

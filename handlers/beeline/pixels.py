@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -50,14 +51,21 @@ _FILTERS = {
 
 Hold = Callable[[int], AbstractContextManager[object]]
 
-# Pillow's own limit is a warning at 89 and an error at 179 megapixels, raised while a file is opened.
-# Ours is lower, is judged from the same header in `probe`, and is an answer instead of an exception.
-Image.MAX_IMAGE_PIXELS = None
+# Some of Pillow's readers allocate a whole picture while they open the file (a GIF of 40 bytes: 4 GB).
+# They ask Pillow's own check first, which warns over this number and raises over twice as much; between
+# the two, `probe` judges the header itself.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def digest() -> str:
     """Return the sha256 of this file's source: the identity of the geometry code."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def set_limit(max_pixels: int) -> None:
+    """Let Pillow's own check allow what this process's limit allows."""
+    Image.MAX_IMAGE_PIXELS = max_pixels
 
 
 def pillow_version() -> str:
@@ -115,13 +123,12 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         )
     try:
         image = Image.open(io.BytesIO(data), formats=(kind,))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many(str(error).partition("(")[2].partition(" pixels")[0], "picture", max_pixels) from error
     except Exception as error:
         raise _broken(kind, "header", error) from error
     if image.width * image.height > max_pixels:
-        raise TooManyPixels(
-            f"the picture is {image.width} x {image.height}, {image.width * image.height / 1e6:.1f} megapixels; "
-            f"the limit is {max_pixels / 1e6:g}: scale it down before sending"
-        )
+        raise _too_many(image.width * image.height, f"{image.width} x {image.height} picture", max_pixels)
     return image
 
 
@@ -222,6 +229,12 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
 def _bands(height: int) -> Iterator[tuple[int, int]]:
     for top in range(0, height, _BAND_ROWS):
         yield top, min(top + _BAND_ROWS, height)
+
+
+def _too_many(pixels: int | str, what: str, limit: int) -> TooManyPixels:
+    return TooManyPixels(
+        f"the {what} has {int(pixels) / 1e6:.1f} megapixels; the limit is {limit / 1e6:g}: scale it down before sending"
+    )
 
 
 def _broken(kind: str, part: str, error: Exception) -> TruncatedImage:

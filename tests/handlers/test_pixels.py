@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -138,9 +140,33 @@ def test_what_is_no_picture_says_why(data: bytes, error: type[RequestError], wor
 
 def test_pixels_are_counted_before_they_are_decoded() -> None:
     bomb = png(Image.new("1", (4000, 4000)))
-    with pytest.raises(TooManyPixels, match=r"4000 x 4000, 16\.0 megapixels; the limit is 15"):
+    with pytest.raises(TooManyPixels, match=r"4000 x 4000 picture has 16\.0 megapixels; the limit is 15"):
         pixels.decode(bomb, GEOMETRY, max_pixels=15_000_000, hold=_never)
     assert pixels.decode(bomb, GEOMETRY, max_pixels=16_000_000).shape == (224, 224, 3)
+
+
+GIF_BOMB = """
+import resource
+from beeline import pixels
+from beeline.errors import TooManyPixels
+from beeline.spec import Geometry
+
+screen = b"GIF89a" + b"\\xff\\xff" * 2 + b"\\x80\\x01\\x00" + b"\\x00" * 3 + b"\\xff" * 3
+control = b"!\\xf9\\x04\\x08" + b"\\x00" * 4
+frame = control + b"," + b"\\x00" * 4 + b"\\xff\\xff" * 2 + b"\\x00\\x02\\x02D\\x01\\x00;"
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    pixels.decode(screen + frame, Geometry(256, 224))
+except TooManyPixels as error:
+    assert "4294.8 megapixels" in str(error), error
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_gif_of_40_bytes_does_not_take_4_gigabytes() -> None:
+    # Its background is drawn while the file is opened, before any size can be asked for.
+    done = subprocess.run([sys.executable, "-c", GIF_BOMB], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64
 
 
 def _never(count: int) -> None:
