@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 
 import typer
-from beeline.errors import BeelineError
 
+from beeline.errors import BeelineError
+from cli.archive import app as archive
 from cli.console import err
 from cli.evaluate import evaluate
 from cli.predict import predict
+from cli.quickstart import quickstart
+from cli.serve import app as serve
+from cli.train import train
 
 app = typer.Typer(
     name="beeline",
@@ -19,6 +23,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(quickstart)
+app.command()(train)
+app.add_typer(archive, name="archive")
+app.add_typer(serve, name="serve")
 app.command()(predict)
 app.command()(evaluate)
 

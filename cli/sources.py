@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from beeline.answer import Answer
 from beeline.errors import BeelineError
 
-Predict = Callable[[list[bytes]], list[Answer]]
+if TYPE_CHECKING:
+    from beeline.answer import Answer
+
+Predict = Callable[[list[bytes]], "list[Answer]"]
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "model_store"
@@ -68,9 +71,18 @@ def _url(url: str, model: str | None) -> Iterator[Predict]:
     base = f"{parts.scheme}://{parts.netloc}"
     in_path = parts.path.rpartition("/predictions/")[2] if "/predictions/" in parts.path else None
     name = model or in_path or _only_model()
-    client = InferenceClient(base)
-    with ThreadPoolExecutor(CLIENTS, thread_name_prefix="client") as pool:
-        yield lambda pictures: list(pool.map(lambda data: client.predict(name, data), pictures))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(InferenceClient(base)) for _ in range(CLIENTS)]
+        pool = stack.enter_context(ThreadPoolExecutor(CLIENTS, thread_name_prefix="client"))
+
+        def share(pictures: list[bytes], of: int) -> list[Answer]:
+            return [clients[of].predict(name, data) for data in pictures[of::CLIENTS]]
+
+        def predict(pictures: list[bytes]) -> list[Answer]:
+            shares = list(pool.map(share, [pictures] * CLIENTS, range(CLIENTS)))
+            return [shares[i % CLIENTS][i // CLIENTS] for i in range(len(pictures))]
+
+        yield predict
 
 
 def _only_model() -> str:

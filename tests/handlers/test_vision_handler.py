@@ -136,7 +136,7 @@ def test_the_queue_is_shown_only_where_the_gateway_measured_it(handler: VisionHa
     (reply,) = ask(handler, [{"body": RED}], [{"X-Request-Start": f"t={time.time() - 100:.3f}"}])
     name, _, milliseconds = reply.headers["Server-Timing"].split(", ")[0].partition(";dur=")
     assert name == "queue"
-    assert 100_000 <= float(milliseconds) < 1_000_000
+    assert 99_990 < float(milliseconds) < 1_000_000
 
 
 def test_an_empty_batch(handler: VisionHandler) -> None:

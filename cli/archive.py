@@ -1,0 +1,274 @@
+"""`beeline archive`: build, verify, inspect, list and run `.mar` archives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from archive.export import ExportRequest
+
+app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
+Mar = Annotated[Path, typer.Argument(help="A .mar file, or the name of one in model_store.")]
+Server = Annotated[str, typer.Option(help="Whose context the handler gets: torchserve or mms.")]
+
+
+@app.command()
+def build(
+    source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
+    model: Annotated[Path | None, typer.Option(help="TorchScript, exported program or state dict.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="One a line, JSON list or index_to_name.json.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="imagenet, half, unit, clip, torchvision, or a torchvision weights name.")
+    ] = "imagenet",
+    architecture: Annotated[str | None, typer.Option(help="torchvision's name; for a state dict.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name. [default: architecture or file]")] = None,
+    version: Annotated[str, typer.Option(help="The model's version.")] = "1.0",
+    output: Annotated[str, typer.Option(help="What the model returns: logits or probabilities.")] = "logits",
+    uint8_input: Annotated[
+        bool, typer.Option("--uint8-input", help="The model takes uint8 NHWC and normalises by itself.")
+    ] = False,
+    resize: Annotated[int | None, typer.Option(help="Shorter side in pixels, over the preset's.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of the middle crop, over the preset's.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="Resize filter, over the preset's.")] = None,
+    mean: Annotated[str | None, typer.Option(help="R,G,B of 0..1, over the preset's.")] = None,
+    std: Annotated[str | None, typer.Option(help="R,G,B of 0..1, over the preset's.")] = None,
+    top_k: Annotated[int, typer.Option(help="Labels an answer holds at most.")] = 5,
+    licence: Annotated[str, typer.Option(help="The model's licence.")] = "unknown",
+    data: Annotated[str, typer.Option(help="The pictures it was trained on.")] = "unknown",
+    weights: Annotated[str | None, typer.Option(help="Where its weights are from. [default: file]")] = None,
+    golden: Annotated[Path | None, typer.Option(help="Your own golden pictures instead of made ones.")] = None,
+    blind_to: Annotated[
+        list[str] | None, typer.Option(help="A mistake the goldens need not notice: channels, exif ...; repeat it.")
+    ] = None,
+    handler: Annotated[Path | None, typer.Option(help="A file with one subclass of VisionHandler.")] = None,
+    model_config: Annotated[Path | None, typer.Option(help="A model-config.yaml to put in.")] = None,
+    store: Store = None,
+    verify: Annotated[bool, typer.Option(help="Verify before the store changes.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Build a reproducible archive from a run, or from a model file with its labels."""
+    import tempfile
+
+    from archive import build as room
+    from archive.store import STORE
+    from beeline.errors import BeelineError
+    from beeline.spec import Provenance
+    from cli.console import result, say
+
+    if (source is None) == (model is None):
+        given = "both a folder and --model are" if source else "neither a folder nor --model is"
+        raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
+    with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
+        if source is not None:
+            export = exported_folder(source)
+        else:
+            assert model is not None
+            overrides = {"resize": resize, "crop": crop, "interpolation": interpolation}
+            request = _request(
+                model,
+                labels,
+                (preset, architecture),
+                {**overrides, "mean": _numbers("mean", mean), "std": _numbers("std", std)},
+                {
+                    "name": name or architecture or model.stem,
+                    "version": version,
+                    "output": output,
+                    "top_k": top_k,
+                    "provenance": Provenance(data=data, weights=weights or model.name, licence=licence),
+                    "golden_pictures": golden,
+                    "blind_to": tuple(blind_to or ()),
+                },
+            )
+            export = Path(scratch) / "export"
+            say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
+            _export(model, architecture, request, export, uint8_input)
+        say("building" + (" and verifying ..." if verify else " ..."))
+        built = room.build(export, store or STORE, handler=handler, config=model_config, check=verify)
+    values = {
+        "archive": str(built.path),
+        "sha256": built.sha256,
+        "bytes": built.bytes,
+        "name": built.spec.name,
+        "version": built.spec.version,
+        "fingerprint": built.spec.fingerprint(),
+        "seconds": round(built.seconds, 3),
+        "verified": built.verified.to_dict() if built.verified else None,
+    }
+    proof = f"{built.verified.pictures} golden pictures agree" if built.verified else "not verified"
+    text = f"{built.path}: {built.bytes / 1e6:.1f} MB in {built.seconds:.1f} s, sha256 {built.sha256[:12]}, {proof}"
+    result(values, as_json, text)
+
+
+@app.command()
+def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> None:
+    """Check an archive: safe, whole, and answering its golden pictures in a clean process."""
+    from archive import verify as room
+    from cli.console import result
+
+    verified = room.verify(find_archive(mar), server)
+    device = verified.choice.get("device", ["unknown device"])[0]
+    text = (
+        f"{verified.mar}: {verified.spec.name} {verified.spec.version} holds; {verified.pictures} golden pictures "
+        f"agree on {device}; loaded in {verified.load_seconds:.1f} s, fingerprint {verified.spec.fingerprint()[:12]}"
+    )
+    result(verified.to_dict(), as_json, text)
+
+
+@app.command()
+def inspect(mar: Mar, as_json: Json = False) -> None:
+    """Show an archive's card; nothing of it is run."""
+    from archive import inspect as room
+    from cli.console import out, result
+
+    card = room.card(find_archive(mar))
+    if as_json or not out.is_terminal:
+        result(card.to_dict(), as_json, "\n".join(f"{name:<12} {text}" for name, text in card.rows()))
+        return
+    out.print(_table(card.rows()), soft_wrap=False)
+
+
+@app.command("list")
+def list_(store: Store = None, as_json: Json = False) -> None:
+    """List the store's archives against its index; exit 1 when one is changed or missing."""
+    from archive.store import STORE, listing
+    from cli.console import fail, result
+
+    found = listing(store or STORE)
+    rows = []
+    lines = []
+    for item in found:
+        entry = item.entry
+        facts = {"name": entry.name, "version": entry.version, "sha256": entry.sha256} if entry else {}
+        rows.append({"file": item.file, "state": item.state, "reason": item.reason, **facts})
+        about = (
+            f"{entry.name} {entry.version}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}" if entry else "?"
+        )
+        lines.append(f"{item.file}  {item.state}  {about}" + ("" if item.state == "ok" else f": {item.reason}"))
+    result(
+        {"archives": rows}, as_json, "\n".join(lines) or "the store is empty; build one with `beeline archive build`"
+    )
+    if any(item.state in ("changed", "missing") for item in found):
+        fail()
+
+
+@app.command()
+def run(
+    mar: Mar,
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.")],
+    server: Server = "torchserve",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that one call of the handler gets at most.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Call an archive's handler with pictures, without a server; a failure shows the handler's own traceback."""
+    from archive.runner import Runner, WorkerTraceback
+    from beeline.errors import BeelineError
+    from cli.console import fail, result, say
+    from cli.predict import find_pictures
+
+    paths = find_pictures(pictures)
+    rows = []
+    try:
+        with Runner(find_archive(mar), server=server, batch_size=batch_size) as runner:
+            for start in range(0, len(paths), batch_size):
+                chunk = paths[start : start + batch_size]
+                answers = runner.predict([path.read_bytes() for path in chunk])
+                for path, answer in zip(chunk, answers, strict=True):
+                    rows.append(
+                        {"picture": str(path), "status": answer.status, "headers": answer.headers, "body": answer.body}
+                    )
+    except BeelineError as error:
+        if isinstance(error.__cause__, WorkerTraceback):
+            say(str(error.__cause__))
+        raise
+    text = "\n".join(f"{row['picture']}  {row['status']}  {row['body']}" for row in rows)
+    result({"archive": str(mar), "pictures": rows, "choice": runner.choice}, as_json, text)
+    if any(row["status"] != 200 for row in rows):
+        fail()
+
+
+def exported_folder(source: Path) -> Path:
+    """Return the exported folder at `source`, which may be the run that holds it.
+
+    Raises:
+        BeelineError: when there is none.
+    """
+    from beeline.errors import BeelineError
+    from beeline.spec import FILE_NAME
+
+    for folder in (source / "export", source):
+        if (folder / FILE_NAME).is_file():
+            return folder
+    raise BeelineError(
+        f"{source} holds no exported model; train one with `beeline train`, or give --model and --labels"
+    )
+
+
+def find_archive(mar: Path) -> Path:
+    """Return the path of an archive given by its path, or by its name in the store."""
+    from archive.store import STORE
+
+    named = STORE / (mar.name if mar.suffix == ".mar" else f"{mar.name}.mar")
+    return named if not mar.exists() and len(mar.parts) == 1 and named.exists() else mar
+
+
+def _request(
+    model: Path,
+    labels: Path | None,
+    preset: tuple[str, str | None],
+    overrides: dict[str, object],
+    facts: dict[str, object],
+) -> ExportRequest:
+    from archive import presets
+    from archive.export import ExportRequest
+    from archive.labels import read_labels
+    from beeline.errors import BeelineError
+
+    if labels is None:
+        raise BeelineError(f"the model {model} comes without labels; add --labels FILE, one a line in output order")
+    chosen = presets.find(*preset).override(**overrides)  # type: ignore[arg-type]
+    return ExportRequest(
+        labels=read_labels(labels),
+        geometry=chosen.geometry,
+        mean=chosen.mean,
+        std=chosen.std,
+        architecture=preset[1] or "unknown",
+        **facts,  # type: ignore[arg-type]
+    )
+
+
+def _export(model: Path, architecture: str | None, request: ExportRequest, out: Path, uint8_input: bool) -> None:
+    from archive.artifact import load_network
+    from archive.export import export_folder
+
+    export_folder(load_network(model, architecture), request, out, takes_uint8=uint8_input)
+
+
+def _numbers(key: str, text: str | None) -> list[float] | None:
+    from beeline.errors import BeelineError
+
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise BeelineError(f"--{key} is {text!r}; allowed: three numbers, as 0.5,0.5,0.5") from error
+
+
+def _table(rows: list[tuple[str, str]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, escape(text))
+    return table

@@ -1,0 +1,165 @@
+"""`beeline quickstart`, which is `make serve`: every stage from pictures to a running server.
+
+A stage whose input has not changed is skipped: training by the fingerprint of configuration, pictures,
+weights and code, the archive by the digests of everything that goes into it. Training and building run
+as commands of their own, so that the process that stays in the foreground holds no PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from beeline.errors import BeelineError, Undetermined
+from cli.console import result, say
+from cli.sources import ROOT, STORE
+
+SAMPLES = ROOT / ".beeline" / "samples"
+_PR_SET_PDEATHSIG = 1
+
+
+def quickstart(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for training, as seed=1")] = None,
+    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
+    data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones.")] = None,
+    setup_seconds: Annotated[float, typer.Option(help="How long the set-up before this took.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+) -> None:
+    """Find pictures, train, export, archive, verify, serve; Ctrl-C stops everything it started."""
+    from serve import signals
+    from serve.config import Overrides
+    from serve.running import summary
+    from serve.up import Request, up
+
+    _die_with_parent()
+    stages: list[tuple[str, float, str]] = [("set-up", setup_seconds, "the environment in .venv")]
+    named = [f"--data={data}" if data else "", f"--weights={weights}" if weights else ""]
+    with signals.as_exceptions():
+        try:
+            # Hours of training must not end in "port 8080 is taken".
+            _check_ports(port)
+            trained, seconds = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
+            stages.append(("train", seconds, _trained(trained)))
+            built, seconds = _stage("archive", "build", trained["run"], "--reuse")
+            stages.append(("archive", seconds, _built(built)))
+            archive = Path(built["archive"])
+            request = Request(server=server, wanted=(archive.name,), store=STORE, overrides=Overrides(port=port))
+            with up(request, say) as running:
+                model = str(running.state.configuration["models"][0]["model"])
+                sample = _samples(trained["samples"], running.state.inference, model)
+                stages.append(("serve", running.seconds, f"{server}, every worker answered its canary"))
+                values = {
+                    **summary(running),
+                    "stages": {name: round(took, 1) for name, took, _ in stages},
+                    "accuracy": trained["accuracy"],
+                    "sample": str(sample),
+                }
+                result(values, as_json, _greeting(stages, values, trained))
+                running.wait()
+        except signals.Asked as asked:
+            say(f"stopped ({asked})")
+            raise typer.Exit(asked.exit_code) from asked
+
+
+def _stage(*words: str) -> tuple[dict[str, Any], float]:
+    """Run one of our own commands, its progress on our stderr, and return its JSON and its seconds."""
+    say(f"\n$ beeline {' '.join(words)}")
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", *words, "--json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        out, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if process.returncode:
+        # The command has already said what, its value and the fix.
+        kind = BeelineError if process.returncode == 1 else Undetermined
+        raise kind(f"`beeline {' '.join(words)}` failed with exit code {process.returncode}; its reason is above")
+    values: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return values, time.monotonic() - begun
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies, also when it is killed without a chance to say so."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
+    """Copy one validation picture a label to a short name for curl; return the last label's.
+
+    The first of a few that is answered with its own label, so that the first answer a newcomer sees is
+    no mistake; `beeline evaluate` is where mistakes are counted.
+    """
+    from serve.client import InferenceClient
+
+    shutil.rmtree(SAMPLES, ignore_errors=True)
+    SAMPLES.mkdir(parents=True)
+    with InferenceClient(url) as client:
+        for label, names in candidates.items():
+            paths = [Path(name) for name in names]
+            answers = ((path, client.predict(model, path.read_bytes())) for path in paths)
+            right = (path for path, answer in answers if answer.status == 200 and next(iter(answer.json())) == label)
+            chosen = next(right, paths[0])
+            sample = SAMPLES / f"{label}{chosen.suffix.lower()}"
+            shutil.copyfile(chosen, sample)
+    return sample
+
+
+def _check_ports(port: int | None) -> None:
+    """Raise now if a port is taken, rather than after minutes of training."""
+    from serve import ports, properties
+    from serve.config import Overrides, addresses
+
+    wanted = addresses(properties.load(ROOT / "config" / "config.properties"), Overrides(port=port))
+    ports.settle(zip(wanted, ("--port", "--management-port"), strict=True))
+
+
+def _trained(values: dict[str, Any]) -> str:
+    how = "unchanged" if values["reused"] else f"fitted in {values['seconds']:.0f} s"
+    return f"{how}: accuracy {values['accuracy']:.3f} on {values['pictures']} pictures of {values['data']}"
+
+
+def _built(values: dict[str, Any]) -> str:
+    how = "unchanged" if values["reused"] else "built and verified"
+    return f"{how}: {Path(values['archive']).name}, {values['bytes'] / 1e6:.0f} MB, {values['fingerprint'][:12]}"
+
+
+def _greeting(stages: list[tuple[str, float, str]], values: dict[str, Any], trained: dict[str, Any]) -> str:
+    model = values["models"][0]["model"]
+    sample = os.path.relpath(values["sample"])
+    lines = ["", *(f"{name:<8} {seconds:7.1f} s  {what}" for name, seconds, what in stages), ""]
+    if trained["generated"]:
+        lines += [f"These are GENERATED pictures ({trained['data']}), no photographs: name yours with --data.", ""]
+    return "\n".join(
+        [
+            *lines,
+            f"ready: {values['url']}",
+            "",
+            "try:",
+            f"  curl -s {values['url']}/predictions/{model} -T {sample}",
+            f"  .venv/bin/beeline predict --url {values['url']} {os.path.relpath(SAMPLES)}",
+            f'  curl -X PUT "{values["management"]}/models/{model}?min_worker=2&synchronous=true"',
+            "  .venv/bin/beeline serve status",
+            "",
+            "Ctrl-C stops everything.",
+        ]
+    )

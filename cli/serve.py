@@ -1,0 +1,163 @@
+"""`beeline serve`: start, watch, scale and stop TorchServe or Multi Model Server on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Start, watch, scale and stop a server on this machine.", no_args_is_help=True, add_completion=False
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Name = Annotated[str | None, typer.Option("--name", help="Which server, where several run.")]
+_DEFAULT = "config/config.properties"
+
+
+@app.command()
+def up(
+    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
+    model: Annotated[list[str] | None, typer.Option(help="Archive in the store; repeat it. Default: all.")] = None,
+    mar: Annotated[list[Path] | None, typer.Option(help="A .mar file anywhere; repeat it.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
+    config: Annotated[Path | None, typer.Option(help=f"Numbers to serve with. [default: {_DEFAULT}]")] = None,
+    name: Annotated[str, typer.Option(help="A name for this server.")] = "default",
+    port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones.")] = None,
+    management_port: Annotated[int | None, typer.Option(help="Port for management; 0 for a free one.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Requests a forward pass takes at most.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes of each model.")] = None,
+    max_batch_delay: Annotated[int | None, typer.Option(help="Milliseconds a batch waits to fill.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when ready and leave it running.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a server and wait until it really answers; Ctrl-C stops everything it started."""
+    from cli.console import result, say
+    from serve import signals
+    from serve import up as room
+    from serve.config import Overrides
+    from serve.running import greeting, summary
+
+    defaults = room.Request()
+    request = room.Request(
+        server=server,
+        wanted=(*(model or ()), *(str(path.resolve()) for path in mar or ())),
+        store=(store or defaults.store).resolve(),
+        config_file=(config or defaults.config_file).resolve(),
+        name=name,
+        overrides=Overrides(batch_size, workers, max_batch_delay, port, management_port),
+    )
+    with signals.as_exceptions():
+        try:
+            running = room.up(request, say)
+        except signals.Asked as asked:
+            say(f"stopped while starting ({asked})")
+            raise typer.Exit(asked.exit_code) from asked
+        try:
+            text = "\n".join(greeting(running))
+            result(summary(running), as_json, text)
+            if detach:
+                running.detach()
+                return
+            say("Ctrl-C stops it.")
+            running.wait()
+            say("stopped by `beeline serve down`")
+        except signals.Asked as asked:
+            say(f"stopping ({asked}) ...")
+            running.stop()
+            say("stopped")
+        except BaseException:
+            running.stop()
+            raise
+
+
+@app.command()
+def down(
+    name: Name = None,
+    every: Annotated[bool, typer.Option("--all", help="Every server of this repository.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop a server and everything it started, and sweep what a killed one left."""
+    import os
+
+    from cli.console import result
+    from serve.down import down as stop
+    from serve.instance import state_folder
+
+    stopped = stop(state_folder(os.environ), name, every)
+    lines = [
+        f"{item.name}: swept {len(item.leftovers)} processes of a dead server"
+        if item.leftovers
+        else f"{item.name}: stopped"
+        for item in stopped
+    ]
+    values = {"stopped": [{"name": item.name, "leftovers": list(item.leftovers)} for item in stopped]}
+    result(values, as_json, "\n".join(lines) or "nothing was running")
+
+
+@app.command()
+def status(name: Name = None, as_json: Json = False) -> None:
+    """Show what runs: servers, workers, processes, numbers with their reasons, counts of answers."""
+    import os
+
+    from cli.console import result
+    from serve.instance import state_folder
+    from serve.status import lines, status
+
+    seen = status(state_folder(os.environ), name)
+    result(seen, as_json, "\n".join(lines(seen)))
+
+
+@app.command()
+def scale(
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    low: Annotated[int, typer.Option("--min", help="Workers to run.")],
+    high: Annotated[int | None, typer.Option("--max", help="Workers at most. [default: --min]")] = None,
+    name: Name = None,
+    as_json: Json = False,
+) -> None:
+    """Change a model's number of workers and wait until they are ready; heals a model that was given up."""
+    import os
+    from dataclasses import asdict
+
+    from cli.console import result, say
+    from serve.instance import running, state_folder
+    from serve.scale import scale as change
+
+    done = change(*running(state_folder(os.environ), name), model, low, low if high is None else high, say)
+    healed = " after healing" if done.healed else ""
+    result(
+        asdict(done),
+        as_json,
+        f"{done.model}: {done.workers} workers ready{healed} in {done.seconds:.1f} s; {done.canary}",
+    )
+
+
+@app.command()
+def logs(
+    name: Name = None,
+    file: Annotated[str | None, typer.Option(help="worker, server, console or supervisor. Default: all.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of each.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are added.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a server's logs: the running one's, or the last one's."""
+    import os
+
+    from cli.console import out, result
+    from serve import logs as room
+    from serve.instance import state_folder, to_read
+
+    files = room.paths(to_read(state_folder(os.environ), name).logs, file)
+    shown = {path.name: room.tail(path, lines) for path in files}
+    text = "\n".join(line for path, tail in shown.items() for line in (f"==> {path} <==", *tail))
+    if not follow:
+        result({"logs": shown}, as_json, text)
+        return
+    out.print(text, markup=False)
+    try:
+        for path, line in room.follow(files):
+            out.print(f"{path.stem}: {line}", markup=False)
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,70 @@
+"""`beeline train`: pictures in, a finished run with its exported model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import result, say
+
+
+def train(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as model.name=resnet34")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run of the very same thing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+) -> None:
+    """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
+    from train.plan import plan
+
+    named = {"data.folder": data, "model.weights": weights, "seed": seed}
+    words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in named.items() if value is not None)]
+    planned = plan(words, say)
+
+    from train.runs import find, open_run
+
+    found = find(planned.fingerprint) if reuse else None
+    if found is not None:
+        run = open_run(found)
+        say(f"nothing changed since the run {run.id}")
+    else:
+        from train.fit import fit
+
+        run = fit(planned, say)
+
+    from train.export import export
+
+    spec = export(run, planned.config.export)
+    pictures = sum(run.record["data"]["val"].values())
+    drawn = " These were GENERATED pictures, no photographs." if run.record["data"]["generated"] else ""
+    values = {
+        "run": str(run.folder),
+        "export": str(run.export),
+        "reused": found is not None,
+        "accuracy": run.accuracy,
+        "pictures": pictures,
+        "seconds": run.record["seconds"],
+        "seed": planned.config.seed,
+        "labels": list(run.labels),
+        "data": run.record["data"]["name"],
+        "generated": run.record["data"]["generated"],
+        "weights": run.record["weights"]["name"],
+        "fingerprint": run.fingerprint,
+        "model_fingerprint": spec.fingerprint(),
+    }
+    shown = run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder
+    text = (
+        f"{run.id}: accuracy {run.accuracy:.4f} on {pictures} validation pictures after the last epoch, "
+        f"fitted in {run.record['seconds']:.0f} s.{drawn}\nnext: beeline archive build {shown}"
+    )
+    result(values, as_json, text)
+
+
+def _quoted(value: object) -> str:
+    """Quote a value for Hydra's grammar, in which paths with spaces or commas mean something else."""
+    text = str(value)
+    return text if text.isdigit() else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,157 @@
+"""The contract over HTTP: real TorchServe, real Multi Model Server, concurrent clients, batches of 8."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import random
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from archive.build import build
+from serve.client import ManagementClient
+from serve.config import Overrides
+from serve.running import Running
+from serve.up import Request, up
+from tests.conftest import BLUE, GREEN, RED
+
+pytestmark = pytest.mark.server
+
+GOOD = {RED: "red", GREEN: "green", BLUE: "blue"}
+BROKEN = {b"": 400, b"no picture": 415, RED[:40]: 422, b'{"data": "?"}': 400, b"\xff\xd8\xff\xe0": 422}
+CASES = 40
+
+
+@pytest.fixture(scope="module")
+def store(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one archive, which both servers load."""
+    folder = tmp_path_factory.mktemp("store")
+    build(colour_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["torchserve", "mms"])
+def running(store: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
+    """One worker that waits long enough for 8 concurrent requests to be one batch."""
+    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=3000, port=0)
+    name = f"http-{request.param}"
+    with up(Request(server=request.param, store=store, name=name, overrides=overrides), print) as server:
+        yield server
+
+
+def worker_ids(running: Running) -> list[int]:
+    """Return the process ids of the server's Python workers, as the system knows them."""
+    assert running.state.java is not None
+    children = psutil.Process(running.state.java).children(recursive=True)
+    return sorted(child.pid for child in children if "python" in child.name())
+
+
+def post_together(url: str, bodies: list[bytes], headers: dict[str, str] | None = None) -> list[requests.Response]:
+    """Send every body at the same time, each as a client of its own."""
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: requests.post(url, data=body, headers=headers, timeout=60), bodies))
+
+
+def test_every_client_gets_its_own_answer_whatever_its_neighbours_send(running: Running) -> None:
+    url = f"{running.state.inference}/predictions/colours"
+    for data, label in GOOD.items():
+        assert next(iter(requests.post(url, data=data, timeout=60).json())) == label
+    choose = random.Random(20)
+    placements = choose.sample(list(itertools.product([False, True], repeat=8)), CASES)
+    before, counted = worker_ids(running), 0
+    for broken in placements:
+        sent = [choose.choice(list((BROKEN if flag else GOOD).items())) for flag in broken]
+        responses = post_together(url, [data for data, _ in sent])
+        got = [next(iter(r.json())) if r.status_code == 200 else r.status_code for r in responses]
+        assert got == [wanted for _, wanted in sent], [r.text for r in responses]
+        assert all(r.json()["message"] for r in responses if r.status_code != 200)
+        counted += all(r.headers["X-Batch-Size"] == "8" for r in responses)
+    assert counted == CASES, f"only {counted} of {CASES} cases were whole batches of 8"
+    assert worker_ids(running) == before
+
+
+def test_every_encoding(running: Running) -> None:
+    url = f"{running.state.inference}/predictions/colours"
+    text = base64.b64encode(GREEN).decode()
+    ways: list[dict[str, Any]] = [
+        {"data": GREEN},
+        {"method": "PUT", "data": GREEN},
+        {"data": GREEN, "headers": {"Content-Type": "image/png"}},
+        {"files": {"data": GREEN}},
+        {"files": {"any name": ("x.png", GREEN, "image/png")}},
+        {"json": {"data": text}},
+        {"json": {"instances": [{"b64": text}]}},
+        {"data": json.dumps({"data": text})},
+    ]
+    with ThreadPoolExecutor(len(ways)) as pool:
+        responses = list(
+            pool.map(lambda way: requests.request(**{"method": "POST", "url": url, "timeout": 60, **way}), ways)
+        )
+    for response in responses:
+        assert response.status_code == 200, response.text
+        assert next(iter(response.json())) == "green"
+        assert response.headers["Content-Type"] == "application/json"
+        assert response.headers["X-Batch-Size"] == "8"
+        assert "forward;dur=" in response.headers["Server-Timing"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        # Bodies that Multi Model Server parses before any handler sees them, and dies of.
+        (b"{no json", {"Content-Type": "application/json"}),
+        (b"\xff\xfe\xfa", {"Content-Type": "text/plain"}),
+        (b"\xff\xfe\xfa", {"Content-Type": "text/html; charset=x"}),
+    ],
+)
+def test_a_body_that_is_not_what_it_says_harms_nobody(running: Running, body: bytes, headers: dict[str, str]) -> None:
+    url = f"{running.state.inference}/predictions/colours"
+    before = worker_ids(running)
+    with ThreadPoolExecutor(8) as pool:
+        bad = pool.submit(requests.post, url, data=body, headers=headers, timeout=60)
+        good = [pool.submit(requests.post, url, data=RED, timeout=60) for _ in range(7)]
+        assert bad.result().status_code in (400, 415), bad.result().text
+        assert [response.result().status_code for response in good] == [200] * 7
+        assert bad.result().headers["X-Batch-Size"] == "8"
+    assert worker_ids(running) == before
+
+
+@pytest.mark.parametrize("name", ["describe", "explain"])
+def test_headers_that_reach_for_the_neighbours_change_nothing(running: Running, name: str) -> None:
+    url = f"{running.state.inference}/predictions/colours"
+    for response in post_together(url, [BLUE] * 8, {name: "True"}):
+        assert response.status_code == 200
+        assert next(iter(response.json())) == "blue"
+
+
+def test_a_header_that_is_no_ascii_harms_nobody(running: Running) -> None:
+    before = worker_ids(running)
+    host, _, port = running.state.inference.removeprefix("http://").partition(":")
+    head = f"POST /predictions/colours HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(RED)}\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + b"X-Name: \xfc\xff\x80\r\n\r\n" + RED)
+        # TorchServe keeps the connection whatever the client asks for: read to the body's end.
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+    assert worker_ids(running) == before
+
+
+def test_the_users_own_line_scales(running: Running) -> None:
+    response = requests.put(
+        f"{running.state.management}/models/colours", params={"min_worker": "2", "synchronous": "true"}, timeout=120
+    )
+    assert response.status_code == 200, response.text
+    with ManagementClient(running.state.management) as management:
+        described = management.describe("colours")
+    assert described is not None
+    assert described.ready == 2
