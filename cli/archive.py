@@ -52,6 +52,7 @@ def build(
     model_config: Annotated[Path | None, typer.Option(help="A model-config.yaml to put in.")] = None,
     store: Store = None,
     verify: Annotated[bool, typer.Option(help="Verify before the store changes.")] = True,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Leave the very same archive as it is.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build a reproducible archive from a run, or from a model file with its labels."""
@@ -91,7 +92,7 @@ def build(
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
             _export(model, architecture, request, export, uint8_input)
         say("building" + (" and verifying ..." if verify else " ..."))
-        built = room.build(export, store or STORE, handler=handler, config=model_config, check=verify)
+        built = room.build(export, store or STORE, handler=handler, config=model_config, check=verify, reuse=reuse)
     values = {
         "archive": str(built.path),
         "sha256": built.sha256,
@@ -100,9 +101,11 @@ def build(
         "version": built.spec.version,
         "fingerprint": built.spec.fingerprint(),
         "seconds": round(built.seconds, 3),
+        "reused": built.reused,
         "verified": built.verified.to_dict() if built.verified else None,
     }
     proof = f"{built.verified.pictures} golden pictures agree" if built.verified else "not verified"
+    proof = "the same as before" if built.reused else proof
     text = f"{built.path}: {built.bytes / 1e6:.1f} MB in {built.seconds:.1f} s, sha256 {built.sha256[:12]}, {proof}"
     result(values, as_json, text)
 

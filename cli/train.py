@@ -9,6 +9,8 @@ import typer
 
 from cli.console import result, say
 
+_SAMPLES = 5
+
 
 def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as model.name=resnet34")] = None,
@@ -55,6 +57,10 @@ def train(
         "weights": run.record["weights"]["name"],
         "fingerprint": run.fingerprint,
         "model_fingerprint": spec.fingerprint(),
+        "samples": {
+            label: [str(one.path) for one in planned.data.val.pictures if one.truth == index][:_SAMPLES]
+            for index, label in enumerate(planned.data.labels)
+        },
     }
     shown = run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder
     text = (

@@ -1,0 +1,217 @@
+"""An exported folder to a `.mar` in the store: through torch-model-archiver, then byte for byte the same."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from archive import manifest, model_config, verify
+from archive.digest import SHORT, file_sha256
+from archive.safety import MANIFEST
+from archive.store import STORE, Entry, expected_sha256, put
+from beeline import pixels
+from beeline.errors import ArchiveError, Undetermined
+from beeline.golden import CHECKSUMS, EXPECTED, FOLDER
+from beeline.spec import FILE_NAME, ModelSpec
+
+HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
+_ARCHIVER = "model_archiver.model_packaging"
+# The oldest time that a zip file can tell.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Built:
+    """An archive in the store; `seconds` for all of it.
+
+    `verified` is None when that was left out, `reused` when the very same archive was there already.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    spec: ModelSpec
+    seconds: float
+    verified: verify.Verified | None = None
+    reused: bool = False
+
+
+def build(
+    export: Path,
+    store: Path = STORE,
+    *,
+    handler: Path | None = None,
+    config: Path | None = None,
+    check: bool = True,
+    reuse: bool = False,
+    handlers: Path = HANDLERS,
+) -> Built:
+    """Build `<name>.mar` from an exported folder, verify it, and only then put it into the store.
+
+    The same input gives the same bytes, whatever the working folder, umask, file times and time of day.
+
+    Args:
+        export: holds the model, `model_spec.json` and `golden/`.
+        store: the folder for archives, made if it is missing.
+        handler: a file with one subclass of `VisionHandler`, in place of it.
+        config: a `model-config.yaml` to put in.
+        check: verify before the archive replaces an older one.
+        reuse: where the same bytes lie in the store already, leave them and what was verified then.
+        handlers: the source root of what ships.
+
+    Raises:
+        BeelineError: why it cannot be built or does not verify; the store is left as it was.
+    """
+    start = time.perf_counter()
+    spec = _check_export(export)
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=store) as name:
+        scratch = Path(name)
+        payload = scratch / "payload"
+        entry_file = _stage(payload, spec, export, handlers, handler, config)
+        raw = _archive(scratch, spec, entry_file, has_config=config is not None)
+        draft = scratch / f"{spec.name}.mar"
+        _normalise(raw, draft)
+        digest, size = file_sha256(draft), draft.stat().st_size
+        path = store / draft.name
+        if reuse and expected_sha256(path) == digest and path.is_file() and file_sha256(path) == digest:
+            return Built(path, digest, size, spec, time.perf_counter() - start, reused=True)
+        verified = _verify(draft, path) if check else None
+        put(store, draft, path.name, Entry(digest, spec.name, spec.version, spec.fingerprint(), size))
+    return Built(path, digest, size, spec, time.perf_counter() - start, verified)
+
+
+def _verify(draft: Path, path: Path) -> verify.Verified:
+    """Verify the draft, and speak of it by the name that it would get."""
+    try:
+        return dataclasses.replace(verify.verify(draft), mar=path)
+    except ArchiveError as error:
+        raise ArchiveError(str(error).replace(str(draft), str(path))) from error
+
+
+def _check_export(export: Path) -> ModelSpec:
+    """Read the spec and make sure that model, geometry code and goldens are those of the export."""
+    spec = ModelSpec.load(export)
+    model = export / spec.model.file
+    if not model.is_file():
+        raise ArchiveError(f"{model} is missing; export the model again")
+    actual = file_sha256(model)
+    if actual != spec.model.sha256:
+        raise ArchiveError(
+            f"{model} has sha256 {actual[:SHORT]}, its spec says {spec.model.sha256[:SHORT]}; export the model again"
+        )
+    if spec.geometry_sha256 != pixels.digest():
+        raise ArchiveError(
+            f"{export} was exported with another version of beeline/pixels.py ({spec.geometry_sha256[:SHORT]}, here "
+            f"{pixels.digest()[:SHORT]}); export the model again"
+        )
+    if not (export / FOLDER / EXPECTED).is_file():
+        raise ArchiveError(f"{export / FOLDER / EXPECTED} is missing; export the model again")
+    return spec
+
+
+def _stage(
+    payload: Path, spec: ModelSpec, export: Path, handlers: Path, handler: Path | None, config: Path | None
+) -> str:
+    """Lay out the archive's files in `payload` with their checksums; return the handler's file name."""
+    shutil.copytree(handlers, payload, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+    entry_file = manifest.HANDLER
+    if handler is not None:
+        entry_file = _check_handler(handler, payload)
+        shutil.copyfile(handler, payload / entry_file)
+    shutil.copyfile(export / spec.model.file, payload / spec.model.file)
+    shutil.copyfile(export / FILE_NAME, payload / FILE_NAME)
+    (payload / FOLDER).mkdir()
+    pictures = json.loads((export / FOLDER / EXPECTED).read_text(encoding="utf-8"))["pictures"]
+    for name in (EXPECTED, *(Path(str(picture["file"])).name for picture in pictures)):
+        shutil.copyfile(export / FOLDER / name, payload / FOLDER / name)
+    if config is not None:
+        model_config.check(config)
+        shutil.copyfile(config, payload / manifest.CONFIG_FILE)
+    files = {
+        path.relative_to(payload).as_posix(): file_sha256(path) for path in sorted(payload.rglob("*")) if path.is_file()
+    }
+    record = {"schema": 1, "fingerprint": spec.fingerprint(), "files": dict(sorted(files.items()))}
+    (payload / CHECKSUMS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return entry_file
+
+
+def _check_handler(handler: Path, payload: Path) -> str:
+    """Read a user's handler file without running it: one class, no function that servers would take for it."""
+    name = handler.name
+    if (
+        handler.suffix != ".py"
+        or not handler.stem.isidentifier()
+        or (payload / name).exists()
+        or (payload / handler.stem).exists()
+    ):
+        raise ArchiveError(
+            f"the handler {handler} cannot be called that; name it like a Python module and unlike {manifest.HANDLER}"
+        )
+    try:
+        body = ast.parse(handler.read_text(encoding="utf-8"), name).body
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"the handler {handler} cannot be read as Python ({error}); mend it") from error
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    if len(classes) != 1:
+        raise ArchiveError(
+            f"the handler {handler} defines the classes {', '.join(classes) or 'none'}; both servers want exactly one: "
+            "a subclass of VisionHandler"
+        )
+    if any(isinstance(node, ast.FunctionDef) and node.name == "handle" for node in body):
+        raise ArchiveError(
+            f"the handler {handler} has a function handle, which servers call instead of its class; rename it"
+        )
+    return name
+
+
+def _archive(scratch: Path, spec: ModelSpec, entry_file: str, has_config: bool) -> Path:
+    """Run torch-model-archiver, on relative names and with a temporary folder of its own.
+
+    It copies through `<temporary folder>/<model name>`, which two builds of one name would share, and
+    splits its list of files at commas. Only a *folder* among the extra files keeps the tree below it.
+    """
+    temporary, out = scratch / "tmp", scratch / "raw"
+    temporary.mkdir()
+    out.mkdir()
+    command = [sys.executable, "-m", _ARCHIVER, "--model-name", spec.name, "--version", spec.version]
+    command += ["--serialized-file", f"payload/{spec.model.file}", "--handler", f"payload/{entry_file}"]
+    command += ["--extra-files", "payload", "--export-path", "raw", "--archive-format", "zip-store"]
+    command += ["--config-file", f"payload/{manifest.CONFIG_FILE}"] if has_config else []
+    environment = {**os.environ, "TMPDIR": str(temporary.resolve())}
+    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
+    raw = out / f"{spec.name}.mar"
+    if done.returncode or not raw.is_file():
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise Undetermined(f"torch-model-archiver failed ({last}); run `make setup` if it is not installed")
+    return raw
+
+
+def _normalise(raw: Path, out: Path) -> None:
+    """Write the archive again with fixed order, times, permissions and date, nothing compressed.
+
+    Weights hardly shrink, and deflate's bytes depend on the zlib at hand.
+    """
+    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
+        names = sorted(name for name in source.namelist() if name != MANIFEST)
+        for name in (MANIFEST, *names):
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.create_system = 3
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            if name == MANIFEST:
+                target.writestr(info, manifest.canonical(source.read(name)))
+                continue
+            info.file_size = source.getinfo(name).file_size
+            with source.open(name) as reader, target.open(info, "w") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)

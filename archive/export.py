@@ -1,0 +1,202 @@
+"""A network to an exported folder: uint8 graph, model_spec.json and golden pictures, proved to work."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archive import golden
+from archive.digest import file_sha256
+from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
+from archive.presets import rgb
+from beeline import pixels
+from beeline.engine import TorchEngine
+from beeline.errors import ArchiveError
+from beeline.golden import FOLDER
+from beeline.spec import FILE_NAME, Accuracy, Artifact, Geometry, ModelSpec, Provenance
+
+# Sums in parallel depend on how they are split: with a fixed number of threads the same model gives
+# the same golden pictures, however many cores are free.
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What an exported folder says about its network, and what cannot be read off the network itself.
+
+    `mean` and `std` are per RGB channel, of pixel values scaled to 0..1. `output` says what the network
+    returns, `logits` or `probabilities`. `golden_pictures` is a folder of the user's own pictures to take
+    instead of made ones; `blind_to` names mutations that the goldens need not catch (see `archive.golden`).
+    """
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    geometry: Geometry
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    architecture: str = "unknown"
+    output: str = "logits"
+    top_k: int = 5
+    accuracy: Accuracy | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    golden_pictures: Path | None = None
+    blind_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take lists for tuples, and check the photometry, which no spec holds.
+
+        Raises:
+            ArchiveError: for an impossible mean or deviation, or an unknown mutation.
+        """
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "mean", rgb("mean", self.mean))
+        object.__setattr__(self, "std", rgb("std", self.std))
+        golden.check_mutations(self.blind_to)
+
+
+def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_uint8: bool = False) -> ModelSpec:
+    """Write `out` with the model, `model_spec.json` and `golden/`; replaces an earlier export there.
+
+    The same network and request give the same bytes, in every process and folder of one machine.
+
+    Args:
+        network: float32 normalised NCHW to `[N, classes]`; a module, a TorchScript module or an exported
+            program. It is left as it is.
+        request: everything else.
+        out: the folder.
+        takes_uint8: the network takes uint8 `[N, crop, crop, 3]` and normalises by itself.
+
+    Returns:
+        The spec that was written.
+
+    Raises:
+        ArchiveError: naming what does not fit: labels and outputs, a number that is not finite, a fixed
+            batch size, goldens that would not notice a mistake.
+        SpecError: when the request breaks the schema.
+    """
+    _check_replaceable(out)
+    with _fixed_threads(), _draft(out) as draft:
+        graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)
+        _check_outputs(graph, request)
+        model = graph.save(draft)
+        spec = _spec(request, Artifact(model.name, graph.format, file_sha256(model), request.architecture))
+        spec.save(draft / FILE_NAME)
+        engine = TorchEngine(draft, spec, device="cpu", threads=_THREADS)
+        _check_saved(graph, engine, request.geometry.crop)
+        golden.make(
+            draft,
+            spec,
+            engine.forward,
+            graph.differentiable,
+            photometry=(request.mean, request.std),
+            pictures=request.golden_pictures,
+            blind_to=request.blind_to,
+        )
+    return spec
+
+
+def _check_replaceable(out: Path) -> None:
+    """Let an earlier export be replaced, and nothing else be lost with it."""
+    ours = {PROGRAM_FILE, TORCHSCRIPT_FILE, FILE_NAME, FOLDER}
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
+        raise ArchiveError(f"{out} exists and is no exported folder; name another, or remove it")
+
+
+def _spec(request: ExportRequest, artifact: Artifact) -> ModelSpec:
+    return ModelSpec(
+        name=request.name,
+        version=request.version,
+        labels=request.labels,
+        geometry=request.geometry,
+        model=artifact,
+        geometry_sha256=pixels.digest(),
+        output=request.output,
+        top_k=request.top_k,
+        accuracy=request.accuracy,
+        provenance=request.provenance,
+    )
+
+
+def _check_outputs(graph: Graph, request: ExportRequest) -> None:
+    """Run noise through the network, one picture alone and among others, and judge what comes out."""
+    crop = request.geometry.crop
+    noise = np.random.default_rng(0).integers(0, 256, (3, crop, crop, 3), dtype=np.uint8)
+    try:
+        alone, together = graph(torch.from_numpy(noise[:1])), graph(torch.from_numpy(noise))
+    except Exception as error:
+        why = " ".join(str(error).split())[-200:]
+        raise ArchiveError(
+            f"the network does not run on 1 and 3 pictures of {crop} x {crop} ({why}); check --crop, that the batch "
+            "size is not fixed, and --uint8-input when the network takes uint8 NHWC itself"
+        ) from error
+    if not isinstance(together, Tensor) or together.ndim != 2 or together.dtype != torch.float32:
+        got = f"{together.dtype} {list(together.shape)}" if isinstance(together, Tensor) else type(together).__name__
+        raise ArchiveError(f"the network returns {got} for 3 pictures; allowed: float32 [3, classes]")
+    if together.shape[1] != len(request.labels):
+        raise ArchiveError(
+            f"the model has {together.shape[1]} outputs and there are {len(request.labels)} labels; "
+            "name one label for each output, in order"
+        )
+    if not torch.isfinite(together).all():
+        raise ArchiveError("the network returns numbers that are not finite for noise; check its weights")
+    if not torch.allclose(alone[0], together[0], rtol=1e-3, atol=1e-3):
+        raise ArchiveError(
+            "the network's answer for a picture depends on its neighbours in the batch "
+            f"({(alone[0] - together[0]).abs().max():.3g} apart); put it into evaluation mode before saving it"
+        )
+    _check_kind(together, request.output)
+
+
+def _check_kind(rows: Tensor, output: str) -> None:
+    """Tell logits from probabilities: rows of probabilities lie in 0..1 and sum to 1."""
+    sums = bool((rows.sum(1) - 1).abs().max() < 1e-3)
+    probable = sums and bool(rows.min() >= 0) and bool(rows.max() <= 1 + 1e-6)
+    if probable != (output == "probabilities"):
+        found = (
+            "probabilities (each row sums to 1)" if probable else f"no probabilities (rows sum to {rows[0].sum():.3g})"
+        )
+        fix = "probabilities" if probable else "logits"
+        raise ArchiveError(f"the output is said to be {output!r} but the network returns {found}; say --output {fix}")
+
+
+def _check_saved(graph: Graph, engine: TorchEngine, crop: int) -> None:
+    """Compare the saved file with the network in memory on noise."""
+    noise = np.random.default_rng(1).integers(0, 256, (2, crop, crop, 3), dtype=np.uint8)
+    wanted = graph(torch.from_numpy(noise)).numpy()
+    apart = float(np.abs(engine.forward(noise) - wanted).max())
+    if apart > 1e-3 * max(1.0, float(np.abs(wanted).max())):
+        raise ArchiveError(
+            f"the saved model's outputs are {apart:.3g} away from the network's; report this with the architecture"
+        )
+
+
+@contextmanager
+def _fixed_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` that takes its place when all went well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
+        draft = Path(scratch) / "export"
+        draft.mkdir()
+        yield draft
+        if out.exists():
+            shutil.rmtree(out)
+        draft.rename(out)

@@ -1,0 +1,113 @@
+"""The card of an archive: what it is, from whom, and what is in it; nothing of it is run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archive import contents
+from archive.digest import SHORT, file_sha256
+from beeline.golden import FOLDER
+from beeline.spec import ModelSpec
+
+_FIRST = 8
+
+
+@dataclass(frozen=True)
+class Card:
+    """An archive's facts; `parts` are bytes by part, `handler_version` the digest of the code that ships in it."""
+
+    mar: Path
+    sha256: str
+    bytes: int
+    spec: ModelSpec
+    handler: str
+    handler_version: str
+    parts: dict[str, int]
+    pictures: tuple[dict[str, Any], ...]
+    detects: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: the spec with all its labels, and everything else."""
+        return {
+            "archive": str(self.mar),
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "fingerprint": self.spec.fingerprint(),
+            "spec": self.spec.to_dict(),
+            "handler": {"file": self.handler, "version": self.handler_version},
+            "parts": self.parts,
+            "golden": {"detects": list(self.detects), "pictures": list(self.pictures)},
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the card's lines for people, each a name and its text."""
+        spec = self.spec
+        size, accuracy, source = spec.geometry, spec.accuracy, spec.provenance
+        first = ", ".join(spec.labels[:_FIRST]) + (", ..." if len(spec.labels) > _FIRST else "")
+        measured = (
+            f"top-1 {accuracy.top1:.3f} on {accuracy.pictures} pictures ({accuracy.data})"
+            if accuracy
+            else "not measured"
+        )
+        pictures = source.data + (", generated: no photographs" if source.generated else "")
+        sure = ", ".join(f"{picture['top'][0][0]} {picture['top'][0][1]:.2f}" for picture in self.pictures)
+        return [
+            ("archive", f"{self.mar.name}, {_size(self.bytes)}"),
+            ("model", f"{spec.name} {spec.version}, {spec.model.architecture}"),
+            ("labels", f"{len(spec.labels)}: {first}"),
+            ("answers", f"the best {min(spec.top_k, len(spec.labels))}, from {spec.output}"),
+            ("input", f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"),
+            ("engine", f"{spec.engine}, {spec.precision}, {spec.model.format.replace('_', ' ')}"),
+            ("accuracy", measured),
+            ("data", pictures),
+            ("weights", source.weights),
+            ("licence", source.licence),
+            ("golden", f"{len(self.pictures)} pictures within {spec.tolerance:g}: {sure}"),
+            ("they notice", ", ".join(self.detects) or "not recorded"),
+            ("handler", f"{self.handler}, {self.handler_version}"),
+            ("parts", ", ".join(f"{part} {_size(count)}" for part, count in self.parts.items())),
+            ("fingerprint", spec.fingerprint()[:SHORT]),
+            ("sha256", self.sha256),
+        ]
+
+
+def card(mar: Path) -> Card:
+    """Read an archive's card; every file is compared with the archive's record of it first.
+
+    Raises:
+        ArchiveError: when it is unsafe, damaged or was changed.
+    """
+    held = contents.read(mar)
+    code = {name: digest for name, digest in held.digests.items() if name.endswith(".py")}
+    version = hashlib.sha256("".join(f"{name} {code[name]}\n" for name in sorted(code)).encode()).hexdigest()
+    parts = {"model": 0, "handler": 0, "golden": 0, "other": 0}
+    for name, size in held.sizes.items():
+        parts[_part(name, held.spec.model.file)] += size
+    return Card(
+        mar=mar,
+        sha256=file_sha256(mar),
+        bytes=mar.stat().st_size,
+        spec=held.spec,
+        handler=held.handler,
+        handler_version=version[:SHORT],
+        parts=parts,
+        pictures=held.pictures,
+        detects=held.detects,
+    )
+
+
+def _part(name: str, model: str) -> str:
+    if name == model:
+        return "model"
+    if name.endswith(".py"):
+        return "handler"
+    if name.startswith(f"{FOLDER}/"):
+        return "golden"
+    return "other"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,56 @@
+"""What a worker may import: the packages of this environment that both servers' workers have."""
+
+from __future__ import annotations
+
+import re
+import site
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+ROOMS = ("archive", "bench", "cli", "serve", "train")
+# What the code in an archive may count on: what handlers/ imports, and psutil, which both servers require.
+WORKER_PACKAGES = ("torch", "numpy", "pillow", "psutil")
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def package_folders() -> list[str]:
+    """Return the folders of installed packages that this process imports from; none of this repository."""
+    installed = {str(Path(folder).resolve()) for folder in (*site.getsitepackages(), site.getusersitepackages())}
+    return [folder for folder in sys.path if folder and str(Path(folder).resolve()) in installed]
+
+
+def hidden_packages() -> list[str]:
+    """Return the top-level names that are installed here but that no worker can count on."""
+    allowed = _with_requirements(WORKER_PACKAGES)
+    return sorted(
+        name
+        for name, owners in metadata.packages_distributions().items()
+        if not any(_normal(owner) in allowed for owner in owners)
+    )
+
+
+def _with_requirements(names: Iterable[str]) -> set[str]:
+    """Return these distributions with everything they require, extras left out."""
+    found: set[str] = set()
+    waiting = [_normal(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for line in lines:
+            match = _NAME.match(line)
+            if match and "extra ==" not in line:
+                waiting.append(_normal(match.group()))
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

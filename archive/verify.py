@@ -1,0 +1,105 @@
+"""Verify an archive: safe, whole, and answering its golden pictures in a clean worker process."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archive import contents, manifest, safety, store
+from archive.digest import SHORT, file_sha256
+from archive.runner import Runner
+from beeline.answer import Answer
+from beeline.errors import ArchiveError
+from beeline.golden import FOLDER
+from beeline.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Verified:
+    """An archive that holds: what it is, how many golden pictures agreed, and on which device and how fast."""
+
+    mar: Path
+    sha256: str
+    spec: ModelSpec
+    server: str
+    pictures: int
+    choice: dict[str, list[str]]
+    load_seconds: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "archive": str(self.mar),
+            "sha256": self.sha256,
+            "name": self.spec.name,
+            "version": self.spec.version,
+            "fingerprint": self.spec.fingerprint(),
+            "server": self.server,
+            "pictures": self.pictures,
+            "choice": self.choice,
+            "load_seconds": round(self.load_seconds, 3),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def verify(mar: Path, server: str = "torchserve") -> Verified:
+    """Check an archive from its zip headers to its answers; the first thing that does not hold ends it.
+
+    The order is: safe to unpack, as the store's index says, every file as its record says, and then
+    loaded in a clean process as `server` loads it, which replays the golden pictures on the engine; last
+    they are sent through the handler as requests.
+
+    Raises:
+        ArchiveError: one sentence naming the first thing that differs, with what was expected.
+        Undetermined: when the handler gives no reply.
+    """
+    start = time.perf_counter()
+    held = contents.read(mar)
+    digest = file_sha256(mar)
+    listed = store.expected_sha256(mar)
+    if listed not in (None, digest):
+        raise ArchiveError(
+            f"{mar} has sha256 {digest[:SHORT]}, {store.INDEX} says {str(listed)[:SHORT]}; it was replaced since: "
+            "build it again"
+        )
+    with tempfile.TemporaryDirectory(prefix="beeline-verify-") as scratch:
+        folder = Path(scratch)
+        safety.unpack(mar, folder)
+        names = [str(picture["file"]) for picture in held.pictures]
+        with Runner(folder, server=server) as runner:
+            answers = runner.predict([(folder / FOLDER / name).read_bytes() for name in names])
+    for picture, answer in zip(held.pictures, answers, strict=True):
+        _compare(mar, held, picture, answer)
+    seconds = time.perf_counter() - start
+    return Verified(mar, digest, held.spec, server, len(names), runner.choice, runner.load_time, seconds)
+
+
+def _compare(mar: Path, held: contents.Contents, picture: dict[str, Any], answer: Answer) -> None:
+    """Compare the handler's answer with the expected one; a handler of the user's may answer in its own form."""
+    name = f"{FOLDER}/{picture['file']}"
+    if answer.status != 200:
+        raise ArchiveError(
+            f"{mar}: {name} is answered {answer.status} ({answer.body[:200]}), expected 200; build it again"
+        )
+    if held.handler != manifest.HANDLER:
+        return
+    got = answer.json()
+    expected: Sequence[tuple[str, float]] = picture["top"]
+    best, probability = expected[0]
+    if next(iter(got), None) != best:
+        found = next(iter(got.items()), ("nothing", 0.0))
+        raise ArchiveError(
+            f"{mar}: {name} is answered {found[0]!r} ({found[1]:.3f}), expected {best!r} ({probability:.3f}); "
+            "build it again"
+        )
+    for label, wanted in expected:
+        if label in got and abs(got[label] - wanted) > held.spec.tolerance:
+            raise ArchiveError(
+                f"{mar}: {name} gives {label!r} {got[label]:.3f}, expected {wanted:.3f} within {held.spec.tolerance}; "
+                "build it again"
+            )

@@ -1,0 +1,205 @@
+"""Clients of a running server: predictions, and its management API, the same for TorchServe and MMS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import requests
+
+from beeline.answer import Answer
+from beeline.errors import BeelineError, Undetermined
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+READY = "READY"
+
+
+class _Http:
+    """One keep-alive session to one address."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+        self._session = requests.Session()
+        # A proxy of the environment knows nothing of this machine's own ports.
+        self._session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "localhost")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def request(self, method: str, path: str, timeout: float | None = None, **options: Any) -> requests.Response:
+        """Send one request.
+
+        Raises:
+            Undetermined: when nothing answers there, or not in time.
+        """
+        for attempt in (1, 2):
+            try:
+                return self._session.request(method, f"{self.url}{path}", timeout=timeout or self.timeout, **options)
+            except requests.Timeout as error:
+                raise Undetermined(
+                    f"{self.url} did not answer within {timeout or self.timeout:g} s; look into `beeline serve logs`"
+                ) from error
+            except requests.ConnectionError as error:
+                # Both servers close the connection after every answer of 400 or more, which a request
+                # sent at that moment meets; a second one opens a new connection.
+                if attempt == 2:
+                    raise Undetermined(
+                        f"nothing answers at {self.url}; start a server with `beeline serve up`, or give another URL"
+                    ) from error
+            except requests.RequestException as error:
+                raise Undetermined(f"{self.url} cannot be asked ({error}); give a URL like http://HOST:PORT") from error
+        raise AssertionError("unreachable")
+
+
+class InferenceClient(_Http):
+    """Asks a server, or the gateway before it, for predictions. Not for several threads at once: one client each."""
+
+    def __init__(self, url: str, timeout: float = 120.0) -> None:
+        super().__init__(url, timeout)
+
+    def predict(self, model: str, data: bytes, version: str | None = None) -> Answer:
+        """Send one picture's bytes; return whatever status the server answers.
+
+        Raises:
+            Undetermined: when nothing answers.
+        """
+        path = f"/predictions/{quote(model)}" + (f"/{quote(version)}" if version else "")
+        response = self.request("POST", path, data=data, headers={"Content-Type": "application/octet-stream"})
+        return Answer(response.status_code, response.reason or "", response.text, dict(response.headers))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker as the server describes it; `pid` is None where it does not say (MMS)."""
+
+    id: str
+    status: str
+    pid: int | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of a model as the server describes it; `max_batch_delay` in milliseconds."""
+
+    name: str
+    version: str
+    min_workers: int
+    max_workers: int
+    batch_size: int
+    max_batch_delay: int
+    workers: tuple[Worker, ...]
+
+    @property
+    def ready(self) -> int:
+        """How many workers are READY."""
+        return sum(worker.status == READY for worker in self.workers)
+
+
+class ManagementClient(_Http):
+    """Commands a server through its management API."""
+
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
+        super().__init__(url, timeout)
+
+    def list(self) -> list[str]:
+        """Return the names of the registered models."""
+        return [str(entry["modelName"]) for entry in self._ask("GET", "/models", params={"limit": "100"})["models"]]
+
+    def describe(self, model: str, version: str | None = None) -> Model | None:
+        """Return one model, the default version without `version`; None when it is not registered."""
+        path = f"/models/{quote(model)}" + (f"/{quote(version)}" if version else "")
+        response = self.request("GET", path)
+        if response.status_code == 404:
+            return None
+        return parse_describe(_json(response))[0]
+
+    def scale(self, model: str, low: int, high: int, wait: float | None = None) -> int:
+        """Ask for `low` to `high` workers; return the status at once, or with `wait` when they are loaded.
+
+        `wait` is in seconds, at most. What came of it, only MMS's answer to a synchronous request says:
+        200 when so many run, 210 when not.
+
+        Raises:
+            BeelineError: with the server's own message when it cannot.
+        """
+        query = {"min_worker": str(low), "max_worker": str(high), "synchronous": "false" if wait is None else "true"}
+        response = self.request("PUT", f"/models/{quote(model)}", timeout=wait, params=query)
+        self._check(response)
+        return response.status_code
+
+    def register(self, parameters: dict[str, str | int], timeout: float) -> None:
+        """Register a model and wait for its workers, at most `timeout` seconds.
+
+        Raises:
+            BeelineError: with the server's own message when it does not.
+        """
+        self._ask("POST", "/models", timeout=timeout, params={**parameters, "synchronous": "true"})
+
+    def unregister(self, model: str, timeout: float) -> None:
+        """Take a model and its workers away."""
+        self._ask("DELETE", f"/models/{quote(model)}", timeout=timeout)
+
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        return self._check(self.request(method, path, **options))
+
+    def _check(self, response: requests.Response) -> Any:
+        values = _json(response)
+        if response.status_code >= 400:
+            raise BeelineError(
+                f"{response.request.method} {response.url} is answered {response.status_code}: "
+                f"{values.get('message', values)}; see `beeline serve logs`"
+            )
+        return values
+
+
+def parse_describe(values: Any) -> list[Model]:
+    """Read a DESCRIBE: TorchServe answers a list of versions, MMS one object.
+
+    Raises:
+        Undetermined: when it is neither.
+    """
+    try:
+        return [
+            Model(
+                name=str(entry["modelName"]),
+                version=str(entry.get("modelVersion", "")),
+                min_workers=int(entry["minWorkers"]),
+                max_workers=int(entry["maxWorkers"]),
+                batch_size=int(entry["batchSize"]),
+                max_batch_delay=int(entry["maxBatchDelay"]),
+                workers=tuple(
+                    Worker(
+                        str(worker["id"]), str(worker["status"]), worker["pid"] if worker.get("pid", -1) > 0 else None
+                    )
+                    for worker in entry.get("workers", [])
+                ),
+            )
+            for entry in (values if isinstance(values, list) else [values])
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Undetermined(f"the server describes a model in a form not known here: {values!r}") from error
+
+
+def _worker(entry: dict[str, Any]) -> Worker:
+    pid = int(entry.get("pid", -1))
+    return Worker(str(entry["id"]), str(entry["status"]), pid if pid > 0 else None)
+
+
+def _json(response: requests.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise Undetermined(
+            f"{response.url} answers {response.status_code} without JSON; is that a management address?"
+        ) from error

@@ -1,0 +1,239 @@
+"""`config.properties`, read strictly: every key known, typed and in range, or one sentence why not.
+
+TorchServe ignores a misspelt key in silence. The file is the only place for these numbers, so here a
+mistake in it is an error that names file, line and nearest known key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import javaproperties
+
+from beeline.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`; `unit` is for the error's sentence."""
+
+    low: int
+    high: int
+    unit: str
+
+    def check(self, value: object) -> int:
+        """Return the number.
+
+        Raises:
+            ValueError: with what is allowed.
+        """
+        if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
+            raise ValueError(f"a whole number of {self.unit}, {self.low} to {self.high}")
+        return value
+
+    def parse(self, text: str) -> int:
+        """Return the number written in `text`, as `check` does."""
+        try:
+            value: object = int(text)
+        except ValueError:
+            value = text
+        return self.check(value)
+
+
+@dataclass(frozen=True)
+class Address:
+    """`http://host:port`; a port of 0 asks for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether nobody outside this machine reaches it."""
+        return self.host == "localhost" or self.host.startswith("127.")
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Return the address written in `text`.
+
+        Raises:
+            ValueError: with what is allowed.
+        """
+        try:
+            parts = urlsplit(text)
+            if parts.scheme != "http" or not parts.hostname or parts.port is None or parts.path not in ("", "/"):
+                raise ValueError
+        except ValueError:
+            raise ValueError("http://HOST:PORT, such as http://127.0.0.1:8080") from None
+        return cls(parts.hostname, parts.port)
+
+
+BATCH_SIZE = Whole(1, 1024, "requests")
+WORKERS = Whole(1, 256, "processes")
+# From 1: MMS takes 0 for "not given" and would wait its own default of 100 ms.
+DELAY = Whole(1, 60_000, "milliseconds")
+TIMEOUT = Whole(1, 86_400, "seconds")
+
+NUMBERS = {
+    "job_queue_size": Whole(1, 100_000, "requests"),
+    "number_of_netty_threads": Whole(1, 256, "threads"),
+    "netty_client_threads": Whole(1, 256, "threads"),
+    "max_response_size": Whole(1024, 2**31 - 1, "bytes"),
+    # The server's limit in base64 must stay a Java int.
+    "beeline_max_image_bytes": Whole(1, 1_500_000_000, "bytes"),
+    "beeline_max_image_pixels": Whole(1, 2**31 - 1, "pixels"),
+    "beeline_log_megabytes": Whole(1, 10_000, "megabytes"),
+    "beeline_log_files": Whole(1, 100, "files"),
+}
+ADDRESSES = ("inference_address", "management_address")
+TEXTS = ("vmargs",)
+KNOWN = (*NUMBERS, *ADDRESSES, *TEXTS, "models")
+
+# Keys of TorchServe that `serve up` writes itself, each with where its value comes from.
+OWNED = {
+    "max_request_size": "it is derived from beeline_max_image_bytes; set that",
+    "load_models": "it is what `serve up --model` serves",
+    "model_store": "it is the option `serve up --store`",
+    "allowed_urls": "only the served archives are allowed",
+    "enable_model_api": "models are not registered while the server runs",
+    "install_py_dep_per_model": "archives bring no dependencies of their own",
+    "disable_system_metrics": "`serve status` shows the processes",
+    "metrics_address": "a free loopback port is taken",
+    "grpc_inference_address": "gRPC stays on loopback",
+    "grpc_management_address": "gRPC stays on loopback",
+    "grpc_inference_port": "a free loopback port is taken",
+    "grpc_management_port": "a free loopback port is taken",
+    "decode_input_request": "the handler parses requests itself",
+    "default_workers_per_model": "it is minWorkers in models",
+    "default_response_timeout": "it is responseTimeout in models, in seconds on both servers",
+    "default_response_timeout_seconds": "it is responseTimeout in models",
+    "preload_model": "each worker loads and tests its own model",
+    "service_envelope": "the handler reads JSON itself",
+}
+
+ENTRY_NUMBERS = {
+    "minWorkers": WORKERS,
+    "maxWorkers": WORKERS,
+    "batchSize": BATCH_SIZE,
+    "maxBatchDelay": DELAY,
+    "responseTimeout": TIMEOUT,
+    "startupTimeout": TIMEOUT,
+}
+ENTRY_KEYS = (*ENTRY_NUMBERS, "defaultVersion", "marName")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What `models` says of one version of a model: whole numbers by key, and the two other keys."""
+
+    numbers: Mapping[str, int]
+    default_version: bool | None = None
+    mar_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Properties:
+    """The file's values; what it leaves out is not in here. `models` is `{name: {version: Entry}}`."""
+
+    path: Path
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    addresses: Mapping[str, Address] = field(default_factory=dict)
+    vmargs: str = ""
+    models: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+
+
+def load(path: Path) -> Properties:
+    """Read and check the file.
+
+    Raises:
+        ConfigError: naming file, line, key, value and what is allowed.
+    """
+    try:
+        elements = list(javaproperties.parse(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing; restore it, or name another with --config") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); it must be a Java properties file in UTF-8") from error
+    found: dict[str, tuple[str, str]] = {}
+    line = 1
+    for element in elements:
+        if isinstance(element, javaproperties.KeyValue):
+            where = f"{path}:{line}"
+            _check_key(element.key, where)
+            if element.key in found:
+                raise ConfigError(f"{where}: {element.key} is there twice, first at {found[element.key][1]}; keep one")
+            found[element.key] = (element.value.strip(), where)
+        line += element.source.count("\n")
+    numbers, addresses = {}, {}
+    for key, (value, where) in found.items():
+        try:
+            if key in NUMBERS:
+                numbers[key] = NUMBERS[key].parse(value)
+            elif key in ADDRESSES:
+                addresses[key] = Address.parse(value)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {key} is {value!r}; allowed: {error}") from error
+    models = _models(*found["models"]) if "models" in found else {}
+    return Properties(path, numbers, addresses, found.get("vmargs", ("", ""))[0], models)
+
+
+def _check_key(key: str, where: str) -> None:
+    if key in OWNED:
+        raise ConfigError(f"{where}: {key} is set by `beeline serve up` ({OWNED[key]}); remove this line")
+    if key not in KNOWN:
+        raise ConfigError(f"{where}: unknown key {key}{did_you_mean(key, KNOWN)}")
+
+
+def _models(text: str, where: str) -> dict[str, dict[str, Entry]]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for index, (key, _) in enumerate(pairs):
+            if key in dict(pairs[:index]):
+                raise ConfigError(f"{where}: models has the key {key!r} twice; keep one")
+        return dict(pairs)
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        place = text[max(0, error.pos - 20) : error.pos + 20]
+        raise ConfigError(f"{where}: models is no JSON near {place!r} ({error.msg.lower()}); mend it there") from error
+    models: dict[str, dict[str, Entry]] = {}
+    for name, versions in _object(values, where, "models", "{model: {version: {...}}}").items():
+        models[name] = {}
+        for version, entry in _object(versions, where, f"models.{name}", "{version: {...}}").items():
+            key = f"models.{name}.{version}"
+            models[name][version] = _entry(_object(entry, where, key, '{"batchSize": 8, ...}'), where, key)
+    return models
+
+
+def _object(value: object, where: str, key: str, form: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key} is {value!r}; allowed: a JSON object {form}")
+    return value
+
+
+def _entry(values: dict[str, Any], where: str, key: str) -> Entry:
+    for name, value in values.items():
+        if name not in ENTRY_KEYS:
+            raise ConfigError(f"{where}: unknown key {key}.{name}{did_you_mean(name, ENTRY_KEYS)}")
+        try:
+            if name in ENTRY_NUMBERS:
+                ENTRY_NUMBERS[name].check(value)
+            elif name == "defaultVersion" and not isinstance(value, bool):
+                raise ValueError("true or false")
+            elif name == "marName" and not (isinstance(value, str) and value.endswith(".mar") and "/" not in value):
+                raise ValueError("the name of a .mar file in the store")
+        except ValueError as error:
+            raise ConfigError(f"{where}: {key}.{name} is {value!r}; allowed: {error}") from error
+    numbers = {name: value for name, value in values.items() if name in ENTRY_NUMBERS}
+    low, high = numbers.get("minWorkers"), numbers.get("maxWorkers")
+    if low is not None and high is not None and low > high:
+        raise ConfigError(f"{where}: {key}.maxWorkers is {high}, less than minWorkers ({low}); raise it")
+    return Entry(numbers, values.get("defaultVersion"), values.get("marName"))

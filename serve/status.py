@@ -1,0 +1,143 @@
+"""What runs on this machine: servers, models, workers, processes, settings, counts of answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from beeline.errors import Undetermined
+from serve import instance, processes
+from serve.client import ManagementClient, Model
+from serve.instance import MARK, Instance, State
+
+
+def status(home: Path, name: str | None = None) -> dict[str, Any]:
+    """Return every running server, or the named one, as JSON values, and how the others ended.
+
+    What dead ones left is stopped first, and listed by name.
+
+    Raises:
+        BeelineError: when the named one does not run.
+    """
+    swept = instance.sweep_dead(home)
+    known = instance.known(home)
+    alive = [instance.running(home, name)[0]] if name is not None else [found for found in known if found.alive()]
+    ends = {found.name: found.last_end() for found in known if name is None and not found.alive()}
+    return {
+        "servers": [_server(found) for found in alive],
+        "ended": [{"name": each, "reason": end[0], "failed": end[1]} for each, end in ends.items() if end],
+        "swept": swept,
+    }
+
+
+def lines(seen: dict[str, Any]) -> list[str]:
+    """Return the same for people."""
+    out: list[str] = []
+    for server in seen["servers"]:
+        out += _server_lines(server)
+    for end in seen["ended"]:
+        out.append(f"{end['name']}: not running; {'failed: ' if end['failed'] else ''}{end['reason']}")
+    for name, pids in seen["swept"].items():
+        out.append(f"{name}: stopped {len(pids)} processes that it had left ({pids})")
+    return out or ["no server is running; start one with `beeline serve up`"]
+
+
+def _server(found: Instance) -> dict[str, Any]:
+    state = found.read()
+    if state is None:
+        return {"name": found.name, "state": "starting or stopping"}
+    models: list[dict[str, Any]] = []
+    note = None
+    with ManagementClient(state.management, timeout=5) as management:
+        try:
+            models = [_model(management.describe(name)) for name in management.list()]
+        except Undetermined as error:
+            note = str(error)
+    return {
+        "name": state.name,
+        "state": "ready" if state.ready else "starting",
+        "server": state.server,
+        "url": state.inference,
+        "management": state.management,
+        "seconds": round(time.time() - state.started, 1),
+        "models": models,
+        "note": note,
+        "archives": state.archives,
+        "processes": _processes(state),
+        "answers": answers(Path(state.temporary) / "metrics"),
+        "configuration": state.configuration,
+        "logs": str(found.logs),
+    }
+
+
+def _model(described: Model | None) -> dict[str, Any]:
+    if described is None:
+        return {}
+    values = {key: value for key, value in vars(described).items() if key != "workers"}
+    return {**values, "ready": described.ready, "workers": [vars(worker) for worker in described.workers]}
+
+
+def _processes(state: State) -> list[dict[str, Any]]:
+    """Return id, kind and resident megabytes of the supervisor and of everything that carries its mark."""
+    found = processes.marked(MARK, state.mark)
+    if state.supervisor is not None and psutil.pid_exists(state.supervisor):
+        found.insert(0, psutil.Process(state.supervisor))
+    out = []
+    for process in found:
+        try:
+            memory = process.memory_info().rss
+        except psutil.Error:
+            continue
+        kind = {state.supervisor: "supervisor", state.java: "java"}.get(process.pid, "worker")
+        out.append({"pid": process.pid, "kind": kind, "megabytes": round(memory / 1e6, 1)})
+    return out
+
+
+def answers(folder: Path) -> dict[str, dict[str, int]]:
+    """Add up the answers by status that the workers counted, `{model: {status: count}}`."""
+    total: dict[str, dict[str, int]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            counted = json.loads(path.read_text(encoding="utf-8"))
+            of_model = total.setdefault(str(counted["model"]), {})
+            for code, count in counted["answers"].items():
+                of_model[str(code)] = of_model.get(str(code), 0) + int(count)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # A worker of somebody's own handler may write what it likes there.
+            continue
+    return total
+
+
+def _server_lines(server: dict[str, Any]) -> list[str]:
+    if "server" not in server:
+        return [f"{server['name']}: {server['state']}"]
+    out = [
+        f"{server['name']}: {server['server']}, {server['state']} since {server['seconds']:.0f} s, "
+        f"{server['url']}, management {server['management']}"
+    ]
+    if server["note"]:
+        out.append(f"  {server['note']}")
+    for model in server["models"]:
+        out.append(
+            f"  {model['name']} {model['version']}: {model['ready']} of {len(model['workers'])} workers ready "
+            f"({model['min_workers']} to {model['max_workers']}), batch {model['batch_size']}, "
+            f"delay {model['max_batch_delay']} ms"
+        )
+    for process in server["processes"]:
+        out.append(f"  {process['kind']} {process['pid']}: {process['megabytes']:.0f} MB")
+    for model_name, counts in server["answers"].items():
+        out.append(f"  answers of {model_name}: " + ", ".join(f"{count} x {code}" for code, count in counts.items()))
+    for model in server["configuration"]["models"]:
+        for key, setting in model.items():
+            if isinstance(setting, dict):
+                out.append(f"  {model['model']} {key}: {setting['value']} ({setting['reason']})")
+    threads = server["configuration"]["threads"]
+    out.append(f"  threads a worker: {threads['value']} ({threads['reason']})")
+    for key, setting in server["configuration"]["numbers"].items():
+        out.append(f"  {key}: {setting['value']} ({setting['reason']})")
+    out.append(f"  logs: {server['logs']}")
+    return out

@@ -1,0 +1,143 @@
+"""The archives to serve: found in a store, named by their manifests, compared with the index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beeline.errors import ArchiveError, did_you_mean
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+GOLDEN = "golden/expected.json"
+INDEX = "index.json"
+# TorchServe separates archives by commas in a value that ends at a space.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A golden picture of an archive and the label that the model must put first for it."""
+
+    file: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One `.mar` and what its manifest calls the model; `canary` is None where it has no golden pictures."""
+
+    path: Path
+    model: str
+    version: str
+    canary: Canary | None
+
+    def canary_bytes(self) -> bytes:
+        """Return the canary's picture.
+
+        Raises:
+            ArchiveError: when the archive changed since it was read.
+        """
+        if self.canary is None:
+            raise ArchiveError(f"{self.path} has no golden picture to try; build it with `beeline archive build`")
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return archive.read(self.canary.file)
+        except (OSError, zipfile.BadZipFile, KeyError) as error:
+            raise ArchiveError(f"{self.path} lost {self.canary.file} ({error}); build it again") from error
+
+
+def find(store: Path, wanted: Sequence[str] = ()) -> tuple[Archive, ...]:
+    """Return the archives named by `wanted`, else every one in `store`.
+
+    Args:
+        store: a folder of `.mar` files, with `index.json` beside them or without.
+        wanted: each a file name in the store with or without `.mar`, or the path of a `.mar` anywhere.
+
+    Raises:
+        ArchiveError: for an empty store, a missing or unreadable archive, one that differs from the index,
+            or two of the same model and version.
+    """
+    paths = [_path(store, name) for name in dict.fromkeys(wanted)] if wanted else sorted(store.glob("*.mar"))
+    if not paths:
+        raise ArchiveError(f"{store} holds no archive; build one with `beeline archive build`, or name another --store")
+    for path in paths:
+        if not _FILE_NAME.fullmatch(path.name):
+            raise ArchiveError(f"{path} cannot be served under that name; use letters, digits, '.', '_' and '-' only")
+    archives = tuple(_read(path) for path in paths)
+    seen: dict[tuple[str, str], Path] = {}
+    for archive in archives:
+        _check_index(archive.path)
+        key = (archive.model, archive.version)
+        if key in seen:
+            raise ArchiveError(
+                f"{seen[key]} and {archive.path} are both {archive.model} {archive.version}; name one with --model"
+            )
+        seen[key] = archive.path
+    return archives
+
+
+def names(archives: Iterable[Archive]) -> tuple[str, ...]:
+    """Return the models' names, each once, in order."""
+    return tuple(dict.fromkeys(archive.model for archive in archives))
+
+
+def _path(store: Path, name: str) -> Path:
+    given = Path(name)
+    if given.suffix == ".mar" and len(given.parts) > 1:
+        path = given.resolve()
+        known: list[str] = []
+    else:
+        path = store / (name if given.suffix == ".mar" else f"{name}.mar")
+        known = [entry.stem for entry in store.glob("*.mar")]
+    if path.is_file():
+        return path
+    hint = did_you_mean(path.stem, known) if known else "; build it with `beeline archive build`"
+    raise ArchiveError(f"{path} is missing{hint}")
+
+
+def _read(path: Path) -> Archive:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            model = json.loads(archive.read(MANIFEST))["model"]
+            golden = json.loads(archive.read(GOLDEN)) if GOLDEN in archive.namelist() else None
+        canary = _canary(golden)
+        return Archive(path, str(model["modelName"]), str(model.get("modelVersion", "1.0")), canary)
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ArchiveError(
+            f"{path} cannot be read as a model archive ({type(error).__name__}: {error}); build it again"
+        ) from error
+
+
+def _canary(golden: dict[str, Any] | None) -> Canary | None:
+    if golden is None:
+        return None
+    first = golden["pictures"][0]
+    return Canary(f"golden/{first['file']}", str(first["top"][0][0]))
+
+
+def _check_index(path: Path) -> None:
+    """Compare with the index beside the archive; one that the index does not list was brought by hand and is fine."""
+    index = path.parent / INDEX
+    if not index.is_file():
+        return
+    try:
+        expected = json.loads(index.read_text(encoding="utf-8"))["archives"].get(path.name, {}).get("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArchiveError(f"{index} cannot be read ({error}); build an archive again, which rewrites it") from error
+    if expected is None:
+        return
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise ArchiveError(
+            f"{path} has sha256 {digest.hexdigest()[:12]}, {INDEX} says {expected[:12]}; "
+            "it was changed after it was built: build it again with `beeline archive build`"
+        )

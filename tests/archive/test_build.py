@@ -1,0 +1,166 @@
+"""Building: the same bytes anywhere, the tree kept, the store only changed by what verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from archive.build import HANDLERS, Built, build
+from archive.contents import read
+from archive.store import INDEX, read_index
+from beeline.errors import ArchiveError, BeelineError, ConfigError
+from beeline.spec import ModelSpec
+from tests.archive.conftest import Files
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_archive_holds_the_tree_of_handlers_and_the_export_and_nothing_else(
+    tiny_files: Files, tiny_export: Path
+) -> None:
+    code = {p.relative_to(HANDLERS).as_posix(): p for p in HANDLERS.rglob("*.py")}
+    exported = {p.relative_to(tiny_export).as_posix(): p for p in tiny_export.rglob("*") if p.is_file()}
+    assert set(tiny_files) == {*code, *exported, "MAR-INF/MANIFEST.json", "checksums.json"}
+    for name, path in {**code, **exported}.items():
+        assert tiny_files[name] == path.read_bytes(), name
+
+
+def test_the_manifest_is_what_both_servers_read(tiny_files: Files) -> None:
+    manifest = json.loads(tiny_files["MAR-INF/MANIFEST.json"])
+    assert manifest["model"] == {
+        "modelName": "tiny",
+        "modelVersion": "1.0",
+        "serializedFile": "model.pt2",
+        "handler": "vision_handler.py",
+    }
+    assert (manifest["runtime"], manifest["createdOn"]) == ("python", "01/01/1980 00:00:00")
+
+
+def test_every_entry_is_dated_ordered_and_permitted_alike(tiny_built: Built) -> None:
+    with zipfile.ZipFile(tiny_built.path) as archive:
+        entries = archive.infolist()
+    assert entries[0].filename == "MAR-INF/MANIFEST.json"
+    names = [entry.filename for entry in entries[1:]]
+    assert names == sorted(names)
+    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {entry.external_attr >> 16 for entry in entries} == {0o100644}
+    assert {entry.compress_type for entry in entries} == {zipfile.ZIP_STORED}
+
+
+def test_it_was_verified_and_listed(tiny_built: Built) -> None:
+    assert tiny_built.verified is not None
+    assert tiny_built.verified.pictures == 4
+    assert tiny_built.verified.mar == tiny_built.path
+    entry = read_index(tiny_built.path.parent)["tiny.mar"]
+    assert (entry.sha256, entry.bytes) == (tiny_built.sha256, tiny_built.path.stat().st_size)
+    assert entry.fingerprint == tiny_built.spec.fingerprint()
+    assert sorted(p.name for p in tiny_built.path.parent.iterdir()) == [".lock", INDEX, "tiny.mar"]
+
+
+def test_another_process_folder_umask_and_file_times_give_the_same_bytes(
+    tiny_built: Built, tiny_export: Path, tmp_path: Path
+) -> None:
+    export = tmp_path / "a, folder [of] mine"
+    shutil.copytree(tiny_export, export, copy_function=shutil.copyfile)
+    for path in export.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    handlers = tmp_path / "handlers"
+    shutil.copytree(HANDLERS, handlers, copy_function=shutil.copyfile)
+    (handlers / "beeline" / "__pycache__").mkdir(exist_ok=True)
+    (handlers / "beeline" / "__pycache__" / "spec.cpython-311.pyc").write_bytes(b"compiled")
+    (handlers / "beeline" / ".spec.py.swp").write_bytes(b"an editor's")
+    program = (
+        "import os, sys, pathlib; os.umask(0o077)\n"
+        "from archive.build import build\n"
+        f"build(pathlib.Path({export.name!r}), pathlib.Path('store'), check=False, handlers=pathlib.Path('handlers'))\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "9", "TZ": "Asia/Tokyo"}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "store" / "tiny.mar").read_bytes() == tiny_built.path.read_bytes()
+
+
+def test_a_users_handler_takes_the_place_of_ours_and_is_verified(tiny_export: Path, tmp_path: Path) -> None:
+    handler = tmp_path / "thresholded.py"
+    handler.write_text(
+        "from vision_handler import VisionHandler\n\n\n"
+        "class Thresholded(VisionHandler):\n"
+        "    def postprocess(self, logits, batch):\n"
+        "        return super().postprocess(logits - 1.0, batch)\n"
+    )
+    built = build(tiny_export, tmp_path / "store", handler=handler)
+    held = read(built.path)
+    assert held.handler == "thresholded.py"
+    assert {"thresholded.py", "vision_handler.py"} <= set(held.sizes)
+    assert built.verified is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "told"),
+    [
+        ("mine.py", "x = 1\n", "classes none"),
+        ("mine.py", "class A: ...\nclass B: ...\n", "classes A, B"),
+        ("mine.py", "class A: ...\ndef handle(data, context): ...\n", "has a function handle"),
+        ("mine.py", "class A(:\n", "cannot be read as Python"),
+        ("vision_handler.py", "class A: ...\n", "cannot be called that"),
+        ("beeline.py", "class A: ...\n", "cannot be called that"),
+        ("my-handler.py", "class A: ...\n", "cannot be called that"),
+    ],
+)
+def test_a_handler_that_servers_would_not_load_is_refused(
+    tiny_export: Path, tmp_path: Path, name: str, source: str, told: str
+) -> None:
+    (tmp_path / name).write_text(source)
+    with pytest.raises(ArchiveError, match=told):
+        build(tiny_export, tmp_path / "store", handler=tmp_path / name, check=False)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_model_config_goes_in_and_a_batching_key_does_not(tiny_export: Path, tmp_path: Path) -> None:
+    config = tmp_path / "anything.yaml"
+    config.write_text("maxRetryTimeoutInSec: 60\n")
+    built = build(tiny_export, tmp_path / "store", config=config, check=False)
+    with zipfile.ZipFile(built.path) as archive:
+        assert archive.read("model-config.yaml") == config.read_bytes()
+        assert json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["configFile"] == "model-config.yaml"
+    assert read(built.path).spec == built.spec
+    config.write_text("batchSize: 8\n")
+    with pytest.raises(ConfigError, match="batchSize"):
+        build(tiny_export, tmp_path / "store", config=config, check=False)
+
+
+def test_an_archive_that_does_not_verify_replaces_nothing(tiny_export: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    good = build(tiny_export, store, check=False)
+    export = tmp_path / "export"
+    shutil.copytree(tiny_export, export)
+    expected = export / "golden" / "expected.json"
+    values = json.loads(expected.read_text())
+    values["pictures"][0]["top"][0][1] -= 0.2
+    expected.write_text(json.dumps(values))
+    with pytest.raises(ArchiveError, match=r"golden/0\.jpg gives 'ants' .* expected .* within 0\.02") as caught:
+        build(export, store)
+    assert ".build-" not in str(caught.value)
+    assert read_index(store)["tiny.mar"].sha256 == good.sha256
+    assert sorted(p.name for p in store.iterdir()) == [".lock", INDEX, "tiny.mar"]
+
+
+def test_an_export_that_was_changed_or_is_of_other_code_is_refused(tiny_export: Path, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    shutil.copytree(tiny_export, export)
+    spec = ModelSpec.load(export)
+    (export / "model.pt2").write_bytes(b"another model")
+    with pytest.raises(ArchiveError, match=r"model\.pt2 has sha256 .*, its spec says .*export the model again"):
+        build(export, tmp_path / "store", check=False)
+    shutil.copyfile(tiny_export / "model.pt2", export / "model.pt2")
+    ModelSpec.from_dict({**spec.to_dict(), "geometry_sha256": "0" * 64}).save(export / "model_spec.json")
+    with pytest.raises(ArchiveError, match=r"another version of beeline/pixels\.py"):
+        build(export, tmp_path / "store", check=False)
+    with pytest.raises(BeelineError, match="is missing"):
+        build(tmp_path, tmp_path / "store", check=False)

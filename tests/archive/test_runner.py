@@ -1,0 +1,151 @@
+"""The runner: a handler in a clean process, its answers and its real traceback."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from archive.build import Built
+from archive.runner import Runner, WorkerTraceback
+from beeline.errors import ArchiveError, Undetermined
+from tests.archive.conftest import Files, MakeMar
+from tests.conftest import BLUE, GREEN, RED
+
+MakePlain = Callable[[str], Path]
+
+ECHO = """
+import json, sys
+
+class Echo:
+    def initialize(self, context):
+        self.server = "torchserve" if hasattr(context, "model_yaml_config") else "mms"
+        print("handlers print, and it must not break the protocol")
+
+    def handle(self, data, context):
+        for i, row in enumerate(data):
+            if not row["body"]:
+                context.set_response_status(400, "Bad Request", i)
+            context.set_response_header(i, "X-Rows", str(len(data)))
+        return [json.dumps([self.server, bytes(row["body"]).decode()]) for row in data]
+"""
+
+
+def test_an_archive_answers_pictures_like_a_server(tiny_built: Built) -> None:
+    with Runner(tiny_built.path, batch_size=2) as runner:
+        answers = runner.predict([RED, GREEN, b"no picture", BLUE, b""])
+        again = runner.predict([BLUE])
+    assert [answer.status for answer in answers] == [200, 200, 415, 200, 400]
+    assert set(answers[0].json()) == {"ants", "bees", "crickets"}
+    assert answers[2].json()["type"] == "NotAnImage"
+    assert [answer.headers["X-Batch-Size"] for answer in answers] == ["2", "2", "2", "2", "1"]
+    assert answers[0].headers["content-type"] == "application/json"
+    assert again[0].json() == answers[3].json()
+    assert runner.choice["threads"][1]
+
+
+@pytest.mark.parametrize("server", ["torchserve", "mms"])
+def test_the_handler_gets_the_context_of_the_server_that_was_asked_for(make_plain: MakePlain, server: str) -> None:
+    with Runner(make_plain(ECHO), server=server, batch_size=2) as runner:
+        answers = runner.predict([b"a", b"", b"c"])
+    assert [answer.json() for answer in answers] == [[server, "a"], [server, ""], [server, "c"]]
+    assert [answer.status for answer in answers] == [200, 400, 200]
+    assert [answer.headers["X-Rows"] for answer in answers] == ["2", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    ("source", "told", "shown"),
+    [
+        ("import nothing_of_that_name\n", "ModuleNotFoundError: .*a worker has torch", 'plain.py", line 1'),
+        ("import torchvision\n", "No module named 'torchvision'", "import torchvision"),
+        ("import train\n", "No module named 'train'", "import train"),
+        ("import archive\n", "No module named 'archive'", "import archive"),
+        ("import serve.client\n", "No module named 'serve'", "import serve"),
+        ("class A: ...\nclass B: ...\n", "defines the classes A, B", "exactly one"),
+        (
+            "class A:\n    def initialize(self, context):\n        return 1 / 0\n",
+            "does not load: ZeroDivisionError: division by zero",
+            "return 1 / 0",
+        ),
+        (
+            "class A:\n    def initialize(self, context): raise SystemExit('no')\n",
+            "does not load: SystemExit: no",
+            "no",
+        ),
+    ],
+)
+def test_a_handler_that_does_not_load_shows_its_real_traceback(
+    make_plain: MakePlain, source: str, told: str, shown: str
+) -> None:
+    with pytest.raises(ArchiveError, match=told) as caught, Runner(make_plain(source)):
+        raise AssertionError("it must not load")
+    assert isinstance(caught.value.__cause__, WorkerTraceback)
+    assert "Traceback (most recent call last)" in str(caught.value.__cause__)
+    assert shown in str(caught.value.__cause__)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "told", "shown"),
+    [
+        ("return [self.missing for _ in data]", "AttributeError", "return [self.missing for _ in data]"),
+        ("return []", "returned 0 answers for 1 requests", "ValueError"),
+        ("return 'text'", "returned a str for 1 requests", "ValueError"),
+        ("import os; os._exit(3)", "ended with exit code 3", "worker wrote nothing"),
+        (
+            "import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
+            "SIGKILL",
+            "last words",
+        ),
+    ],
+)
+def test_a_handler_that_fails_on_a_batch_shows_why(make_plain: MakePlain, body: str, told: str, shown: str) -> None:
+    source = f"class A:\n    def initialize(self, context): ...\n    def handle(self, data, context):\n        {body}\n"
+    with Runner(make_plain(source)) as runner, pytest.raises(ArchiveError, match=told) as caught:
+        runner.predict([b"x"])
+    assert shown in str(caught.value.__cause__)
+
+
+def test_a_failed_self_test_is_its_own_sentence(tiny_files: Files, make_mar: MakeMar) -> None:
+    mar = make_mar({**tiny_files, "golden/1.png": b"changed"})
+    for server in ("torchserve", "mms"):
+        with (
+            pytest.raises(ArchiveError, match=r"golden/1\.png is [0-9a-f]{12}, the archive was built with"),
+            Runner(mar, server),
+        ):
+            raise AssertionError("it must not load")
+
+
+def test_a_handler_that_hangs_is_ended(make_plain: MakePlain) -> None:
+    source = "import time\nclass A:\n    def initialize(self, context): time.sleep(600)\n"
+    with pytest.raises(Undetermined, match=r"no reply within 0\.5 s"), Runner(make_plain(source), load_seconds=0.5):
+        raise AssertionError("it must not load")
+
+
+def test_nothing_is_left_behind(make_plain: MakePlain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    child = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+    source = f"{child}class A:\n    def initialize(self, context): ...\n"
+    with Runner(make_plain(source)):
+        started = psutil.Process().children(recursive=True)
+        assert len(started) == 2
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+    assert list(scratch.iterdir()) == []
+    assert Path.cwd() == Path(os.getcwd())  # noqa: PTH109 - the runner's folder is gone, this process stays
+
+
+def test_a_runner_outside_its_block_and_an_unknown_server_are_refused(make_plain: MakePlain) -> None:
+    mar = make_plain(ECHO)
+    with Runner(mar) as runner:
+        assert runner.predict([]) == []
+    with pytest.raises(ArchiveError, match="is closed"):
+        runner.predict([b"x"])
+    with pytest.raises(ArchiveError, match="'torchserv'; did you mean 'torchserve'"):
+        Runner(mar, server="torchserv")

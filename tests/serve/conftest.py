@@ -1,0 +1,125 @@
+"""Small archives to serve: fakes with a handler of a few lines, and a real one around a tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serve import processes
+from serve.instance import MARK
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A handler of its own, so that the room's tests stand without the project's: it answers what it is told.
+FAKE = """
+import importlib.util, json, os
+
+class Fake:
+    def initialize(self, context):
+        gate = {gate!r}
+        if gate and not os.path.exists(gate):
+            if hasattr(context, "model_yaml_config"):
+                raise RuntimeError("the gate is shut")
+            print("this worker refuses to serve: the gate is shut", flush=True)
+            raise SystemExit(1)
+
+    def handle(self, data, context):
+        ours = sum(importlib.util.find_spec(room) is not None for room in ("beeline", "cli", "train"))
+        return [json.dumps({{"{label}": 0.9, "other": 0.1, "ours": ours}}) for _ in data]
+"""
+
+MakeArchive = Callable[..., Path]
+
+
+def write_archive(path: Path, model: str, files: dict[str, bytes], handler: str, config: str | None = None) -> Path:
+    """Zip the files under a manifest as torch-model-archiver writes it."""
+    manifest = {
+        "createdOn": "01/01/2000 00:00:00",
+        "runtime": "python",
+        "model": {
+            "modelName": model,
+            "serializedFile": "model.pt",
+            "handler": handler,
+            "modelVersion": "1.0",
+            **({"configFile": config} if config else {}),
+        },
+        "archiverVersion": "0.12.0",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_fake() -> MakeArchive:
+    """Write a fake archive; `gate` is a file without which its workers die, `retry` seconds until they are given up."""
+
+    def make(
+        store: Path,
+        model: str = "fake",
+        label: str = "red",
+        gate: Path | None = None,
+        retry: int | None = None,
+        expected: str | None = None,
+    ) -> Path:
+        store.mkdir(parents=True, exist_ok=True)
+        source = FAKE.format(gate=str(gate) if gate else "", label=label)
+        files = {"fake_handler.py": source.encode(), "model.pt": b"no model"}
+        if expected is not None:
+            top = {"schema": 1, "pictures": [{"file": "0.png", "sha256": "", "top": [[expected, 0.9]]}]}
+            files |= {"golden/expected.json": json.dumps(top).encode(), "golden/0.png": b"no picture"}
+        if retry is not None:
+            files["model-config.yaml"] = f"maxRetryTimeoutInSec: {retry}\n".encode()
+        config = "model-config.yaml" if retry is not None else None
+        return write_archive(store / f"{model}.mar", model, files, "fake_handler.py", config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def colour_archive(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real archive: the project's handler around the smallest model that names a colour."""
+    handlers = ROOT / "handlers"
+    files = {
+        str(path.relative_to(colour_model)): path.read_bytes() for path in colour_model.rglob("*") if path.is_file()
+    }
+    files["vision_handler.py"] = (handlers / "vision_handler.py").read_bytes()
+    files |= {f"beeline/{path.name}": path.read_bytes() for path in (handlers / "beeline").glob("*.py")}
+    record = json.loads(files["checksums.json"])
+    record["files"] = {
+        name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "checksums.json"
+    }
+    files["checksums.json"] = json.dumps(record).encode()
+    store = tmp_path_factory.mktemp("colours")
+    return write_archive(store / "colours.mar", "colours", files, "vision_handler.py")
+
+
+@pytest.fixture(scope="session")
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder of the tests' own; whatever a failed test left is ended with the session."""
+    home = tmp_path_factory.mktemp("state").resolve()
+    yield home
+    processes.stop_marked(MARK, str(home), grace=0)
+
+
+@pytest.fixture
+def environ(state_home: Path) -> dict[str, str]:
+    """The environment without this project's own variables, and with the tests' state folder."""
+    ours = ("BEELINE_", "BATCH_SIZE", "WORKERS", "LINGER_MS")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    return {**kept, "BEELINE_STATE": str(state_home)}
+
+
+@pytest.fixture
+def marked_left(state_home: Path) -> Callable[[], list[psutil.Process]]:
+    """Return every live process that carries a mark of the tests' state folder."""
+    return lambda: processes.marked(MARK, str(state_home))

@@ -1,0 +1,114 @@
+"""Flag over environment over file over default, each number with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beeline.errors import ConfigError
+from serve.config import Configuration, Overrides, Setting, resolve
+from serve.properties import Address, Entry, Properties
+from serve.store import Archive
+
+
+def archive(model: str = "fake", version: str = "1.0") -> Archive:
+    return Archive(Path(f"/store/{model}.mar"), model, version, None)
+
+
+def resolved(
+    numbers: dict[str, int] | None = None,
+    overrides: Overrides | None = None,
+    environ: dict[str, str] | None = None,
+    cores: int = 8,
+    gpus: int = 0,
+    archives: tuple[Archive, ...] = (archive(),),
+    properties: Properties | None = None,
+) -> Configuration:
+    models = {} if numbers is None else {"fake": {"1.0": Entry(numbers)}}
+    given_properties = properties or Properties(Path("config.properties"), models=models)
+    return resolve(given_properties, archives, overrides or Overrides(), environ or {}, cores, gpus)
+
+
+def test_flag_over_environment_over_file_over_default() -> None:
+    file, environ = {"batchSize": 4}, {"BATCH_SIZE": "16"}
+    assert resolved().models[0].batch_size.value == 8
+    assert resolved(file).models[0].batch_size == Setting(4, "config.properties")
+    assert resolved(file, environ=environ).models[0].batch_size == Setting(16, "environment BATCH_SIZE")
+    flag = resolved(file, Overrides(batch_size=32), environ).models[0].batch_size
+    assert flag == Setting(32, "--batch-size")
+
+
+def test_workers_and_delay_have_their_variables_too() -> None:
+    model = resolved({"minWorkers": 1, "maxWorkers": 4}, environ={"WORKERS": "3", "LINGER_MS": "25"}).models[0]
+    assert (model.min_workers.value, model.max_workers.value, model.max_batch_delay.value) == (3, 3, 25)
+
+
+def test_a_model_without_an_entry_says_so() -> None:
+    reason = resolved().models[0].batch_size.reason
+    assert reason == "default: config.properties has no entry for fake 1.0"
+
+
+def test_a_lone_entry_fits_another_version_and_says_so() -> None:
+    newer = resolved({"batchSize": 4}, archives=(archive(version="2.0"),)).models[0]
+    assert newer.batch_size == Setting(4, "config.properties, its entry for fake 1.0")
+
+
+@given(cores=st.integers(1, 256), workers=st.integers(1, 256))
+def test_threads_never_exceed_the_cores(cores: int, workers: int) -> None:
+    threads = resolved(overrides=Overrides(workers=workers), cores=cores).threads.value
+    assert threads == 1 or threads * workers <= cores
+    assert threads >= 1
+
+
+def test_threads_are_shared_by_the_workers_of_all_models() -> None:
+    both = resolved(overrides=Overrides(workers=2), archives=(archive(), archive("other")), cores=8)
+    assert both.threads == Setting(2, "8 cores / 4 workers")
+
+
+@pytest.mark.parametrize(("cores", "gpus", "workers"), [(1, 0, 1), (2, 0, 1), (6, 0, 3), (64, 0, 4), (64, 2, 2)])
+def test_default_workers_come_from_the_machine(cores: int, gpus: int, workers: int) -> None:
+    assert resolved(cores=cores, gpus=gpus).models[0].min_workers.value == workers
+
+
+def test_one_limit_makes_the_servers_limit_with_room_for_base64() -> None:
+    configuration = resolved()
+    picture = configuration.numbers["beeline_max_image_bytes"].value
+    assert configuration.max_request_size >= picture * 4 / 3 + 4096
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environ", "said"),
+    [
+        (Overrides(batch_size=0), {}, "--batch-size is 0; allowed: a whole number of requests, 1 to 1024"),
+        (Overrides(), {"BATCH_SIZE": "x"}, "BATCH_SIZE is 'x'; allowed"),
+        (Overrides(), {"WORKERS": "0"}, "WORKERS is '0'; allowed"),
+        (Overrides(), {"LINGER_MS": "1.5"}, "LINGER_MS is '1.5'; allowed"),
+        (Overrides(port=70_000), {}, "--port is 70000; allowed"),
+        (Overrides(port=8081), {}, "both on http://127.0.0.1:8081"),
+    ],
+)
+def test_an_impossible_number_is_one_sentence(overrides: Overrides, environ: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved(overrides=overrides, environ=environ)
+    assert said in str(caught.value)
+
+
+def test_management_is_loopbacks_alone() -> None:
+    open_to_all = Properties(Path("f"), addresses={"management_address": Address("0.0.0.0", 8081)})
+    with pytest.raises(ConfigError, match="which others reach and could command"):
+        resolved(properties=open_to_all)
+
+
+def test_port_0_asks_for_a_free_management_port_too() -> None:
+    assert resolved(overrides=Overrides(port=0)).management.port == 0
+    assert resolved(overrides=Overrides(port=0, management_port=9)).management.port == 9
+
+
+def test_the_resolved_configuration_is_plain_json() -> None:
+    values = json.loads(json.dumps(resolved().to_dict()))
+    assert values["models"][0]["batch_size"]["reason"]
+    assert values["inference"] == "http://127.0.0.1:8080"

@@ -1,0 +1,75 @@
+"""`config.properties` is read strictly: each mistake is one sentence that names place, value and fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beeline.errors import ConfigError
+from serve.properties import Address, load
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = 'models={"fake": {"1.0": {%s}}}'
+
+
+def test_the_projects_own_file_is_valid() -> None:
+    properties = load(ROOT / "config" / "config.properties")
+    entry = properties.models["resnet18"]["1.0"]
+    assert entry.numbers["batchSize"] == 8
+    assert entry.mar_name == "resnet18.mar"
+    assert properties.numbers["beeline_max_image_bytes"] == 20_000_000
+    assert properties.addresses["management_address"] == Address("127.0.0.1", 8081)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("job_queue_sise=3", ":1: unknown key job_queue_sise; did you mean 'job_queue_size'?"),
+        ("# one\n\nload_models=all", ":3: load_models is set by `beeline serve up`"),
+        ("max_request_size=1", "derived from beeline_max_image_bytes"),
+        ("job_queue_size=many", "job_queue_size is 'many'; allowed: a whole number of requests, 1 to 100000"),
+        ("job_queue_size=0", "job_queue_size is '0'; allowed"),
+        ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is there twice"),
+        ("inference_address=8080", "inference_address is '8080'; allowed: http://HOST:PORT"),
+        ("inference_address=http://127.0.0.1:99999", "allowed: http://HOST:PORT"),
+        ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is no JSON near"),
+        ('models={"fake": {"1.0": {"batchSize": 8, "batchSize": 9}}}', "models has the key 'batchSize' twice"),
+        ("models=[]", "models is []; allowed: a JSON object"),
+        ('models={"fake": 3}', "models.fake is 3; allowed"),
+        ('models={"fake": {"1.0": 3}}', "models.fake.1.0 is 3; allowed"),
+        (ENTRY % '"batchsize": 8', "unknown key models.fake.1.0.batchsize; did you mean 'batchSize'?"),
+        (ENTRY % '"batchSize": "8"', "models.fake.1.0.batchSize is '8'; allowed: a whole number of requests"),
+        (ENTRY % '"batchSize": true', "models.fake.1.0.batchSize is True"),
+        (ENTRY % '"batchSize": 8.5', "models.fake.1.0.batchSize is 8.5"),
+        (
+            ENTRY % '"maxBatchDelay": 0',
+            "models.fake.1.0.maxBatchDelay is 0; allowed: a whole number of milliseconds, 1",
+        ),
+        (ENTRY % '"minWorkers": 3, "maxWorkers": 2', "models.fake.1.0.maxWorkers is 2, less than minWorkers (3)"),
+        (ENTRY % '"marName": "fake"', "models.fake.1.0.marName is 'fake'; allowed: the name of a .mar file"),
+        (ENTRY % '"defaultVersion": 1', "models.fake.1.0.defaultVersion is 1; allowed: true or false"),
+        ("beeline_max_image_bytes=\\u00zz", "cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "config.properties"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.properties is missing"):
+        load(tmp_path / "nothing.properties")
+
+
+def test_continued_lines_and_comments_are_javas(tmp_path: Path) -> None:
+    path = tmp_path / "config.properties"
+    path.write_text('! a comment\nvmargs = -Xmx1g \\\n  -Xss1m\nmodels: {"fake": {"1.0": \\\n  {"minWorkers": 2}}}\n')
+    properties = load(path)
+    assert properties.vmargs == "-Xmx1g -Xss1m"
+    assert properties.models["fake"]["1.0"].numbers == {"minWorkers": 2}
