@@ -16,6 +16,7 @@ from torch import Tensor
 from archive import golden
 from archive.digest import file_sha256
 from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
+from archive.mistakes import check_names
 from archive.presets import rgb
 from beeline import pixels
 from beeline.engine import TorchEngine
@@ -34,7 +35,7 @@ class ExportRequest:
 
     `mean` and `std` are per RGB channel, of pixel values scaled to 0..1. `output` says what the network
     returns, `logits` or `probabilities`. `golden_pictures` is a folder of the user's own pictures to take
-    instead of made ones; `blind_to` names mutations that the goldens need not catch (see `archive.golden`).
+    instead of made ones; `blind_to` names mistakes that the goldens need not notice (see `archive.mistakes`).
     """
 
     name: str
@@ -55,12 +56,12 @@ class ExportRequest:
         """Take lists for tuples, and check the photometry, which no spec holds.
 
         Raises:
-            ArchiveError: for an impossible mean or deviation, or an unknown mutation.
+            ArchiveError: for an impossible mean or deviation, or an unknown mistake.
         """
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "mean", rgb("mean", self.mean))
         object.__setattr__(self, "std", rgb("std", self.std))
-        golden.check_mutations(self.blind_to)
+        check_names(self.blind_to)
 
 
 def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_uint8: bool = False) -> ModelSpec:
@@ -84,6 +85,8 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
         SpecError: when the request breaks the schema.
     """
     _check_replaceable(out)
+    # The request is judged whole before anything takes time.
+    _spec(request, Artifact(PROGRAM_FILE, "exported_program", "0" * 64))
     with _fixed_threads(), _draft(out) as draft:
         graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)
         _check_outputs(graph, request)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
+from archive import mistakes
 from archive.graph import Differentiable
 from archive.patterns import Pattern, ascend
 from beeline import pixels
 from beeline.answer import probabilities, top_labels
-from beeline.errors import ArchiveError, RequestError, SelfTestError, did_you_mean
+from beeline.errors import ArchiveError, RequestError
 from beeline.golden import EXPECTED, FOLDER, Forward, replay
 from beeline.spec import Geometry, ModelSpec
 
@@ -30,7 +28,6 @@ MAX_PICTURES = 16
 _TOP = 5
 _ATTEMPTS = 3
 _QUALITY = 95
-_ORIENTATION = 0x0112
 # EXIF: "turn me a quarter clockwise to see me upright".
 _TURNED = 6
 
@@ -43,17 +40,6 @@ _SHAPES = (
     (0.75, 1.3, False, "jpg"),
 )
 
-MUTATIONS = {
-    "labels": "labels shifted by one",
-    "channels": "red and blue swapped",
-    "normalisation": "mean and deviation left out",
-    "exif": "the EXIF orientation ignored",
-    "geometry": "the picture squashed instead of resized and cropped",
-}
-REQUIRED = ("labels", "channels", "normalisation", "exif")
-
-Photometry = tuple[Sequence[float], Sequence[float]]
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -63,27 +49,16 @@ class Encoded:
     data: bytes
 
 
-def check_mutations(names: Sequence[str]) -> None:
-    """Refuse a mutation that is not known.
-
-    Raises:
-        ArchiveError: naming it.
-    """
-    for name in names:
-        if name not in MUTATIONS:
-            raise ArchiveError(f"goldens may be blind to {name!r}{did_you_mean(name, MUTATIONS)}")
-
-
 def make(
     folder: Path,
     spec: ModelSpec,
     forward: Forward,
     differentiable: Differentiable,
-    photometry: Photometry,
+    photometry: mistakes.Photometry,
     pictures: Path | None = None,
     blind_to: Sequence[str] = (),
 ) -> None:
-    """Write `folder/golden` with pictures and `expected.json`, and prove that they notice `REQUIRED` mistakes.
+    """Write `folder/golden` with pictures and `expected.json`, and prove that they notice the required mistakes.
 
     Args:
         folder: of the export.
@@ -92,26 +67,26 @@ def make(
         differentiable: the same on floats of 0..255, with gradients.
         photometry: mean and standard deviation that the model's normalisation uses.
         pictures: the user's own, to take instead of made ones.
-        blind_to: mutations that need not be noticed, as by a model that sees no colour.
+        blind_to: mistakes that need not be noticed, as by a model that sees no colour.
 
     Raises:
         ArchiveError: when pictures are missing, unclear to the model, or blind to a mistake.
     """
     encoded = _given(pictures, spec) if pictures else _made(spec, forward, differentiable)
     _write(folder, spec, forward, encoded, [])
-    noticed = _noticed(folder, spec, forward, encoded, photometry)
+    noticed = mistakes.noticed(folder, spec, forward, [picture.data for picture in encoded], photometry)
     for attempt in range(1, _ATTEMPTS):
-        missed = [name for name in REQUIRED if noticed.get(name) is False and name not in blind_to]
+        missed = [name for name in mistakes.REQUIRED if noticed.get(name) is False and name not in blind_to]
         if not missed or pictures:
             break
         encoded += _sharper(missed, attempt, spec, forward, differentiable, photometry)
         _write(folder, spec, forward, encoded, [])
-        noticed = _noticed(folder, spec, forward, encoded, photometry)
-    for name in REQUIRED:
+        noticed = mistakes.noticed(folder, spec, forward, [picture.data for picture in encoded], photometry)
+    for name in mistakes.REQUIRED:
         if noticed.get(name) is False and name not in blind_to:
             raise ArchiveError(
-                f"the golden pictures would not notice {MUTATIONS[name]}; give pictures of your own that depend on it "
-                f"with --golden DIR, or say --blind-to {name} if this model cannot tell"
+                f"the golden pictures would not notice {mistakes.MISTAKES[name]}; give pictures of your own that "
+                f"depend on it with --golden DIR, or say --blind-to {name} if this model cannot tell"
             )
     _write(folder, spec, forward, encoded, [name for name, seen in noticed.items() if seen])
 
@@ -145,15 +120,10 @@ def _sharper(
     spec: ModelSpec,
     forward: Forward,
     differentiable: Differentiable,
-    photometry: Photometry,
+    photometry: mistakes.Photometry,
 ) -> list[Encoded]:
-    """Make one more picture against each mutation that went unnoticed."""
-    mean, std = (torch.tensor(values, dtype=torch.float32) for values in photometry)
-    against: dict[str, Callable[[Tensor], Tensor]] = {
-        "channels": lambda crops: crops.flip(-1),
-        "normalisation": lambda crops: crops * std + 255 * mean,
-        "exif": lambda crops: crops.rot90(1, (1, 2)),
-    }
+    """Make one more picture against each mistake that went unnoticed."""
+    against = mistakes.on_crops(photometry)
     names = [name for name in missed if name in against]
     patterns = [
         Pattern(
@@ -224,52 +194,6 @@ def _write(folder: Path, spec: ModelSpec, forward: Forward, encoded: Sequence[En
     replay(folder, spec, forward)
 
 
-def _noticed(
-    folder: Path, spec: ModelSpec, forward: Forward, encoded: Sequence[Encoded], photometry: Photometry
-) -> dict[str, bool]:
-    """Make each mistake on purpose; say of each that changes anything whether the replay fails."""
-    crops = np.stack([pixels.decode(picture.data, spec.geometry) for picture in encoded])
-    shifted = dataclasses.replace(spec, labels=spec.labels[1:] + spec.labels[:1])
-    noticed = {"labels": _fails(folder, shifted, forward, crops)}
-    for name, mutated in _mutated(encoded, crops, spec.geometry, photometry).items():
-        if not np.array_equal(mutated, crops):
-            noticed[name] = _fails(folder, spec, forward, mutated)
-    return noticed
-
-
-def _mutated(
-    encoded: Sequence[Encoded], crops: NDArray[np.uint8], geometry: Geometry, photometry: Photometry
-) -> dict[str, NDArray[np.uint8]]:
-    """Return the crops as each mistake would show them to the model.
-
-    Without normalisation the network inside the graph would see `x / 255`. The graph normalises what it
-    is given, so it is given the pixels whose normalised values are just that.
-    """
-    mean, std = (np.asarray(values) for values in photometry)
-    unscaled = np.rint(crops * std + 255 * mean).clip(0, 255).astype(np.uint8)
-    untagged = [pixels.decode(_without_exif(picture.data), geometry) for picture in encoded]
-    squashed = [
-        np.asarray(pixels.open_rgb(picture.data).resize((geometry.crop, geometry.crop), Image.Resampling.BILINEAR))
-        for picture in encoded
-    ]
-    return {
-        "channels": np.ascontiguousarray(crops[..., ::-1]),
-        "normalisation": unscaled,
-        "exif": np.stack(untagged),
-        "geometry": np.stack(squashed),
-    }
-
-
-def _fails(folder: Path, spec: ModelSpec, forward: Forward, crops: NDArray[np.uint8]) -> bool:
-    # Twice the tolerance: what only just fails here could pass in another precision.
-    strict = dataclasses.replace(spec, tolerance=min(0.5, 2 * spec.tolerance))
-    try:
-        replay(folder, strict, lambda _: forward(crops))
-    except SelfTestError:
-        return True
-    return False
-
-
 def _rows(encoded: Sequence[Encoded], spec: ModelSpec, forward: Forward) -> NDArray[np.float64]:
     crops = np.stack([pixels.decode(picture.data, spec.geometry) for picture in encoded])
     return probabilities(forward(crops), spec.output)
@@ -299,17 +223,7 @@ def _encode(picture: NDArray[np.uint8], ending: str) -> Encoded:
     exif = Image.Exif()
     if ending == "turned.jpg":
         image = image.transpose(Image.Transpose.ROTATE_90)
-        exif[_ORIENTATION] = _TURNED
+        exif[mistakes.ORIENTATION] = _TURNED
     # Whole colour resolution: the goldens are small and their colours are what the model looks at.
     image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0, exif=exif)
     return Encoded(ending, buffer.getvalue())
-
-
-def _without_exif(data: bytes) -> bytes:
-    """Return the stored pixels as a PNG without any orientation."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.getexif().get(_ORIENTATION, 1) == 1:
-            return data
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "PNG", exif=Image.Exif())
-    return buffer.getvalue()

@@ -29,21 +29,21 @@ _CELLS = 40
 # Ascent on slightly noisy pixels finds pictures that another decoder's rounding does not tip over.
 _NOISE = 3.0
 
-Mutation = Callable[[Tensor], Tensor]
+Mistake = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Pattern:
     """One picture to make: the class it should get, its size in pixels, its seed.
 
-    `against`, on crops `[N, crop, crop, 3]`, is a mutation that this picture should expose.
+    `against`, on crops `[N, crop, crop, 3]`, is a mistake that this picture should expose.
     """
 
     target: int
     width: int
     height: int
     seed: int
-    against: Mutation | None = None
+    against: Mistake | None = None
 
 
 def ascend(
@@ -73,9 +73,9 @@ def ascend(
         loss = -(AIM * likely + (1 - AIM) * unlikely).sum()
         exposed = torch.ones(len(active), dtype=torch.bool)
         for place, i in enumerate(active):
-            mutate = patterns[i].against
-            if mutate is not None:
-                fooled, wary = _logarithms(run(mutate(crops[place : place + 1])), output, [patterns[i].target])
+            mistake = patterns[i].against
+            if mistake is not None:
+                fooled, wary = _logarithms(run(mistake(crops[place : place + 1])), output, [patterns[i].target])
                 loss = loss - wary.sum()
                 exposed[place] = bool(fooled.exp() < chances[place] - 0.3)
         done = (chances > _GOOD_ENOUGH[0]) & (chances < _GOOD_ENOUGH[1]) & exposed

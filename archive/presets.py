@@ -36,7 +36,11 @@ class Preset:
             ArchiveError: when `mean` or `std` are not three numbers, or a deviation is not over 0.
         """
         size = self.geometry
-        geometry = Geometry(resize or size.resize, crop or size.crop, interpolation or size.interpolation)
+        geometry = Geometry(
+            size.resize if resize is None else resize,
+            size.crop if crop is None else crop,
+            size.interpolation if interpolation is None else interpolation,
+        )
         return replace(
             self,
             geometry=geometry,

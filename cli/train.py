@@ -9,6 +9,8 @@ import typer
 
 from cli.console import result, say
 
+ROOT = Path(__file__).resolve().parents[1]
+
 _SAMPLES = 5
 
 
@@ -17,6 +19,7 @@ def train(
     data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
     weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run of the very same thing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
@@ -29,14 +32,14 @@ def train(
 
     from train.runs import find, open_run
 
-    found = find(planned.fingerprint) if reuse else None
+    found = find(planned.fingerprint, runs) if reuse else None
     if found is not None:
         run = open_run(found)
         say(f"nothing changed since the run {run.id}")
     else:
         from train.fit import fit
 
-        run = fit(planned, say)
+        run = fit(planned, say, runs)
 
     from train.export import export
 

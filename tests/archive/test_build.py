@@ -86,6 +86,21 @@ def test_another_process_folder_umask_and_file_times_give_the_same_bytes(
     assert (tmp_path / "store" / "tiny.mar").read_bytes() == tiny_built.path.read_bytes()
 
 
+def test_the_very_same_archive_is_left_as_it_is_and_a_changed_one_is_built_again(
+    tiny_export: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    first = build(tiny_export, store, check=False, reuse=True)
+    written = first.path.stat().st_mtime_ns
+    again = build(tiny_export, store, check=False, reuse=True)
+    assert (first.reused, again.reused) == (False, True)
+    assert again.sha256 == first.sha256
+    assert first.path.stat().st_mtime_ns == written
+    first.path.write_bytes(b"changed")
+    assert not build(tiny_export, store, check=False, reuse=True).reused
+    assert read(first.path).spec == first.spec
+
+
 def test_a_users_handler_takes_the_place_of_ours_and_is_verified(tiny_export: Path, tmp_path: Path) -> None:
     handler = tmp_path / "thresholded.py"
     handler.write_text(

@@ -113,7 +113,7 @@ def test_a_build_without_its_input_is_one_sentence(words: list[str], told: str) 
         (["--preset", "imagnet"], "did you mean 'imagenet'"),
         (["--output", "logit"], "output is 'logit'"),
         (["--name", "my model"], "name is 'my model'"),
-        (["--crop", "0"], "crop"),
+        (["--crop", "0"], "geometry.crop is 0"),
     ],
 )
 def test_a_wrong_option_names_its_value(brought: list[object], extra: list[str], told: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from archive import golden
 from archive.export import export_folder
+from archive.mistakes import MISTAKES
 from beeline.engine import TorchEngine
 from beeline.errors import ArchiveError, SelfTestError
 from beeline.golden import Forward, replay
@@ -96,7 +97,7 @@ def test_missing_normalisation_and_shifted_labels_fail_the_replay(tiny_export: P
     with pytest.raises(SelfTestError):
         replay(tiny_export, spec, without)
     detects = json.loads((tiny_export / "golden" / "expected.json").read_text())["detects"]
-    assert detects == list(golden.MUTATIONS)
+    assert detects == list(MISTAKES)
 
 
 def test_a_model_that_cannot_tell_a_mistake_is_refused_until_its_owner_says_so(tmp_path: Path) -> None:

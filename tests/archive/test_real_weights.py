@@ -11,8 +11,8 @@ from archive import presets
 from archive.artifact import load_network
 from archive.build import build
 from archive.export import ExportRequest, export_folder
-from archive.golden import MUTATIONS
 from archive.labels import read_labels
+from archive.mistakes import MISTAKES
 from archive.runner import Runner
 from beeline.spec import Provenance
 
@@ -34,7 +34,7 @@ def test_squeezenet_is_built_verified_and_names_pictures_it_never_saw(shared_dat
     )
     export_folder(load_network(weights, "squeezenet1_1"), request, tmp_path / "export")
     expected = json.loads((tmp_path / "export" / "golden" / "expected.json").read_text())
-    assert expected["detects"] == list(MUTATIONS)
+    assert expected["detects"] == list(MISTAKES)
     assert {request.labels[0], request.labels[-1]} <= {picture["top"][0][0] for picture in expected["pictures"]}
     built = build(tmp_path / "export", tmp_path / "store")
     assert built.verified is not None

@@ -1,0 +1,115 @@
+"""Mistakes made on purpose: each one that golden pictures do not notice could be served unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from beeline import pixels
+from beeline.errors import ArchiveError, SelfTestError, did_you_mean
+from beeline.golden import Forward, replay
+from beeline.spec import Geometry, ModelSpec
+
+MISTAKES = {
+    "labels": "labels shifted by one",
+    "channels": "red and blue swapped",
+    "normalisation": "mean and deviation left out",
+    "exif": "the EXIF orientation ignored",
+    "geometry": "the picture squashed instead of resized and cropped",
+}
+# Noticed or refused; the last one is recorded where it is noticed, since a square picture cannot tell.
+REQUIRED = ("labels", "channels", "normalisation", "exif")
+ORIENTATION = 0x0112
+
+# Mean and standard deviation, per RGB channel.
+Photometry = tuple[Sequence[float], Sequence[float]]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse a mistake that is not known.
+
+    Raises:
+        ArchiveError: naming it.
+    """
+    for name in names:
+        if name not in MISTAKES:
+            raise ArchiveError(f"goldens may be blind to {name!r}{did_you_mean(name, MISTAKES)}")
+
+
+def noticed(
+    folder: Path, spec: ModelSpec, forward: Forward, pictures: Sequence[bytes], photometry: Photometry
+) -> dict[str, bool]:
+    """Make each mistake; say of each that changes anything whether the replay of the goldens fails.
+
+    Args:
+        folder: of the export, with its golden pictures, which replay without a mistake.
+        spec: of the model.
+        forward: the model.
+        pictures: the golden pictures' bytes, in order.
+        photometry: what the model's normalisation uses.
+    """
+    crops = np.stack([pixels.decode(data, spec.geometry) for data in pictures])
+    shifted = dataclasses.replace(spec, labels=spec.labels[1:] + spec.labels[:1])
+    found = {"labels": _fails(folder, shifted, forward, crops)}
+    for name, mistaken in _mistaken(pictures, crops, spec.geometry, photometry).items():
+        if not np.array_equal(mistaken, crops):
+            found[name] = _fails(folder, spec, forward, mistaken)
+    return found
+
+
+def on_crops(photometry: Photometry) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the mistakes that can be made with gradients, on crops `[N, crop, crop, 3]` of 0..255."""
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in photometry)
+    return {
+        "channels": lambda crops: crops.flip(-1),
+        "normalisation": lambda crops: crops * std + 255 * mean,
+        "exif": lambda crops: crops.rot90(1, (1, 2)),
+    }
+
+
+def _mistaken(
+    pictures: Sequence[bytes], crops: NDArray[np.uint8], geometry: Geometry, photometry: Photometry
+) -> dict[str, NDArray[np.uint8]]:
+    """Return the crops as each mistake would show them to the model.
+
+    Without normalisation the network inside the graph would see `x / 255`. The graph normalises what it
+    is given, so it is given the pixels whose normalised values are just that.
+    """
+    mean, std = (np.asarray(values) for values in photometry)
+    unscaled = np.rint(crops * std + 255 * mean).clip(0, 255).astype(np.uint8)
+    size = (geometry.crop, geometry.crop)
+    squashed = [np.asarray(pixels.open_rgb(data).resize(size, Image.Resampling.BILINEAR)) for data in pictures]
+    return {
+        "channels": np.ascontiguousarray(crops[..., ::-1]),
+        "normalisation": unscaled,
+        "exif": np.stack([pixels.decode(_without_exif(data), geometry) for data in pictures]),
+        "geometry": np.stack(squashed),
+    }
+
+
+def _fails(folder: Path, spec: ModelSpec, forward: Forward, crops: NDArray[np.uint8]) -> bool:
+    # Twice the tolerance: what only just fails here could pass in another precision.
+    strict = dataclasses.replace(spec, tolerance=min(0.5, 2 * spec.tolerance))
+    try:
+        replay(folder, strict, lambda _: forward(crops))
+    except SelfTestError:
+        return True
+    return False
+
+
+def _without_exif(data: bytes) -> bytes:
+    """Return the stored pixels as a PNG without any orientation."""
+    with Image.open(io.BytesIO(data)) as image:
+        if image.getexif().get(ORIENTATION, 1) == 1:
+            return data
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "PNG", exif=Image.Exif())
+    return buffer.getvalue()
