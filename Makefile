@@ -32,7 +32,7 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@touch $@
 
 serve: ## everything: data, training, archive, a running server (SERVER=mms for Multi Model Server)
-	@start=$$SECONDS; $(MAKE) --no-print-directory setup && \
+	@start=$$SECONDS; $(MAKE) -s --no-print-directory setup && \
 		exec .venv/bin/beeline quickstart --server $(SERVER) --setup-seconds $$((SECONDS - start))
 
 test: setup ## the fast tests: no server, no training

@@ -7,11 +7,12 @@ import hashlib
 import json
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from urllib.parse import urlsplit
 
 import requests
 
@@ -24,6 +25,10 @@ REACH_SECONDS = 6.0
 STALL_SECONDS = 20.0
 MAX_BYTES = 4 << 30
 _FRUITLESS_ATTEMPTS = 3
+# Weights and pictures come from the same host: one wait for it is enough.
+_REMEMBERED_SECONDS = 60.0
+_silent_until: dict[str, float] = {}
+_PAUSE_SECONDS = 0.5
 _PIECE = 1 << 16
 
 
@@ -73,20 +78,24 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(target.with_name(target.name + ".part"))
     with _alone(target):
-        fruitless = 0
+        started, fruitless = False, 0
         while True:
             before = part.size()
             try:
                 _pull(url, part, say, max_bytes)
                 break
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            except (Unavailable, requests.RequestException) as error:
+                if isinstance(error, Unavailable) and not started:
+                    raise
                 fruitless = 0 if part.size() > before else fruitless + 1
                 if fruitless == _FRUITLESS_ATTEMPTS:
                     raise DownloadError(
                         f"the download of {url} broke off after {part.size()} bytes ({_first_line(error)}); "
                         "run the same command again to continue it"
                     ) from error
-                say(f"download broke off after {part.size() / 1e6:.1f} MB, trying to continue")
+                say(f"the download broke off after {part.size() / 1e6:.1f} MB; trying to continue")
+                time.sleep(_PAUSE_SECONDS * fruitless)
+            started = True
         _verify(url, part, sha256)
         part.path.replace(target)
         part.notes.unlink(missing_ok=True)
@@ -95,15 +104,10 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: IO[bytes]) -> str:
-    """Python 3.10 has no `hashlib.file_digest`."""
     digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -150,6 +154,9 @@ def _first_answer(url: str, headers: dict[str, str]) -> requests.Response:
     The time limit of `requests` covers neither the name's resolution nor the number of addresses that
     are tried one after the other, so the wait happens in a thread that may be left behind.
     """
+    host = urlsplit(url).netloc
+    if time.monotonic() < _silent_until.get(host, 0.0):
+        raise Unavailable(f"{url} cannot be reached: {host} did not answer a moment ago")
     box: queue.Queue[requests.Response | Exception] = queue.Queue()
 
     def ask() -> None:
@@ -162,6 +169,7 @@ def _first_answer(url: str, headers: dict[str, str]) -> requests.Response:
     try:
         answer = box.get(timeout=REACH_SECONDS)
     except queue.Empty:
+        _silent_until[host] = time.monotonic() + _REMEMBERED_SECONDS
         raise Unavailable(f"{url} cannot be reached: no answer in {REACH_SECONDS:.0f} seconds") from None
     if isinstance(answer, Exception):
         raise Unavailable(f"{url} cannot be reached ({_first_line(answer)})") from answer
@@ -194,6 +202,6 @@ def _alone(target: Path) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     """Return the innermost cause in one line: urllib3 wraps it in three layers of addresses."""
-    while (cause := getattr(error, "reason", None) or (error.args[0] if error.args else None)) and isinstance(cause, BaseException):
+    while isinstance(cause := getattr(error, "reason", None) or next(iter(error.args), None), BaseException):
         error = cause
     return " ".join(str(error).split())[:160] or type(error).__name__

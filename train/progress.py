@@ -29,7 +29,12 @@ def progress(text: str, total: int, say: Say, unit: str = "", scale: float = 1.0
     """
     console = Console(stderr=True)
     if console.is_terminal and say is not silent:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(text, total=total or None)
             yield lambda done: bar.update(task, completed=done)

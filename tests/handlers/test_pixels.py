@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def independent_reference(data: bytes) -> NDArray[np.uint8]:
     """Decode as the documentation of Pillow and torchvision says, without a line of ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):
@@ -169,7 +170,7 @@ def test_a_gif_of_40_bytes_does_not_take_4_gigabytes() -> None:
     assert int(done.stdout) < 64
 
 
-def _never(count: int) -> None:
+def _never(count: int) -> AbstractContextManager[object]:
     raise AssertionError(f"{count} pixels were about to be decoded")
 
 

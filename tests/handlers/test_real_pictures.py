@@ -31,7 +31,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture(scope="module")
 def network(shared_data: Path) -> torch.nn.Module:
-    network = torchvision.models.resnet18()
+    network: torch.nn.Module = torchvision.models.resnet18()
     network.load_state_dict(torch.load(shared_data / "weights" / "resnet18-imagenet-pq.pth", weights_only=True))
     return network.eval()
 
@@ -70,7 +70,7 @@ def reference_top(network: torch.nn.Module, labels: tuple[str, ...], image: Imag
 
 
 def independent_decode(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):

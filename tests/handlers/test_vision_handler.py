@@ -125,7 +125,7 @@ def test_headers_that_reach_for_the_neighbours_change_nothing(handler: VisionHan
 
 
 def test_the_queue_is_shown_only_where_the_gateway_measured_it(handler: VisionHandler) -> None:
-    headers = [
+    headers: list[dict[str, object]] = [
         {},
         {"X-Request-Start": "t=1.0"},
         {"X-Request-Start": "nonsense"},

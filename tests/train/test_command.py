@@ -1,0 +1,58 @@
+"""`beeline train` as it is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from beeline.errors import ConfigError
+from beeline.spec import ModelSpec
+from cli.train import train
+from train.errors import DataError
+
+app = typer.Typer()
+app.command()(train)
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def test_a_run_is_trained_exported_and_reused(drawn: Path, random_weights: Path, tmp_path: Path) -> None:
+    named = Path(tmp_path / "it's a, set=1")
+    named.symlink_to(drawn)
+    words = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64", "fit.epochs=1", "export.name=shapes"]
+    options = ["--data", str(named), "--weights", str(random_weights), "--seed", "3", "--runs", str(tmp_path / "runs")]
+    first = call(*words, *options, "--json")
+    assert first.exit_code == 0, first.output
+    values = json.loads(first.stdout.splitlines()[-1])
+    assert (values["seed"], values["pictures"], values["reused"]) == (3, 8, False)
+    assert values["weights"] == "squeezenet.pth"
+    spec = ModelSpec.load(Path(values["export"]))
+    assert (spec.name, spec.fingerprint()) == ("shapes", values["model_fingerprint"])
+    assert "epoch 1/1: training loss" in first.stderr
+    assert "Tip" not in first.output
+
+    again = call(*words, *options, "--reuse")
+    assert again.exit_code == 0, again.output
+    assert f"nothing changed since the run {Path(values['run']).name}" in again.stderr
+    assert "accuracy" in again.stdout
+    assert again.stdout.splitlines()[-1] == f"next: beeline archive build {values['run']}"
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "sentence"),
+    [
+        (["model.nmae=x"], ConfigError, r"unknown key model\.nmae; did you mean"),
+        (["--data", "/missing"], DataError, r"the data folder /missing is missing"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: list[str], error: type[Exception], sentence: str) -> None:
+    done = call(*words, "fit=scratch")
+    assert isinstance(done.exception, error)
+    assert sentence.replace("\\", "") in str(done.exception)

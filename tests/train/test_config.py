@@ -1,0 +1,99 @@
+"""The training configuration: files, environment, overrides, and a sentence for every mistake."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from beeline.errors import ConfigError
+from train.config import FOLDER, compose, load
+
+
+def test_the_files_alone_are_a_whole_configuration() -> None:
+    config = compose(environ={})
+    assert (config.model.name, config.seed, config.fit.recipe) == ("resnet18", 0, "finetune")
+    assert (config.model.geometry.resize, config.model.geometry.crop) == (256, 224)
+    assert config.archive_name == "resnet18"
+
+
+def test_overrides_change_values_and_recipe() -> None:
+    config = compose(["model.name=resnet34", "fit.epochs=3", "fit=scratch", "export.name=bees"], environ={})
+    assert (config.model.name, config.fit.epochs, config.fit.batch_norm) == ("resnet34", 3, "learnt")
+    assert config.archive_name == "bees"
+
+
+def test_a_recipe_asked_for_beats_the_one_chosen() -> None:
+    assert compose(recipe="scratch", environ={}).fit.recipe == "scratch"
+    assert compose(["fit=finetune"], recipe="scratch", environ={}).fit.recipe == "finetune"
+
+
+def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "train"))
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("folder: null", "folder: /file"))
+    environ = {"BEELINE_DATA": "/environment", "BEELINE_WEIGHTS": "/weights"}
+    assert compose(environ={}, folder=folder).data.folder == "/file"
+    assert compose(environ=environ, folder=folder).data.folder == "/environment"
+    assert compose(["data.folder=/flag"], environ=environ, folder=folder).data.folder == "/flag"
+    assert compose(environ=environ, folder=folder).model.weights == "/weights"
+
+
+def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
+    config = compose(["seed=7", "augment.scale=[0.3,0.9]"], environ={})
+    config.save(tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.nmae=resnet34", r"unknown key model\.nmae; did you mean 'model\.name'\?"),
+        ("epochs=3", r"unknown key epochs; did you mean 'fit\.epochs'\?"),
+        ("fit=finetun", r"fit is 'finetun'; did you mean 'finetune'\?"),
+        ("model=resnet34", r"model is a group of keys; set one of them"),
+        ("fit.epochs=many", r"fit\.epochs: Value 'many' of type 'str' could not be converted to Integer; correct"),
+        ("fit.epochs=0", r"fit\.epochs is 0; allowed: 1 to 10000"),
+        ("fit.epochs=1,2", r"adds, deletes or sweeps; only key=value"),
+        ("+fit.speed=3", r"adds, deletes or sweeps; only key=value"),
+        ("~fit", r"adds, deletes or sweeps; only key=value"),
+        ("resnet34", r"'resnet34' is no override; write key=value"),
+        ("augment.scale=[0.9,0.3]", r"augment\.scale is \[0\.9, 0\.3\]; allowed: two shares, low first"),
+        ("augment.scale=[]", r"augment\.scale is \[\]; allowed"),
+        ("model.crop=300", r"model\.crop is 300; allowed: 1 to model\.resize \(256\)"),
+        ("model.interpolation=cubic", r"model\.interpolation is 'cubic'; allowed: bilinear, bicubic"),
+        ("model.std=[1,1,0]", r"model\.std is .*; allowed: three numbers over 0"),
+        ("fit.batch_norm=on", r"fit\.batch_norm is .*; allowed: frozen or learnt"),
+        ("fit.rate=nan", r"fit\.rate is nan; allowed: over 0"),
+        ("seed=-1", r"seed is -1; allowed: 0 to 4294967295"),
+        ("data.held_out=1", r"data\.held_out is 1\.0; allowed: over 0, under 1"),
+    ],
+)
+def test_every_mistake_has_its_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        compose([override], environ={})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_key_in_the_file_is_found(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "train"))
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("flip: 0.5", "filp: 0.5"))
+    with pytest.raises(ConfigError, match=r"unknown key augment\.filp .*did you mean 'augment\.flip'\?"):
+        compose(environ={}, folder=folder)
+
+
+def test_a_key_that_the_file_lacks_is_named(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "train"))
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("seed: 0", ""))
+    with pytest.raises(ConfigError, match="seed"):
+        compose(environ={}, folder=folder)
+
+
+@pytest.mark.parametrize("text", ["seed: x", "][", "seed: 0\nsped: 1", ""])
+def test_a_damaged_stored_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="is no training configuration"):
+        load(tmp_path / "config.yaml")

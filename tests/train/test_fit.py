@@ -1,0 +1,156 @@
+"""A fit from plan to finished run: what it leaves, that it repeats, that it never leaves half."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train import runs
+from train.config import load
+from train.data import read
+from train.errors import DataError, RunError, WeightsError
+from train.fit import Epoch, fit
+from train.plan import Plan, plan
+from train.predictor import RunPredictor
+from train.progress import silent
+from train.runs import Run
+
+
+def with_fit(plan: Plan, **values: Any) -> Plan:
+    return dataclasses.replace(
+        plan, config=dataclasses.replace(plan.config, fit=dataclasses.replace(plan.config.fit, **values))
+    )
+
+
+def test_a_run_holds_configuration_checkpoint_metrics_and_record(tiny_run: Run, tiny_plan: Plan) -> None:
+    assert {path.name for path in tiny_run.folder.iterdir()} == {
+        "config.yaml",
+        "checkpoint.pth",
+        "metrics.csv",
+        "metrics.json",
+        "run.json",
+    }
+    assert load(tiny_run.folder / "config.yaml") == tiny_plan.config
+    rows = list(csv.DictReader((tiny_run.folder / "metrics.csv").read_text().splitlines()))
+    metrics = json.loads((tiny_run.folder / "metrics.json").read_text())
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert list(rows[0]) == [field.name for field in dataclasses.fields(Epoch)]
+    assert metrics["last"] == metrics["epochs"][-1]
+    assert metrics["last"]["val_accuracy"] == tiny_run.accuracy
+    record = tiny_run.record
+    assert record["labels"] == ["circles", "stripes"]
+    assert record["data"]["train"] == {"circles": 8, "stripes": 8}
+    assert record["weights"]["name"] == "squeezenet.pth"
+    assert record["recipe"] == {"value": "finetune", "reason": "there are weights to start from (squeezenet.pth)"}
+    assert record["device"]["reason"]
+
+
+def test_the_checkpoint_is_the_model_that_was_measured(tiny_run: Run, tiny_plan: Plan) -> None:
+    """With weight averaging on, the measured weights are the averaged ones: they must be those on disk."""
+    predictor = RunPredictor(tiny_run.folder, checkpoint=True)
+    losses = []
+    for picture in tiny_plan.data.val.pictures:
+        values = predictor.predict([picture.path.read_bytes()])[0].json()
+        losses.append(-torch.tensor(values[tiny_run.labels[picture.truth]]).log())
+    measured = json.loads((tiny_run.folder / "metrics.json").read_text())["last"]["val_loss"]
+    assert float(torch.stack(losses).mean()) == pytest.approx(measured, rel=1e-3)
+
+
+def test_the_same_plan_gives_the_same_weights(tiny_run: Run, tiny_plan: Plan, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    again = fit(tiny_plan, silent, tmp_path)
+    first, second = (torch.load(run.checkpoint, weights_only=True) for run in (tiny_run, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert again.fingerprint == tiny_run.fingerprint
+
+
+def test_plain_lines_and_no_advice(tiny_plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    fit(with_fit(tiny_plan, epochs=1), said.append, tmp_path)
+    assert {line.split(":")[0] for line in said} == {"run", "head", "epoch 1/1"}
+    assert said[-1].startswith("epoch 1/1: training loss ")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fit_leaves_the_process_as_it_was(tiny_plan: Plan, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    fit(with_fit(tiny_plan, epochs=1), silent, tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_from_random_weights_batch_normalisation_learns(drawn: Path, tmp_path: Path) -> None:
+    words = [
+        "fit=scratch",
+        "fit.epochs=1",
+        "fit.batch=8",
+        "model.name=mobilenet_v3_small",
+        "model.resize=72",
+        "model.crop=64",
+    ]
+    run = fit(plan(words, silent, environ={"BEELINE_DATA": str(drawn)}), silent, tmp_path)
+    assert run.record["weights"] == {"kind": "random", "name": "none (random initialisation)", "sha256": None}
+    state = torch.load(run.checkpoint, weights_only=True)
+    counted = [int(value) for key, value in state.items() if key.endswith("num_batches_tracked")]
+    assert counted
+    assert set(counted) == {2}
+
+
+def test_weights_of_another_architecture_leave_no_run(environ: dict[str, str], tmp_path: Path) -> None:
+    wrong = plan(["model.name=resnet18", "model.resize=72", "model.crop=64"], silent, environ=environ)
+    with pytest.raises(WeightsError, match=r"squeezenet\.pth does not fit ResNet"):
+        fit(wrong, silent, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_a_broken_picture_is_one_sentence_and_no_finished_run(
+    tiny_plan: Plan, drawn: Path, tmp_path: Path, loaders: int
+) -> None:
+    folder = Path(shutil.copytree(drawn, tmp_path / "set"))
+    picture = folder / "train/circles/003.png"
+    picture.write_bytes(picture.read_bytes()[:-400])
+    config = dataclasses.replace(tiny_plan.config, data=dataclasses.replace(tiny_plan.config.data, loaders=loaders))
+    broken = dataclasses.replace(tiny_plan, data=read(folder), config=config)
+    with pytest.raises(DataError, match=r"^the picture \S*003\.png cannot be used: ") as caught:
+        fit(broken, silent, tmp_path / "runs")
+    assert "\n" not in str(caught.value)
+    assert runs.find(broken.fingerprint, tmp_path / "runs") is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_fit_is_no_finished_run(
+    tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("train.learner.Learner.on_validation_epoch_start", interrupt)
+    with pytest.raises(RunError, match=r"interrupted after [01] of 2 epochs and not kept; train again"):
+        fit(tiny_plan, silent, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert runs.find(tiny_plan.fingerprint, tmp_path) is None
+
+
+@pytest.mark.train
+@pytest.mark.shared
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_real_pictures_are_learnt(shared_data: Path, tmp_path: Path, seed: int) -> None:
+    environ = {
+        "BEELINE_DATA": str(shared_data / "hymenoptera_data"),
+        "BEELINE_WEIGHTS": str(shared_data / "weights/resnet18-imagenet-pq.pth"),
+    }
+    run = fit(plan([f"seed={seed}"], silent, environ=environ), silent, tmp_path)
+    assert run.record["data"]["val"] == {"ants": 70, "bees": 83}
+    assert run.accuracy >= 0.93

@@ -1,0 +1,107 @@
+"""How a network learns: the schedule, the rates, what stays frozen, what is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from train.config import compose
+from train.errors import RunError
+from train.learner import Learner, normalised
+from train.model import build
+
+CONFIG = compose(environ={})
+
+
+def learner(network: nn.Module, steps: int = 100, **fit: object) -> Learner:
+    return Learner(network, CONFIG.model, dataclasses.replace(CONFIG.fit, **fit), steps)
+
+
+def test_normalising_is_that_of_torchvision() -> None:
+    from torchvision.transforms import v2
+
+    pictures = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = CONFIG.model.mean, CONFIG.model.std
+    steps = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    assert torch.allclose(normalised(pictures, mean, std), steps(pictures), atol=1e-5)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    shares = [learner(Fixed(), 100, warm_up=0.1).share(step) for step in range(100)]
+    assert shares[0] == 0.1
+    assert shares[9] == shares[10] == 1.0
+    assert shares == [*sorted(shares[:10]), *sorted(shares[10:], reverse=True)]
+    assert 0 < shares[-1] < 0.001
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_very_short_schedule_still_moves(steps: int) -> None:
+    assert learner(Fixed(), steps).share(0) == 1.0
+
+
+def test_every_tensor_has_a_rate_relative_to_its_size() -> None:
+    network = build("resnet18", 2)
+    optimizer = learner(network, rate=0.5).configure_optimizers()["optimizer"]
+    rates = {id(group["params"][0]): group["initial_lr"] for group in optimizer.param_groups}
+    assert len(rates) == len(list(network.parameters()))
+    weight = network.get_parameter("layer1.0.conv1.weight")
+    assert rates[id(weight)] == pytest.approx(0.5 * float(weight.detach().square().mean().sqrt()))
+    assert rates[id(network.get_parameter("bn1.bias"))] == pytest.approx(0.5 * 0.01), "zeros have no size"
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "learnt"])
+def test_frozen_statistics_stay_and_learnt_ones_move(batch_norm: str) -> None:
+    network = build("resnet18", 2)
+    one = learner(network, batch_norm=batch_norm)
+    one.on_train_epoch_start()
+    before = network.state_dict()["bn1.running_mean"].clone()
+    one(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+    assert torch.equal(network.state_dict()["bn1.running_mean"], before) == (batch_norm == "frozen")
+
+
+def test_dropout_is_on_while_batch_normalisation_is_frozen() -> None:
+    network = build("mobilenet_v3_small", 2)
+    learner(network, batch_norm="frozen").on_train_epoch_start()
+    assert all(layer.training for layer in network.modules() if isinstance(layer, nn.Dropout))
+
+
+class Fixed(nn.Module):
+    """Answers class 0 for every picture."""
+
+    def __init__(self, logit: float = 5.0) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 2)
+        self._logits = torch.tensor([logit, 0.0])
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self._logits.repeat(len(pictures), 1) + 0 * self.fc(pictures[:, 0, 0, :1])
+
+
+def test_hits_and_losses_are_means_over_pictures() -> None:
+    one = learner(Fixed())
+    for truths in ([0, 0, 1], [0]):
+        batch = torch.zeros(len(truths), 3, 2, 2, dtype=torch.uint8), torch.tensor(truths)
+        one.validation_step(batch, 0)
+    right, wrong = (float(nn.functional.cross_entropy(torch.tensor([[5.0, 0.0]]), torch.tensor([t]))) for t in (0, 1))
+    assert one.validation_tally.accuracy == 0.75
+    assert one.validation_tally.loss == pytest.approx((3 * right + wrong) / 4)
+    one.on_validation_epoch_start()
+    assert one.validation_tally.pictures == 0
+
+
+def test_the_head_penalty_is_in_the_loss_but_not_in_what_is_reported() -> None:
+    batch = torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1])
+    network = Fixed()
+    plain, penalised = learner(network, head_penalty=None), learner(network, head_penalty=4.0)
+    apart = penalised.training_step(batch, 0) - plain.training_step(batch, 0)
+    assert float(apart.detach()) == pytest.approx(2 * float(network.fc.weight.detach().square().sum()))
+    assert penalised.training_tally.loss == plain.training_tally.loss
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:
+    batch = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([0])
+    with pytest.raises(RunError, match=r"the loss is nan in epoch 1; lower fit\.rate, which is 0\.0003"):
+        learner(Fixed(float("nan"))).training_step(batch, 0)

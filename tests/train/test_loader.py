@@ -1,0 +1,81 @@
+"""Pictures to batches: the worker's own way for validation, a reproducible variety for training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from beeline import pixels
+from train.data import DataSet, Picture, read
+from train.errors import DataError
+from train.loader import Draws, Pictures, VaryingPictures
+from train.plan import Plan
+
+
+def test_validation_pictures_are_the_workers(tiny_plan: Plan) -> None:
+    batches = list(Pictures(tiny_plan.data, tiny_plan.config).val_dataloader())
+    pictures, truths = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    expected = tiny_plan.data.val.pictures
+    assert truths.tolist() == [picture.truth for picture in expected]
+    for row, picture in zip(pictures, expected, strict=True):
+        decoded = pixels.decode(picture.path.read_bytes(), tiny_plan.config.model.geometry)
+        assert np.array_equal(row.permute(1, 2, 0).numpy(), decoded)
+
+
+def epoch(plan: Plan, loaders: int = 0, seed: int = 0, epochs: int = 1) -> torch.Tensor:
+    config = dataclasses.replace(plan.config, seed=seed, data=dataclasses.replace(plan.config.data, loaders=loaders))
+    loader = Pictures(plan.data, config).train_dataloader()
+    for _ in range(epochs - 1):
+        list(loader)
+    return torch.cat([pictures for pictures, _ in loader])
+
+
+def test_training_pictures_are_the_same_however_many_processes_load_them(tiny_plan: Plan) -> None:
+    assert torch.equal(epoch(tiny_plan), epoch(tiny_plan, loaders=2))
+
+
+def test_another_seed_and_another_epoch_give_other_pictures(tiny_plan: Plan) -> None:
+    first = epoch(tiny_plan)
+    assert not torch.equal(first, epoch(tiny_plan, seed=1))
+    assert not torch.equal(first, epoch(tiny_plan, epochs=2))
+
+
+def test_loading_does_not_touch_the_global_random_state(tiny_plan: Plan) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    epoch(tiny_plan)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_every_picture_is_drawn_once_an_epoch() -> None:
+    draws = Draws(10, seed=3)
+    first, second = list(draws), list(draws)
+    assert sorted(index for index, _ in first) == list(range(10))
+    assert [index for index, _ in first] != [index for index, _ in second]
+    assert len({seed for _, seed in first + second}) == 20
+
+
+def test_varied_pictures_have_the_models_size(tiny_plan: Plan) -> None:
+    config = tiny_plan.config
+    augment = dataclasses.replace(config.augment, colour=0.5)
+    varying = VaryingPictures(tiny_plan.data.train.pictures, augment, config.model.geometry)
+    picture, truth = varying[0, 1]
+    assert (picture.shape, picture.dtype, truth) == ((3, 64, 64), torch.uint8, 0)
+    assert not torch.equal(picture, varying[0, 2][0])
+
+
+@pytest.mark.parametrize("half", ["train", "val"])
+def test_a_picture_that_breaks_off_is_named(tiny_plan: Plan, drawn: Path, tmp_path: Path, half: str) -> None:
+    whole = (drawn / "train/circles/000.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    found = read(drawn)
+    broken = dataclasses.replace(found.train, pictures=(Picture(tmp_path / "cut.png", 0),))
+    pictures = Pictures(DataSet("x", "", broken, broken, ""), tiny_plan.config)
+    loader = pictures.train_dataloader() if half == "train" else pictures.val_dataloader()
+    with pytest.raises(DataError, match=r"the picture \S*cut\.png cannot be used: the PNG picture's .*repair it"):
+        list(loader)

@@ -1,0 +1,266 @@
+"""Labelled picture folders: find one, read it, split it, and say which files are no pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from beeline import pixels
+from beeline.errors import RequestError
+from train import hymenoptera
+from train.errors import DataError, Unavailable
+from train.generate import LABELS as GENERATED_LABELS
+from train.generate import generate
+from train.progress import Say
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".beeline" / "data"
+VARIABLE = "BEELINE_DATA"
+
+# A file is a picture if its name says so. GIF is left out as in torchvision's ImageFolder: such files
+# are drawings, animations and "image not found" signs, not photographs. The worker does answer them.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+_TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation")
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file and the index of its label."""
+
+    path: Path
+    truth: int
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Pictures under `root`, one folder a class; labels are the folders' names, sorted."""
+
+    root: Path
+    labels: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    skipped: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of pictures of each label."""
+        found = Counter(picture.truth for picture in self.pictures)
+        return {label: found[index] for index, label in enumerate(self.labels)}
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over path and content of every picture; equal digests are equal data."""
+        with ThreadPoolExecutor() as pool:
+            lines = pool.map(self._line, self.pictures)
+            return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+    def _line(self, picture: Picture) -> str:
+        content = hashlib.sha256(picture.path.read_bytes()).hexdigest()
+        return f"{content}  {picture.path.relative_to(self.root).as_posix()}\n"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a model is trained on and judged by.
+
+    `name` is what reports call it, `source` a clause that says where it came from, `split` one that says
+    how training and validation pictures were parted.
+    """
+
+    name: str
+    source: str
+    train: LabelledPictures
+    val: LabelledPictures
+    split: str
+    generated: bool = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names in the order of the model's outputs."""
+        return self.train.labels
+
+    @property
+    def digest(self) -> str:
+        """The identity of both halves."""
+        return hashlib.sha256(f"{self.train.digest}{self.val.digest}{self.split}".encode()).hexdigest()
+
+
+def find(
+    folder: Path | None,
+    say: Say,
+    held_out: float = 0.2,
+    cache: Path = CACHE,
+    environ: Mapping[str, str] = os.environ,
+) -> DataSet:
+    """Return the first data there is: `folder`, `BEELINE_DATA`, the downloaded set, a generated one.
+
+    Args:
+        folder: what the user named; None reads the environment.
+        say: hears which source it is, and every file that is left out.
+        held_out: the share of a single image folder that becomes the validation pictures.
+        cache: where downloaded and generated pictures are kept.
+        environ: the environment to read, for tests.
+
+    Raises:
+        DataError: for a folder that cannot be trained on. DownloadError: for a download that began and
+            did not end well.
+    """
+    named = folder or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
+    if named is not None:
+        data = read(named, held_out, source=f"the folder {named}")
+    else:
+        try:
+            data = read(hymenoptera.get(cache, say, environ), held_out, hymenoptera.NAME, "the downloaded set")
+        except Unavailable as error:
+            say(f"no pictures to download: {error}")
+            say(
+                f"using GENERATED pictures of {' and '.join(GENERATED_LABELS)} instead: a drawn set, no photographs; "
+                f"set {VARIABLE} to a folder of your own"
+            )
+            drawn = read(generate(cache), held_out, "generated circles and stripes", "drawn on this machine")
+            data = DataSet(drawn.name, drawn.source, drawn.train, drawn.val, drawn.split, generated=True)
+    for line in describe(data):
+        say(line)
+    return data
+
+
+def read(folder: Path, held_out: float = 0.2, name: str | None = None, source: str = "") -> DataSet:
+    """Read a folder with `train/` and `val/`, or one with a folder a class, which is split.
+
+    Raises:
+        DataError: missing, not a folder of classes, one class only, an empty class, a class that only
+            one half has, or a picture that cannot be read.
+    """
+    root = _root(folder)
+    train, val = _child(root, _TRAIN), _child(root, _VAL)
+    name = name or root.resolve().name
+    if train and val:
+        first, second = _readable(_pictures(train)), _readable(_pictures(val))
+        if first.labels != second.labels:
+            odd = sorted(set(first.labels) ^ set(second.labels))
+            raise DataError(
+                f"{root} has the class {odd[0]!r} in only one of {train.name}/ and {val.name}/; "
+                "give both the same class folders"
+            )
+        return DataSet(name, source, first, second, f"the folders {train.name}/ and {val.name}/")
+    if val:
+        raise DataError(f"{root} has {val.name}/ but no train/; add it, or name a folder with one folder a class")
+    whole = _readable(_pictures(train or root))
+    return DataSet(name, source, *_split(whole, held_out), f"{held_out:.0%} of each class held out")
+
+
+def labelled_pictures(folder: Path) -> LabelledPictures:
+    """Return the pictures to evaluate on: those of `val/` where there is one, else of every class folder.
+
+    A picture that cannot be read stays in: it is for the classifier to say so.
+
+    Raises:
+        DataError: as `read`, but a single class is enough.
+    """
+    root = _root(folder)
+    return _pictures(_child(root, _VAL) or root, least=1)
+
+
+def describe(data: DataSet) -> list[str]:
+    """Say in plain lines what the data is and what was left out of it."""
+    lines = [
+        f"data: {data.name}, {data.source}; {len(data.train)} training and {len(data.val)} validation pictures "
+        f"of {len(data.labels)} classes ({data.split})"
+    ]
+    skipped = sorted({*data.train.skipped, *data.val.skipped})
+    if skipped:
+        them = "file is" if len(skipped) == 1 else "files are"
+        lines.append(f"data: {len(skipped)} {them} no photograph by name and left out: {_some(skipped)}")
+    return lines
+
+
+def _root(folder: Path) -> Path:
+    """Return the folder that holds the classes or halves, looking through a single wrapping folder."""
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "is missing"
+        raise DataError(f"the data folder {folder} {what}; name a folder with train/ and val/, or one folder a class")
+    inner = _folders(folder)
+    if len(inner) == 1 and not _child(folder, _TRAIN + _VAL) and len(_folders(inner[0])) >= 2:
+        return inner[0]
+    return folder
+
+
+def _child(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _pictures(root: Path, least: int = 2) -> LabelledPictures:
+    classes = _folders(root)
+    if len(classes) < least:
+        found = f"only the class folder {classes[0].name!r}" if classes else "no class folders"
+        raise DataError(f"{root} has {found}; a classifier needs one folder of pictures for each of its classes")
+    pictures, skipped = [], [path for path in sorted(root.iterdir()) if path.is_file()]
+    for truth, folder in enumerate(classes):
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        good = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+        if not good:
+            raise DataError(
+                f"the class folder {folder} has no pictures ({', '.join(SUFFIXES)}); add some, or remove the folder"
+            )
+        pictures += [Picture(path, truth) for path in good]
+        skipped += sorted(set(files) - set(good))
+    return LabelledPictures(root, tuple(path.name for path in classes), tuple(pictures), tuple(skipped))
+
+
+def _readable(found: LabelledPictures) -> LabelledPictures:
+    """Judge every picture by its header before hours are spent; broken pixels are found when decoded."""
+
+    def judge(picture: Picture) -> str | None:
+        try:
+            pixels.probe(picture.path.read_bytes())
+        except RequestError as error:
+            return f"{picture.path}: {error}"
+        except OSError as error:
+            return f"{picture.path}: {error.strerror}"
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        broken = [text for text in pool.map(judge, found.pictures) if text]
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise DataError(f"a picture cannot be read{more}: {broken[0]}; repair it or take it out of the folder")
+    return found
+
+
+def _split(whole: LabelledPictures, held_out: float) -> tuple[LabelledPictures, LabelledPictures]:
+    """Hold out a share of each class, chosen by the digest of each path: the same on every machine."""
+    train: list[Picture] = []
+    val: list[Picture] = []
+    for truth, label in enumerate(whole.labels):
+        members = [picture for picture in whole.pictures if picture.truth == truth]
+        if len(members) < 2:
+            raise DataError(f"the class {label!r} has one picture only; training and validation need one each")
+        members.sort(key=lambda picture: hashlib.sha256(str(picture.path.relative_to(whole.root)).encode()).digest())
+        count = min(max(1, round(held_out * len(members))), len(members) - 1)
+        val += members[:count]
+        train += members[count:]
+    return (
+        LabelledPictures(whole.root, whole.labels, tuple(sorted(train, key=_by_path)), whole.skipped),
+        LabelledPictures(whole.root, whole.labels, tuple(sorted(val, key=_by_path))),
+    )
+
+
+def _by_path(picture: Picture) -> tuple[int, Path]:
+    return picture.truth, picture.path
+
+
+def _some(paths: list[Path]) -> str:
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(str(path) for path in paths[:_NAMED]) + more

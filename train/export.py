@@ -1,0 +1,90 @@
+"""From a finished run to an exported folder that `archive build` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from beeline import pixels
+from beeline.errors import SpecError
+from beeline.spec import Accuracy, ModelSpec, Provenance
+from train.config import ExportConfig
+from train.errors import RunError
+from train.runs import Run
+
+if TYPE_CHECKING:  # an export that is kept is found without importing torch
+    from torch import nn
+
+
+def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
+    """Write `<run>/export/` and return its spec; one that already says the same is kept.
+
+    Args:
+        run: the finished run.
+        naming: name, version and top-k; None takes those the run was trained with.
+
+    Raises:
+        RunError: when the checkpoint is missing or damaged. ArchiveError: when the model cannot be exported.
+    """
+    said = description(run, naming)
+    if (kept := _kept(run, said)) is not None:
+        return kept
+
+    from archive.export import ExportRequest, export_folder
+
+    model = run.config().model
+    request = ExportRequest(mean=_rgb(model.mean), std=_rgb(model.std), architecture=model.name, **said)
+    return export_folder(network(run), request, run.export)
+
+
+def description(run: Run, naming: ExportConfig | None = None) -> dict[str, Any]:
+    """Return what the run's model says about itself, by the spec's keys."""
+    config, data = run.config(), run.record["data"]
+    if naming is not None:
+        config = dataclasses.replace(config, export=naming)
+    return {
+        "name": config.archive_name,
+        "version": config.export.version,
+        "labels": run.labels,
+        "geometry": config.model.geometry,
+        "top_k": config.export.top_k,
+        "accuracy": Accuracy(run.accuracy, sum(data["val"].values()), f"{data['name']}, validation pictures"),
+        "provenance": Provenance(data["name"], data["generated"], run.record["weights"]["name"]),
+    }
+
+
+def network(run: Run) -> nn.Module:
+    """Return the run's trained network in evaluation mode: float32 normalised NCHW to logits.
+
+    Raises:
+        RunError: when the checkpoint is missing or is not of the run's architecture.
+    """
+    from train.model import build
+    from train.weights import read
+
+    if not run.checkpoint.is_file():
+        raise RunError(f"{run.checkpoint} is missing; train again")
+    name = run.config().model.name
+    built = build(name, len(run.labels))
+    try:
+        built.load_state_dict(read(run.checkpoint))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:160]
+        raise RunError(f"{run.checkpoint} is not of {name} ({why}); train again") from error
+    return built.eval()
+
+
+def _kept(run: Run, said: dict[str, Any]) -> ModelSpec | None:
+    """Return the spec of an earlier export that is whole and says what is wanted now."""
+    try:
+        spec = ModelSpec.load(run.export)
+    except SpecError:
+        return None
+    same = all(getattr(spec, key) == value for key, value in said.items())
+    whole = (run.export / spec.model.file).is_file() and (run.export / "golden" / "expected.json").is_file()
+    return spec if same and whole and spec.geometry_sha256 == pixels.digest() else None
+
+
+def _rgb(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue

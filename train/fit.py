@@ -1,0 +1,230 @@
+"""Fit a network to a plan with Lightning, and leave a finished run."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch import nn
+
+from train import runs
+from train.errors import DataError, RunError
+from train.headstart import solve
+from train.learner import Learner
+from train.loader import Pictures
+from train.model import build, check_input, start_from
+from train.plan import Plan
+from train.progress import Say, Step, progress
+from train.runs import RUNS, Run
+
+# Enough pictures to solve for a head; all their features are held in memory at once.
+_MOST_FOR_HEAD = 20_000
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, seconds of wall time."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+
+
+def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
+    """Train as planned and return the run, a new folder under `folder`.
+
+    The folder gets `config.yaml`, `checkpoint.pth` (a state dict), `metrics.csv`, `metrics.json` and, last,
+    `run.json`. The schedule is fixed: the model is the one after the last epoch.
+
+    Raises:
+        ConfigError, WeightsError: for an architecture, size or weights that do not go together.
+        DataError: for a picture that cannot be decoded. RunError: when the loss is not finite, or the
+            fit was interrupted.
+    """
+    config = plan.config
+    with _quiet(), _deterministic(config.seed):
+        network = build(config.model.name, len(plan.data.labels))
+        check_input(network, config.model.crop, config.model.name)
+        if plan.weights.pretrained:
+            start_from(network, plan.weights.read(), plan.weights.name)
+        run = runs.create(config.model.name, plan.fingerprint, folder)
+        config.save(run / "config.yaml")
+        say(f"run: {run}")
+        begun = time.monotonic()
+        epochs, device = _train(network, plan, say)
+        seconds = time.monotonic() - begun
+    torch.save(network.cpu().state_dict(), run / "checkpoint.pth")
+    _write_metrics(run, epochs)
+    return runs.finish(run, _record(plan, epochs, seconds, device))
+
+
+def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[str, str]]:
+    """Solve for the head where the recipe says so, then go through the epochs; `network` is changed in place."""
+    config, pictures = plan.config, Pictures(plan.data, plan.config)
+    batches = -(-len(plan.data.train) // config.fit.batch)
+    lines = _Lines(config.fit.epochs, len(plan.data.val), say)
+    callbacks: list[Callback] = [lines]
+    if config.fit.average is not None:
+        callbacks.insert(0, EMAWeightAveraging(decay=config.fit.average))
+    device = _device()
+    network.to(device["value"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer(
+        accelerator=device["value"],
+        devices=1,
+        max_epochs=config.fit.epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    try:
+        if config.fit.head_penalty is not None:
+            _solve_head(network, plan, pictures, say)
+        learner = Learner(network, config.model, config.fit, batches * config.fit.epochs)
+        trainer.fit(learner, datamodule=pictures)
+    except DataError as error:
+        # A loader process hands its error over as a whole traceback; its last line is the sentence.
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("train.errors.DataError: ")) from error
+    except SystemExit as error:
+        # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
+        done, wanted = len(lines.epochs), config.fit.epochs
+        raise RunError(f"the fit was interrupted after {done} of {wanted} epochs and not kept; train again") from error
+    return lines.epochs, device
+
+
+def _solve_head(network: nn.Module, plan: Plan, pictures: Pictures, say: Say) -> None:
+    config, train = plan.config, plan.data.train.pictures
+    assert config.fit.head_penalty is not None
+    some = train[:: -(-len(train) // _MOST_FOR_HEAD)]
+    accuracy = solve(
+        network,
+        pictures.fixed(some),
+        config.fit.head_penalty,
+        config.model.mean,
+        config.model.std,
+        mirrored=config.augment.flip > 0,
+    )
+    say(f"head: solved for on the frozen features of {len(some)} pictures, {accuracy:.3f} of them right")
+
+
+class _Lines(Callback):
+    """Collects and says one line an epoch, with progress through its batches before that."""
+
+    def __init__(self, epochs: int, pictures: int, say: Say) -> None:
+        self.epochs: list[Epoch] = []
+        self._count, self._pictures, self._say, self._begun = epochs, pictures, say, 0.0
+        self._open = ExitStack()
+        self._step: Step = lambda done: None
+
+    def on_train_epoch_start(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._begun = time.monotonic()
+        text = f"epoch {len(self.epochs) + 1}/{self._count}"
+        self._step = self._open.enter_context(progress(text, int(trainer.num_training_batches), self._say, "batches"))
+
+    def on_train_batch_end(self, trainer: Trainer, learner: Learner, *batch: object) -> None:  # type: ignore[override]
+        self._step(trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+
+    def on_exception(self, trainer: Trainer, learner: Learner, exception: BaseException) -> None:  # type: ignore[override]
+        self._open.close()
+
+    def on_validation_epoch_end(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._open.close()
+        train, val = learner.training_tally, learner.validation_tally
+        seconds = time.monotonic() - self._begun
+        row = Epoch(len(self.epochs) + 1, train.loss, train.accuracy, val.loss, val.accuracy, round(seconds, 3))
+        self.epochs.append(row)
+        self._say(
+            f"epoch {row.epoch}/{self._count}: training loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.3f}; "
+            f"validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.3f} ({val.hits}/{self._pictures}); "
+            f"{seconds:.0f} s"
+        )
+
+
+def _write_metrics(run: Path, epochs: list[Epoch]) -> None:
+    rows = [asdict(epoch) for epoch in epochs]
+    with (run / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    runs.write_json(run / "metrics.json", {"epochs": rows, "last": rows[-1]})
+
+
+def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, str]) -> dict[str, object]:
+    data, weights = plan.data, plan.weights
+    return {
+        "fingerprint": plan.fingerprint,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "accuracy": epochs[-1].val_accuracy,
+        "labels": list(data.labels),
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "split": data.split,
+            "generated": data.generated,
+            "digest": data.digest,
+            "train": data.train.counts(),
+            "val": data.val.counts(),
+            "skipped": [str(path) for path in (*data.train.skipped, *data.val.skipped)],
+        },
+        "weights": {"kind": weights.kind, "name": weights.name, "sha256": weights.sha256},
+        "recipe": {"value": plan.config.fit.recipe, "reason": plan.reason},
+        "device": device,
+        "versions": {name: version(name) for name in ("torch", "torchvision", "lightning")},
+    }
+
+
+def _device() -> dict[str, str]:
+    if torch.cuda.is_available():
+        return {"value": "cuda", "reason": "a CUDA device is there"}
+    return {"value": "cpu", "reason": f"no CUDA device is there; {torch.get_num_threads()} threads"}
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Seed everything, and let no operation choose its order by chance; both are undone afterwards."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    with torch.random.fork_rng():
+        seed_everything(seed, verbose=False)
+        # On a GPU some backward passes (adaptive pooling) have no such order: there it is a best effort.
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice from the terminal: devices found, tips, "consider more workers"."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

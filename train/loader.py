@@ -1,0 +1,130 @@
+"""Pictures to batches: training pictures vary, validation pictures go the worker's own way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import InterpolationMode, v2
+
+from beeline import pixels
+from beeline.errors import RequestError
+from beeline.spec import Geometry
+from train.config import AugmentConfig, TrainConfig
+from train.data import DataSet, Picture
+from train.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Draws(Sampler[tuple[int, int]]):
+    """Every picture once an epoch, in random order, each with a seed of its own for its variation.
+
+    With the seed beside the index a run gives the same pictures however many processes load them.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed, self._epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        random = np.random.default_rng((self._seed, self._epoch))
+        self._epoch += 1
+        order = random.permutation(self._count).tolist()
+        return iter(list(zip(order, random.integers(2**63, size=self._count).tolist(), strict=True)))
+
+
+class VaryingPictures(Dataset[tuple[Tensor, int]]):
+    """Training pictures: uint8 `[3, crop, crop]`, cut, flipped and coloured at random."""
+
+    def __init__(self, pictures: Sequence[Picture], augment: AugmentConfig, geometry: Geometry) -> None:
+        self._pictures = pictures
+        steps: list[torch.nn.Module] = [
+            v2.RandomResizedCrop(
+                geometry.crop,
+                scale=augment.scale,
+                ratio=augment.ratio,
+                interpolation=InterpolationMode(geometry.interpolation),
+                antialias=True,
+            ),
+            v2.RandomHorizontalFlip(augment.flip),
+        ]
+        if augment.colour:
+            steps.append(v2.ColorJitter(augment.colour, augment.colour, augment.colour))
+        self._vary = v2.Compose([*steps, v2.PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = draw
+        picture = self._pictures[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._vary(_open(picture)), picture.truth
+
+
+class FixedPictures(Dataset[tuple[Tensor, int]]):
+    """Pictures exactly as the worker sees them: uint8 `[3, crop, crop]` of the spec's geometry."""
+
+    def __init__(self, pictures: Sequence[Picture], geometry: Geometry) -> None:
+        self._pictures, self._geometry = pictures, geometry
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture = self._pictures[index]
+        try:
+            array = pixels.decode(picture.path.read_bytes(), self._geometry)
+        except (RequestError, OSError) as error:
+            raise _unusable(picture, error) from error
+        return torch.from_numpy(np.array(array)).permute(2, 0, 1), picture.truth
+
+
+class Pictures(LightningDataModule):
+    """The two halves of a data set as Lightning asks for them."""
+
+    def __init__(self, data: DataSet, config: TrainConfig) -> None:
+        super().__init__()
+        self._data, self._config = data, config
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Return the varying training pictures, in a new order each epoch."""
+        config, pictures = self._config, self._data.train.pictures
+        varying = VaryingPictures(pictures, config.augment, config.model.geometry)
+        draws = Draws(len(pictures), config.seed)
+        return DataLoader(varying, config.fit.batch, sampler=draws, num_workers=config.data.loaders, generator=_own())
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Return the validation pictures in their order."""
+        return self.fixed(self._data.val.pictures)
+
+    def fixed(self, pictures: Sequence[Picture]) -> DataLoader[tuple[Tensor, int]]:
+        """Return these pictures in their order, as the worker sees them."""
+        config = self._config
+        fixed = FixedPictures(pictures, config.model.geometry)
+        return DataLoader(fixed, config.fit.batch, num_workers=config.data.loaders, generator=_own())
+
+
+def _own() -> torch.Generator:
+    """Keep a loader from drawing on the global random state, which it does even where nothing is random."""
+    return torch.Generator().manual_seed(0)
+
+
+def _open(picture: Picture) -> Image.Image:
+    try:
+        return pixels.open_rgb(picture.path.read_bytes())
+    except (RequestError, OSError) as error:
+        raise _unusable(picture, error) from error
+
+
+def _unusable(picture: Picture, error: Exception) -> DataError:
+    return DataError(f"the picture {picture.path} cannot be used: {error}; repair it or take it out of the folder")

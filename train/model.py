@@ -1,0 +1,88 @@
+"""Any torchvision classifier by name, with a head for our labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from beeline.errors import ConfigError, did_you_mean
+from train.errors import WeightsError
+
+# Both answer with several outputs while they train, and their published weights expect pixels that
+# were normalised twice: more special cases than either is worth today.
+_LEFT_OUT = {"googlenet", "inception_v3"}
+_NAMED = 3
+
+
+def names() -> list[str]:
+    """Return the names of the architectures that can be trained."""
+    return [name for name in models.list_models(module=models) if name not in _LEFT_OUT]
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """Return the architecture with random weights: float32 `[N, 3, H, W]` to logits `[N, classes]`.
+
+    Raises:
+        ConfigError: for a name that torchvision does not know.
+    """
+    known = names()
+    if name not in known:
+        raise ConfigError(f"model.name is {name!r}, no classifier of torchvision{did_you_mean(name, known)}")
+    network = models.get_model(name, weights=None, num_classes=classes)
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def head(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Return the layer that makes the logits, with its dotted name: the last linear one or convolution.
+
+    In every torchvision classifier that is `fc`, `classifier.<n>`, `heads.head` or `head`.
+    """
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    return layers[-1]
+
+
+def start_from(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load every weight but the head's, which belongs to other labels; nothing else may be missing or odd.
+
+    Raises:
+        WeightsError: when the weights are those of another architecture; the first names that differ are
+            in the message.
+    """
+    name, _ = head(network)
+    own = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{name}.")}
+    given = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+    missing, odd = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    shapes = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
+    if missing or odd or shapes:
+        faults = [
+            f"{len(keys)} {what} ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
+            for what, keys in (("missing", missing), ("unknown", odd), ("of another shape", shapes))
+            if keys
+        ]
+        raise WeightsError(
+            f"{source} does not fit {type(network).__name__}: {'; '.join(faults)}; "
+            "set model.name to the architecture that the file was made for"
+        )
+    network.load_state_dict({**network.state_dict(), **given})
+
+
+def check_input(network: nn.Module, crop: int, name: str) -> None:
+    """Run one empty picture through the network.
+
+    Raises:
+        ConfigError: when the architecture cannot take pictures of `crop` pixels a side.
+    """
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, crop, crop))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise ConfigError(f"model.crop is {crop}, which {name} cannot take ({why}); most take 224") from error
+    finally:
+        network.train(training)

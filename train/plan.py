@@ -1,0 +1,90 @@
+"""What a training run will do, known before anything heavy is loaded, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from beeline import pixels
+from train import config as configuration
+from train import data as pictures
+from train import weights as starting
+from train.config import TrainConfig
+from train.data import DataSet
+from train.progress import Say
+from train.weights import Weights
+
+# The modules whose code decides what a run computes; a change in a report must not train anew.
+SHAPING = ("data", "fit", "headstart", "learner", "loader", "model")
+_PACKAGES = ("torch", "torchvision", "lightning", "pillow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run to be: resolved configuration, pictures, starting weights.
+
+    `reason` says why `config.fit.recipe` was chosen.
+    """
+
+    config: TrainConfig
+    data: DataSet
+    weights: Weights
+    reason: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 over configuration, pictures, weights and the code that shapes a run.
+
+        Paths, and what changes only the export or the speed, are not part of it.
+        """
+        values = self.config.to_dict()
+        del values["export"], values["data"]["folder"], values["data"]["loaders"], values["model"]["weights"]
+        parts = {
+            "config": values,
+            "labels": self.data.labels,
+            "data": self.data.digest,
+            "weights": self.weights.sha256,
+            "code": {name: _digest(Path(__file__).with_name(f"{name}.py")) for name in SHAPING},
+            "geometry": pixels.digest(),
+            "packages": {name: version(name) for name in _PACKAGES},
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def plan(
+    overrides: Sequence[str],
+    say: Say,
+    cache: Path = pictures.CACHE,
+    environ: Mapping[str, str] = os.environ,
+) -> Plan:
+    """Resolve configuration, find pictures and weights, and choose the recipe by what was found.
+
+    Raises:
+        ConfigError: for an override or a file with a mistake. DataError, DownloadError, WeightsError: for
+            pictures or weights that were named and cannot be used.
+    """
+    config = configuration.compose(overrides, environ=environ)
+    if config.fit.recipe == "scratch":
+        weights, reason = Weights("random", "none (random initialisation)"), "fit=scratch was asked for"
+    else:
+        weights = starting.find(config.model.name, _path(config.model.weights), say, environ)
+        reason = f"there are weights to start from ({weights.name})"
+        if not weights.pretrained:
+            config = configuration.compose(overrides, "scratch", environ)
+            reason = "there are no weights to start from"
+    data = pictures.find(_path(config.data.folder), say, config.data.held_out, cache, environ)
+    say(f"recipe: {config.fit.recipe}, because {reason}")
+    return Plan(config, data, weights, reason)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,131 @@
+"""Training runs on disk: a folder each, complete only when its `run.json` is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.config import TrainConfig, load
+from train.errors import RunError
+
+RUNS = Path(__file__).resolve().parents[1] / "runs"
+RECORD = "run.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: `folder` and the content of its `run.json`."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of everything that shaped the run."""
+        return str(self.record["fingerprint"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names in the order of the outputs."""
+        return tuple(self.record["labels"])
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy on the validation pictures after the last epoch, 0 to 1."""
+        return float(self.record["accuracy"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state dict."""
+        return self.folder / "checkpoint.pth"
+
+    @property
+    def export(self) -> Path:
+        """The exported folder."""
+        return self.folder / "export"
+
+    def config(self) -> TrainConfig:
+        """Return the resolved configuration of the run."""
+        return load(self.folder / "config.yaml")
+
+
+def open_run(folder: Path) -> Run:
+    """Return the finished run in `folder`; a bare id is looked for under `runs/`.
+
+    Raises:
+        RunError: when there is none, it was not finished, or its record is damaged.
+    """
+    if not folder.is_dir() and (RUNS / folder).is_dir():
+        folder = RUNS / folder
+    path = folder / RECORD
+    if not path.is_file():
+        why = "was not finished (it has no run.json)" if folder.is_dir() else "is missing"
+        raise RunError(f"the run {folder} {why}; train again, or name another of {RUNS}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {record['schema']}, this Beeline reads {SCHEMA}")
+        run = Run(folder, record)
+        _ = run.fingerprint, run.labels, run.accuracy
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}); train again") from error
+    return run
+
+
+def finished(runs: Path = RUNS) -> Iterator[Run]:
+    """Yield the finished runs, newest first; unfinished and damaged ones are passed over."""
+    for folder in sorted((path.parent for path in runs.glob(f"*/{RECORD}")), reverse=True):
+        try:
+            yield open_run(folder)
+        except RunError:
+            continue
+
+
+def find(fingerprint: str, runs: Path = RUNS) -> Path | None:
+    """Return the folder of the newest finished run with this fingerprint whose checkpoint is there."""
+    return next(
+        (run.folder for run in finished(runs) if run.fingerprint == fingerprint and run.checkpoint.is_file()), None
+    )
+
+
+def create(name: str, fingerprint: str, runs: Path = RUNS) -> Path:
+    """Make a folder for a new run, named by time, model and fingerprint, so that names sort by age."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for suffix in ("", *(f"-{count}" for count in range(2, 100))):
+        folder = runs / f"{stamp}-{name}-{fingerprint[:6]}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise RunError(f"{runs} already has a hundred runs of {stamp}; try again in a second")
+
+
+def finish(folder: Path, record: dict[str, Any]) -> Run:
+    """Write `run.json`, the last file of a run, whole or not at all."""
+    values = {"schema": SCHEMA, "id": folder.name, **record}
+    write_json(folder / RECORD, values)
+    return Run(folder, values)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON so that a reader, or a crash, never meets half of it."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
