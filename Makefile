@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup serve test test-server test-shared test-train test-all check lock clean
+.PHONY: help setup serve test test-server test-shared test-train test-readme test-all check lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -36,7 +36,7 @@ serve: ## everything: data, training, archive, a running server (SERVER=mms for 
 		exec .venv/bin/beeline quickstart --server $(SERVER) --setup-seconds $$((SECONDS - start))
 
 test: setup ## the fast tests: no server, no training
-	@.venv/bin/pytest -q -m "not server and not train and not shared"
+	@.venv/bin/pytest -q -m "not server and not train and not shared and not readme"
 
 test-server: setup ## the tests on real TorchServe and real Multi Model Server
 	@.venv/bin/pytest -q -m "server and not shared"
@@ -47,7 +47,10 @@ test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED nam
 test-train: setup ## the tests that train a model on real pictures
 	@.venv/bin/pytest -q -m train
 
-test-all: test test-server test-shared test-train ## every tier
+test-readme: setup ## every command block of the README, with real pictures
+	@.venv/bin/pytest -q -m readme
+
+test-all: test test-server test-shared test-train test-readme ## every tier
 
 check: setup ## format, lint, types and the layers between rooms
 	@.venv/bin/ruff format --check --quiet . || { .venv/bin/ruff format --diff --quiet .; exit 1; }

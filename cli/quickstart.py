@@ -50,8 +50,8 @@ def quickstart(
         try:
             # Hours of training must not end in "port 8080 is taken".
             _check_ports(port)
-            trained, seconds = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
-            stages.append(("train", seconds, _trained(trained)))
+            trained, _ = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
+            stages += [(name, trained["stages"][name], what) for name, what in _trained(trained).items()]
             built, seconds = _stage("archive", "build", trained["run"], "--reuse")
             stages.append(("archive", seconds, _built(built)))
             archive = Path(built["archive"])
@@ -133,9 +133,14 @@ def _check_ports(port: int | None) -> None:
     ports.settle(zip(wanted, ("--port", "--management-port"), strict=True))
 
 
-def _trained(values: dict[str, Any]) -> str:
-    how = "unchanged" if values["reused"] else f"fitted in {values['seconds']:.0f} s"
-    return f"{how}: accuracy {values['accuracy']:.3f} on {values['pictures']} pictures of {values['data']}"
+def _trained(values: dict[str, Any]) -> dict[str, str]:
+    """Say what came of each of training's own stages."""
+    how = "unchanged" if values["reused"] else f"{values['seconds']:.0f} s of it in the epochs"
+    return {
+        "data": f"{values['data']}, labels {', '.join(values['labels'][:5])}; starting from {values['weights']}",
+        "fit": f"{how}: accuracy {values['accuracy']:.3f} on {values['pictures']} validation pictures",
+        "export": f"uint8 graph, spec and golden pictures, {values['model_fingerprint'][:12]}",
+    }
 
 
 def _built(values: dict[str, Any]) -> str:

@@ -24,11 +24,16 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
+    import time
+
     from train.plan import plan
 
+    begun = time.monotonic()
     named = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in named.items() if value is not None)]
     planned = plan(words, say)
+
+    found_after = time.monotonic()
 
     from train.runs import find, open_run
 
@@ -43,6 +48,7 @@ def train(
 
     from train.export import export
 
+    fitted_after = time.monotonic()
     spec = export(run, planned.config.export)
     pictures = sum(run.record["data"]["val"].values())
     drawn = " These were GENERATED pictures, no photographs." if run.record["data"]["generated"] else ""
@@ -50,6 +56,11 @@ def train(
         "run": str(run.folder),
         "export": str(run.export),
         "reused": found is not None,
+        "stages": {
+            "data": round(found_after - begun, 1),
+            "fit": round(fitted_after - found_after, 1),
+            "export": round(time.monotonic() - fitted_after, 1),
+        },
         "accuracy": run.accuracy,
         "pictures": pictures,
         "seconds": run.record["seconds"],

@@ -25,7 +25,7 @@ def test_the_form_is_found_by_content_whatever_the_name(tmp_path: Path, jit: Non
     path = tmp_path / "model.bin"
     torch.save(TinyNet().state_dict(), path)
     assert kind_of(path) == "pickle"
-    torch.jit.script(TinyNet()).save(str(path))  # type: ignore[no-untyped-call]
+    torch.jit.script(TinyNet()).save(str(path))
     assert kind_of(path) == "torchscript"
     assert isinstance(load_network(path), torch.jit.ScriptModule)
     torch.export.save(torch.export.export(TinyNet(), (torch.zeros(2, 3, 32, 32),)), tmp_path / "model.pt2")

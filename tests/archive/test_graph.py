@@ -41,7 +41,7 @@ def test_the_saved_file_answers_any_batch_size_as_the_graph_does(tmp_path: Path,
     graph = Graph(network, MEAN, STD, 32)
     path = graph.save(tmp_path)
     assert path.name == ("model.pt" if scripted else "model.pt2")
-    loaded = torch.jit.load(str(path)) if scripted else torch.export.load(path).module()  # type: ignore[no-untyped-call]
+    loaded = torch.jit.load(str(path)) if scripted else torch.export.load(path).module()
     for count in (1, 2, 7):
         torch.testing.assert_close(loaded(noise(count)), graph(noise(count)))
 
@@ -54,7 +54,7 @@ def test_torchscript_is_saved_alike_however_often_the_process_did_it(tmp_path: P
     saved = [Graph(network, MEAN, STD, 32).save(folder).read_bytes() for folder in folders]
     assert saved[0] == saved[1] == saved[2]
     assert b"mangle" not in saved[0]
-    assert torch.jit.load(str(folders[2] / "model.pt"))(noise(1)).shape == (1, 3)  # type: ignore[no-untyped-call]
+    assert torch.jit.load(str(folders[2] / "model.pt"))(noise(1)).shape == (1, 3)
 
 
 def test_filters_are_stored_channels_last(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_gradients_reach_the_pixels_of_a_network_that_takes_uint8_itself(kind: s
         network = torch.jit.script(inner.module)
     graph = Graph(network, MEAN, STD, 32, takes_uint8=True)
     pixels = noise(2).float().requires_grad_()
-    graph.differentiable(pixels).sum().backward()  # type: ignore[no-untyped-call]
+    graph.differentiable(pixels).sum().backward()
     assert pixels.grad is not None
     assert pixels.grad.abs().sum() > 0
     torch.testing.assert_close(graph(noise(2)), inner(noise(2)))

@@ -127,11 +127,11 @@ def test_a_closed_port_is_unavailable(server: Any, target: Path) -> None:
 
 def test_a_server_that_never_answers_is_given_up(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "REACH_SECONDS", 0.05)
-    monkeypatch.setattr(download.requests, "get", lambda *_, **__: time.sleep(1))
+    monkeypatch.setattr("train.download.requests.get", lambda *_, **__: time.sleep(1))
     monkeypatch.setattr(download, "_silent_until", {})
     with pytest.raises(Unavailable, match="no answer in"):
         fetch("http://127.0.0.1:1/set.zip", target, print)
-    monkeypatch.setattr(download.requests, "get", lambda *_, **__: pytest.fail("asked a second time"))
+    monkeypatch.setattr("train.download.requests.get", lambda *_, **__: pytest.fail("asked a second time"))
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 did not answer a moment ago"):
         fetch("http://127.0.0.1:1/weights.pth", target, print)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from train.model import build
 CONFIG = compose(environ={})
 
 
-def learner(network: nn.Module, steps: int = 100, **fit: object) -> Learner:
+def learner(network: nn.Module, steps: int = 100, **fit: Any) -> Learner:
     return Learner(network, CONFIG.model, dataclasses.replace(CONFIG.fit, **fit), steps)
 
 

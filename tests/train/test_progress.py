@@ -14,7 +14,7 @@ from train.progress import progress
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(train.progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("train.progress.time.monotonic", lambda: now[0])
     return now
 
 

@@ -31,14 +31,14 @@ def test_a_finished_run_is_found_by_its_fingerprint(tmp_path: Path) -> None:
 def test_the_newest_of_several_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = []
     for stamp in ("20250101-000000", "20260101-000000", "20240101-000000"):
-        monkeypatch.setattr(runs.time, "strftime", lambda _, stamp=stamp: stamp)
+        monkeypatch.setattr("train.runs.time.strftime", lambda _, stamp=stamp: stamp)
         folders.append(make(tmp_path).folder)
     assert find("abcdef0123", tmp_path) == folders[1]
     assert [run.folder for run in finished(tmp_path)] == sorted(folders, reverse=True)
 
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs.time, "strftime", lambda _: "20250101-000000")
+    monkeypatch.setattr("train.runs.time.strftime", lambda _: "20250101-000000")
     assert {make(tmp_path).id, make(tmp_path).id} == {
         "20250101-000000-net-abcdef",
         "20250101-000000-net-abcdef-2",

@@ -1,0 +1,69 @@
+"""`make serve` ended half-way, while it trains: nothing that it started is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from train.generate import generate
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
+    """Start the command under a shell, as make does, and wait until a training process is at work."""
+    generate(tmp_path / "pictures", train=40, val=8)
+    before = set((ROOT / "runs").glob("*"))
+    command = [sys.executable, "-m", "cli", "quickstart", "--data", str(tmp_path / "pictures"), "--port", "0"]
+    command += ["fit=scratch", "fit.epochs=500"]
+    with (tmp_path / "log").open("wb") as log:
+        # The trailing `true` keeps the shell from replacing itself.
+        process = subprocess.Popen(
+            ["sh", "-c", '"$@"; true', "sh", *command],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 120
+    while b"\nrun: " not in (text := (tmp_path / "log").read_bytes()):
+        assert process.poll() is None, text
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    yield process, family
+    for left in family:
+        if left.is_running():
+            left.kill()
+    for run in set((ROOT / "runs").glob("*")) - before:
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to the command", "SIGKILL of its parent", "SIGKILL of the command"])
+def test_nothing_is_left(started: tuple[subprocess.Popen[bytes], list[psutil.Process]], how: str) -> None:
+    process, family = started
+    command = next(one for one in family if "quickstart" in one.cmdline())
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    elif how == "SIGTERM to the command":
+        command.terminate()
+    elif how == "SIGKILL of its parent":
+        process.kill()
+    else:
+        command.kill()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert [one.cmdline() for one in alive] == []
+    process.wait(timeout=30)
