@@ -39,10 +39,10 @@ test: setup ## the fast tests: no server, no training
 	@.venv/bin/pytest -q -m "not server and not train and not shared and not readme"
 
 test-server: setup ## the tests on real TorchServe and real Multi Model Server
-	@.venv/bin/pytest -q -m "server and not shared"
+	@.venv/bin/pytest -q -m "server and not shared and not train"
 
 test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED names their folder)
-	@.venv/bin/pytest -q -m "shared and not train"
+	@.venv/bin/pytest -q -m "shared and not train and not readme"
 
 test-train: setup ## the tests that train a model on real pictures
 	@.venv/bin/pytest -q -m train

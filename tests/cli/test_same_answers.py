@@ -1,0 +1,137 @@
+"""One trained model, asked as a run, as an archive and on both servers: the same answers, and a steady worker."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from archive.runner import Runner
+from beeline.answer import Answer
+from cli.sources import open_source
+from serve.config import Overrides
+from serve.running import Running
+from serve.up import Request, up
+from tests.conftest import ROOT
+from train.predictor import RunPredictor
+
+pytestmark = [pytest.mark.train, pytest.mark.server]
+
+CASES = 40
+
+
+@pytest.fixture(scope="module")
+def trained(shared_data: Path) -> Path:
+    """The run of the real pictures: trained here, or by an earlier test of the same configuration."""
+    weights = shared_data / "weights" / "resnet18-imagenet-pq.pth"
+    words = ["train", "--reuse", "--data", str(shared_data / "hymenoptera_data"), "--weights", str(weights), "--json"]
+    done = subprocess.run([sys.executable, "-m", "cli", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(json.loads(done.stdout.splitlines()[-1])["run"])
+
+
+@pytest.fixture(scope="module")
+def mar(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from archive.build import build
+
+    return build(trained / "export", tmp_path_factory.mktemp("store")).path
+
+
+@pytest.fixture(scope="module", params=["torchserve", "mms"])
+def running(mar: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
+    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000, port=0)
+    asked = Request(server=request.param, store=mar.parent, name=f"same-{request.param}", overrides=overrides)
+    with up(asked, print) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data: Path) -> list[bytes]:
+    paths = sorted((shared_data / "hymenoptera_data" / "val").glob("*/*.jp*g"))
+    assert len(paths) == 153
+    return [path.read_bytes() for path in paths]
+
+
+def tops(answers: list[Answer]) -> list[str]:
+    assert {answer.status for answer in answers} == {200}
+    return [str(next(iter(answer.json()))) for answer in answers]
+
+
+def worker(running: Running) -> psutil.Process:
+    assert running.state.java is not None
+    children = psutil.Process(running.state.java).children(recursive=True)
+    (found,) = [child for child in children if "model_service_worker" in " ".join(child.cmdline())]
+    return found
+
+
+def memory(process: psutil.Process, key: str) -> float:
+    line = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+@pytest.fixture(scope="module")
+def of_the_run(trained: Path, photographs: list[bytes]) -> list[str]:
+    return tops(RunPredictor(trained, checkpoint=True).predict(photographs))
+
+
+def test_run_and_archive_agree_on_all_153_pictures(mar: Path, photographs: list[bytes], of_the_run: list[str]) -> None:
+    with Runner(mar) as runner:
+        assert tops(runner.predict(photographs)) == of_the_run
+
+
+def test_the_server_agrees_with_the_run(running: Running, photographs: list[bytes], of_the_run: list[str]) -> None:
+    with open_source(running.state.inference, "resnet18") as predict:
+        assert tops(predict(photographs)) == of_the_run
+
+
+def test_broken_pictures_among_photographs_harm_nobody(
+    running: Running, photographs: list[bytes], of_the_run: list[str], shared_data: Path
+) -> None:
+    awkward = shared_data / "awkward"
+    broken = {
+        awkward / "synthetic" / "bee_cut_50pct.jpg": 422,
+        awkward / "synthetic" / "not_an_image.jpg": 415,
+        awkward / "synthetic" / "empty.jpg": 400,
+        awkward / "synthetic" / "bomb_20000x20000_rgb.png": 413,
+        awkward / "pillow" / "broken_data_stream.png": 422,
+        awkward / "pillow" / "decompression_bomb.gif": 413,
+    }
+    bad = [(path.read_bytes(), status) for path, status in broken.items()]
+    good = list(zip(photographs, of_the_run, strict=True))
+    choose, before, whole = random.Random(7), worker(running), 0
+    url = f"{running.state.inference}/predictions/resnet18"
+    for _ in range(CASES):
+        sent = [choose.choice(bad) if choose.random() < 0.5 else choose.choice(good) for _ in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            responses = list(pool.map(lambda one: requests.post(url, data=one[0], timeout=60), sent))
+        got = [next(iter(r.json())) if r.status_code == 200 else r.status_code for r in responses]
+        assert got == [wanted for _, wanted in sent], [r.text for r in responses]
+        whole += all(r.headers["X-Batch-Size"] == "8" for r in responses)
+    assert whole == CASES, f"only {whole} of {CASES} cases were whole batches of 8"
+    assert worker(running).pid == before.pid
+
+
+def test_the_workers_memory_comes_back(running: Running, shared_data: Path) -> None:
+    awkward = [path.read_bytes() for path in sorted((shared_data / "awkward").rglob("*.*"))]
+    url, process = f"{running.state.inference}/predictions/resnet18", worker(running)
+
+    def send() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            for response in pool.map(lambda data: requests.post(url, data=data, timeout=60), awkward):
+                assert response.status_code in (200, 400, 413, 415, 422), response.text
+
+    before = memory(process, "VmRSS")
+    for _ in range(3):
+        send()
+    after, peak = memory(process, "VmRSS"), memory(process, "VmHWM")
+    print(f"{running.state.server}: {before:.0f} MB before, {after:.0f} after, peak {peak:.0f}")  # noqa: T201
+    assert abs(after - before) < 64
+    assert peak - before < 50 * 9 + 64
