@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,11 @@ from beeline.spec import Artifact, Geometry, ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("red", "green", "blue")
+
+# Tests started in the background or under nohup have these ignored, and so would every process that
+# they start; they are to run as from a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class ColourNet(torch.nn.Module):

@@ -13,7 +13,7 @@ Say = Callable[[str], None]
 Step = Callable[[int], None]
 
 # Without a terminal a long wait still says that it is alive, but a log is no place for a bar.
-_LINE_EVERY_SECONDS = 10.0
+_LINE_EVERY_SECONDS = 30.0
 
 
 def silent(text: str) -> None:
@@ -24,7 +24,7 @@ def silent(text: str) -> None:
 def progress(text: str, total: int, say: Say, unit: str = "", scale: float = 1.0) -> Iterator[Step]:
     """Yield a function that is called with what is done so far, of `total`.
 
-    On a terminal a bar is drawn on stderr and removed at the end; elsewhere a line is said every ten
+    On a terminal a bar is drawn on stderr and removed at the end; elsewhere a line is said every thirty
     seconds. `unit` and `scale` turn counts into what is shown (`scale=1e6, unit="MB"`).
     """
     console = Console(stderr=True)
