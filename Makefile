@@ -31,9 +31,9 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-serve: ## everything: data, training, archive, a running server (SERVER=mms for Multi Model Server)
+serve: ## everything: data, training, archive, a running server (SERVER=mms; ARGS="--port 9000")
 	@start=$$SECONDS; $(MAKE) -s --no-print-directory setup && \
-		exec .venv/bin/beeline quickstart --server $(SERVER) --setup-seconds $$((SECONDS - start))
+		exec .venv/bin/beeline quickstart --server $(SERVER) $(ARGS) --setup-seconds $$((SECONDS - start))
 
 test: setup ## the fast tests: no server, no training
 	@.venv/bin/pytest -q -m "not server and not train and not shared and not readme"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beeline.errors import BeelineError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,6 +24,7 @@ Server = Annotated[str, typer.Option(help="Whose context the handler gets: torch
 
 @app.command()
 def build(
+    context: typer.Context,
     source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
     model: Annotated[Path | None, typer.Option(help="TorchScript, exported program or state dict.")] = None,
     labels: Annotated[Path | None, typer.Option(help="One a line, JSON list or index_to_name.json.")] = None,
@@ -60,13 +63,14 @@ def build(
 
     from archive import build as room
     from archive.store import STORE
-    from beeline.errors import BeelineError
     from beeline.spec import Provenance
     from cli.console import result, say
 
     if (source is None) == (model is None):
         given = "both a folder and --model are" if source else "neither a folder nor --model is"
         raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
+    if source is not None:
+        _check_only_of_models(context, source)
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None:
             export = exported_folder(source)
@@ -172,7 +176,6 @@ def run(
 ) -> None:
     """Call an archive's handler with pictures, without a server; a failure shows the handler's own traceback."""
     from archive.runner import Runner, WorkerTraceback
-    from beeline.errors import BeelineError
     from cli.console import fail, result, say
     from cli.predict import find_pictures
 
@@ -203,7 +206,6 @@ def exported_folder(source: Path) -> Path:
     Raises:
         BeelineError: when there is none.
     """
-    from beeline.errors import BeelineError
     from beeline.spec import FILE_NAME
 
     for folder in (source / "export", source):
@@ -212,6 +214,18 @@ def exported_folder(source: Path) -> Path:
     raise BeelineError(
         f"{source} holds no exported model; train one with `beeline train`, or give --model and --labels"
     )
+
+
+def _check_only_of_models(context: typer.Context, source: Path) -> None:
+    """Refuse what an exported folder has decided already, rather than ignore it."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if given and name not in ("source", "handler", "model_config", "store", "verify", "reuse", "as_json"):
+            raise BeelineError(
+                f"--{name.replace('_', '-')} is given with the exported folder {source}, which has settled that; "
+                "give it to `beeline train` (export.name=..., export.version=..., export.top_k=...), or use --model"
+            )
 
 
 def find_archive(mar: Path) -> Path:
@@ -232,7 +246,6 @@ def _request(
     from archive import presets
     from archive.export import ExportRequest
     from archive.labels import read_labels
-    from beeline.errors import BeelineError
 
     if labels is None:
         raise BeelineError(f"the model {model} comes without labels; add --labels FILE, one a line in output order")
@@ -255,7 +268,6 @@ def _export(model: Path, architecture: str | None, request: ExportRequest, out: 
 
 
 def _numbers(key: str, text: str | None) -> list[float] | None:
-    from beeline.errors import BeelineError
 
     if text is None:
         return None

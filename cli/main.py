@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -34,6 +35,8 @@ app.command()(evaluate)
 def main() -> None:
     """Run the command line; an error is one sentence and an exit code, its traceback only with `--debug`."""
     debug = "--debug" in sys.argv
+    # Asked to end, a command leaves through its `with` blocks, so that no temporary folder stays.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="beeline")
     except BeelineError as error:

@@ -16,13 +16,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from beeline.errors import BeelineError, Undetermined
 from cli.console import result, say
 from cli.sources import ROOT, STORE
+
+if TYPE_CHECKING:
+    from serve.config import Overrides
 
 SAMPLES = ROOT / ".beeline" / "samples"
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +37,7 @@ def quickstart(
     data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
     weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
     port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones.")] = None,
+    management_port: Annotated[int | None, typer.Option(help="Port for management; 0 for a free one.")] = None,
     setup_seconds: Annotated[float, typer.Option(help="How long the set-up before this took.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
@@ -49,17 +53,18 @@ def quickstart(
     with signals.as_exceptions():
         try:
             # Hours of training must not end in "port 8080 is taken".
-            _check_ports(port)
+            asked = Overrides(port=port, management_port=management_port)
+            _check_ports(asked)
             trained, _ = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
             stages += [(name, trained["stages"][name], what) for name, what in _trained(trained).items()]
             built, seconds = _stage("archive", "build", trained["run"], "--reuse")
             stages.append(("archive", seconds, _built(built)))
             archive = Path(built["archive"])
-            request = Request(server=server, wanted=(archive.name,), store=STORE, overrides=Overrides(port=port))
+            request = Request(server=server, wanted=(archive.name,), store=STORE, overrides=asked)
             with up(request, say) as running:
                 model = str(running.state.configuration["models"][0]["model"])
                 sample = _samples(trained["samples"], running.state.inference, model)
-                stages.append(("serve", running.seconds, f"{server}, every worker answered its canary"))
+                stages.append(("serve", running.seconds, f"{server}: workers READY, a golden picture answered"))
                 values = {
                     **summary(running),
                     "stages": {name: round(took, 1) for name, took, _ in stages},
@@ -68,9 +73,9 @@ def quickstart(
                 }
                 result(values, as_json, _greeting(stages, values, trained))
                 running.wait()
-        except signals.Asked as asked:
-            say(f"stopped ({asked})")
-            raise typer.Exit(asked.exit_code) from asked
+        except signals.Asked as end:
+            say(f"stopped ({end})")
+            raise typer.Exit(end.exit_code) from end
 
 
 def _stage(*words: str) -> tuple[dict[str, Any], float]:
@@ -87,8 +92,7 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
     try:
         out, _ = process.communicate()
     except BaseException:
-        process.terminate()
-        process.wait()
+        _stop(process)
         raise
     if process.returncode:
         # The command has already said what, its value and the fix.
@@ -96,6 +100,15 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
         raise kind(f"`beeline {' '.join(words)}` failed with exit code {process.returncode}; its reason is above")
     values: dict[str, Any] = json.loads(out.splitlines()[-1])
     return values, time.monotonic() - begun
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End a command that a terminal's Ctrl-C may have reached already: give it time to clean up after itself."""
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
 
 
 def _die_with_parent() -> None:
@@ -124,12 +137,12 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
     return sample
 
 
-def _check_ports(port: int | None) -> None:
+def _check_ports(asked: Overrides) -> None:
     """Raise now if a port is taken, rather than after minutes of training."""
     from serve import ports, properties
-    from serve.config import Overrides, addresses
+    from serve.config import addresses
 
-    wanted = addresses(properties.load(ROOT / "config" / "config.properties"), Overrides(port=port))
+    wanted = addresses(properties.load(ROOT / "config" / "config.properties"), asked)
     ports.settle(zip(wanted, ("--port", "--management-port"), strict=True))
 
 
@@ -161,7 +174,7 @@ def _greeting(stages: list[tuple[str, float, str]], values: dict[str, Any], trai
             "",
             "try:",
             f"  curl -s {values['url']}/predictions/{model} -T {sample}",
-            f"  .venv/bin/beeline predict --url {values['url']} {os.path.relpath(SAMPLES)}",
+            f"  .venv/bin/beeline predict --url {values['url']} --model {model} {os.path.relpath(SAMPLES)}",
             f'  curl -X PUT "{values["management"]}/models/{model}?min_worker=2&synchronous=true"',
             "  .venv/bin/beeline serve status",
             "",

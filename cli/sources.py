@@ -40,9 +40,12 @@ def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
     elif source.endswith(".mar"):
         from archive.runner import Runner
 
-        with Runner(Path(source)) as runner:
+        path = Path(source)
+        # Its name is enough for one in the store, as in every other command.
+        named = STORE / path.name
+        with Runner(named if not path.exists() and len(path.parts) == 1 and named.exists() else path) as runner:
             yield runner.predict
-    elif Path(source).is_dir():
+    elif Path(source).is_dir() or (ROOT / "runs" / source).is_dir():
         from train.predictor import RunPredictor
 
         yield RunPredictor(Path(source)).predict

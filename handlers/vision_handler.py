@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beeline import golden, pixels
-from beeline.answer import Answer, failure, prediction, probabilities, with_headers
+from beeline.answer import Answer, check_answers, failure, prediction, probabilities, with_headers
 from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
 from beeline.context import header, send, swallows_errors
 from beeline.engine import TorchEngine
@@ -127,9 +127,7 @@ class VisionHandler:
             with spans.measure("forward"):
                 logits = self.inference(batch)
             with spans.measure("encode"):
-                answers = self.postprocess(logits, batch)
-            if len(answers) != len(rows):
-                raise ModelError(f"the handler made {len(answers)} answers for {len(rows)} requests")
+                answers = check_answers(self.postprocess(logits, batch), len(rows))
             return answers
         except Exception as error:
             logger.exception("a batch of %d failed", len(rows))

@@ -191,11 +191,6 @@ def parse_describe(values: Any) -> list[Model]:
         raise Undetermined(f"the server describes a model in a form not known here: {values!r}") from error
 
 
-def _worker(entry: dict[str, Any]) -> Worker:
-    pid = int(entry.get("pid", -1))
-    return Worker(str(entry["id"]), str(entry["status"]), pid if pid > 0 else None)
-
-
 def _json(response: requests.Response) -> Any:
     try:
         return response.json()

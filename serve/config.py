@@ -151,11 +151,12 @@ def addresses(properties: Properties, overrides: Overrides) -> tuple[Address, Ad
     # Whoever asks for any free port wants no fixed one for management either.
     management_port = 0 if overrides.port == 0 and overrides.management_port is None else overrides.management_port
     management = _with_port(found["management_address"], management_port, "--management-port")
-    if not management.loopback:
-        raise ConfigError(
-            f"{properties.path}: management_address is {management}, which others reach and could command; "
-            "use http://127.0.0.1:8081"
-        )
+    for key, address in (("inference_address", inference), ("management_address", management)):
+        if not address.loopback:
+            raise ConfigError(
+                f"{properties.path}: {key} is {address}, which other machines may reach, and neither server gets "
+                f"security fixes; use {_ADDRESSES[key]}"
+            )
     if inference == management and inference.port != 0:
         raise ConfigError(f"predictions and management are both on {inference}; give --management-port another one")
     return inference, management

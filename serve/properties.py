@@ -6,6 +6,7 @@ mistake in it is an error that names file, line and nearest known key.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,7 +59,10 @@ class Address:
     @property
     def loopback(self) -> bool:
         """Whether nobody outside this machine reaches it."""
-        return self.host == "localhost" or self.host.startswith("127.")
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @classmethod
     def parse(cls, text: str) -> Address:

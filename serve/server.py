@@ -18,6 +18,15 @@ from serve.instance import ROOT
 from serve.java import Java
 from serve.store import Archive
 
+# glibc moves these thresholds by itself unless they are set, so memory of a burst stays. These values
+# also spare page faults: ResNet-18, batch 8, one thread took 169-189 ms a forward with them, 203-209
+# without, and 296-331 with thresholds of 128 KiB to 4 MiB.
+MALLOC = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
+
 Say = Callable[[str], None]
 LOG_CONFIG = ROOT / "config" / "log4j2.xml"
 
@@ -154,12 +163,7 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
         "BEELINE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
-        # glibc moves these thresholds by itself unless they are set, so memory of a burst stays. These
-        # values also spare page faults: ResNet-18, batch 8, one thread took 169-189 ms a forward with
-        # them, 203-209 without, and 296-331 with thresholds of 128 KiB to 4 MiB.
-        "MALLOC_ARENA_MAX": "2",
-        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-        "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+        **MALLOC,
         **server.environment(python),
     }
 

@@ -115,3 +115,14 @@ def test_every_block(shared_data: Path, tmp_path: Path) -> None:
                     if todo and todo[0][0] == "json":
                         compare(output, todo[0][1])
     assert ran >= 8
+
+
+def test_the_transcript_is_what_make_serve_prints() -> None:
+    shown = next(text for language, text in blocks() if language == "text" and "ready: " in text)
+    source = (ROOT / "cli" / "quickstart.py").read_text() + (ROOT / "cli" / "train.py").read_text()
+    for line in shown.split("\n\n")[0].splitlines():
+        assert f'"{line.split()[0]}"' in source, line
+
+
+def test_no_figure_is_missing() -> None:
+    assert not re.search(r"\| [A-Z]{3,} \|", (ROOT / "README.md").read_text(encoding="utf-8"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beeline import pixels
@@ -27,14 +29,25 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
         RunError: when the checkpoint is missing or damaged. ArchiveError: when the model cannot be exported.
     """
     said = description(run, naming)
-    if (kept := _kept(run, said)) is not None:
+    maker, code = run.folder / "exported_by", code_digest()
+    if maker.is_file() and maker.read_text() == code and (kept := _kept(run, said)) is not None:
         return kept
+    maker.unlink(missing_ok=True)
 
     from archive.export import ExportRequest, export_folder
 
     model = run.config().model
     request = ExportRequest(mean=_rgb(model.mean), std=_rgb(model.std), architecture=model.name, **said)
-    return export_folder(network(run), request, run.export)
+    spec = export_folder(network(run), request, run.export)
+    maker.write_text(code)
+    return spec
+
+
+def code_digest() -> str:
+    """Return the sha256 over the code that makes an export: after a change there, none is kept."""
+    room = Path(__file__).resolve().parents[1] / "archive"
+    sources = [(room / f"{name}.py").read_bytes() for name in ("export", "graph", "golden", "mistakes", "patterns")]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
 def description(run: Run, naming: ExportConfig | None = None) -> dict[str, Any]:

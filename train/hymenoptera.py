@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from train.download import fetch, file_sha256
-from train.errors import DownloadError
+from train.errors import DownloadError, UnsafeArchive
 from train.progress import Say
 from train.unpack import unzip
 
@@ -43,7 +43,12 @@ def get(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
     if not archive.exists():
         say(f"downloading {url}")
         fetch(url, archive, say, sha256, MAX_BYTES)
-    fresh = unzip(archive, cache / f".{folder.name}.unverified", 10 * MAX_BYTES)
+    try:
+        fresh = unzip(archive, cache / f".{folder.name}.unverified", 10 * MAX_BYTES)
+    except UnsafeArchive:
+        # A portal's page with status 200, say: kept, it would stand in the way of every later download.
+        archive.unlink()
+        raise
     try:
         if sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
             actual = file_sha256(archive)

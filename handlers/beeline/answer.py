@@ -83,6 +83,21 @@ def failure(error: RequestError) -> Answer:
     return Answer(error.status, error.phrase, _dump(body), {"content-type": JSON}, error.reason)
 
 
+def check_answers(answers: object, count: int) -> list[Answer]:
+    """Return what an overridden stage made if it is exactly one proper answer a request, in a list.
+
+    Raises:
+        ModelError: naming what else it is.
+    """
+    if not isinstance(answers, (list, tuple)) or len(answers) != count:
+        size = len(answers) if isinstance(answers, (list, tuple)) else f"a {type(answers).__name__}"
+        raise ModelError(f"the handler made {size} answers for {count} requests; return a list of one Answer each")
+    for answer in answers:
+        if not isinstance(answer, Answer) or not isinstance(answer.status, int) or not 200 <= answer.status <= 599:
+            raise ModelError(f"the handler made {answer!r:.80}; return an Answer with a status of 200 to 599")
+    return list(answers)
+
+
 def with_headers(answer: Answer, headers: Mapping[str, str]) -> Answer:
     """Return the answer with these headers added."""
     return Answer(answer.status, answer.phrase, answer.body, {**answer.headers, **headers}, answer.reason)

@@ -121,4 +121,4 @@ def _device(asked: str, gpu_id: int | None) -> Choice:
         raise ConfigError(
             f"BEELINE_DEVICE is {asked!r}; this machine has {torch.cuda.device_count()} CUDA devices: use auto"
         )
-    return Choice(asked if name == "cpu" else f"cuda:{index or 0}", "asked for")
+    return Choice(asked if name == "cpu" else f"cuda:{index or gpu_id or 0}", "asked for")

@@ -2,7 +2,7 @@
 
 TorchServe's own histograms have fixed buckets that fit neither batch sizes nor milliseconds, and MMS
 has none. So each worker counts for itself, under the same names on both servers, and writes its
-counts to a small JSON file that whoever exposes them (`beeline serve status`) adds up.
+counts to a small JSON file; `beeline serve status` adds up the answers in it.
 """
 
 from __future__ import annotations

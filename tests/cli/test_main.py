@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from archive.build import build
+from cli.main import main
 from tests.conftest import BLUE, RED, ROOT
 
 
@@ -169,6 +171,13 @@ def test_labels_of_the_wrong_length(two_outputs: Path, tmp_path: Path) -> None:
     assert "3 labels" in said
 
 
+def test_what_an_export_has_settled_is_refused_not_ignored(colour_model: Path, tmp_path: Path) -> None:
+    done = beeline("archive", "build", str(colour_model), "--version", "2.0", "--store", str(tmp_path))
+    assert done.returncode == 1
+    assert "--version is given with the exported folder" in sentence(done)
+    assert "settled" in sentence(done)
+
+
 @pytest.fixture
 def two_outputs(tmp_path: Path) -> Path:
     """A program with two outputs, as somebody brings it."""
@@ -181,9 +190,30 @@ def two_outputs(tmp_path: Path) -> Path:
     return tmp_path / "two.pt2"
 
 
-def test_an_unexpected_error_is_a_sentence_too_and_debug_shows_it(mar: Path, tmp_path: Path) -> None:
+def test_an_error_is_a_sentence_and_debug_shows_its_traceback(mar: Path, tmp_path: Path) -> None:
     broken = tmp_path / mar.name
     shutil.copyfile(mar, broken)
     broken.write_bytes(broken.read_bytes()[:-200])
     assert broken.name in sentence(beeline("archive", "verify", str(broken)))
     assert "Traceback" in beeline("archive", "verify", str(broken), "--debug").stderr
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_unexpected_error_is_a_sentence_too(
+    debug: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("cli.main.app", broken)
+    monkeypatch.setattr("sys.argv", ["beeline", "predict", *(["--debug"] if debug else [])])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyError if debug else SystemExit) as caught:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if not debug:
+        assert isinstance(caught.value, SystemExit)
+        assert caught.value.code == 2
+        assert "unexpected KeyError: 'a bug'; run it again with --debug" in capsys.readouterr().err

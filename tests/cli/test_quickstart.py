@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.server
 def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
     """Start the command under a shell, as make does, and wait until a training process is at work."""
     generate(tmp_path / "pictures", train=40, val=8)
-    before = set((ROOT / "runs").glob("*"))
     command = [sys.executable, "-m", "cli", "quickstart", "--data", str(tmp_path / "pictures"), "--port", "0"]
     command += ["fit=scratch", "fit.epochs=500"]
     with (tmp_path / "log").open("wb") as log:
@@ -48,8 +48,9 @@ def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psut
     for left in family:
         if left.is_running():
             left.kill()
-    for run in set((ROOT / "runs").glob("*")) - before:
-        shutil.rmtree(run)
+    run = re.search(r"^run: (.*)$", text.decode(), re.MULTILINE)
+    assert run is not None
+    shutil.rmtree(run[1])
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM to the command", "SIGKILL of its parent", "SIGKILL of the command"])

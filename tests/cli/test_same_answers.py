@@ -68,7 +68,9 @@ def tops(answers: list[Answer]) -> list[str]:
 def worker(running: Running) -> psutil.Process:
     assert running.state.java is not None
     children = psutil.Process(running.state.java).children(recursive=True)
-    (found,) = [child for child in children if "model_service_worker" in " ".join(child.cmdline())]
+    workers = [child for child in children if "model_service_worker" in " ".join(child.cmdline())]
+    # Multi Model Server's worker forks one that answers.
+    (found,) = [one for one in workers if not any(other.ppid() == one.pid for other in workers)]
     return found
 
 

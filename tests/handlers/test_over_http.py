@@ -147,6 +147,7 @@ def test_a_header_that_is_no_ascii_harms_nobody(running: Running) -> None:
 
 
 def test_the_users_own_line_scales(running: Running) -> None:
+    before = worker_ids(running)
     response = requests.put(
         f"{running.state.management}/models/colours", params={"min_worker": "2", "synchronous": "true"}, timeout=120
     )
@@ -155,3 +156,4 @@ def test_the_users_own_line_scales(running: Running) -> None:
         described = management.describe("colours")
     assert described is not None
     assert described.ready == 2
+    assert len(set(worker_ids(running)) - set(before)) >= 1

@@ -21,6 +21,7 @@ from archive.export import ExportRequest, export_folder
 from archive.labels import read_labels
 from beeline import pixels
 from beeline.spec import Geometry, ModelSpec
+from serve.server import MALLOC
 from tests.conftest import write_checksums
 from vision_handler import VisionHandler
 
@@ -164,9 +165,8 @@ print(json.dumps({"before": before, "after": memory("VmRSS"), "peak": memory("Vm
 def test_memory_comes_back_and_its_peak_is_bounded(model_folder: Path, shared_data: Path) -> None:
     handlers = Path(__file__).resolve().parents[2] / "handlers"
     command = [sys.executable, "-c", MEMORY, str(model_folder), str(shared_data / "awkward")]
-    # What the launcher sets for its workers: two decoding threads, and a fixed threshold over which
-    # freed memory goes back to the system.
-    environ = {"BEELINE_THREADS": "2", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "PATH": "/usr/bin"}
+    # What the launcher sets for its workers, with two threads that decode.
+    environ = {**MALLOC, "BEELINE_THREADS": "2", "PATH": "/usr/bin"}
     done = subprocess.run(command, cwd=handlers, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

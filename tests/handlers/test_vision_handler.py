@@ -1,11 +1,12 @@
 """The contract: never raises, one answer a request, in order, whatever its neighbours are.
 
 Driven through TorchServe's own `Context` and `RequestProcessor`, with a real exported model; the same
-over HTTP to both servers is in tests/serve.
+over HTTP to both servers is in test_over_http.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -144,6 +145,18 @@ def test_an_empty_batch(handler: VisionHandler) -> None:
     assert handler.handle(None, new_context(Path())) == []
 
 
+WRONG_ANSWERS: dict[str, Callable[[list[Answer]], object]] = {
+    "a dict": lambda answers: [answer.json() for answer in answers],
+    "a text": lambda answers: "answers",
+    "a tuple of texts": lambda answers: tuple(answer.body for answer in answers),
+    "nothing": lambda answers: None,
+    "a status that is no number": lambda answers: [
+        dataclasses.replace(one, status=cast("int", "no")) for one in answers
+    ],
+    "a status of none": lambda answers: [dataclasses.replace(one, status=0) for one in answers],
+}
+
+
 class Fragile(VisionHandler):
     """A user's handler with a bug in each stage, triggered by the colour blue."""
 
@@ -166,6 +179,8 @@ class Fragile(VisionHandler):
 
     def postprocess(self, logits: NDArray[np.float32], batch: Batch) -> list[Answer]:
         answers = super().postprocess(logits, batch)
+        if self.stage in WRONG_ANSWERS:
+            return cast("list[Answer]", WRONG_ANSWERS[self.stage](answers))
         if self.stage == "postprocess":
             return [Answer(299, "a\r\nb", '"x"', {"x-\n": "ü\r\n"}) for _ in answers]
         return answers[:-1] if self.stage == "length" else answers
@@ -183,7 +198,7 @@ def test_a_bug_in_one_stage_harms_only_the_picture_that_triggers_it(colour_model
     assert replies[1].json["type"] == "ModelError"
 
 
-@pytest.mark.parametrize("stage", ["length", "shape"])
+@pytest.mark.parametrize("stage", ["length", "shape", *WRONG_ANSWERS])
 def test_a_stage_that_loses_an_answer_never_shifts_the_others(colour_model: Path, stage: str) -> None:
     handler = Fragile()
     handler.initialize(new_context(colour_model))
@@ -260,7 +275,7 @@ def _tamper(folder: Path, edit_spec: Callable[..., ModelSpec], how: str) -> None
         shutil.rmtree(folder / "golden")
     elif how == "no checksums":
         (folder / golden.CHECKSUMS).unlink()
-    elif how == "channels swapped":
+    elif how == "other answers recorded":
         expected = json.loads((folder / "golden" / "expected.json").read_text())
         expected["pictures"][0]["top"] = [["blue", 0.99], ["red", 0.01]]
         (folder / "golden" / "expected.json").write_text(json.dumps(expected))
@@ -282,7 +297,7 @@ def _tamper(folder: Path, edit_spec: Callable[..., ModelSpec], how: str) -> None
         ("golden picture swapped", "golden/0.png is"),
         ("no golden", "golden/0.png is missing"),
         ("no checksums", "checksums.json is missing"),
-        ("channels swapped", "expected 'blue'"),
+        ("other answers recorded", "expected 'blue'"),
         ("probability moved", "within 0.02"),
     ],
 )

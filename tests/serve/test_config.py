@@ -99,7 +99,7 @@ def test_an_impossible_number_is_one_sentence(overrides: Overrides, environ: dic
 
 def test_management_is_loopbacks_alone() -> None:
     open_to_all = Properties(Path("f"), addresses={"management_address": Address("0.0.0.0", 8081)})
-    with pytest.raises(ConfigError, match="which others reach and could command"):
+    with pytest.raises(ConfigError, match="which other machines may reach"):
         resolved(properties=open_to_all)
 
 

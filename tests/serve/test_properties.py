@@ -73,3 +73,11 @@ def test_continued_lines_and_comments_are_javas(tmp_path: Path) -> None:
     properties = load(path)
     assert properties.vmargs == "-Xmx1g -Xss1m"
     assert properties.models["fake"]["1.0"].numbers == {"minWorkers": 2}
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("0.0.0.0", False), ("127.evil.example", False)],
+)
+def test_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
+    assert Address(host, 8080).loopback is loopback

@@ -203,6 +203,15 @@ def test_the_downloaded_set_is_verified_by_its_pictures(
     assert len(archive.seen) == asked, "what is there is not downloaded again"
 
 
+def test_a_portals_page_does_not_stand_in_the_way_of_the_next_download(archive: Any, tmp_path: Path) -> None:
+    good, archive.content = archive.content, b"<html>sign in first</html>"
+    with pytest.raises(DataError):
+        find(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
+    archive.content = good
+    with pytest.raises(DownloadError, match="are not the known 397"):
+        find(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
+
+
 def test_an_archive_with_a_digest_of_its_own_may_hold_other_pictures(archive: Any, tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
         find(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
