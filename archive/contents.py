@@ -53,7 +53,7 @@ def read(mar: Path) -> Contents:
 def _json(archive: zipfile.ZipFile, name: str, mar: Path) -> dict[str, Any]:
     try:
         values = json.loads(safety.read(archive, name, mar))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{mar}: {name} is no JSON ({error}); build it again") from error
     if not isinstance(values, dict):
         raise ArchiveError(f"{mar}: {name} holds a {type(values).__name__}; build it again")

@@ -41,7 +41,7 @@ def check(raw: bytes, spec: ModelSpec, files: Collection[str]) -> str:
         values: dict[str, Any] = json.loads(raw)
         model: dict[str, Any] = dict(values["model"])
         handler = str(model["handler"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError(f"{MANIFEST} cannot be read ({type(error).__name__}: {error}); build it again") from error
     wanted = {
         "modelName": spec.name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
 from beeline.context import header, send, swallows_errors
 from beeline.engine import TorchEngine
 from beeline.errors import ModelError, RequestError
+from beeline.mms import keep_answers_whole
 from beeline.payload import Limits, extract
 from beeline.spec import ModelSpec
 from beeline.timing import Metrics, Spans, queue_milliseconds, server_timing
@@ -47,6 +49,8 @@ class VisionHandler:
         os.environ["TS_DECODE_INPUT_REQUEST"] = os.environ["MMS_DECODE_INPUT_REQUEST"] = "false"
         try:
             self.load(Path(context.system_properties["model_dir"]), context.system_properties.get("gpu_id"))
+            if "mms.service" in sys.modules:
+                keep_answers_whole()
         except Exception as error:
             logger.error("this worker refuses to serve: %s", error)
             if swallows_errors(context):

@@ -208,6 +208,8 @@ def _models(text: str, where: str) -> dict[str, dict[str, Entry]]:
     except json.JSONDecodeError as error:
         place = text[max(0, error.pos - 20) : error.pos + 20]
         raise ConfigError(f"{where}: models is no JSON near {place!r} ({error.msg.lower()}); mend it there") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: models is nested too deep; allowed: {{model: {{version: {{...}}}}}}") from error
     models: dict[str, dict[str, Entry]] = {}
     for name, versions in _object(values, where, "models", "{model: {version: {...}}}").items():
         models[name] = {}

@@ -15,6 +15,7 @@ from beeline.errors import ArchiveError, did_you_mean
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 GOLDEN = "golden/expected.json"
+RECORD = "checksums.json"
 INDEX = "index.json"
 # TorchServe separates archives by commas in a value that ends at a space.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -108,7 +109,7 @@ def _read(path: Path) -> Archive:
             golden = json.loads(archive.read(GOLDEN)) if GOLDEN in archive.namelist() else None
         canary = _canary(golden)
         return Archive(path, str(model["modelName"]), str(model.get("modelVersion", "1.0")), canary)
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ArchiveError(
             f"{path} cannot be read as a model archive ({type(error).__name__}: {error}); build it again"
         ) from error
@@ -122,15 +123,17 @@ def _canary(golden: dict[str, Any] | None) -> Canary | None:
 
 
 def _check_index(path: Path) -> None:
-    """Compare with the index beside the archive; one that the index does not list was brought by hand and is fine."""
+    """Compare with the index beside the archive, or, where that does not list it, with the archive's own record."""
     index = path.parent / INDEX
     if not index.is_file():
+        _check_record(path)
         return
     try:
         expected = json.loads(index.read_text(encoding="utf-8"))["archives"].get(path.name, {}).get("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ArchiveError(f"{index} cannot be read ({error}); build an archive again, which rewrites it") from error
     if expected is None:
+        _check_record(path)
         return
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -141,3 +144,26 @@ def _check_index(path: Path) -> None:
             f"{path} has sha256 {digest.hexdigest()[:12]}, {INDEX} says {expected[:12]}; "
             "it was changed after it was built: build it again with `beeline archive build`"
         )
+
+
+def _check_record(path: Path) -> None:
+    """Refuse files that the archive's record does not know, before any server imports them.
+
+    A worker checks the same record, but only after Python has looked for torch and numpy in its folder.
+    An archive without a record is somebody else's, and is served as it is.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if RECORD not in archive.namelist():
+            return
+        try:
+            known: dict[str, str] = json.loads(archive.read(RECORD))["files"]
+            for info in archive.infolist():
+                if info.is_dir() or info.filename in (RECORD, MANIFEST):
+                    continue
+                if hashlib.sha256(archive.read(info)).hexdigest() != known.get(info.filename):
+                    raise ArchiveError(
+                        f"{path} holds {info.filename}, which is not as {RECORD} lists it; it was changed since: "
+                        "build it again"
+                    )
+        except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ArchiveError(f"{path} cannot be checked ({type(error).__name__}: {error}); build it again") from error

@@ -79,6 +79,14 @@ class TooManyPixels(RequestError):
     reason = "too_many_pixels"
 
 
+class TooMuchWork(RequestError):
+    """A picture whose structure would cost far more time or memory than its size and pixels say."""
+
+    status = 413
+    phrase = "Content Too Large"
+    reason = "too_much_work"
+
+
 class NotAnImage(RequestError):
     """Bytes of no supported picture format."""
 

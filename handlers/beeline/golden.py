@@ -32,7 +32,7 @@ def check_files(folder: Path, spec: ModelSpec) -> None:
         record = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         files: dict[str, str] = record["files"]
         fingerprint: str = record["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SelfTestError(f"{CHECKSUMS} is missing or unreadable ({error}); build the archive again") from error
     if fingerprint != spec.fingerprint():
         raise _differs("the spec's fingerprint", fingerprint, spec.fingerprint())

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from beeline.errors import BadEncoding, ConfigError, EmptyBody, TooManyBytes
-from beeline.pixels import MAX_PIXELS
+from beeline.pixels import MAX_PIXELS, kind_of
 
 MAX_BYTES = 20_000_000
+_MOST_JSON_MARKS = 1_000
 _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
 
 
@@ -86,7 +87,10 @@ def extract(row: object, limits: Limits) -> bytes:
 
 
 def _choose(row: Mapping[object, object]) -> object:
-    """Pick the value: `data`, then `body`, else the first one that holds something, whatever its name."""
+    """Pick the value: what looks like a picture, then `data`, then `body`, else the first that holds something."""
+    for value in row.values():
+        if isinstance(value, (bytes, bytearray)) and kind_of(bytes(value[:16])) is not None:
+            return value
     for name in ("data", "body"):
         if row.get(name):
             return row[name]
@@ -94,6 +98,10 @@ def _choose(row: Mapping[object, object]) -> object:
 
 
 def _parse(body: bytes | bytearray) -> object:
+    # The accepted forms have a handful of these and base64 has none; millions of them become gigabytes.
+    marks = body.count(b"{") + body.count(b"[") + body.count(b",")
+    if marks > _MOST_JSON_MARKS:
+        raise BadEncoding(f"the JSON body has {marks} brackets and commas; {_JSON_HELP}")
     try:
         parsed: object = json.loads(body)
     except (ValueError, RecursionError) as error:

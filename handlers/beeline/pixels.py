@@ -19,6 +19,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from beeline import firewall
 from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
 from beeline.spec import Geometry
 
@@ -41,6 +42,8 @@ _MAGIC = (
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_MAX_SAMPLE_VALUE = 281
 _BAND_ROWS = 256
+# Under this key of a picture's `info` stand the pixels that its decoder holds besides its own, as in a tile.
+_HELD = "beeline_held"
 # Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop
 # may pick different source pixels.
 _FILTERS = {
@@ -93,8 +96,11 @@ def decode(
         RequestError: one of its 4xx, with a sentence for the sender.
     """
     image = probe(data, max_pixels)
-    with hold(image.width * image.height):
-        return resize_crop(_upright(image), geometry)
+    with hold(max(image.width * image.height, image.info.get(_HELD, 0))):
+        small = resize_crop(_upright(image), geometry)
+        # Freed before the hold ends, which gives large memory back to the system.
+        del image
+    return small
 
 
 def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -111,16 +117,18 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         EmptyBody: no bytes. NotAnImage: of no accepted format. TruncatedImage: of an accepted format
-        but with an unreadable header. TooManyPixels: more than `max_pixels` declared.
+        but with an unreadable header. TooManyPixels: more than `max_pixels` declared. TooMuchWork:
+        a structure that costs more than its pixels.
     """
     if not data:
         raise EmptyBody("the picture is 0 bytes long; send the bytes of one picture as the request's body")
-    kind = _kind(data)
+    kind = kind_of(data)
     if kind is None:
         raise NotAnImage(
             f"the body starts with {bytes(data[:12])!r}, which is none of {', '.join(FORMATS)}; "
             "send the bytes of one such picture"
         )
+    held = firewall.check(kind, data, max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -129,6 +137,7 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _broken(kind, "header", error) from error
     if image.width * image.height > max_pixels:
         raise _too_many(image.width * image.height, f"{image.width} x {image.height} picture", max_pixels)
+    image.info[_HELD] = held
     return image
 
 
@@ -156,7 +165,8 @@ def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     return np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
 
 
-def _kind(data: bytes) -> str | None:
+def kind_of(data: bytes) -> str | None:
+    """Return the accepted format that these first bytes announce, or None."""
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind

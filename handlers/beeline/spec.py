@@ -185,7 +185,7 @@ class ModelSpec:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise SpecError(f"{path} is missing; export the model first, or name the right folder") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SpecError(f"{path} cannot be read as JSON ({error}); export the model again") from error
         try:
             return cls.from_dict(values)

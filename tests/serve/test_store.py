@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from archive.build import build
 from beeline.errors import ArchiveError
 from serve.store import Canary, find
 
@@ -72,3 +75,15 @@ def test_two_archives_of_one_model_and_version_are_refused(tmp_path: Path, make_
     make_fake(tmp_path)
     with pytest.raises(ArchiveError, match=r"are both fake 1\.0; name one with --model"):
         find(tmp_path)
+
+
+def test_a_file_that_the_archives_own_record_does_not_know(tmp_path: Path, colour_model: Path) -> None:
+    path = build(colour_model, tmp_path / "built").path
+    brought = tmp_path / "elsewhere" / path.name
+    brought.parent.mkdir()
+    shutil.copyfile(path, brought)
+    assert len(find(tmp_path, (str(brought),))) == 1
+    with zipfile.ZipFile(brought, "a") as archive:
+        archive.writestr("torch.py", "raise SystemExit(3)")
+    with pytest.raises(ArchiveError, match=r"holds torch\.py, which is not as checksums\.json lists it"):
+        find(tmp_path, (str(brought),))
