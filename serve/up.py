@@ -20,6 +20,7 @@ from serve.server import Places, Say, Server
 
 # Java itself, before it loads a model; seconds.
 _JAVA_PATIENCE = 60.0
+_LOG_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _wait(
             kind.register(management, resolved)
         except BeelineError as error:
             running.check()
-            said = logs.failure(running.instance.logs)
+            said = _reason(running.instance.logs)
             raise BeelineError(f"a model does not start: {said or error}; see `beeline serve logs`") from error
         with InferenceClient(running.state.inference) as inference:
             for model, archive in zip(resolved.models, archives, strict=True):
@@ -176,6 +177,14 @@ def _wait(
                 patience = model.startup_timeout.value
                 wait_for_workers(management, model.model, version, wanted, watch, patience, running.check)
                 say(f"{try_canary(inference, archive, version)}; workers: {wanted}")
+
+
+def _reason(folder: Path) -> str | None:
+    """Return the log's reason for a failed start; its last lines may be a moment behind the server's answer."""
+    deadline = time.monotonic() + _LOG_PATIENCE
+    while (said := logs.failure(folder)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return said
 
 
 def _java(running: Running, management: ManagementClient) -> State:
