@@ -93,8 +93,12 @@ def check_answers(answers: object, count: int) -> list[Answer]:
         size = len(answers) if isinstance(answers, (list, tuple)) else f"a {type(answers).__name__}"
         raise ModelError(f"the handler made {size} answers for {count} requests; return a list of one Answer each")
     for answer in answers:
-        if not isinstance(answer, Answer) or not isinstance(answer.status, int) or not 200 <= answer.status <= 599:
-            raise ModelError(f"the handler made {answer!r:.80}; return an Answer with a status of 200 to 599")
+        proper = isinstance(answer, Answer) and isinstance(answer.status, int) and isinstance(answer.headers, dict)
+        if not proper or not 200 <= answer.status <= 599:
+            text = repr(answer)[:80]
+            raise ModelError(
+                f"the handler made {text}; return an Answer with a status of 200 to 599 and a dict of headers"
+            )
     return list(answers)
 
 

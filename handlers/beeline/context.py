@@ -39,7 +39,7 @@ def send(context: Any, index: int, answer: Answer) -> str:
     """
     context.set_response_status(int(answer.status), _safe(answer.phrase), index)
     for name, value in answer.headers.items():
-        if name.lower() == "content-type":
+        if str(name).lower() == "content-type":
             context.set_response_content_type(index, _safe(value))
         else:
             context.set_response_header(index, _safe(name), _safe(value))

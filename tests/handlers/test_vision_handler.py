@@ -153,6 +153,9 @@ WRONG_ANSWERS: dict[str, Callable[[list[Answer]], object]] = {
     "a status that is no number": lambda answers: [
         dataclasses.replace(one, status=cast("int", "no")) for one in answers
     ],
+    "headers of none": lambda answers: [
+        dataclasses.replace(one, headers=cast("dict[str, str]", None)) for one in answers
+    ],
     "a status of none": lambda answers: [dataclasses.replace(one, status=0) for one in answers],
 }
 
