@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
+# Options that an exported folder has not settled.
+_OF_ANY = ("source", "handler", "model_config", "samples", "store", "verify", "reuse", "as_json")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
 Mar = Annotated[Path, typer.Argument(help="A .mar file, or the name of one in model_store.")]
@@ -53,6 +56,7 @@ def build(
     ] = None,
     handler: Annotated[Path | None, typer.Option(help="A file with one subclass of VisionHandler.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A model-config.yaml to put in.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Pictures for the page. [of the run's validation]")] = None,
     store: Store = None,
     verify: Annotated[bool, typer.Option(help="Verify before the store changes.")] = True,
     reuse: Annotated[bool, typer.Option("--reuse", help="Leave the very same archive as it is.")] = False,
@@ -64,6 +68,7 @@ def build(
     from archive import build as room
     from archive.store import STORE
     from beeline.spec import Provenance
+    from cli import samples as page
     from cli.console import result, say
 
     if (source is None) == (model is None):
@@ -71,6 +76,7 @@ def build(
         raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
     if source is not None:
         _check_only_of_models(context, source)
+    chosen = page.named(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None:
             export = exported_folder(source)
@@ -97,6 +103,7 @@ def build(
             _export(model, architecture, request, export, uint8_input)
         say("building" + (" and verifying ..." if verify else " ..."))
         built = room.build(export, store or STORE, handler=handler, config=model_config, check=verify, reuse=reuse)
+        placed, about = page.put(built, export, samples, chosen)
     values = {
         "archive": str(built.path),
         "sha256": built.sha256,
@@ -107,7 +114,9 @@ def build(
         "seconds": round(built.seconds, 3),
         "reused": built.reused,
         "verified": built.verified.to_dict() if built.verified else None,
+        "samples": str(placed) if placed else None,
     }
+    say(about)
     proof = f"{built.verified.pictures} golden pictures agree" if built.verified else "not verified"
     proof = "the same as before" if built.reused else proof
     text = f"{built.path}: {built.bytes / 1e6:.1f} MB in {built.seconds:.1f} s, sha256 {built.sha256[:12]}, {proof}"
@@ -221,7 +230,7 @@ def _check_only_of_models(context: typer.Context, source: Path) -> None:
     for parameter in context.command.params:
         name = parameter.name or ""
         given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        if given and name not in ("source", "handler", "model_config", "store", "verify", "reuse", "as_json"):
+        if given and name not in _OF_ANY:
             raise BeelineError(
                 f"--{name.replace('_', '-')} is given with the exported folder {source}, which has settled that; "
                 "give it to `beeline train` (export.name=..., export.version=..., export.top_k=...), or use --model"
@@ -268,7 +277,6 @@ def _export(model: Path, architecture: str | None, request: ExportRequest, out: 
 
 
 def _numbers(key: str, text: str | None) -> list[float] | None:
-
     if text is None:
         return None
     try:

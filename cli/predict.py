@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beeline.errors import BeelineError
+from beeline.errors import BeelineError, Undetermined
 from cli.console import fail, result, say
+
+if TYPE_CHECKING:
+    from beeline.answer import Answer
 
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo"}
 _BATCH = 32
+_SHOWN = 120
 
 
 def predict(
@@ -33,10 +37,7 @@ def predict(
         for start in range(0, len(paths), _BATCH):
             chunk = paths[start : start + _BATCH]
             answers = ask([path.read_bytes() for path in chunk])
-            for path, answer in zip(chunk, answers, strict=True):
-                body = answer.json()
-                found = {"predictions": body} if answer.status == 200 else {"error": body}
-                rows.append({"picture": str(path), "status": answer.status, **found})
+            rows += [_row(path, answer, source) for path, answer in zip(chunk, answers, strict=True)]
     failed = sum(row["status"] != 200 for row in rows)
     result({"source": source, "pictures": rows, "failed": failed}, as_json, _table(rows))
     if failed:
@@ -63,6 +64,30 @@ def find_pictures(given: list[Path]) -> list[Path]:
             f"no picture in {', '.join(map(str, given))}; known endings are {', '.join(sorted(PICTURES))}"
         )
     return found
+
+
+def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:
+    """Return one picture's line of the result.
+
+    Raises:
+        Undetermined: for a 200 that is no prediction. An error's body may be anything: a proxy on the way
+            writes HTML.
+    """
+    row = {"picture": str(path), "status": answer.status}
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    text = " ".join(answer.body.split())[:_SHOWN]
+    if answer.status == 200:
+        if not isinstance(body, dict) or not all(isinstance(score, (int, float)) for score in body.values()):
+            raise Undetermined(
+                f"{source} answers {path} with {text!r}, which is no prediction; name the address of a Beeline server"
+            )
+        return {**row, "predictions": body}
+    if not isinstance(body, dict):
+        body = {"code": answer.status, "type": "NoJson", "message": f"the answer is no JSON object: {text!r}"}
+    return {**row, "error": body}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

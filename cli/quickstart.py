@@ -7,7 +7,6 @@ as commands of their own, so that the process that stays in the foreground holds
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -25,10 +24,9 @@ from cli.console import result, say
 from cli.sources import ROOT, STORE
 
 if TYPE_CHECKING:
-    from serve.config import Overrides
+    from serve.addresses import Ports
 
 SAMPLES = ROOT / ".beeline" / "samples"
-_PR_SET_PDEATHSIG = 1
 
 
 def quickstart(
@@ -42,25 +40,26 @@ def quickstart(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Find pictures, train, export, archive, verify, serve; Ctrl-C stops everything it started."""
-    from serve import signals
-    from serve.config import Overrides
+    from archive.inspect import card
+    from serve import processes, signals
+    from serve.addresses import Ports
     from serve.running import summary
     from serve.up import Request, up
 
-    _die_with_parent()
+    processes.end_with(os.getppid(), signal.SIGTERM)
     stages: list[tuple[str, float, str]] = [("set-up", setup_seconds, "the environment in .venv")]
     named = [f"--data={data}" if data else "", f"--weights={weights}" if weights else ""]
     with signals.as_exceptions():
         try:
             # Hours of training must not end in "port 8080 is taken".
-            asked = Overrides(port=port, management_port=management_port)
-            _check_ports(asked)
+            asked = Ports(port, management_port)
+            _check_ports(asked, server)
             trained, _ = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
             stages += [(name, trained["stages"][name], what) for name, what in _trained(trained).items()]
             built, seconds = _stage("archive", "build", trained["run"], "--reuse")
             stages.append(("archive", seconds, _built(built)))
             archive = Path(built["archive"])
-            request = Request(server=server, wanted=(archive.name,), store=STORE, overrides=asked)
+            request = Request(server, (archive.name,), STORE, ports=asked, card=lambda mar: card(mar).to_dict())
             with up(request, say) as running:
                 model = str(running.state.configuration["models"][0]["model"])
                 sample = _samples(trained["samples"], running.state.inference, model)
@@ -80,6 +79,8 @@ def quickstart(
 
 def _stage(*words: str) -> tuple[dict[str, Any], float]:
     """Run one of our own commands, its progress on our stderr, and return its JSON and its seconds."""
+    from serve import processes
+
     say(f"\n$ beeline {' '.join(words)}")
     begun = time.monotonic()
     process = subprocess.Popen(
@@ -87,7 +88,7 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=processes.ending_with_parent(signal.SIGTERM),
     )
     try:
         out, _ = process.communicate()
@@ -111,11 +112,6 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies, also when it is killed without a chance to say so."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
     """Copy one validation picture a label to a short name for curl; return the last label's.
 
@@ -137,13 +133,15 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
     return sample
 
 
-def _check_ports(asked: Overrides) -> None:
+def _check_ports(asked: Ports, server: str) -> None:
     """Raise now if a port is taken, rather than after minutes of training."""
-    from serve import ports, properties
-    from serve.config import addresses
+    from serve import addresses, kinds, properties
+    from serve.gateway.choice import choose
 
-    wanted = addresses(properties.load(ROOT / "config" / "config.properties"), asked)
-    ports.settle(zip(wanted, ("--port", "--management-port"), strict=True))
+    read = properties.load(ROOT / "config" / "config.properties", os.environ)
+    front = choose("auto")
+    wanted = addresses.resolve(read, asked, front.kind)
+    addresses.settle(wanted, kinds.named(server).highest_port, front.kind == "nginx")
 
 
 def _trained(values: dict[str, Any]) -> dict[str, str]:
@@ -170,7 +168,7 @@ def _greeting(stages: list[tuple[str, float, str]], values: dict[str, Any], trai
     return "\n".join(
         [
             *lines,
-            f"ready: {values['url']}",
+            f"ready: {values['page']} in the browser, {values['url']} for programs",
             "",
             "try:",
             f"  curl -s {values['url']}/predictions/{model} -T {sample}",

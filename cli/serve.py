@@ -13,6 +13,9 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Name = Annotated[str | None, typer.Option("--name", help="Which server, where several run.")]
+ShowLogs = Annotated[
+    str | None, typer.Option(help="Print these logs as they grow: 'all', or names as `serve logs` has, with commas.")
+]
 _DEFAULT = "config/config.properties"
 
 
@@ -24,19 +27,29 @@ def up(
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
     config: Annotated[Path | None, typer.Option(help=f"Numbers to serve with. [default: {_DEFAULT}]")] = None,
     name: Annotated[str, typer.Option(help="A name for this server.")] = "default",
-    port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones.")] = None,
+    gateway: Annotated[str, typer.Option(help="auto, nginx, development or none.")] = "auto",
+    port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones everywhere.")] = None,
+    page_port: Annotated[int | None, typer.Option(help="A second port for page and API.")] = None,
     management_port: Annotated[int | None, typer.Option(help="Port for management; 0 for a free one.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port for metrics; 0 for a free one.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Requests a forward pass takes at most.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes of each model.")] = None,
     max_batch_delay: Annotated[int | None, typer.Option(help="Milliseconds a batch waits to fill.")] = None,
+    listed: Annotated[bool, typer.Option("--listed", help="Serve only archives that the store's index lists.")] = False,
+    show_logs: ShowLogs = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready and leave it running.")] = False,
     as_json: Json = False,
 ) -> None:
     """Start a server and wait until it really answers; Ctrl-C stops everything it started."""
+    import os
+
+    from archive.inspect import card
     from cli.console import result, say
     from serve import signals
     from serve import up as room
+    from serve.addresses import Ports
     from serve.config import Overrides
+    from serve.instance import named, state_folder
     from serve.running import greeting, summary
 
     defaults = room.Request()
@@ -46,8 +59,14 @@ def up(
         store=(store or defaults.store).resolve(),
         config_file=(config or defaults.config_file).resolve(),
         name=name,
-        overrides=Overrides(batch_size, workers, max_batch_delay, port, management_port),
+        overrides=Overrides(batch_size, workers, max_batch_delay),
+        ports=Ports(port, management_port, page_port, metrics_port),
+        gateway=gateway,
+        card=lambda mar: card(mar).to_dict(),
+        listed=listed,
     )
+    if show_logs is not None:
+        _show(named(state_folder(os.environ), name).logs, show_logs)
     with signals.as_exceptions():
         try:
             running = room.up(request, say)
@@ -70,6 +89,44 @@ def up(
         except BaseException:
             running.stop()
             raise
+
+
+@app.command()
+def gateway(
+    names: Annotated[list[str] | None, typer.Argument(help="Servers that run, by the --name of their start.")] = None,
+    backends: Annotated[
+        str | None,
+        typer.Option(help="Instead of names: http://NAME:PORT of backends on other hosts.", envvar="BEELINE_BACKENDS"),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help=f"Addresses and limits. [default: {_DEFAULT}]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port for page and API; 0 for a free one.")] = None,
+    page_port: Annotated[int | None, typer.Option(help="A second port for page and API.")] = None,
+    show_logs: ShowLogs = None,
+) -> None:
+    """Stand before several running servers: they share the load, one that is not ready is left out."""
+    import os
+
+    from beeline.errors import ConfigError
+    from cli.console import say
+    from serve import up as room
+    from serve.addresses import Ports
+    from serve.gateway import network, over
+    from serve.instance import state_folder
+
+    file = (config or room.Request().config_file).resolve()
+    if bool(names) == bool(backends):
+        raise ConfigError("name either servers of this machine, as in `beeline serve gateway one two`, or --backends")
+    if show_logs is not None and not backends:
+        raise ConfigError("--show-logs goes with --backends; servers of this machine have `beeline serve logs`")
+    if show_logs is not None:
+        _show(network.logs(state_folder(os.environ)), show_logs)
+    if backends:
+        network.run(backends, file, Ports(port, page=page_port), say)
+    else:
+        # The gateway's own image is without it.
+        from archive.inspect import card
+
+        over.run(names or [], file, Ports(port, page=page_port), say, lambda mar: card(mar).to_dict())
 
 
 @app.command()
@@ -137,7 +194,9 @@ def scale(
 @app.command()
 def logs(
     name: Name = None,
-    file: Annotated[str | None, typer.Option(help="worker, server, console or supervisor. Default: all.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="worker, server, console, supervisor, gateway or access. Default: all.")
+    ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", help="How many of each.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are added.")] = False,
     as_json: Json = False,
@@ -161,3 +220,16 @@ def logs(
             out.print(f"{path.stem}: {line}", markup=False)
     except KeyboardInterrupt:
         return
+
+
+def _show(folder: Path, wanted: str) -> None:
+    """Print logs to stdout as they grow, plainly: a container's engine keeps them."""
+    import sys
+
+    from serve import logs as room
+
+    def write(line: str) -> None:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+
+    room.show(folder, room.NAMES if wanted == "all" else [name.strip() for name in wanted.split(",")], write)

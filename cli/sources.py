@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from beeline.errors import BeelineError
 
 if TYPE_CHECKING:
     from beeline.answer import Answer
+    from serve.client import InferenceClient
 
 Predict = Callable[[list[bytes]], "list[Answer]"]
 
@@ -72,10 +72,10 @@ def _url(url: str, model: str | None) -> Iterator[Predict]:
 
     parts = urlsplit(url)
     base = f"{parts.scheme}://{parts.netloc}"
-    in_path = parts.path.rpartition("/predictions/")[2] if "/predictions/" in parts.path else None
-    name = model or in_path or _only_model()
+    in_path = parts.path.rpartition("/predictions/")[2].rstrip("/") if "/predictions/" in parts.path else None
     with ExitStack() as stack:
         clients = [stack.enter_context(InferenceClient(base)) for _ in range(CLIENTS)]
+        name = model or in_path or _only_model(clients[0])
         pool = stack.enter_context(ThreadPoolExecutor(CLIENTS, thread_name_prefix="client"))
 
         def share(pictures: list[bytes], of: int) -> list[Answer]:
@@ -88,10 +88,16 @@ def _url(url: str, model: str | None) -> Iterator[Predict]:
         yield predict
 
 
-def _only_model() -> str:
-    index = STORE / "index.json"
-    names = {entry["name"] for entry in json.loads(index.read_text())["archives"].values()} if index.exists() else set()
+def _only_model(client: InferenceClient) -> str:
+    """Return the name of the one model at the URL, by its own catalog or else by the local index."""
+    served = client.served()
+    if served is None:
+        from archive.store import read_index
+
+        names = sorted({entry.name for entry in read_index(STORE).values()})
+        where = f"{client.url} has no catalog and model_store lists"
+    else:
+        names, where = served, f"{client.url} serves"
     if len(names) != 1:
-        found = ", ".join(sorted(names)) or "none"
-        raise BeelineError(f"the URL names no model and model_store lists {found}; add --model NAME")
-    return str(names.pop())
+        raise BeelineError(f"the URL names no model, and {where} {', '.join(names) or 'none'}; add --model NAME")
+    return names[0]

@@ -72,7 +72,9 @@ class VisionHandler:
         self.pool = DecodePool(int(self.engine.threads.value))
         self.budget = PixelBudget(self.limits.max_pixels)
         pixels.set_limit(self.limits.max_pixels)
-        self.metrics = Metrics.from_environment(self.spec.name)
+        choice = {name: dataclasses.asdict(made) for name, made in self.engine.choice.items()}
+        self.metrics = Metrics.from_environment(self.spec.name, self.spec.version, choice)
+        self.metrics.start()
         choices = ", ".join(f"{name} {made.value} ({made.reason})" for name, made in self.engine.choice.items())
         logger.info(
             "%s %s (%s) ready in %.1f s: %d golden pictures agree; %s; Pillow %s",
@@ -112,15 +114,16 @@ class VisionHandler:
             One body a request, in order, whatever happened.
         """
         rows = list(data or [])
+        # Before the batch is worked on, or its own time would count as the queue's.
+        queues = [queue_milliseconds(self._header(context, i, "x-request-start")) for i in range(len(rows))]
         accepts = tuple(self._header(context, i, "accept") for i in range(len(rows)))
         spans = Spans()
         answers = self._answer(rows, accepts, spans)
-        for i, answer in enumerate(answers):
-            queue = queue_milliseconds(self._header(context, i, "x-request-start"))
+        for i, (answer, queue) in enumerate(zip(answers, queues, strict=True)):
             timing = {**({} if queue is None else {"queue": queue}), **spans.milliseconds}
             headers = {"Server-Timing": server_timing(timing), "X-Batch-Size": str(len(rows))}
             answers[i] = with_headers(answer, headers)
-        self._count(answers, spans)
+        self.metrics.count(answers, queues, spans.milliseconds)
         return [send(context, i, answer) for i, answer in enumerate(answers)]
 
     def _answer(self, rows: list[object], accepts: tuple[str | None, ...], spans: Spans) -> list[Answer]:
@@ -165,16 +168,6 @@ class VisionHandler:
         except Exception:
             logger.exception("request %d's headers cannot be read", index)
             return None
-
-    def _count(self, answers: list[Answer], spans: Spans) -> None:
-        """Count the batch; a full disk must not cost anybody an answer."""
-        try:
-            self.metrics.batch(len(answers), spans.milliseconds)
-            for answer in answers:
-                self.metrics.answer(answer.status, answer.reason)
-            self.metrics.write()
-        except OSError:
-            logger.exception("the metrics cannot be written to %s", self.metrics.path)
 
     def _retire_if_lost(self, error: Exception) -> None:
         """End this worker a moment after its answers left when its CUDA context is lost for good.

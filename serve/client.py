@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import random
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import requests
 
-from beeline.answer import Answer
 from beeline.errors import BeelineError, Undetermined
+from serve.properties import Address
+
+if TYPE_CHECKING:
+    from beeline.answer import Answer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 READY = "READY"
+# Seconds to wait where a refusal does not say, and at most whatever it says.
+_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 
 
 class _Http:
@@ -25,7 +32,7 @@ class _Http:
         self.timeout = timeout
         self._session = requests.Session()
         # A proxy of the environment knows nothing of this machine's own ports.
-        self._session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "localhost")
+        self._session.trust_env = not Address(urlsplit(url).hostname or "", 0).loopback
 
     def __enter__(self) -> Self:
         return self
@@ -63,20 +70,67 @@ class _Http:
 
 
 class InferenceClient(_Http):
-    """Asks a server, or the gateway before it, for predictions. Not for several threads at once: one client each."""
+    """Asks a server, or the gateway before it, for predictions. Not for several threads at once: one client each.
 
-    def __init__(self, url: str, timeout: float = 120.0) -> None:
+    Sent away with 429, or with 503 and a time to come back, it waits as it was told and asks again.
+
+    Args:
+        url: where the server is.
+        timeout: seconds that one request may take.
+        patience: seconds to go on like that, counted from the first refusal; 0 is never. Once it is used up,
+            a refusal is an answer, until the server takes a picture again.
+    """
+
+    def __init__(self, url: str, timeout: float = 120.0, patience: float = 60.0) -> None:
         super().__init__(url, timeout)
+        self.patience = patience
+        self._refused: float | None = None
 
     def predict(self, model: str, data: bytes, version: str | None = None) -> Answer:
-        """Send one picture's bytes; return whatever status the server answers.
+        """Send one picture's bytes; return whatever status the server answers in the end.
 
         Raises:
             Undetermined: when nothing answers.
         """
         path = f"/predictions/{quote(model)}" + (f"/{quote(version)}" if version else "")
-        response = self.request("POST", path, data=data, headers={"Content-Type": "application/octet-stream"})
-        return Answer(response.status_code, response.reason or "", response.text, dict(response.headers))
+        # Whoever only stands before servers has no numpy, which this needs.
+        from beeline.answer import Answer
+
+        while True:
+            response = self.request("POST", path, data=data, headers={"Content-Type": "application/octet-stream"})
+            pause = self._pause(response)
+            if pause is None:
+                return Answer(response.status_code, response.reason or "", response.text, dict(response.headers))
+            time.sleep(pause)
+
+    def served(self) -> list[str] | None:
+        """Return the names of the models that the gateway serves; None where there is no catalog.
+
+        Raises:
+            Undetermined: when nothing answers.
+        """
+        response = self.request("GET", "/catalog.json")
+        try:
+            return sorted({str(model["name"]) for model in response.json()["models"]}) if response.ok else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _pause(self, response: requests.Response) -> float | None:
+        """Return how many seconds to wait before asking again; None when this is the answer."""
+        told = response.headers.get("Retry-After")
+        if response.status_code != 429 and (response.status_code != 503 or told is None):
+            self._refused = None
+            return None
+        if self.patience <= 0:
+            return None
+        now = time.monotonic()
+        self._refused = now if self._refused is None else self._refused
+        # A date, which HTTP allows too, no gateway of ours sends.
+        seconds = float(told) if told is not None and told.strip().isdecimal() else _PAUSE
+        seconds = min(seconds, _LONGEST_PAUSE)
+        # Those who were sent away together must not come back together.
+        seconds += random.uniform(0, max(seconds, _PAUSE) / 2)
+        return seconds if now + seconds - self._refused <= self.patience else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beeline.errors import ConfigError
-from serve.properties import BATCH_SIZE, DELAY, WORKERS, Address, Entry, Properties, Whole
+from serve.properties import BATCH_SIZE, DELAY, WORKERS, Entry, Properties, Whole
 from serve.store import Archive
 
 # Around a picture in base64: the rest of the JSON, or multipart's headers.
@@ -23,10 +23,11 @@ _DEFAULTS = {
     "beeline_max_image_pixels": 50_000_000,
     "beeline_log_megabytes": 10,
     "beeline_log_files": 3,
-}
-_ADDRESSES = {
-    "inference_address": Address("127.0.0.1", 8080),
-    "management_address": Address("127.0.0.1", 8081),
+    "beeline_deadline_seconds": 60,
+    "beeline_stop_seconds": 8,
+    # 0: none, or from the queue's size.
+    "beeline_drain_seconds": 0,
+    "beeline_requests_per_second": 0,
 }
 
 
@@ -61,8 +62,6 @@ class Overrides:
     batch_size: int | None = None
     workers: int | None = None
     max_batch_delay: int | None = None
-    port: int | None = None
-    management_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,6 @@ class Configuration:
     models: tuple[ModelSettings, ...]
     threads: Setting
     numbers: Mapping[str, Setting] = field(default_factory=dict)
-    inference: Address = _ADDRESSES["inference_address"]
-    management: Address = _ADDRESSES["management_address"]
     vmargs: str = ""
 
     @property
@@ -81,11 +78,14 @@ class Configuration:
         """Bytes of the largest request: the largest picture in base64, and what is around it."""
         return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + _ENVELOPE_BYTES
 
+    @property
+    def stop_grace(self) -> float:
+        """Seconds that each process of a server gets to end before it is killed."""
+        return self.numbers["beeline_drain_seconds"].value + self.numbers["beeline_stop_seconds"].value + 2.0
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = dataclasses.asdict(self)
-        values["inference"], values["management"] = str(self.inference), str(self.management)
-        return values
+        return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
         """Return the settings with their reasons for people: a line a model, then what the file says beyond it."""
@@ -121,7 +121,7 @@ def resolve(
         gpus: GPUs that may be used.
 
     Raises:
-        ConfigError: for an option or a variable out of range, or a management address that others reach.
+        ConfigError: for an option or a variable out of range.
     """
     forced = {
         "batchSize": _forced(overrides.batch_size, "--batch-size", environ, "BATCH_SIZE", BATCH_SIZE),
@@ -130,36 +130,17 @@ def resolve(
     }
     models = tuple(_model(archive, archives, properties, forced, cores, gpus) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
-    threads = Setting(max(1, cores // workers), f"{cores} cores / {workers} workers")
-    file = properties.path.name
+    threads = Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
     numbers = {
-        key: Setting(properties.numbers[key], file) if key in properties.numbers else Setting(value, _DEFAULT)
+        key: Setting(properties.numbers[key], properties.source(key))
+        if key in properties.numbers
+        else Setting(value, _DEFAULT)
         for key, value in _DEFAULTS.items()
     }
-    inference, management = addresses(properties, overrides)
-    return Configuration(models, threads, numbers, inference, management, properties.vmargs)
-
-
-def addresses(properties: Properties, overrides: Overrides) -> tuple[Address, Address]:
-    """Return where predictions and management listen; a port of 0 asks for a free one.
-
-    Raises:
-        ConfigError: for a port out of range, a management address that others reach, or one for both.
-    """
-    found = {**_ADDRESSES, **properties.addresses}
-    inference = _with_port(found["inference_address"], overrides.port, "--port")
-    # Whoever asks for any free port wants no fixed one for management either.
-    management_port = 0 if overrides.port == 0 and overrides.management_port is None else overrides.management_port
-    management = _with_port(found["management_address"], management_port, "--management-port")
-    for key, address in (("inference_address", inference), ("management_address", management)):
-        if not address.loopback:
-            raise ConfigError(
-                f"{properties.path}: {key} is {address}, which other machines may reach, and neither server gets "
-                f"security fixes; use {_ADDRESSES[key]}"
-            )
-    if inference == management and inference.port != 0:
-        raise ConfigError(f"predictions and management are both on {inference}; give --management-port another one")
-    return inference, management
+    queue = numbers["job_queue_size"].value
+    if not numbers["beeline_requests_per_second"].value:
+        numbers["beeline_requests_per_second"] = Setting(10 * queue, "10 times job_queue_size")
+    return Configuration(models, threads, numbers, properties.texts.get("vmargs", ""))
 
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
@@ -237,17 +218,3 @@ def _default_workers(cores: int, gpus: int) -> tuple[int, str]:
         return gpus, f"one a GPU, {gpus} found"
     # Each worker holds its own copy of the model and of PyTorch, over half a gigabyte.
     return min(4, max(1, cores // 2)), f"half of {cores} cores, at most 4"
-
-
-def _with_port(address: Address, port: int | None, option: str) -> Address:
-    if port is None:
-        return address
-    try:
-        return Address(address.host, Whole(0, 65_535, "a port, 0 for a free one").check(port))
-    except ValueError as error:
-        raise ConfigError(f"{option} is {port!r}; allowed: {error}") from error
-
-
-def with_addresses(configuration: Configuration, inference: Address, management: Address) -> Configuration:
-    """Return the configuration with the addresses that were really taken."""
-    return dataclasses.replace(configuration, inference=inference, management=management)

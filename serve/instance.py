@@ -15,8 +15,9 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ _SCRATCH = "beeline-"
 class State:
     """What is known of a running instance; JSON in `instance.json`.
 
-    `environment` is what its processes get on top of the supervisor's own; `archives` are the paths of
-    what it serves, by file name; `grace` is how many seconds Java gets to end before it is killed.
+    `inference` is where clients ask, `backend` where the server itself listens, `addresses` where
+    everything does. `gateway` is the command line of the gateway process, empty without one.
+    `environment` is what the server's processes get on top of the supervisor's own; `archives` are the
+    paths of what it serves, by file name; `grace` is how many seconds each gets to end before it is killed.
     """
 
     name: str
@@ -50,8 +53,13 @@ class State:
     archives: dict[str, str]
     configuration: dict[str, Any]
     started: float
+    backend: str = ""
+    addresses: dict[str, str | None] = field(default_factory=dict)
+    gateway_kind: str = "none"
+    gateway: list[str] = field(default_factory=list)
     supervisor: int | None = None
     java: int | None = None
+    gateway_process: int | None = None
     ready: bool = False
     grace: float = 10.0
 
@@ -149,7 +157,8 @@ class Instance:
             The ids of the processes that were stopped.
         """
         state = self.read()
-        stopped = processes.stop_marked(MARK, f"{self.folder}:")
+        scratch = Path(state.temporary) if state is not None else None
+        stopped = processes.stop_marked(MARK, f"{self.folder}:", folder=scratch)
         if state is not None:
             remove_scratch(Path(state.temporary))
             self.end("its supervisor was killed; what that left is stopped now", failed=True)
@@ -237,6 +246,18 @@ def sweep_dead(home: Path) -> dict[str, list[int]]:
 def scratch(mark: str) -> Path:
     """Return the temporary folder that belongs to a mark. Short, since a socket's path has 108 bytes at most."""
     return Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
+
+
+@contextmanager
+def own_scratch() -> Iterator[Path]:
+    """Make a temporary folder of no instance's, through which nginx's workers may pass; removed at the end."""
+    folder = Path(scratch(f":{secrets.token_hex(8)}"))
+    folder.mkdir(mode=0o700)
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        remove_scratch(folder)
 
 
 def remove_scratch(path: Path) -> None:

@@ -7,18 +7,21 @@ import shutil
 import subprocess
 from pathlib import Path
 
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# cgroup v2 has both numbers in one file, v1 each in its own.
+_QUOTA = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
 
 
-def cores(quota: Path = _QUOTA) -> int:
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many cores this process may use: its CPU affinity, less where a container's quota is tighter."""
     usable = len(os.sched_getaffinity(0))
-    try:
-        limit, period = quota.read_text().split()
-        usable = min(usable, -(-int(limit) // int(period)))
-    except (OSError, ValueError):
-        # No cgroup v2 here, or "max": no quota.
-        return usable
+    for names in _QUOTA:
+        try:
+            limit, period = (int(number) for name in names for number in (cgroup / name).read_text().split())
+        except (OSError, ValueError):
+            # Not this version, or "max": no quota.
+            continue
+        if limit > 0:
+            usable = min(usable, -(-limit // period))
     return max(1, usable)
 
 

@@ -38,7 +38,19 @@ class Mms:
         self.lock_file = lock_file
 
     def prepare(self, say: Say) -> Path:
-        """Return the environment's Python, installing what the lock file says when that changed; see `Server`."""
+        """Return the environment's Python, installing what the lock file says when that changed; see `Server`.
+
+        Where `BEELINE_MMS_PYTHON` names one, as in its image, nothing is installed.
+        """
+        given = os.environ.get("BEELINE_MMS_PYTHON")
+        if given:
+            python = Path(given)
+            if not python.is_absolute() or not python.is_file() or not self._sites(python):
+                raise Undetermined(
+                    f"BEELINE_MMS_PYTHON is {given!r}, which is no Python with multi-model-server; name the path of "
+                    "one, such as /opt/mms/bin/python, or unset it"
+                )
+            return python
         python = self.venv / "bin" / "python"
         try:
             wanted = hashlib.sha256(self.lock_file.read_bytes()).hexdigest()
@@ -60,12 +72,15 @@ class Mms:
 
     def site(self, python: Path) -> Path:
         """Return the folder with the package `mms`; see `Server`."""
-        found = sorted((python.parents[1] / "lib").glob(f"python3*/site-packages/{self.package}"))
+        found = self._sites(python)
         if not found:
             raise Undetermined(
-                f"the package multi-model-server is not in {self.venv}; remove that folder, then try again"
+                f"the package multi-model-server is not in {python.parents[1]}; remove that folder, then try again"
             )
         return found[0].parent
+
+    def _sites(self, python: Path) -> list[Path]:
+        return sorted((python.parents[1] / "lib").glob(f"python3*/site-packages/{self.package}"))
 
     def environment(self, python: Path) -> dict[str, str]:
         """Put the environment's `python3` first on the PATH: archives name their runtime; see `Server`."""

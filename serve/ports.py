@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import random
 import socket
@@ -37,7 +38,7 @@ def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list
                     f"port {address.port} is over {highest}, this server's last; choose another with {option}"
                 )
             port = _free(address, held) if address.port == 0 else _hold(address, option, held)
-            settled.append(Address(address.host, port))
+            settled.append(dataclasses.replace(address, port=port))
         return settled
     finally:
         # All of them stay bound until the last is settled, so that no two are the same.

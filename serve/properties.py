@@ -6,6 +6,8 @@ mistake in it is an error that names file, line and nearest known key.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import ipaddress
 import json
 from collections.abc import Mapping
@@ -48,13 +50,19 @@ class Whole:
 
 @dataclass(frozen=True)
 class Address:
-    """`http://host:port`; a port of 0 asks for a free one."""
+    """`http://host:port`, or `https`; a port of 0 asks for a free one."""
 
     host: str
     port: int
+    scheme: str = "http"
 
     def __str__(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+    @property
+    def local(self) -> Address:
+        """Where this machine itself reaches it: an address that stands for all of them is none to connect to."""
+        return dataclasses.replace(self, host={"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))
 
     @property
     def loopback(self) -> bool:
@@ -73,11 +81,16 @@ class Address:
         """
         try:
             parts = urlsplit(text)
-            if parts.scheme != "http" or not parts.hostname or parts.port is None or parts.path not in ("", "/"):
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.hostname
+                or parts.port is None
+                or parts.path not in ("", "/")
+            ):
                 raise ValueError
         except ValueError:
             raise ValueError("http://HOST:PORT, such as http://127.0.0.1:8080") from None
-        return cls(parts.hostname, parts.port)
+        return cls(parts.hostname, parts.port, parts.scheme)
 
 
 BATCH_SIZE = Whole(1, 1024, "requests")
@@ -96,10 +109,22 @@ NUMBERS = {
     "beeline_max_image_pixels": Whole(1, 2**31 - 1, "pixels"),
     "beeline_log_megabytes": Whole(1, 10_000, "megabytes"),
     "beeline_log_files": Whole(1, 100, "files"),
+    "beeline_deadline_seconds": Whole(1, 3600, "seconds"),
+    "beeline_requests_per_second": Whole(1, 1_000_000, "requests a second"),
+    "beeline_drain_seconds": Whole(0, 600, "seconds"),
+    "beeline_stop_seconds": Whole(1, 3600, "seconds"),
 }
-ADDRESSES = ("inference_address", "management_address")
-TEXTS = ("vmargs",)
+ADDRESSES = (
+    "inference_address",
+    "management_address",
+    "beeline_page_address",
+    "beeline_metrics_address",
+    "beeline_tls_address",
+)
+TEXTS = ("vmargs", "beeline_tls_certificate", "beeline_tls_key")
 KNOWN = (*NUMBERS, *ADDRESSES, *TEXTS, "models")
+# A container has no file of its own to edit: each of these keys may come from the environment too.
+VARIABLES = {"BEELINE_" + key.removeprefix("beeline_").upper(): key for key in (*NUMBERS, *ADDRESSES, *TEXTS)}
 
 # Keys of TorchServe that `serve up` writes itself, each with where its value comes from.
 OWNED = {
@@ -145,17 +170,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Properties:
-    """The file's values; what it leaves out is not in here. `models` is `{name: {version: Entry}}`."""
+    """The file's values, or the environment's in their place; what neither says is not in here.
+
+    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came
+    from one.
+    """
 
     path: Path
     numbers: Mapping[str, int] = field(default_factory=dict)
     addresses: Mapping[str, Address] = field(default_factory=dict)
-    vmargs: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def source(self, key: str) -> str:
+        """Return where a value is from, for people."""
+        return f"environment {self.variables[key]}" if key in self.variables else self.path.name
 
 
-def load(path: Path) -> Properties:
-    """Read and check the file.
+def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
+    """Read and check the file, and the variables of `VARIABLES` in `environ`, which win over it.
 
     Raises:
         ConfigError: naming file, line, key, value and what is allowed.
@@ -176,17 +210,32 @@ def load(path: Path) -> Properties:
                 raise ConfigError(f"{where}: {element.key} is there twice, first at {found[element.key][1]}; keep one")
             found[element.key] = (element.value.strip(), where)
         line += element.source.count("\n")
+    variables: dict[str, str] = {}
+    _check_variables(environ or {})
+    for name, key in VARIABLES.items():
+        value = (environ or {}).get(name, "").strip()
+        if value:
+            found[key], variables[key] = (value, f"environment {name}"), name
     numbers, addresses = {}, {}
     for key, (value, where) in found.items():
         try:
             if key in NUMBERS:
                 numbers[key] = NUMBERS[key].parse(value)
             elif key in ADDRESSES:
-                addresses[key] = Address.parse(value)
+                addresses[key] = _address(key, value)
         except ValueError as error:
             raise ConfigError(f"{where}: {key} is {value!r}; allowed: {error}") from error
     models = _models(*found["models"]) if "models" in found else {}
-    return Properties(path, numbers, addresses, found.get("vmargs", ("", ""))[0], models)
+    texts = {key: found[key][0] for key in TEXTS if key in found}
+    return Properties(path, numbers, addresses, texts, models, variables)
+
+
+def _address(key: str, value: str) -> Address:
+    address = Address.parse(value)
+    wanted = "https" if key == "beeline_tls_address" else "http"
+    if address.scheme != wanted:
+        raise ValueError(f"{wanted}://HOST:PORT, such as {wanted}://127.0.0.1:{8443 if wanted == 'https' else 8080}")
+    return address
 
 
 def _check_key(key: str, where: str) -> None:
@@ -194,6 +243,15 @@ def _check_key(key: str, where: str) -> None:
         raise ConfigError(f"{where}: {key} is set by `beeline serve up` ({OWNED[key]}); remove this line")
     if key not in KNOWN:
         raise ConfigError(f"{where}: unknown key {key}{did_you_mean(key, KNOWN)}")
+
+
+def _check_variables(environ: Mapping[str, str]) -> None:
+    """Refuse a misspelt variable; others of the same beginning are somebody else's."""
+    for name in environ:
+        if name.startswith("BEELINE_") and name not in VARIABLES:
+            meant = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.93)
+            if meant:
+                raise ConfigError(f"environment: unknown variable {name}; did you mean {meant[0]!r}?")
 
 
 def _models(text: str, where: str) -> dict[str, dict[str, Entry]]:

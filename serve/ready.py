@@ -14,6 +14,11 @@ from serve.client import InferenceClient, ManagementClient, Model
 from serve.store import Archive
 
 _PAUSE = 0.2
+_LOG_PATIENCE = 5.0
+
+
+class Busy(BeelineError):
+    """The server turned a golden picture away because it holds as many requests as it can."""
 
 
 class Watch:
@@ -48,7 +53,13 @@ class Watch:
             return 0
 
     def why(self) -> str:
-        """Return the reason for a worker's death, as far as the log tells."""
+        """Return the reason for a worker's death, as far as the log tells.
+
+        What a worker said may reach its log a moment after the server's own complaint.
+        """
+        deadline = time.monotonic() + _LOG_PATIENCE
+        while logs.worker_failure(self.folder) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
         return logs.failure(self.folder) or "it ended without a word, as when memory runs out"
 
 
@@ -114,12 +125,14 @@ def try_canary(inference: InferenceClient, archive: Archive, version: str | None
         return f"{archive.model}: workers are READY; the archive brings no golden picture to try"
     answer = inference.predict(archive.model, archive.canary_bytes(), version)
     if answer.status != 200:
-        raise BeelineError(
+        raise (Busy if answer.status in (429, 503) else BeelineError)(
             f"{archive.model} answers its golden picture {archive.canary.file} with {answer.status} "
             f"({answer.body.strip()[:200]}); see `beeline serve logs`"
         )
     try:
         scores = answer.json()
+        if not isinstance(scores, dict):
+            raise TypeError(f"{type(scores).__name__} in place of an object")
         label = max(scores, key=lambda name: float(scores[name]))
     except (ValueError, TypeError) as error:
         raise BeelineError(

@@ -68,7 +68,8 @@ class Running:
         self._sweep()
         reason, failed = self.instance.last_end() or ("no reason is known", True)
         if failed:
-            said = logs.failure(self.instance.logs) or _last_words(self.instance.logs)
+            files = ("supervisor",) if reason.startswith("the gateway") else ("console", "supervisor")
+            said = (len(files) > 1 and logs.failure(self.instance.logs)) or _last_words(self.instance.logs, files)
             raise BeelineError(f"{self.state.server} ended: {reason}; its log says: {said} ({self.instance.logs})")
 
     def ready(self) -> None:
@@ -96,10 +97,12 @@ def greeting(running: Running) -> list[str]:
     """Return what a newcomer needs: the address, a line to try, what to do next."""
     state = running.state
     first = state.configuration["models"][0]["model"]
+    page = state.addresses["page"]
     return [
         f"ready in {running.seconds:.1f} s: {state.inference}",
+        *([f"  the page: {page or state.inference}"] if state.gateway else []),
         f"  curl -s {state.inference}/predictions/{first} -T picture.jpg",
-        f'  curl -X PUT "{state.management}/models/{first}?min_worker=2&synchronous=true"',
+        f'  curl -X PUT "{state.addresses["management"]}/models/{first}?min_worker=2&synchronous=true"',
         f"  beeline serve status | scale {first} --min 2 | logs | down",
     ]
 
@@ -111,7 +114,10 @@ def summary(running: Running) -> dict[str, object]:
         "name": state.name,
         "server": state.server,
         "url": state.inference,
-        "management": state.management,
+        "page": (state.addresses["page"] or state.inference) if state.gateway else None,
+        "management": state.addresses["management"],
+        "metrics": None if state.addresses["metrics"] is None else f"{state.addresses['metrics']}/metrics",
+        "gateway": state.gateway_kind,
         "models": [{key: model[key] for key in ("model", "version")} for model in state.configuration["models"]],
         "seconds": round(running.seconds, 2),
         "supervisor": running.process.pid,
@@ -120,8 +126,8 @@ def summary(running: Running) -> dict[str, object]:
     }
 
 
-def _last_words(folder: Path) -> str:
-    for name in ("console", "supervisor"):
+def _last_words(folder: Path, files: tuple[str, ...]) -> str:
+    for name in files:
         path = folder / f"{name}.log"
         lines = [line for line in (logs.tail(path, 20) if path.is_file() else []) if line.strip()]
         if lines:

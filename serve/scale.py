@@ -163,7 +163,7 @@ def _outcome(scaling: _Scaling, state: State, archive: Archive) -> tuple[Model |
     if scaling.low == 0:
         return now, "nothing to try without workers"
     try:
-        with InferenceClient(state.inference, _CANARY_PATIENCE) as inference:
+        with InferenceClient(state.backend, _CANARY_PATIENCE) as inference:
             return now, try_canary(inference, archive, None)
     except Undetermined:
         # READY, and no answer at all.

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import javaproperties
 
+from serve.addresses import Addresses
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.instance import ROOT
@@ -42,6 +43,16 @@ class Places:
     def store(self) -> Path:
         """The served archives, and nothing else."""
         return self.temporary / "store"
+
+    @property
+    def metrics(self) -> Path:
+        """What each worker counted."""
+        return self.temporary / "metrics"
+
+    @property
+    def gateway(self) -> Path:
+        """The gateway's runtime folder."""
+        return self.temporary / "gateway"
 
     @property
     def properties(self) -> Path:
@@ -128,12 +139,12 @@ def command(server: Server, java: Java, python: Path, places: Places, vmargs: st
     ]
 
 
-def write_properties(server: Server, configuration: Configuration, places: Places) -> None:
+def write_properties(server: Server, configuration: Configuration, addresses: Addresses, places: Places) -> None:
     """Write the runtime configuration: what both servers read under the same name, then the server's own."""
     numbers = configuration.numbers
     common = {
-        "inference_address": str(configuration.inference),
-        "management_address": str(configuration.management),
+        "inference_address": str(addresses.backend),
+        "management_address": str(addresses.control),
         "model_store": str(places.store),
         "max_request_size": str(configuration.max_request_size),
         # The handler parses bodies itself: in the servers' own parser one bad body fails its whole batch.
@@ -149,7 +160,6 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
     """Return what the server's processes get on top of the environment of `clean`."""
     threads = str(configuration.threads.value)
     numbers = configuration.numbers
-    metrics = places.temporary / "metrics"
     return {
         "TMPDIR": str(places.temporary),
         "TEMP": str(places.temporary),
@@ -159,7 +169,7 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
         "BEELINE_LOG_FILES": str(numbers["beeline_log_files"].value),
         "BEELINE_MAX_BYTES": str(numbers["beeline_max_image_bytes"].value),
         "BEELINE_MAX_PIXELS": str(numbers["beeline_max_image_pixels"].value),
-        "BEELINE_METRICS_DIR": str(metrics),
+        "BEELINE_METRICS_DIR": str(places.metrics),
         "BEELINE_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
@@ -178,14 +188,18 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not key.startswith(dropped)}
 
 
-def lay_out(server: Server, configuration: Configuration, archives: Sequence[Archive], places: Places) -> None:
+def lay_out(
+    server: Server, configuration: Configuration, addresses: Addresses, archives: Sequence[Archive], places: Places
+) -> None:
     """Make the temporary folder: the archives, a place for metrics, the runtime configuration."""
+    # nginx's workers, who are nobody where root starts it, pass through here and see nothing else.
     places.temporary.mkdir(mode=0o700)
-    places.store.mkdir()
-    (places.temporary / "metrics").mkdir()
+    places.temporary.chmod(0o711)
+    places.store.mkdir(mode=0o700)
+    places.metrics.mkdir(mode=0o700)
     for archive in archives:
         _keep(archive.path.resolve(), places.store / archive.path.name)
-    write_properties(server, configuration, places)
+    write_properties(server, configuration, addresses, places)
 
 
 def _keep(source: Path, target: Path) -> None:

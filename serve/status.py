@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import psutil
 
 from beeline.errors import Undetermined
 from serve import instance, processes
-from serve.client import ManagementClient, Model
+from serve.client import InferenceClient, ManagementClient, Model
+from serve.counts import load
 from serve.instance import MARK, Instance, State
 
 
@@ -59,10 +59,12 @@ def _server(found: Instance) -> dict[str, Any]:
             note = str(error)
     return {
         "name": state.name,
-        "state": "ready" if state.ready else "starting",
+        "state": _readiness(state),
         "server": state.server,
         "url": state.inference,
-        "management": state.management,
+        "gateway": state.gateway_kind,
+        "addresses": state.addresses,
+        "management": state.addresses.get("management") or state.management,
         "seconds": round(time.time() - state.started, 1),
         "models": models,
         "note": note,
@@ -81,18 +83,36 @@ def _model(described: Model | None) -> dict[str, Any]:
     return {**values, "ready": described.ready, "workers": [vars(worker) for worker in described.workers]}
 
 
+def _readiness(state: State) -> str:
+    """Return what is true now: the gateway's own word where there is one."""
+    if not state.ready or not state.gateway:
+        return "ready" if state.ready else "starting"
+    with InferenceClient(state.inference, timeout=5, patience=0) as client:
+        try:
+            answer = client.request("GET", "/ping")
+            return "ready" if answer.status_code == 200 else f"not ready ({answer.json()['reason']})"
+        except (Undetermined, ValueError, KeyError) as error:
+            return f"not ready (the gateway does not answer: {error})"
+
+
+def _kind(process: psutil.Process, state: State) -> str:
+    known = {state.supervisor: "supervisor", state.java: "java", state.gateway_process: "gateway"}
+    if process.pid in known:
+        return known[process.pid]
+    return "nginx" if process.name() == "nginx" else "worker"
+
+
 def _processes(state: State) -> list[dict[str, Any]]:
     """Return id, kind and resident megabytes of the supervisor and of everything that carries its mark."""
-    found = processes.marked(MARK, state.mark)
+    found = processes.marked(MARK, state.mark, Path(state.temporary))
     if state.supervisor is not None and psutil.pid_exists(state.supervisor):
         found.insert(0, psutil.Process(state.supervisor))
     out = []
     for process in found:
         try:
-            memory = process.memory_info().rss
+            memory, kind = process.memory_info().rss, _kind(process, state)
         except psutil.Error:
             continue
-        kind = {state.supervisor: "supervisor", state.java: "java"}.get(process.pid, "worker")
         out.append({"pid": process.pid, "kind": kind, "megabytes": round(memory / 1e6, 1)})
     return out
 
@@ -100,16 +120,16 @@ def _processes(state: State) -> list[dict[str, Any]]:
 def answers(folder: Path) -> dict[str, dict[str, int]]:
     """Add up the answers by status that the workers counted, `{model: {status: count}}`."""
     total: dict[str, dict[str, int]] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            counted = json.loads(path.read_text(encoding="utf-8"))
-            of_model = total.setdefault(str(counted["model"]), {})
-            for code, count in counted["answers"].items():
-                of_model[str(code)] = of_model.get(str(code), 0) + int(count)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # A worker of somebody's own handler may write what it likes there.
-            continue
+    for worker in load(folder):
+        of_model = total.setdefault(worker.model, {})
+        for code, count in worker.answers.items():
+            of_model[code] = of_model.get(code, 0) + count
     return total
+
+
+def _where(addresses: dict[str, str | None]) -> str:
+    shown = [(name, addresses[name]) for name in ("page", "tls", "metrics", "backend")]
+    return ", ".join(f"{name} {address}" for name, address in shown if address is not None)
 
 
 def _server_lines(server: dict[str, Any]) -> list[str]:
@@ -119,6 +139,7 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         f"{server['name']}: {server['server']}, {server['state']} since {server['seconds']:.0f} s, "
         f"{server['url']}, management {server['management']}"
     ]
+    out.append(f"  gateway: {server['gateway']}; " + _where(server["addresses"]))
     if server["note"]:
         out.append(f"  {server['note']}")
     for model in server["models"]:

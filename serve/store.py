@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,12 @@ RECORD = "checksums.json"
 INDEX = "index.json"
 # TorchServe separates archives by commas in a value that ends at a space.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# What a file that is no proper archive makes the library raise: bits that fell over, an encrypted member, an
+# unknown compression, JSON of another form.
+_BROKEN = (
+    OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError,
+    ValueError, KeyError, TypeError, IndexError, AttributeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,20 +56,21 @@ class Archive:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(self.canary.file)
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
+        except _BROKEN as error:
             raise ArchiveError(f"{self.path} lost {self.canary.file} ({error}); build it again") from error
 
 
-def find(store: Path, wanted: Sequence[str] = ()) -> tuple[Archive, ...]:
+def find(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
     """Return the archives named by `wanted`, else every one in `store`.
 
     Args:
         store: a folder of `.mar` files, with `index.json` beside them or without.
         wanted: each a file name in the store with or without `.mar`, or the path of a `.mar` anywhere.
+        listed: whether the index must list each with its sha256.
 
     Raises:
-        ArchiveError: for an empty store, a missing or unreadable archive, one that differs from the index,
-            or two of the same model and version.
+        ArchiveError: for an empty store, a missing or unreadable archive, one that differs from the index
+            or is not in it and must be, or two of the same model and version.
     """
     paths = [_path(store, name) for name in dict.fromkeys(wanted)] if wanted else sorted(store.glob("*.mar"))
     if not paths:
@@ -73,7 +81,7 @@ def find(store: Path, wanted: Sequence[str] = ()) -> tuple[Archive, ...]:
     archives = tuple(_read(path) for path in paths)
     seen: dict[tuple[str, str], Path] = {}
     for archive in archives:
-        _check_index(archive.path)
+        _check_index(archive.path, listed)
         key = (archive.model, archive.version)
         if key in seen:
             raise ArchiveError(
@@ -109,7 +117,7 @@ def _read(path: Path) -> Archive:
             golden = json.loads(archive.read(GOLDEN)) if GOLDEN in archive.namelist() else None
         canary = _canary(golden)
         return Archive(path, str(model["modelName"]), str(model.get("modelVersion", "1.0")), canary)
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except _BROKEN as error:
         raise ArchiveError(
             f"{path} cannot be read as a model archive ({type(error).__name__}: {error}); build it again"
         ) from error
@@ -122,18 +130,18 @@ def _canary(golden: dict[str, Any] | None) -> Canary | None:
     return Canary(f"golden/{first['file']}", str(first["top"][0][0]))
 
 
-def _check_index(path: Path) -> None:
+def _check_index(path: Path, listed: bool) -> None:
     """Compare with the index beside the archive, or, where that does not list it, with the archive's own record."""
     index = path.parent / INDEX
     if not index.is_file():
-        _check_record(path)
+        _unlisted(path, listed)
         return
     try:
         expected = json.loads(index.read_text(encoding="utf-8"))["archives"].get(path.name, {}).get("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ArchiveError(f"{index} cannot be read ({error}); build an archive again, which rewrites it") from error
     if expected is None:
-        _check_record(path)
+        _unlisted(path, listed)
         return
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -141,9 +149,18 @@ def _check_index(path: Path) -> None:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise ArchiveError(
-            f"{path} has sha256 {digest.hexdigest()[:12]}, {INDEX} says {expected[:12]}; "
+            f"{path} has sha256 {digest.hexdigest()[:12]}, {INDEX} says {str(expected)[:12]}; "
             "it was changed after it was built: build it again with `beeline archive build`"
         )
+
+
+def _unlisted(path: Path, listed: bool) -> None:
+    if listed:
+        raise ArchiveError(
+            f"{path} is not in the {INDEX} beside it, and only archives that it lists with their sha256 are served "
+            "here; build it into this store with `beeline archive build`"
+        )
+    _check_record(path)
 
 
 def _check_record(path: Path) -> None:
@@ -165,5 +182,5 @@ def _check_record(path: Path) -> None:
                         f"{path} holds {info.filename}, which is not as {RECORD} lists it; it was changed since: "
                         "build it again"
                     )
-        except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except _BROKEN as error:
             raise ArchiveError(f"{path} cannot be checked ({type(error).__name__}: {error}); build it again") from error

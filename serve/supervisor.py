@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import functools
+import logging
 import os
 import select
 import signal
@@ -25,7 +25,10 @@ from serve.instance import MARK, Instance, State, remove_scratch
 
 READY, DETACH, STOP = b"ready\n", b"detach\n", b"stop\n"
 CONSOLE = "console.log"
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+# Before a gateway that ended is started anew, in seconds: doubled each time, until it has run for a while.
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+_PR_SET_CHILD_SUBREAPER = 36
+logger = logging.getLogger("supervisor")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -38,6 +41,9 @@ class Supervisor:
         self.pipe: int | None = pipe
         self.exits: dict[int, int] = {}
         self.reason: str | None = None
+        self.gateway: int | None = None
+        self._begun, self._pause = 0.0, _PAUSE / 2
+        self._due: float | None = None
 
     def run(self) -> int:
         """Supervise until the end; return the exit code, 1 when Java ended by itself."""
@@ -53,6 +59,7 @@ class Supervisor:
         failed = False
         try:
             java = self._start()
+            self._start_gateway()
             while self.reason is None:
                 watched = [wake] + ([self.pipe] if self.pipe is not None else [])
                 readable, _, _ = select.select(watched, [], [], 1.0)
@@ -64,13 +71,17 @@ class Supervisor:
                 if self.reason is None and java in self.exits:
                     failed = True
                     self.reason = f"Java ended by itself ({_exit(self.exits[java])})"
+                failed = self._watch_gateway() or failed
+            # What stands in front first: requests on their way still get their answers.
+            if self.gateway is not None:
+                self._stop(self.gateway)
             self._stop(java)
         except Exception as error:
             failed = True
             self.reason = f"the supervisor failed ({type(error).__name__}: {error})"
             raise
         finally:
-            processes.stop_marked(MARK, self.state.mark, self.state.grace / 2)
+            processes.stop_marked(MARK, self.state.mark, self.state.grace / 2, Path(self.state.temporary))
             remove_scratch(Path(self.state.temporary))
             self.instance.end(self.reason or "its supervisor ended", failed)
         return 1 if failed else 0
@@ -86,12 +97,46 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                preexec_fn=functools.partial(_die_with, os.getpid()),
+                preexec_fn=processes.ending_with_parent(signal.SIGKILL),
             )
         java.returncode = 0  # `_reap` collects it; Popen must not warn that nobody did.
         self.state = dataclasses.replace(self.state, java=java.pid)
         self.instance.write(self.state)
         return java.pid
+
+    def _start_gateway(self) -> None:
+        """Start the gateway process, where there is to be one; it says what it does in supervisor.log."""
+        if not self.state.gateway:
+            return
+        process = subprocess.Popen(
+            self.state.gateway,
+            env={**os.environ, MARK: self.state.mark},
+            cwd=self.state.temporary,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=processes.ending_with_parent(signal.SIGTERM),
+        )
+        process.returncode = 0  # As with Java.
+        self.gateway, self._begun = process.pid, time.monotonic()
+        self.state = dataclasses.replace(self.state, gateway_process=process.pid)
+        self.instance.write(self.state)
+
+    def _watch_gateway(self) -> bool:
+        """Start the gateway anew where it ended; return whether that is a failure, since it never was ready."""
+        if self._due is not None and time.monotonic() >= self._due:
+            self._due = None
+            self._start_gateway()
+        if self.reason is not None or self.gateway is None or self.gateway not in self.exits:
+            return False
+        ended = f"the gateway ended by itself ({_exit(self.exits.pop(self.gateway))})"
+        if not self.state.ready:
+            self.reason = ended
+            return True
+        self._pause = (
+            _PAUSE if time.monotonic() - self._begun > _LONGEST_PAUSE else min(2 * self._pause, _LONGEST_PAUSE)
+        )
+        logger.error("%s; starting it anew in %g s", ended, self._pause)
+        self.gateway, self._due = None, time.monotonic() + self._pause
+        return False
 
     def _listen(self) -> None:
         """Take what the command in the foreground says; its end is an order to stop unless it detached."""
@@ -118,16 +163,16 @@ class Supervisor:
                 return
             self.exits[pid] = os.waitstatus_to_exitcode(status)
 
-    def _stop(self, java: int) -> None:
-        """End Java before its workers, or it would start new ones."""
+    def _stop(self, process: int) -> None:
+        """End a child: Java before its workers, or it would start new ones."""
         number = signal.SIGTERM
         deadline = time.monotonic() + self.state.grace
-        while java not in self.exits:
+        while process not in self.exits:
             try:
-                os.kill(java, number)
+                os.kill(process, number)
             except ProcessLookupError:
                 return
-            while java not in self.exits and time.monotonic() < deadline:
+            while process not in self.exits and time.monotonic() < deadline:
                 time.sleep(0.05)
                 self._reap()
             number, deadline = signal.SIGKILL, deadline + self.state.grace
@@ -140,19 +185,13 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """Let SIGCHLD wake the loop; a signal without a handler would not."""
 
 
-def _die_with(parent: int) -> None:
-    """In the child, before Java: the kernel kills it when the supervisor dies, even by SIGKILL."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def _exit(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def main(arguments: list[str]) -> int:
     """Run the supervisor of the instance in the folder that is the first argument."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     instance = Instance(Path(arguments[0]))
     state = instance.read()
     if state is None:

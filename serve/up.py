@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beeline.errors import BeelineError, Undetermined
-from serve import config, instance, java, kinds, logs, machine, ports, properties, server, store
+from serve import addresses, config, instance, java, kinds, logs, machine, properties, server, store
+from serve.addresses import Addresses, Ports
 from serve.client import InferenceClient, ManagementClient
+from serve.gateway import catalog, layout
+from serve.gateway.catalog import Card
+from serve.gateway.choice import Choice, choose, local, tls_files
 from serve.instance import ROOT, Instance, State
 from serve.ready import Watch, try_canary, wait_for_workers
 from serve.running import Running
@@ -20,12 +24,26 @@ from serve.server import Places, Say, Server
 
 # Java itself, before it loads a model; seconds.
 _JAVA_PATIENCE = 60.0
-_LOG_PATIENCE = 5.0
+_LOG_PATIENCE = 15.0
+_GATEWAY_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to start. `wanted` names archives in the store or paths of `.mar` files; empty means all."""
+    """What to start.
+
+    Attributes:
+        server: `torchserve` or `mms`.
+        wanted: archives in the store by name, or paths of `.mar` files; empty means all.
+        store: the folder of archives.
+        config_file: the numbers to serve with.
+        name: the instance's.
+        overrides: numbers that win over the file.
+        ports: the command line's.
+        gateway: `auto` (nginx where it is there, else the development proxy), `nginx`, `development`, `none`.
+        card: reads an archive's card for the page.
+        listed: whether only archives that the store's index lists are served.
+    """
 
     server: str = "torchserve"
     wanted: tuple[str, ...] = ()
@@ -33,6 +51,10 @@ class Request:
     config_file: Path = ROOT / "config" / "config.properties"
     name: str = instance.DEFAULT_NAME
     overrides: config.Overrides = field(default_factory=config.Overrides)
+    ports: Ports = field(default_factory=Ports)
+    gateway: str = "auto"
+    card: Card | None = None
+    listed: bool = False
 
 
 def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> Running:
@@ -53,8 +75,12 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     home = instance.state_folder(environ)
     target = instance.named(home, request.name)
     archives = _archives(kind, request)
+    read = properties.load(request.config_file, environ)
+    front = choose(request.gateway, environ)
+    tls_files(front, read)
+    wanted = addresses.resolve(read, request.ports, front.kind)
     resolved = config.resolve(
-        properties.load(request.config_file),
+        read,
         archives,
         request.overrides,
         environ,
@@ -72,16 +98,22 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         )
     try:
         target.sweep()
-        inference, management = ports.settle(
-            [(resolved.inference, "--port"), (resolved.management, "--management-port")], kind.highest_port
-        )
-        resolved = config.with_addresses(resolved, inference, management)
-        running = _spawn(target, lock, kind, resolved, archives, runtime, python, environ)
+        settled = addresses.settle(wanted, kind.highest_port, front.kind == "nginx")
+        started = _Start(target, kind, resolved, settled, archives, front, request, read)
+        try:
+            running = _spawn(started, lock, runtime, python, environ)
+        except BaseException:
+            target.sweep()
+            raise
     finally:
         # The supervisor holds the same lock now, or nobody does.
         os.close(lock)
     try:
-        say(f"{kind.title} starts on {inference}, management on {management}; Java {runtime.major} ({runtime.reason})")
+        say(
+            f"{kind.title} starts on {settled.backend}, management on {settled.management}; "
+            f"Java {runtime.major} ({runtime.reason})"
+        )
+        say(f"gateway: {front.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
         _wait(running, kind, resolved, archives, say)
@@ -94,7 +126,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
 
 
 def _archives(kind: Server, request: Request) -> tuple[store.Archive, ...]:
-    archives = store.find(request.store, request.wanted)
+    archives = store.find(request.store, request.wanted, request.listed)
     names = store.names(archives)
     if not kind.versions and len(names) < len(archives):
         raise BeelineError(
@@ -107,35 +139,50 @@ def _archives(kind: Server, request: Request) -> tuple[store.Archive, ...]:
     return archives
 
 
-def _spawn(
-    target: Instance,
-    lock: int,
-    kind: Server,
-    resolved: config.Configuration,
-    archives: tuple[store.Archive, ...],
-    runtime: java.Java,
-    python: Path,
-    environ: Mapping[str, str],
-) -> Running:
+@dataclass(frozen=True)
+class _Start:
+    """Everything that was decided of one start."""
+
+    target: Instance
+    kind: Server
+    resolved: config.Configuration
+    addresses: Addresses
+    archives: tuple[store.Archive, ...]
+    front: Choice
+    request: Request
+    properties: properties.Properties
+
+
+def _spawn(start: _Start, lock: int, runtime: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
     """Write the state, lay out the files, start the supervisor with the lock and a pipe."""
+    target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
     places = Places(instance.scratch(mark), target.logs)
     state = State(
         name=target.name,
         server=kind.name,
         mark=mark,
-        inference=str(resolved.inference),
-        management=str(resolved.management),
+        inference=str(start.addresses.inference.local),
+        management=str(start.addresses.control),
+        backend=str(start.addresses.backend),
+        addresses=start.addresses.to_dict(),
+        gateway_kind=start.front.kind,
+        gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.front.kind != "none" else [],
         temporary=str(places.temporary),
         command=server.command(kind, runtime, python, places, resolved.vmargs),
         environment=server.environment(kind, python, resolved, places),
-        archives={archive.path.name: str(archive.path.resolve()) for archive in archives},
+        archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),
         started=time.time(),
+        grace=resolved.stop_grace,
     )
     target.clear()
     target.write(state)
-    server.lay_out(kind, resolved, archives, places)
+    server.lay_out(kind, resolved, start.addresses, start.archives, places)
+    if state.gateway:
+        settings = local(start.front, start.addresses, resolved, places, start.properties, kind.versions)
+        layout.lay_out(settings)
+        catalog.write(settings, resolved, start.archives, start.request.store, kind.name, start.request.card)
     read, write = os.pipe()
     try:
         with (target.logs / "supervisor.log").open("ab") as log:
@@ -170,13 +217,33 @@ def _wait(
             running.check()
             said = _reason(running.instance.logs)
             raise BeelineError(f"a model does not start: {said or error}; see `beeline serve logs`") from error
-        with InferenceClient(running.state.inference) as inference:
+        with InferenceClient(running.state.backend) as inference:
             for model, archive in zip(resolved.models, archives, strict=True):
                 version = model.version if kind.versions else None
                 wanted = model.min_workers.value
                 patience = model.startup_timeout.value
                 wait_for_workers(management, model.model, version, wanted, watch, patience, running.check)
                 say(f"{try_canary(inference, archive, version)}; workers: {wanted}")
+    if running.state.gateway:
+        _gateway(running)
+
+
+def _gateway(running: Running) -> None:
+    """Wait until the gateway lets predictions through."""
+    deadline = time.monotonic() + _GATEWAY_PATIENCE
+    with InferenceClient(running.state.inference, timeout=5, patience=0) as client:
+        while True:
+            running.check()
+            try:
+                answer = client.request("GET", "/ping")
+                if answer.status_code == 200:
+                    return
+                said = answer.text.strip()
+            except Undetermined as error:
+                said = str(error)
+            if time.monotonic() > deadline:
+                raise Undetermined(f"the gateway is not ready after {_GATEWAY_PATIENCE:g} s ({said})")
+            time.sleep(0.1)
 
 
 def _reason(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,27 @@ def write_checksums(folder: Path, spec: ModelSpec) -> None:
     (folder / golden.CHECKSUMS).write_text(json.dumps(record))
 
 
+def write_archive(path: Path, model: str, files: dict[str, bytes], handler: str, config: str | None = None) -> Path:
+    """Zip the files under a manifest as torch-model-archiver writes it."""
+    manifest = {
+        "createdOn": "01/01/2000 00:00:00",
+        "runtime": "python",
+        "model": {
+            "modelName": model,
+            "serializedFile": "model.pt",
+            "handler": handler,
+            "modelVersion": "1.0",
+            **({"configFile": config} if config else {}),
+        },
+        "archiverVersion": "0.12.0",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
 @pytest.fixture(scope="session")
 def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as a server unpacks it: artifact, spec, golden pictures, checksums."""
@@ -88,6 +110,24 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "golden" / "expected.json").write_text(json.dumps({"schema": 1, "pictures": expected}))
     write_checksums(folder, spec)
     return folder
+
+
+@pytest.fixture(scope="session")
+def colour_archive(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real archive: the project's handler around the smallest model that names a colour."""
+    handlers = ROOT / "handlers"
+    files = {
+        str(path.relative_to(colour_model)): path.read_bytes() for path in colour_model.rglob("*") if path.is_file()
+    }
+    files["vision_handler.py"] = (handlers / "vision_handler.py").read_bytes()
+    files |= {f"beeline/{path.name}": path.read_bytes() for path in (handlers / "beeline").glob("*.py")}
+    record = json.loads(files["checksums.json"])
+    record["files"] = {
+        name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "checksums.json"
+    }
+    files["checksums.json"] = json.dumps(record).encode()
+    store = tmp_path_factory.mktemp("colours")
+    return write_archive(store / "colours.mar", "colours", files, "vision_handler.py")
 
 
 @pytest.fixture(scope="session")

@@ -124,5 +124,12 @@ def test_the_transcript_is_what_make_serve_prints() -> None:
         assert f'"{line.split()[0]}"' in source, line
 
 
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert "frontend/screenshot.png" in links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
 def test_no_figure_is_missing() -> None:
     assert not re.search(r"\| [A-Z]{3,} \|", (ROOT / "README.md").read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ import requests
 from archive.runner import Runner
 from beeline.answer import Answer
 from cli.sources import open_source
+from serve.addresses import Ports
 from serve.config import Overrides
 from serve.running import Running
 from serve.up import Request, up
@@ -47,8 +48,10 @@ def mar(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["torchserve", "mms"])
 def running(mar: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
-    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000, port=0)
-    asked = Request(server=request.param, store=mar.parent, name=f"same-{request.param}", overrides=overrides)
+    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000)
+    asked = Request(
+        server=request.param, store=mar.parent, name=f"same-{request.param}", overrides=overrides, ports=Ports(0)
+    )
     with up(asked, print) as server:
         yield server
 

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from archive.build import build
+from serve.addresses import Ports
 from serve.client import ManagementClient
 from serve.config import Overrides
 from serve.running import Running
@@ -41,9 +42,11 @@ def store(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["torchserve", "mms"])
 def running(store: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     """One worker that waits long enough for 8 concurrent requests to be one batch."""
-    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000, port=0)
+    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000)
     name = f"http-{request.param}"
-    with up(Request(server=request.param, store=store, name=name, overrides=overrides), print) as server:
+    with up(
+        Request(request.param, store=store, name=name, overrides=overrides, ports=Ports(0), gateway="none"), print
+    ) as server:
         yield server
 
 

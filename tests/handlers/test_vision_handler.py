@@ -218,20 +218,32 @@ def test_what_could_break_a_response_is_replaced(colour_model: Path) -> None:
     assert reply.headers["x-?"] == "???"
 
 
-def test_the_metrics_are_written_and_a_full_disk_costs_no_answer(
-    colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BEELINE_METRICS_DIR", str(tmp_path))
+def test_the_queue_ends_where_the_batch_begins(colour_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    class Noting(VisionHandler):
+        def preprocess(self, rows: Sequence[object]) -> Batch:
+            order.append("batch")
+            return super().preprocess(rows)
+
+    def note(request_start: object) -> float:
+        order.append(str(request_start))
+        return 1.0
+
+    handler = Noting()
+    handler.initialize(new_context(colour_model))
+    monkeypatch.setattr("vision_handler.queue_milliseconds", note)
+    (reply,) = ask(handler, [{"body": RED}], [{"X-Request-Start": "t=1"}])
+    assert order == ["t=1", "batch"]
+    assert reply.headers["Server-Timing"].startswith("queue;dur=1.00, decode;dur=")
+
+
+def test_a_full_disk_costs_no_answer(colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEELINE_METRICS_DIR", str(tmp_path / "gone"))
     handler = VisionHandler()
     handler.initialize(new_context(colour_model))
-    ask(handler, [{"body": RED}, {"body": b"junk"}])
-    (path,) = tmp_path.glob("*.json")
-    counts = json.loads(path.read_text())
-    assert counts["answers"] == {"200": 1, "415": 1}
-    assert counts["reasons"] == {"not_an_image": 1}
-    assert counts["histograms"]["batch_size"]["counts"][1] == 1
-    shutil.rmtree(tmp_path)
-    assert ask(handler, [{"body": RED}])[0].status == 200
+    assert [reply.status for reply in ask(handler, [{"body": RED}, {"body": b"junk"}])] == [200, 415]
+    assert handler.metrics.to_dict()["answers"] == {"200": 1, "415": 1}
 
 
 def test_a_lost_cuda_context_ends_the_worker_after_its_answers(

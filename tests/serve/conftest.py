@@ -1,11 +1,9 @@
-"""Small archives to serve: fakes with a handler of a few lines, and a real one around a tiny model."""
+"""What the room's tests share: fake archives with a handler of a few lines, a state folder of their own."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +12,7 @@ import pytest
 
 from serve import processes
 from serve.instance import MARK
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import write_archive
 
 # A handler of its own, so that the room's tests stand without the project's: it answers what it is told.
 FAKE = """
@@ -36,27 +33,6 @@ class Fake:
 """
 
 MakeArchive = Callable[..., Path]
-
-
-def write_archive(path: Path, model: str, files: dict[str, bytes], handler: str, config: str | None = None) -> Path:
-    """Zip the files under a manifest as torch-model-archiver writes it."""
-    manifest = {
-        "createdOn": "01/01/2000 00:00:00",
-        "runtime": "python",
-        "model": {
-            "modelName": model,
-            "serializedFile": "model.pt",
-            "handler": handler,
-            "modelVersion": "1.0",
-            **({"configFile": config} if config else {}),
-        },
-        "archiverVersion": "0.12.0",
-    }
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -83,24 +59,6 @@ def make_fake() -> MakeArchive:
         return write_archive(store / f"{model}.mar", model, files, "fake_handler.py", config)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def colour_archive(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real archive: the project's handler around the smallest model that names a colour."""
-    handlers = ROOT / "handlers"
-    files = {
-        str(path.relative_to(colour_model)): path.read_bytes() for path in colour_model.rglob("*") if path.is_file()
-    }
-    files["vision_handler.py"] = (handlers / "vision_handler.py").read_bytes()
-    files |= {f"beeline/{path.name}": path.read_bytes() for path in (handlers / "beeline").glob("*.py")}
-    record = json.loads(files["checksums.json"])
-    record["files"] = {
-        name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "checksums.json"
-    }
-    files["checksums.json"] = json.dumps(record).encode()
-    store = tmp_path_factory.mktemp("colours")
-    return write_archive(store / "colours.mar", "colours", files, "vision_handler.py")
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
@@ -123,3 +125,132 @@ def test_silence_is_undetermined() -> None:
             pytest.raises(Undetermined, match="did not answer within"),
         ):
             client.predict("fake", b"")
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Answers predictions with `script`, a list of (status, Retry-After), its last entry for ever; and a catalog."""
+
+    protocol_version = "HTTP/1.1"
+    script: list[tuple[int, str | None]]
+    times: list[float]
+    catalog: tuple[int, bytes]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.times.append(time.monotonic())
+        status, after = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        self.answer(status, json.dumps({"code": status}).encode(), after)
+
+    def do_GET(self) -> None:
+        self.answer(*self.catalog if self.path == "/catalog.json" else (404, b""))
+
+    def answer(self, status: int, body: bytes, after: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if after is not None:
+            self.send_header("Retry-After", after)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def busy() -> Iterator[tuple[str, type[Busy]]]:
+    handler = type("Bound", (Busy,), {"script": [(200, None)], "times": [], "catalog": (404, b"")})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", handler
+        server.shutdown()
+        thread.join()
+
+
+def test_it_waits_as_it_is_told_and_asks_again(busy: tuple[str, type[Busy]]) -> None:
+    url, server = busy
+    server.script = [(503, "1"), (429, "0"), (200, None)]
+    with InferenceClient(url) as client:
+        assert client.predict("fake", b"picture").status == 200
+    first, second, third = server.times
+    assert 1.0 <= second - first <= 3.0
+    assert third - second <= 2.0
+
+
+def test_a_429_that_says_nothing_is_waited_for_too(
+    busy: tuple[str, type[Busy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.client._PAUSE", 0.05)
+    url, server = busy
+    for after in (None, "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "-1"):
+        server.script = [(429, after), (200, None)]
+        with InferenceClient(url) as client:
+            assert client.predict("fake", b"picture").status == 200
+
+
+def test_whatever_is_told_no_pause_is_longer_than_the_longest(
+    busy: tuple[str, type[Busy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.client._LONGEST_PAUSE", 0.05)
+    url, server = busy
+    server.script = [(429, "86400"), (200, None)]
+    with InferenceClient(url) as client:
+        assert client.predict("fake", b"picture").status == 200
+
+
+@pytest.mark.parametrize(("status", "after"), [(503, None), (502, "1"), (500, "1"), (413, None), (200, "1")])
+def test_any_other_answer_is_the_answer(busy: tuple[str, type[Busy]], status: int, after: str | None) -> None:
+    url, server = busy
+    server.script = [(status, after)]
+    with InferenceClient(url) as client:
+        assert client.predict("fake", b"picture").status == status
+    assert len(server.times) == 1
+
+
+def test_patience_ends_with_the_last_answer_and_is_not_begun_anew_for_each_picture(
+    busy: tuple[str, type[Busy]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.client._PAUSE", 0.1)
+    url, server = busy
+    server.script = [(503, "0")]
+    with InferenceClient(url, patience=0.5) as client:
+        begun = time.monotonic()
+        answer = client.predict("fake", b"picture")
+        assert (answer.status, answer.json(), answer.headers["Retry-After"]) == (503, {"code": 503}, "0")
+        assert time.monotonic() - begun < 5
+        assert len(server.times) > 2
+        asked = len(server.times)
+        for _ in range(5):
+            # Its patience is used up: at most what was left of it is waited.
+            assert client.predict("fake", b"picture").status == 503
+        assert len(server.times) <= asked + 5 + 20
+        server.script = [(200, None), (503, "0"), (200, None)]
+        assert [client.predict("fake", b"picture").status for _ in range(2)] == [200, 200]
+
+
+def test_without_patience_nothing_is_waited_for(busy: tuple[str, type[Busy]]) -> None:
+    url, server = busy
+    server.script = [(429, "0"), (200, None)]
+    with InferenceClient(url, patience=0) as client:
+        assert client.predict("fake", b"picture").status == 429
+    assert len(server.times) == 1
+
+
+@pytest.mark.parametrize(
+    ("catalog", "names"),
+    [
+        ((200, b'{"models": [{"name": "b"}, {"name": "a", "version": "1"}, {"name": "a"}]}'), ["a", "b"]),
+        ((200, b'{"models": []}'), []),
+        ((404, b'{"code": 404}'), None),
+        ((200, b"<html>"), None),
+        ((200, b"[]"), None),
+        ((200, b'{"models": 3}'), None),
+    ],
+)
+def test_the_served_models_are_the_catalogs(
+    busy: tuple[str, type[Busy]], catalog: tuple[int, bytes], names: list[str] | None
+) -> None:
+    url, server = busy
+    server.catalog = catalog
+    with InferenceClient(url) as client:
+        assert client.served() == names

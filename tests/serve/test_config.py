@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from beeline.errors import ConfigError
 from serve.config import Configuration, Overrides, Setting, resolve
-from serve.properties import Address, Entry, Properties
+from serve.properties import Entry, Properties, load
 from serve.store import Archive
 
 
@@ -87,8 +87,6 @@ def test_one_limit_makes_the_servers_limit_with_room_for_base64() -> None:
         (Overrides(), {"BATCH_SIZE": "x"}, "BATCH_SIZE is 'x'; allowed"),
         (Overrides(), {"WORKERS": "0"}, "WORKERS is '0'; allowed"),
         (Overrides(), {"LINGER_MS": "1.5"}, "LINGER_MS is '1.5'; allowed"),
-        (Overrides(port=70_000), {}, "--port is 70000; allowed"),
-        (Overrides(port=8081), {}, "both on http://127.0.0.1:8081"),
     ],
 )
 def test_an_impossible_number_is_one_sentence(overrides: Overrides, environ: dict[str, str], said: str) -> None:
@@ -97,18 +95,27 @@ def test_an_impossible_number_is_one_sentence(overrides: Overrides, environ: dic
     assert said in str(caught.value)
 
 
-def test_management_is_loopbacks_alone() -> None:
-    open_to_all = Properties(Path("f"), addresses={"management_address": Address("0.0.0.0", 8081)})
-    with pytest.raises(ConfigError, match="which other machines may reach"):
-        resolved(properties=open_to_all)
-
-
-def test_port_0_asks_for_a_free_management_port_too() -> None:
-    assert resolved(overrides=Overrides(port=0)).management.port == 0
-    assert resolved(overrides=Overrides(port=0, management_port=9)).management.port == 9
+def test_the_rate_of_one_client_comes_from_the_queue() -> None:
+    numbers = resolved().numbers
+    assert numbers["beeline_requests_per_second"] == Setting(
+        10 * numbers["job_queue_size"].value, "10 times job_queue_size"
+    )
+    said = Properties(Path("config.properties"), numbers={"beeline_requests_per_second": 7})
+    assert resolved(properties=said).numbers["beeline_requests_per_second"].value == 7
 
 
 def test_the_resolved_configuration_is_plain_json() -> None:
     values = json.loads(json.dumps(resolved().to_dict()))
     assert values["models"][0]["batch_size"]["reason"]
-    assert values["inference"] == "http://127.0.0.1:8080"
+
+
+def test_a_variable_of_the_environment_is_named_as_the_reason(tmp_path: Path) -> None:
+    file = tmp_path / "config.properties"
+    file.write_text("beeline_drain_seconds=5\nbeeline_stop_seconds=6\nbeeline_log_files=7\n")
+    found = resolved(properties=load(file, {"BEELINE_DRAIN_SECONDS": "3", "BEELINE_JOB_QUEUE_SIZE": "40"}))
+    assert found.numbers["beeline_drain_seconds"] == Setting(3, "environment BEELINE_DRAIN_SECONDS")
+    assert found.numbers["beeline_stop_seconds"] == Setting(6, "config.properties")
+    assert found.numbers["beeline_requests_per_second"] == Setting(400, "10 times job_queue_size")
+    # Whoever ends its processes waits for both, and a little longer.
+    assert found.stop_grace > 3 + 6
+    assert resolved().numbers["beeline_drain_seconds"] == Setting(0, "default")

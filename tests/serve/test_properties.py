@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from beeline.errors import ConfigError
-from serve.properties import Address, load
+from serve.properties import KNOWN, VARIABLES, Address, load
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = 'models={"fake": {"1.0": {%s}}}'
@@ -71,7 +71,7 @@ def test_continued_lines_and_comments_are_javas(tmp_path: Path) -> None:
     path = tmp_path / "config.properties"
     path.write_text('! a comment\nvmargs = -Xmx1g \\\n  -Xss1m\nmodels: {"fake": {"1.0": \\\n  {"minWorkers": 2}}}\n')
     properties = load(path)
-    assert properties.vmargs == "-Xmx1g -Xss1m"
+    assert properties.texts["vmargs"] == "-Xmx1g -Xss1m"
     assert properties.models["fake"]["1.0"].numbers == {"minWorkers": 2}
 
 
@@ -81,3 +81,66 @@ def test_continued_lines_and_comments_are_javas(tmp_path: Path) -> None:
 )
 def test_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
     assert Address(host, 8080).loopback is loopback
+
+
+def test_variables_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.properties"
+    path.write_text("job_queue_size=3\nbeeline_stop_seconds=9\ninference_address=http://127.0.0.1:1\nvmargs=-Xmx1g\n")
+    environ = {
+        "BEELINE_JOB_QUEUE_SIZE": " 7 ",
+        "BEELINE_DRAIN_SECONDS": "0",
+        "BEELINE_INFERENCE_ADDRESS": "http://0.0.0.0:8080",
+        "BEELINE_VMARGS": "-Xmx2g",
+        # Empty is not given: a Compose file passes each variable on.
+        "BEELINE_STOP_SECONDS": " ",
+        # Without its prefix it is somebody else's.
+        "JOB_QUEUE_SIZE": "8",
+    }
+    properties = load(path, environ)
+    assert properties.numbers == {"job_queue_size": 7, "beeline_stop_seconds": 9, "beeline_drain_seconds": 0}
+    assert properties.addresses == {"inference_address": Address("0.0.0.0", 8080)}
+    assert properties.texts == {"vmargs": "-Xmx2g"}
+    assert properties.source("job_queue_size") == "environment BEELINE_JOB_QUEUE_SIZE"
+    assert properties.source("beeline_stop_seconds") == "config.properties"
+    assert load(path).numbers["job_queue_size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "BEELINE_JOB_QUEUE_SIZE",
+            "many",
+            "job_queue_size is 'many'; allowed: a whole number of requests, 1 to 100000",
+        ),
+        ("BEELINE_STOP_SECONDS", "0", "beeline_stop_seconds is '0'; allowed: a whole number of seconds, 1 to 3600"),
+        (
+            "BEELINE_DRAIN_SECONDS",
+            "601",
+            "beeline_drain_seconds is '601'; allowed: a whole number of seconds, 0 to 600",
+        ),
+        ("BEELINE_METRICS_ADDRESS", "8082", "beeline_metrics_address is '8082'; allowed: http://HOST:PORT"),
+        (
+            "BEELINE_MANAGEMENT_ADDRESS",
+            "https://0.0.0.0:1",
+            "management_address is 'https://0.0.0.0:1'; allowed: http:",
+        ),
+        ("BEELINE_TLS_ADDRESS", "http://0.0.0.0:1", "beeline_tls_address is 'http://0.0.0.0:1'; allowed: https:"),
+    ],
+)
+def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path, name: str, value: str, said: str) -> None:
+    path = tmp_path / "config.properties"
+    path.write_text("job_queue_size=3\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, {name: value})
+    assert str(caught.value).startswith(f"environment {name}: {said}")
+    # A mistake in the file is one all the same.
+    path.write_text("job_queue_size=3\njob_queue_sise=4\n")
+    with pytest.raises(ConfigError, match=":2: unknown key job_queue_sise"):
+        load(path, {name: value})
+
+
+def test_every_key_but_the_models_has_a_variable_of_its_own() -> None:
+    assert sorted(VARIABLES.values()) == sorted(set(KNOWN) - {"models"})
+    # Others of ours mean something else.
+    assert not {"BEELINE_STATE", "BEELINE_BACKENDS", "BEELINE_SERVER", "BEELINE_DEVICE"} & set(VARIABLES)

@@ -9,7 +9,8 @@ from pathlib import Path
 import javaproperties
 import pytest
 
-from serve import config, server
+from serve import addresses, config, server
+from serve.addresses import Ports
 from serve.java import Java
 from serve.mms import Mms
 from serve.properties import Properties, load
@@ -18,6 +19,7 @@ from serve.store import Archive
 from serve.torchserve import TorchServe
 
 ROOT = Path(__file__).resolve().parents[2]
+ADDRESSES = addresses.resolve(Properties(Path("config.properties")), Ports(), "none")
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def resolved() -> config.Configuration:
 
 def written(kind: server.Server, resolved: config.Configuration, places: Places) -> dict[str, str]:
     places.temporary.mkdir()
-    server.write_properties(kind, resolved, places)
+    server.write_properties(kind, resolved, ADDRESSES, places)
     return javaproperties.loads(places.properties.read_text())
 
 
@@ -90,8 +92,10 @@ def test_an_archive_stays_as_it_was_when_it_is_built_anew(resolved: config.Confi
     archive = Archive(tmp_path / "fake.mar", "fake", "1.0", None)
     archive.path.write_text("old")
     places = Places(tmp_path / "scratch", tmp_path / "logs")
-    server.lay_out(TorchServe(), resolved, [archive], places)
+    server.lay_out(TorchServe(), resolved, ADDRESSES, [archive], places)
     (tmp_path / "new.mar").write_text("new")
     (tmp_path / "new.mar").replace(archive.path)
     assert (places.store / "fake.mar").read_text() == "old"
-    assert places.temporary.stat().st_mode & 0o077 == 0
+    # Others may pass through to the gateway's folder, and neither list nor read.
+    assert places.temporary.stat().st_mode & 0o066 == 0
+    assert places.store.stat().st_mode & 0o077 == 0

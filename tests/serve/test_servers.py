@@ -21,6 +21,7 @@ import requests
 
 from beeline.errors import BeelineError
 from serve import instance, processes
+from serve.addresses import Ports
 from serve.client import InferenceClient, ManagementClient
 from serve.config import Overrides
 from serve.down import down
@@ -40,7 +41,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def request_for(server: str, archive: Path, name: str, **numbers: int) -> Request:
     return Request(
-        server=server, wanted=(str(archive),), store=archive.parent, name=name, overrides=Overrides(port=0, **numbers)
+        server=server,
+        wanted=(str(archive),),
+        store=archive.parent,
+        name=name,
+        overrides=Overrides(**numbers),
+        ports=Ports(0),
+        gateway="none",
     )
 
 
@@ -151,7 +158,7 @@ def test_the_same_name_and_the_same_port_are_refused(
     with pytest.raises(BeelineError, match="is running; stop it with `beeline serve down`, or give another --name"):
         up(again, print, environ)
     port = int(served.state.inference.rpartition(":")[2])
-    other = Request(again.server, again.wanted, again.store, name="other", overrides=Overrides(port=port))
+    other = Request(again.server, again.wanted, again.store, name="other", ports=Ports(port), gateway="none")
     with pytest.raises(BeelineError, match=rf"port {port} is taken by java \(pid {served.state.java}\)"):
         up(other, print, environ)
 
@@ -166,9 +173,10 @@ def test_scaling_heals_a_model_without_living_workers(
     with up(request_for(server, archive, f"heal-{server}", workers=1), print, environ) as running:
         gate.unlink()
         give_up(running)
+        # 206 or 210 "scaling in progress", or 200 as long as the server takes the dead worker for READY (Multi Model
+        # Server may for good): whatever it says, nothing is healed by it.
         plain = requests.put(f"{running.state.management}/models/fake?min_worker=1&synchronous=true", timeout=60)
-        # "Workers scaling in progress...", and nothing is.
-        assert plain.status_code == {"torchserve": 206, "mms": 210}[server]
+        assert plain.status_code in (200, 206, 210)
         with pytest.raises(BeelineError, match=r"no worker of fake stays up: .*the gate is shut"):
             scale(running.instance, running.state, "fake", 1, 1, print)
         gate.touch()

@@ -87,3 +87,81 @@ def test_a_file_that_the_archives_own_record_does_not_know(tmp_path: Path, colou
         archive.writestr("torch.py", "raise SystemExit(3)")
     with pytest.raises(ArchiveError, match=r"holds torch\.py, which is not as checksums\.json lists it"):
         find(tmp_path, (str(brought),))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_only_what_the_index_lists(tmp_path: Path, make_fake: MakeArchive) -> None:
+    path = make_fake(tmp_path)
+    index = tmp_path / "index.json"
+    refused = r"fake\.mar is not in the index\.json beside it, and only archives that it lists with their sha256"
+    with pytest.raises(ArchiveError, match=refused):
+        find(tmp_path, listed=True)
+    others: list[dict[str, object]] = [{}, {"fake.mar": {}}, {"fake.mar": {"sha256": None}}]
+    for archives in (*others, {"other.mar": {"sha256": sha256(path)}}):
+        index.write_text(json.dumps({"schema": 1, "archives": archives}))
+        with pytest.raises(ArchiveError, match=refused):
+            find(tmp_path, listed=True)
+        with pytest.raises(ArchiveError, match=refused):
+            find(tmp_path, [str(path)], listed=True)
+    listing = {"fake.mar": {"sha256": sha256(path)}}
+    index.write_text(json.dumps({"schema": 1, "archives": listing}))
+    assert [archive.path for archive in find(tmp_path, listed=True)] == [path]
+    make_fake(tmp_path, "stranger")
+    with pytest.raises(ArchiveError, match=r"stranger\.mar is not in the index\.json"):
+        find(tmp_path, listed=True)
+    assert len(find(tmp_path, ["fake"], listed=True)) == 1
+
+
+def test_what_is_listed_must_be_as_it_is_listed(tmp_path: Path, make_fake: MakeArchive) -> None:
+    make_fake(tmp_path)
+    index = tmp_path / "index.json"
+    wrongs: list[object] = ["0" * 64, "", 5, ["a"], {}]
+    for wrong in wrongs:
+        index.write_text(json.dumps({"schema": 1, "archives": {"fake.mar": {"sha256": wrong}}}))
+        with pytest.raises(ArchiveError, match=r"was changed after it was built"):
+            find(tmp_path, listed=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"archives": 3}', '{"archives": {"fake.mar": 3}}', "[" * 100_000])
+def test_an_index_of_another_form_lists_nothing(tmp_path: Path, make_fake: MakeArchive, text: str) -> None:
+    make_fake(tmp_path)
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ArchiveError, match=r"index\.json cannot be read"):
+        find(tmp_path, listed=True)
+
+
+def encrypt(data: bytearray) -> None:
+    """Say of every member, here and in the directory, that it is encrypted."""
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(signature)
+        while at >= 0:
+            data[at + offset] |= 1
+            at = data.find(signature, at + 4)
+
+
+def overturn(data: bytearray) -> None:
+    """Change what the first member holds."""
+    start = 30 + data[26] + 256 * data[27]
+    data[start : start + 8] = b"\xff" * 8
+
+
+@pytest.mark.parametrize("break_it", [encrypt, overturn])
+@pytest.mark.parametrize("member", ["MAR-INF/MANIFEST.json", "checksums.json"])
+def test_an_archive_that_is_broken_inside(
+    tmp_path: Path, make_fake: MakeArchive, break_it: Callable[[bytearray], None], member: str
+) -> None:
+    path = make_fake(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        files = {"checksums.json": b'{"files": {}}', **{name: archive.read(name) for name in archive.namelist()}}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        # First, where it is broken.
+        for name in sorted(files, key=lambda name: name != member):
+            archive.writestr(name, files[name])
+    data = bytearray(path.read_bytes())
+    break_it(data)
+    path.write_bytes(data)
+    with pytest.raises(ArchiveError, match=r"fake\.mar cannot be (read as a model archive|checked) \("):
+        find(tmp_path)

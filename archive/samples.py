@@ -1,0 +1,161 @@
+"""Sample pictures of a model: taken from its data when it is built, kept beside the archives for the page."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beeline import pixels
+from beeline.errors import ArchiveError, RequestError
+from beeline.spec import ModelSpec
+
+FOLDER, LIST = "samples", "samples.json"
+MOST, MOST_A_LABEL, MAX_BYTES = 12, 2, 2_000_000
+# What browsers show; of what the worker takes besides, TIFF, they show none.
+_ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp"}
+_HEAD = 16
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture's bytes and file ending, and what it shows; None where nobody said."""
+
+    data: bytes
+    ending: str
+    label: str | None
+
+
+def choose(pictures: Iterable[tuple[Path, str | None]]) -> list[Sample]:
+    """Return up to `MOST` pictures, `MOST_A_LABEL` a label: the first good ones, the labels taken in turn.
+
+    Of more labels than there are places, those at even distances come first. Pictures without a label
+    stand each for itself. The same pictures in the same order give the same samples.
+
+    Args:
+        pictures: files and their labels.
+    """
+    groups: dict[object, list[tuple[Path, str | None]]] = defaultdict(list)
+    for path, label in pictures:
+        groups[path if label is None else (label,)].append((path, label))
+    queues = [iter(group) for group in _evenly(list(groups.values()))]
+    chosen: list[Sample] = []
+    for _ in range(MOST_A_LABEL):
+        for queue in queues:
+            if len(chosen) < MOST and (good := next(filter(None, (_read(*one) for one in queue)), None)):
+                chosen.append(good)
+    return chosen
+
+
+def in_folder(folder: Path) -> list[tuple[Path, str | None]]:
+    """Return the files of a folder of pictures, or of one with a folder a label.
+
+    Raises:
+        ArchiveError: when it is no folder.
+    """
+    if not folder.is_dir():
+        raise ArchiveError(f"the samples' folder {folder} is not there; name a folder of pictures, or leave it out")
+    found: list[tuple[Path, str | None]] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__")):
+            continue
+        if path.is_dir():
+            found += [(file, path.name) for file in sorted(path.rglob("*")) if not file.name.startswith(".")]
+        else:
+            found.append((path, None))
+    return found
+
+
+def place(store: Path, spec: ModelSpec) -> Path:
+    """Return where a model's samples lie in a store."""
+    return store / FOLDER / spec.name / spec.version
+
+
+def replace(store: Path, spec: ModelSpec, samples: Sequence[Sample], source: str) -> Path | None:
+    """Put these in the place of a model's samples, in one step; without any, take the old ones away.
+
+    Args:
+        store: the folder of archives.
+        spec: of the model.
+        samples: the pictures.
+        source: what the data set they are from is called.
+    """
+    target = place(store, spec)
+    if not samples and not target.exists():
+        return None
+    with tempfile.TemporaryDirectory(prefix=".samples-", dir=store) as scratch:
+        fresh = Path(scratch) / "fresh"
+        if not samples:
+            target.rename(fresh)
+            return None
+        fresh.mkdir()
+        rows = []
+        for sample, name in zip(samples, _names(samples), strict=True):
+            (fresh / name).write_bytes(sample.data)
+            rows.append({"file": name, "label": sample.label, "source": source})
+        (fresh / LIST).write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        for path in (fresh, *fresh.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        _swap(fresh, target)
+    return target
+
+
+def _evenly(groups: list[list[tuple[Path, str | None]]]) -> list[list[tuple[Path, str | None]]]:
+    """Return the groups with `MOST` of them at even distances first."""
+    first = [index * len(groups) // MOST for index in range(MOST)] if len(groups) > MOST else []
+    rest = sorted(set(range(len(groups))) - set(first))
+    return [groups[index] for index in (*first, *rest)]
+
+
+def _read(path: Path, label: str | None) -> Sample | None:
+    """Return a picture that the worker and a browser can show; None for any other file."""
+    try:
+        if not path.is_file() or not 0 < path.stat().st_size < MAX_BYTES:
+            return None
+        with path.open("rb") as file:
+            ending = _ENDINGS.get(pixels.kind_of(file.read(_HEAD)) or "")
+        if ending is None:
+            return None
+        data = path.read_bytes()
+        pixels.open_rgb(data)
+    except (RequestError, OSError):
+        return None
+    return Sample(data, ending, label)
+
+
+def _names(samples: Sequence[Sample]) -> list[str]:
+    """Return `<label>-<n>.<ending>` for each: letters, digits and `_.-`, and no two alike on any file system."""
+    counts: dict[str, int] = defaultdict(int)
+    names = []
+    for sample in samples:
+        plain = unicodedata.normalize("NFKD", sample.label or "picture").encode("ascii", "ignore").decode()
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("_.-")[:64] or "label"
+        counts[stem.lower()] += 1
+        names.append(f"{stem}-{counts[stem.lower()]}.{sample.ending}")
+    return names
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put one folder in another's place; what was there, if anything, lies where the new one was."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Only onto nothing, or an empty folder.
+        fresh.rename(target)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if exchange is None or exchange(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
+        # A file system that cannot exchange two names: for an instant there is neither.
+        target.rename(fresh.with_name("old"))
+        fresh.rename(target)

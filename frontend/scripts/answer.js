@@ -1,0 +1,58 @@
+/** An answer: labels with scores or the server's sentence, the batch it was in, and where the time went. */
+
+export const DETAILED = "application/vnd.beeline+json";
+/** A best score under this is shown as a guess. */
+export const NOT_SURE_UNDER = 0.6;
+const SERVER_STAGES = ["queue", "decode", "forward", "encode"];
+export const STAGES = [...SERVER_STAGES, "network"];
+
+export const percent = (score) => `${Number((score * 100).toFixed(1))} %`;
+
+/** Read a response with its body's text, `total` milliseconds after the picture was sent. */
+export function read(response, text, total) {
+  const body = parse(text);
+  const predictions = response.ok ? scores(body) : null;
+  return {
+    status: response.status,
+    predictions,
+    message: predictions ? "" : sentence(response, body, text),
+    warning: body?.warning ?? "",
+    retryAfter: Number(response.headers.get("Retry-After")) || 1,
+    ...measured(response.headers, total),
+  };
+}
+
+/** Whether the best score leaves no doubt. */
+export const sure = (answer) => answer.predictions[0].score >= NOT_SURE_UNDER;
+
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+function scores(body) {
+  const listed = body?.predictions ?? Object.entries(body ?? {}).map(([label, score]) => ({ label, score }));
+  const fits = Array.isArray(listed) && listed.length && listed.every((one) => typeof one?.score === "number");
+  return fits ? listed.map(({ label, score }) => ({ label: String(label), score })) : null;
+}
+
+function sentence(response, body, text) {
+  if (body?.message) return String(body.message);
+  if (response.ok) return `the answer is in a form that this page does not know: ${text.slice(0, 120)}`;
+  return `the server answered ${response.status} without a sentence`;
+}
+
+function measured(headers, total) {
+  const spans = {};
+  for (const [, name, duration] of (headers.get("Server-Timing") ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)) {
+    if (SERVER_STAGES.includes(name)) spans[name] = Number(duration);
+  }
+  const size = Number(headers.get("X-Batch-Size")) || 0;
+  const known = Object.values(spans).reduce((sum, span) => sum + span, 0);
+  // All requests of a batch carry the same three figures, to a hundredth of a millisecond.
+  const key = size ? [size, spans.decode, spans.forward, spans.encode].join(" ") : "";
+  return { total, size, key, spans: size ? { ...spans, network: Math.max(0, total - known) } : null };
+}

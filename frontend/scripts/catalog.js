@@ -1,0 +1,84 @@
+/** The catalog: the models that are served, the server's limits, and the chosen model, kept in the URL's hash. */
+
+const HASH = "#model=";
+export const path = (model) => `${model.name}/${model.version}`;
+
+export class Catalog extends EventTarget {
+  models = [];
+  limits = null;
+  served = "";
+  #chosen = null;
+  #text = "";
+
+  constructor() {
+    super();
+    window.addEventListener("hashchange", () => this.#follow());
+  }
+
+  /** The chosen model's entry, or null until the catalog has been read. */
+  get chosen() {
+    return this.#chosen;
+  }
+
+  /** Read the catalog again; returns whether it could be. */
+  async load() {
+    let values;
+    try {
+      values = await json("/catalog.json");
+    } catch {
+      return false;
+    }
+    const text = JSON.stringify(values);
+    if (text === this.#text) return true;
+    this.#text = text;
+    Object.assign(this, { models: values.models, limits: values.limits, served: served(values) });
+    this.#chosen = this.models.find((model) => path(model) === asked()) ?? this.#first();
+    this.dispatchEvent(new Event("change"));
+    return true;
+  }
+
+  /** Read the chosen model's card, or null where it cannot be read. */
+  async card() {
+    return this.#chosen ? json(this.#chosen.card).catch(() => null) : null;
+  }
+
+  choose(wanted) {
+    const hash = HASH + wanted.split("/").map(encodeURIComponent).join("/");
+    if (location.hash !== hash) history.replaceState(null, "", hash);
+    this.#follow();
+  }
+
+  #first() {
+    return this.models.find((model) => model.default) ?? this.models[0] ?? null;
+  }
+
+  #follow() {
+    const found = this.models.find((model) => path(model) === asked());
+    if (!found || found === this.#chosen) return;
+    this.#chosen = found;
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+function asked() {
+  if (!location.hash.startsWith(HASH)) return null;
+  try {
+    return decodeURIComponent(location.hash.slice(HASH.length));
+  } catch {
+    return null;
+  }
+}
+
+function served(values) {
+  const server = { torchserve: "TorchServe", mms: "Multi Model Server" }[values.server] ?? values.server;
+  const { kind, version } = values.gateway;
+  return kind === "development"
+    ? `${server} behind the development gateway (${version}), which is not for a network`
+    : `${server} behind ${kind} ${version}`;
+}
+
+async function json(url) {
+  const response = await fetch(url, { cache: "no-cache" });
+  if (!response.ok) throw new Error(`${url} answered ${response.status}`);
+  return response.json();
+}

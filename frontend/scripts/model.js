@@ -1,0 +1,75 @@
+/** The model: its card as a table for people, and a warning where it has seen no photograph. */
+
+import { copy } from "./clipboard.js";
+import { byId, element, write } from "./element.js";
+
+const SHORT = 12;
+const unknown = (value) => (value === undefined || value === null || value === "unknown" ? "unknown" : String(value));
+const megabytes = (bytes) => (bytes ? `${(bytes / 1e6).toFixed(bytes < 1e6 ? 3 : 1)} MB` : "unknown");
+
+/** Show the card of a model; `card` is null where it could not be read. */
+export function showModel(model, card, served) {
+  const spec = card?.spec ?? {};
+  const rows = [
+    ["name", model.name],
+    ["version", model.version],
+    ["architecture", unknown(spec.model?.architecture)],
+    ["engine", chosen(spec.engine, card?.serving?.device)],
+    ["precision", chosen(spec.precision, card?.serving?.precision)],
+    ["threads", card?.serving?.threads && chosen(null, card.serving.threads)],
+    ["accuracy", accuracy(spec.accuracy)],
+    ["agreement", agreement(card?.agreement ?? spec.agreement)],
+    ["labels", spec.labels ? labels(spec.labels) : unknown(model.labels)],
+    ["data", unknown(spec.provenance?.data)],
+    ["weights", unknown(spec.provenance?.weights)],
+    ["licence", unknown(spec.provenance?.licence)],
+    ["size", megabytes(card?.bytes)],
+    ["fingerprint", card?.fingerprint ? fingerprint(card.fingerprint) : "unknown"],
+    ["batches", `up to ${model.batch_size}, waiting at most ${model.max_batch_delay_ms} ms for more`],
+    ["served by", served],
+  ];
+  const shown = rows.filter(([, value]) => value);
+  byId("card").replaceChildren(
+    ...shown.map(([name, value]) => element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, value))),
+  );
+  byId("generated").hidden = !spec.provenance?.generated;
+  const data = unknown(spec.provenance?.data);
+  write(
+    byId("generated"),
+    `This model was trained on generated pictures (${data}), not on photographs: ` +
+      "what it says of photographs means nothing.",
+  );
+}
+
+/** A value as the worker chose it, with its reason; before one has loaded, as the archive asks for it. */
+function chosen(asked, choice) {
+  if (!choice) return unknown(asked);
+  const value = [asked, choice.value].filter((part, index, all) => part && all.indexOf(part) === index).join(" on ");
+  return choice.reason ? `${value}: ${choice.reason}` : value;
+}
+
+function accuracy(measured) {
+  if (!measured) return "not measured";
+  return `${(measured.top1 * 100).toFixed(1)} % top-1 on ${measured.pictures} pictures (${measured.data})`;
+}
+
+function agreement(value) {
+  if (value === undefined || value === null) return "";
+  if (typeof value === "number") return `${(value * 100).toFixed(1)} %`;
+  if (typeof value !== "object") return String(value);
+  return Object.entries(value).map(([name, part]) => `${name} ${part}`).join(", ");
+}
+
+function labels(all) {
+  const first = all.slice(0, 4).join(", ");
+  return `${all.length}: ${first}${all.length > 4 ? ", …" : ""}`;
+}
+
+/** Short to read, whole on hovering and for copying. */
+function fingerprint(whole) {
+  const node = element("code", { title: whole }, whole.slice(0, SHORT));
+  const named = { type: "button", class: "small", "aria-label": "Copy the whole fingerprint" };
+  const button = element("button", named, "Copy");
+  button.addEventListener("click", () => copy(whole, { node, button, said: "Fingerprint copied" }));
+  return element("span", { class: "fingerprint" }, node, button);
+}

@@ -1,0 +1,164 @@
+/** The page: joins catalog, server, queue and what shows them. */
+
+import { NOT_SURE_UNDER } from "./answer.js";
+import { Batches } from "./batches.js";
+import { Card } from "./card.js";
+import { Catalog, path } from "./catalog.js";
+import { Detail } from "./detail.js";
+import { byId, element, write } from "./element.js";
+import { Intake } from "./intake.js";
+import { showModel } from "./model.js";
+import { Picture } from "./picture.js";
+import { Queue } from "./queue.js";
+import { Server } from "./server.js";
+import { Snippets } from "./snippets.js";
+import { fillKey } from "./spans.js";
+import { Summary } from "./summary.js";
+
+/** Milliseconds until the catalog is asked for again, where it could not be read. */
+const ASK_AGAIN = 3_000;
+
+const catalog = new Catalog();
+const queue = new Queue(catalog);
+const server = new Server(() => queue.full);
+const batches = new Batches();
+const summary = new Summary(queue, batches);
+const snippets = new Snippets();
+/** Cards by picture, in the order in which the pictures came. */
+const cards = new Map();
+const detail = new Detail({ remove, retry });
+
+function add(files, source) {
+  const pictures = files.map((file) => new Picture(file, source, catalog.chosen));
+  for (const picture of pictures) {
+    cards.set(picture, new Card(picture, { select: choose, remove, retry }));
+    byId("grid").append(cards.get(picture).node);
+  }
+  select(pictures[0]);
+  queue.add(...pictures);
+  if (cards.size === pictures.length) reveal(byId("results"));
+}
+
+function retry(picture) {
+  queue.retry(picture);
+  (cards.size > 1 ? cards.get(picture).button : byId("remove")).focus();
+  show();
+}
+
+/** Remove a picture; the focus goes to its neighbour, never to nowhere. */
+function remove(picture) {
+  const order = [...cards.keys()];
+  const at = order.indexOf(picture);
+  const focused = cards.get(picture).node.contains(document.activeElement);
+  cards.get(picture).node.remove();
+  cards.delete(picture);
+  picture.remove();
+  const next = order[at + 1] ?? order[at - 1];
+  select(next ?? null);
+  if (!next) byId("pick").focus();
+  else if (focused) cards.get(next).button.focus();
+}
+
+function clear() {
+  for (const [picture, card] of cards) {
+    picture.remove();
+    card.node.remove();
+  }
+  cards.clear();
+  batches.clear();
+  select(null);
+  byId("pick").focus();
+}
+
+function select(picture) {
+  cards.get(detail.picture)?.setCurrent(false);
+  detail.picture = picture;
+  cards.get(picture)?.setCurrent(true);
+  show();
+}
+
+/** Select on purpose: where the large view is above the cards, go to it. */
+function choose(picture) {
+  select(picture);
+  if (byId("detail").getBoundingClientRect().bottom < 80) reveal(byId("detail"));
+}
+
+function reveal(node) {
+  const smooth = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  node.scrollIntoView({ behavior: smooth ? "smooth" : "auto", block: "nearest" });
+}
+
+function show() {
+  const pictures = [...cards.keys()];
+  byId("results").hidden = !pictures.length;
+  document.body.classList.toggle("one", pictures.length === 1);
+  byId("many").hidden = byId("summary").hidden = pictures.length < 2;
+  summary.show(pictures);
+  showCode();
+}
+
+function showCode() {
+  snippets.show(catalog.chosen, detail.picture, catalog.chosen?.samples[0]?.url.split("/").at(-1));
+}
+
+/** Light up every card of the batch of the card under the pointer or the focus. */
+function highlight(event) {
+  const batch = event?.target.closest?.("li")?.dataset.batch;
+  for (const { node } of cards.values()) node.classList.toggle("mate", Boolean(batch) && node.dataset.batch === batch);
+}
+
+function showCatalog() {
+  const model = catalog.chosen;
+  byId("choice").hidden = catalog.models.length < 2;
+  byId("models").replaceChildren(
+    ...catalog.models.map((one) => {
+      return element("option", { value: path(one), selected: one === model }, `${one.name} ${one.version}`);
+    }),
+  );
+  showCode();
+  if (!model) return;
+  write(byId("known"), model.labels ? `${model.name} tells ${model.labels} labels apart.` : "");
+  intake.showSamples(model.samples);
+  showCard();
+}
+
+async function showCard() {
+  const model = catalog.chosen;
+  const card = model && (await catalog.card());
+  if (model && model === catalog.chosen) showModel(model, card, catalog.served);
+}
+
+let open = false;
+function showServer() {
+  document.querySelector(".top").dataset.state = server.state;
+  write(byId("state"), server.sentence);
+  // What the workers chose for themselves is known once they are ready.
+  if (server.open && !open) load().then(showCard);
+  open = server.open;
+}
+
+async function load() {
+  if (!(await catalog.load())) setTimeout(load, ASK_AGAIN);
+}
+
+const intake = new Intake(add);
+fillKey(byId("key"));
+write(byId("threshold"), `Under ${NOT_SURE_UNDER * 100} % the best label is only a guess, and is called "not sure".`);
+queue.follow(server);
+queue.addEventListener("done", ({ detail: picture }) => {
+  picture.become(picture.state, { batch: batches.join(picture.answer) });
+  show();
+  summary.say([...cards.keys()]);
+});
+catalog.addEventListener("change", showCatalog);
+server.addEventListener("change", showServer);
+byId("models").addEventListener("change", ({ target }) => catalog.choose(target.value));
+byId("clear").addEventListener("click", clear);
+for (const name of ["pointerover", "focusin"]) byId("grid").addEventListener(name, highlight);
+for (const name of ["pointerleave", "focusout"]) byId("grid").addEventListener(name, () => highlight());
+document.querySelector(".skip").addEventListener("click", (event) => {
+  // The hash names the model; following the link would lose it.
+  event.preventDefault();
+  byId("intake").focus();
+});
+load();

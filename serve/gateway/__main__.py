@@ -1,0 +1,145 @@
+"""The gateway process: what listens in public, the prober behind `/ping`, and the exporter of `/metrics`.
+
+Run as `python -m serve.gateway FOLDER`, the runtime folder that `serve.gateway.layout` made. It ends on
+SIGTERM: unready first, then what is on its way is answered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from beeline.errors import BeelineError
+from serve import metrics, store
+from serve.gateway import catalog, layout, nginx
+from serve.gateway.discovery import Discovery
+from serve.gateway.front import DevelopmentThread, Front, Nginx
+from serve.gateway.mirror import Mirror
+from serve.gateway.prober import Prober, together
+from serve.gateway.settings import Settings
+from serve.logs import rotate
+
+logger = logging.getLogger("gateway")
+_TICK = 1.0
+
+
+class Gateway:
+    """One gateway from start to end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.front: Front = Nginx(settings) if settings.program is not None else DevelopmentThread(settings)
+        self._woken = threading.Event()
+        self._stopping = False
+        self._said = self._state = ""
+        self._shared = ([backend.inference for backend in settings.backends], list(settings.backends))
+        self.prober = (
+            Discovery(settings.name, self._woken.set)
+            if settings.name is not None
+            else Prober(settings, store.find(settings.store) if settings.store else (), self._woken.set)
+        )
+        self.mirror = Mirror(settings) if settings.name is not None else None
+        self._begun = time.monotonic()
+        self.collector = metrics.Collector(settings.worker_metrics) if settings.worker_metrics else None
+
+    def run(self) -> None:
+        """Run until told to stop.
+
+        Raises:
+            BeelineError: when what listens ended by itself.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked)
+        at = self.settings.metrics
+        exporter = metrics.serve_metrics((at.host, at.port), self.collector) if at and self.collector else None
+        self.tell()
+        self.front.start()
+        self.prober.start()
+        try:
+            while not self._stopping:
+                self._woken.wait(_TICK)
+                self._woken.clear()
+                self.front.check()
+                try:
+                    self.tell()
+                    self.keep()
+                except (OSError, ValueError):
+                    # A full disk must not cost anybody an answer; the next round tries again.
+                    logger.exception("the gateway's files cannot be kept")
+        finally:
+            gone = json.dumps({"status": "Unhealthy", "reason": "the gateway is stopping", "models": {}})
+            try:
+                layout.write_state(self.settings, ready=False, text=gone, draining=self._stopping)
+            except OSError:
+                # On a full disk: what follows is what counts.
+                logger.exception("/ping cannot be told that the gateway stops")
+                self.settings.ready_file.unlink(missing_ok=True)
+            if self._stopping:
+                # Whoever stands before this gateway sees /ping, and looks elsewhere, before a request is refused.
+                time.sleep(self.settings.drain)
+            self.front.stop()
+            if exporter is not None:
+                exporter.stop()
+            self.prober.stop()
+
+    def tell(self) -> None:
+        """Write what `/ping` answers, and let the ready backends share the load, where either changed."""
+        values = together(self.prober.seen())
+        text = json.dumps(values)
+        members, known = self.prober.members(), self.prober.backends()
+        # Where none is ready the state alone keeps predictions out, and those on their way their backends.
+        shared = (members or self._shared[0], known)
+        if shared != self._shared and (self.settings.name is not None or len(known) > 1):
+            self.front.share(*shared)
+            self._shared = shared
+        if self.mirror is not None and members:
+            self.mirror.refresh(members)
+        if text != self._said:
+            layout.write_state(self.settings, values["status"] == "Healthy", text)
+            if self.collector is not None:
+                self.collector.expect(wanted(values["models"]))
+            self._said = text
+        state = values.get("reason", values["status"])
+        if state != self._state:
+            logger.info("%s, after %.1f s", state, time.monotonic() - self._begun)
+            self._state = state
+
+    def keep(self) -> None:
+        """Do the small regular chores: rotate logs, put the workers' own choices into the cards."""
+        renamed = [
+            rotate(self.settings.logs / name, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
+            for name in (nginx.ACCESS_LOG, nginx.ERROR_LOG)
+        ]
+        if any(renamed):
+            self.front.reopen_logs()
+        if self.settings.worker_metrics is not None:
+            catalog.add_choices(self.settings, metrics.choices(self.settings.worker_metrics))
+
+    def _asked(self, number: int, frame: object) -> None:
+        self._stopping = True
+        self._woken.set()
+
+
+def wanted(models: dict[str, dict[str, dict[str, int]]]) -> dict[tuple[str, str], int]:
+    """Return how many workers each model is to have, by name and version."""
+    return {(name, version): one["workers"] for name, versions in models.items() for version, one in versions.items()}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the gateway of the folder that is the first argument."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    try:
+        Gateway(Settings.load(Path(arguments[0]))).run()
+    except BeelineError as error:
+        logger.error("the gateway failed: %s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,193 @@
+"""nginx: found on this machine, and its configuration written from `frontend/nginx` and the settings."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from beeline.errors import Undetermined
+from serve.gateway.settings import Backend, Settings
+from serve.instance import ROOT
+
+FILES = ROOT / "frontend" / "nginx"
+ACCESS_LOG, ERROR_LOG = "access.log", "gateway.log"
+# Debian keeps it where only root's PATH looks.
+_PLACES = ("/usr/sbin", "/usr/local/sbin")
+_OLDEST = (1, 22)
+# What a backend's own gateway says where it did not ask its server: too many, broken off, not ready.
+_OF_GATEWAYS = " http_429 http_502 http_503"
+
+
+def find(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """Return nginx's path and version; None where there is none.
+
+    Raises:
+        Undetermined: when it does not say its version, or one older than 1.22.
+    """
+    places = os.pathsep.join([environ.get("PATH", os.defpath), *_PLACES])
+    program = shutil.which("nginx", path=places)
+    if program is None:
+        return None
+    try:
+        said = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=30, check=False).stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Undetermined(f"{program} cannot be run ({error}); mend it, or choose --gateway development") from error
+    version = re.search(r"nginx/((\d+)\.(\d+)[.\d]*)", said)
+    if version is None or (int(version[2]), int(version[3])) < _OLDEST:
+        shown = version[1] if version else repr(said.strip())
+        raise Undetermined(f"{program} is version {shown}; install nginx 1.22 or later, or use --gateway development")
+    return program, version[1]
+
+
+def command(settings: Settings) -> list[str]:
+    """Return the command line that runs it in the foreground."""
+    assert settings.program is not None
+    log = settings.logs / ERROR_LOG
+    return [settings.program, "-p", str(settings.folder), "-c", str(settings.folder / "nginx.conf"), "-e", str(log)]
+
+
+def lay_out(settings: Settings) -> None:
+    """Write nginx's configuration into the runtime folder.
+
+    Raises:
+        Undetermined: when nginx does not take it, with its own words.
+    """
+    for name in ("nginx.conf", "errors.conf", "hidden.conf", "management.conf", "security.conf"):
+        shutil.copyfile(FILES / name, settings.folder / name)
+    for folder in ("settings", "temporary"):
+        (settings.folder / folder).mkdir(exist_ok=True)
+        (settings.folder / folder).chmod(0o755)
+    for name, lines in _files(settings).items():
+        _write(settings, name, lines)
+    write_backends(settings, [backend.inference for backend in settings.backends], settings.backends)
+    tried = subprocess.run(
+        [*command(settings), "-t", "-q"],
+        # A key with a passphrase must end here, and not ask the terminal for it.
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode:
+        raise Undetermined(f"nginx refuses its configuration: {tried.stderr.strip()}; see {settings.folder}")
+
+
+def write_backends(settings: Settings, members: Sequence[str], known: Sequence[Backend]) -> None:
+    """Write which backends share the load, and whose management is meant; nginx reads it when it is told to reload.
+
+    Only the prober decides who is in: left to itself nginx would take a server out for ten seconds after
+    one broken connection, and turn everybody away when that was the last.
+    """
+    servers = [
+        f"    server {url.removeprefix('http://')} max_conns={settings.in_flight} max_fails=0;" for url in members
+    ]
+    # A group must not be empty. This address is never connected to.
+    lines = ["zone predictions 128k;", "least_conn;", *(servers or ["server 127.0.0.1:1 down;"]), "keepalive 64;"]
+    held = settings.in_flight * max(1, len(known))
+    admission = [
+        # Requests that still arrive count here too: one address may send as many again as the servers hold.
+        f"limit_conn address {2 * held};",
+        f"limit_req zone=rate burst={2 * held} nodelay;",
+        # All clients' together, so that bodies that are still to come fill half of what is free at the most.
+        f"limit_conn large {_large(settings)};",
+        # Refusals and broken connections are in the access log; many a second would push all else out here.
+        f"error_log {_quoted(settings.logs / ERROR_LOG)} crit;",
+    ]
+    _write(settings, "upstream.conf", ["upstream predictions {", *(f"    {line.strip()}" for line in lines), "}"])
+    _write(settings, "admission.conf", admission)
+    _write(settings, "management.conf", _management(settings, known))
+
+
+def _files(settings: Settings) -> dict[str, list[str]]:
+    """Return the lines of every file of settings by its name."""
+    access, error = (_quoted(settings.logs / name) for name in (ACCESS_LOG, ERROR_LOG))
+    tls = settings.tls
+    again, connect = min(5000, 200 * settings.deadline), min(2000, 200 * settings.deadline)
+    listen = [f"listen {address.host}:{address.port} backlog=1024;" for address in settings.listen]
+    if tls is not None:
+        listen += [
+            f"listen {tls.address.host}:{tls.address.port} ssl http2 backlog=1024;",
+            f"ssl_certificate {_quoted(tls.certificate)};",
+            f"ssl_certificate_key {_quoted(tls.key)};",
+            "ssl_protocols TLSv1.2 TLSv1.3;",
+            "ssl_session_cache shared:tls:2m;",
+        ]
+    return {
+        "process.conf": [
+            f"worker_processes {settings.processes};",
+            f"error_log {error} error;",
+            # Workers of before a reload answer what they have; the gateway's own end is shorter.
+            f"worker_shutdown_timeout {settings.deadline + 5}s;",
+            *_user(),
+        ],
+        "logs.conf": [f"access_log {access} json buffer=64k flush=1s if=$logged;"],
+        "zones.conf": [
+            "limit_conn_zone $binary_remote_addr zone=address:2m;",
+            f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
+            "limit_conn_zone $large zone=large:64k;",
+        ],
+        "listen.conf": listen,
+        "limits.conf": [
+            f"client_max_body_size {settings.max_body};",
+            # Together at most the deadline: how late another try may begin, its connection, its answer.
+            f"proxy_next_upstream_timeout {again}ms;",
+            f"proxy_connect_timeout {connect}ms;",
+            f"proxy_read_timeout {1000 * settings.deadline - again - connect}ms;",
+            f"proxy_send_timeout {1000 * settings.deadline - again - connect}ms;",
+        ],
+        "retry.conf": [
+            f"proxy_next_upstream error timeout non_idempotent{_OF_GATEWAYS if settings.name else ''};",
+            "proxy_next_upstream_tries 3;",
+        ],
+    }
+
+
+def _large(settings: Settings) -> int:
+    """Return how many of the largest bodies may lie in the temporary folder at once."""
+    # nginx takes no number over 65535.
+    return min(65_535, max(4, shutil.disk_usage(settings.folder).free // 2 // settings.max_body))
+
+
+def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
+    """Return the management listener; with several backends it cannot know which one is meant."""
+    if settings.management is None:
+        return []
+    one = known[0].management if len(known) == 1 else ("several" if known else "none")
+    return [
+        "server {",
+        f"    listen {settings.management.host}:{settings.management.port};",
+        *(f"    allow {address};" for address in settings.management_from),
+        *(["    deny all;"] if settings.management_from else []),
+        f"    set $management {one};",
+        "    include management.conf;",
+        "}",
+    ]
+
+
+def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
+    path = settings.folder / "settings" / name
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    draft.replace(path)
+
+
+def _user() -> list[str]:
+    """Return who nginx's workers run as: never root."""
+    if os.geteuid() != 0:
+        return []
+    nobody = pwd.getpwnam("nobody")
+    return [f"user nobody {grp.getgrgid(nobody.pw_gid).gr_name};"]
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    if any(mark in text for mark in '"\\$\n'):
+        raise Undetermined(f"the path {text!r} has a character that nginx's configuration gives a meaning; rename it")
+    return f'"{text}"'

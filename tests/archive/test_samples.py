@@ -1,0 +1,244 @@
+"""Sample pictures: chosen evenly and alike each time, safely named, swapped whole, of a run or of a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from archive import samples
+from archive.build import Built
+from archive.samples import LIST, Sample, choose, in_folder, place, replace
+from beeline.errors import ArchiveError
+from beeline.spec import ModelSpec
+from cli.archive import app
+from tests.conftest import BLUE, GREEN, RED, picture
+from train import data as room
+from train.config import compose
+from train.generate import generate
+from train.runs import Run, create, finish
+
+JPEG = picture((9, 9, 9), kind="JPEG")
+Labelled = list[tuple[Path, str | None]]
+
+
+def files(folder: Path, *names: str) -> Labelled:
+    """Write a picture `label/name` each, and return them with their labels."""
+    found: Labelled = []
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture((len(found) * 7 % 256, 20, 30)))
+        found.append((path, path.parent.name))
+    return found
+
+
+def labels(chosen: list[Sample]) -> list[str | None]:
+    return [sample.label for sample in chosen]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    read: list[dict[str, Any]] = json.loads((folder / LIST).read_text(encoding="utf-8"))
+    return read
+
+
+@pytest.fixture
+def spec(tiny_built: Built) -> ModelSpec:
+    return tiny_built.spec
+
+
+def test_two_of_each_label_in_turn_and_the_same_each_time(tmp_path: Path) -> None:
+    given = files(tmp_path, "ants/1.png", "ants/2.png", "ants/3.png", "bees/1.png", "bees/2.png", "flies/1.png")
+    chosen = choose(given)
+    assert labels(chosen) == ["ants", "bees", "flies", "ants", "bees"]
+    assert chosen[0].data == given[0][0].read_bytes()
+    assert choose(iter(given)) == chosen
+
+
+@pytest.mark.parametrize(("count", "twice"), [(6, 6), (7, 5), (12, 0), (40, 0)])
+def test_twelve_at_most_evenly_over_the_labels(tmp_path: Path, count: int, twice: int) -> None:
+    given = files(tmp_path, *(f"{label:03}/{n}.png" for label in range(count) for n in range(3)))
+    counts = Counter(labels(choose(given)))
+    assert sum(counts.values()) == 12
+    assert sorted(counts.values()).count(2) == twice
+    if count == 40:
+        assert sorted(map(str, counts)) == [f"{index * 40 // 12:03}" for index in range(12)]
+
+
+def test_what_is_no_picture_for_a_page_is_passed_over(tmp_path: Path) -> None:
+    given = files(tmp_path, *(f"a/{n}.png" for n in range(7)))
+    paths = [path for path, _ in given]
+    paths[0].write_bytes(b"no picture")
+    paths[1].write_bytes(RED[:60])
+    paths[2].write_bytes(b"")
+    paths[3].write_bytes(RED + bytes(samples.MAX_BYTES))
+    paths[4].write_bytes(picture((1, 2, 3), kind="TIFF"))
+    paths[5].unlink()
+    assert [sample.data for sample in choose([*given, (tmp_path, "a")])] == [paths[6].read_bytes()]
+
+
+def test_a_folder_may_have_labels_or_none(tmp_path: Path) -> None:
+    files(tmp_path, "ants/deep/1.png", "bees/1.png", "__MACOSX/1.png")
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(picture((n, n, n)))
+    (tmp_path / ".hidden.png").write_bytes(RED)
+    assert labels(choose(in_folder(tmp_path))) == [None, None, None, None, "ants", "bees"]
+    with pytest.raises(ArchiveError, match="is not there; name a folder of pictures"):
+        in_folder(tmp_path / "none")
+
+
+def test_names_are_safe_for_urls_and_file_systems_and_labels_stay_as_they_are(tmp_path: Path, spec: ModelSpec) -> None:
+    given = ["Café au lait", "cafe au lait", "../../etc", "蜜蜂", "蚂蚁", ".", "a" * 300, "n1, dog", None]
+    target = replace(tmp_path, spec, [Sample(JPEG, "jpg", label) for label in given], "a set")
+    assert target == place(tmp_path, spec)
+    assert [row["label"] for row in rows(target)] == given
+    names = [row["file"] for row in rows(target)]
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*-[0-9]+\.jpg", name) for name in names), names
+    assert names[:2] == ["Cafe_au_lait-1.jpg", "cafe_au_lait-2.jpg"]
+    assert names[-1] == "picture-1.jpg"
+    assert len({name.lower() for name in names}) == len(names)
+    assert sorted(path.name for path in target.iterdir()) == sorted([LIST, *names])
+    assert {row["source"] for row in rows(target)} == {"a set"}
+
+
+def test_the_ending_is_the_contents_and_everybody_may_read(tmp_path: Path, spec: ModelSpec) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "really.png").write_bytes(JPEG)
+    before = os.umask(0o077)
+    try:
+        target = replace(tmp_path, spec, choose(in_folder(tmp_path)), "a set")
+    finally:
+        os.umask(before)
+    assert target is not None
+    assert rows(target)[0]["file"] == "a-1.jpg"
+    assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {0o644}
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_new_samples_replace_the_old_ones_as_a_whole(tmp_path: Path, spec: ModelSpec) -> None:
+    replace(tmp_path, spec, [Sample(RED, "png", "old"), Sample(BLUE, "png", "old")], "first")
+    target = replace(tmp_path, spec, [Sample(GREEN, "png", "new")], "second")
+    assert target is not None
+    assert sorted(path.name for path in target.iterdir()) == ["new-1.png", LIST]
+    assert [path.name for path in tmp_path.iterdir()] == [samples.FOLDER]
+    assert replace(tmp_path, spec, [], "") is None
+    assert not target.exists()
+    assert replace(tmp_path, spec, [], "") is None
+
+
+def test_there_is_never_an_instant_without_samples(tmp_path: Path, spec: ModelSpec) -> None:
+    target = replace(tmp_path, spec, [Sample(RED, "png", "one")], "a set")
+    assert target is not None
+    there: list[bool] = []
+    end = threading.Event()
+
+    def look() -> None:
+        while not end.is_set():
+            there.append(target.is_dir())
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for label in ["two", "one"] * 100:
+        replace(tmp_path, spec, [Sample(RED, "png", label)], "a set")
+    end.set()
+    reader.join()
+    assert len(there) > 100
+    assert all(there)
+
+
+def test_a_file_system_that_cannot_exchange_folders_does_it_in_two_steps(
+    tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fake: a C library without the call.
+    monkeypatch.setattr("archive.samples.ctypes.CDLL", lambda *_, **__: object())
+    for label in ("old", "new"):
+        target = replace(tmp_path, spec, [Sample(RED, "png", label)], "a set")
+    assert target is not None
+    assert [path.name for path in sorted(target.iterdir())] == ["new-1.png", LIST]
+    assert [path.name for path in tmp_path.iterdir()] == [samples.FOLDER]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    return generate(tmp_path / "cache", train=3, val=3)
+
+
+@pytest.fixture
+def make_run(tiny_export: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A finished run on these pictures, without the training: its record, configuration and an export."""
+
+    def make(folder: Path, data: room.DataSet) -> Run:
+        run = create("tiny", "abcdef", tmp_path / "runs")
+        compose([f"data.folder='{folder}'"], environ={}).save(run / "config.yaml")
+        shutil.copytree(tiny_export, run / "export")
+        recorded = {"name": data.name, "generated": data.generated, "digest": data.digest}
+        return finish(run, {"fingerprint": "abcdef", "labels": ["a"], "accuracy": 0.5, "data": recorded})
+
+    return make
+
+
+def build(*words: object) -> tuple[dict[str, Any], str]:
+    done = CliRunner().invoke(app, ["build", *map(str, words), "--no-verify", "--json"])
+    assert done.exception is None, done.exception
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_a_runs_samples_are_its_validation_pictures(drawn: Path, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run, store = make_run(drawn, room.read(drawn, name="drawn ones")), tmp_path / "store"
+    built, said = build(run.folder, "--store", store)
+    folder = store / "samples" / "tiny" / "1.0"
+    assert built["samples"] == str(folder)
+    assert "4 samples from drawn ones" in said
+    names = ["circles-1.png", "stripes-1.png", "circles-2.png", "stripes-2.png"]
+    assert rows(folder) == [{"file": name, "label": name.partition("-")[0], "source": "drawn ones"} for name in names]
+    assert (folder / "stripes-2.png").read_bytes() == (drawn / "val" / "stripes" / "001.png").read_bytes()
+
+
+def test_reuse_keeps_samples_and_makes_missing_ones(drawn: Path, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run, store = make_run(drawn, room.read(drawn)), tmp_path / "store"
+    folder = store / "samples" / "tiny" / "1.0"
+    build(run.export, "--store", store, "--reuse")
+    (folder / LIST).write_text("[]")
+    built, said = build(run.folder, "--store", store, "--reuse")
+    assert (built["reused"], rows(folder)) == (True, [])
+    assert "the same as before" in said
+    shutil.rmtree(folder)
+    build(run.folder, "--store", store, "--reuse")
+    assert len(rows(folder)) == 4
+
+
+def test_a_run_whose_pictures_are_gone_is_built_all_the_same(
+    drawn: Path, make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BEELINE_DATA", raising=False)
+    run, store = make_run(drawn, room.read(drawn)), tmp_path / "store"
+    build(run.folder, "--store", store)
+    drawn.rename(drawn.with_name("moved"))
+    built, said = build(run.folder, "--store", store)
+    assert built["samples"] is None
+    assert f"no samples: the pictures of the run {run.id} are no longer as they were" in " ".join(said.split())
+    assert not (store / "samples" / "tiny" / "1.0").exists()
+    assert Path(built["archive"]).is_file()
+    # The user knows where they are.
+    built, _ = build(run.folder, "--store", store, "--samples", drawn.with_name("moved") / "val")
+    assert rows(Path(built["samples"]))[0] == {"file": "circles-1.png", "label": "circles", "source": "val"}
+
+
+def test_a_folder_without_its_run_has_none_unless_they_are_named(tiny_export: Path, tmp_path: Path) -> None:
+    built, said = build(tiny_export, "--store", tmp_path / "store")
+    assert built["samples"] is None
+    assert "--samples FOLDER" in said
+    assert not (tmp_path / "store" / "samples").exists()
+    for empty, told in ((tmp_path / "none", "is not there"), (tmp_path / "store", "holds no whole picture under 2 MB")):
+        done = CliRunner().invoke(app, ["build", str(tiny_export), "--samples", str(empty), "--store", str(tmp_path)])
+        assert isinstance(done.exception, ArchiveError)
+        assert told in str(done.exception)

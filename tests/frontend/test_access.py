@@ -1,0 +1,166 @@
+"""The page for everybody: by keyboard alone, on a phone, in the dark, and as axe judges it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import BLUE, GREEN, RED
+from tests.frontend.conftest import PATIENCE, Open, Visit, payload, require_chromium
+
+pytestmark = pytest.mark.browser
+PHONE = {"width": 360, "height": 740}
+DESK = {"width": 1280, "height": 900}
+
+
+def axe(page: Page) -> list[str]:
+    """Return the violations that axe finds; its source comes past the page's policy through the debugger."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    assert found is not None
+    assert found.origin is not None
+    page.evaluate((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    answer: dict[str, Any] = page.evaluate("axe.run()")
+    return [f"{one['id']}: {node['html']}" for one in answer["violations"] for node in one["nodes"]]
+
+
+def scrolls_sideways(page: Page) -> bool:
+    """Whether anything is wider than the window."""
+    return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+
+def fill(seen: Visit) -> None:
+    """Bring in two more pictures, one with a long name, and a broken one."""
+    before = seen.page.locator("#grid li").count()
+    seen.pick(payload("red.png", RED), payload(f"{'long' * 30}.png", GREEN), payload("hello.txt", b"hello"))
+    seen.wait_done(before + 3)
+    seen.card("hello.txt").locator(".card").click()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_axe_finds_nothing(visit: Open, scheme: str, size: dict[str, int]) -> None:
+    seen = visit(allowed=["415"], color_scheme=scheme, viewport=size)
+    assert axe(seen.page) == []
+    seen.pick(payload("blue.png", BLUE))
+    seen.wait_done(1)
+    assert axe(seen.page) == []
+    fill(seen)
+    assert axe(seen.page) == []
+    assert not scrolls_sideways(seen.page)
+    seen.page.get_by_role("button", name="Use the camera").click()
+    expect(seen.page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    assert axe(seen.page) == []
+    assert not scrolls_sideways(seen.page)
+
+
+def test_dark_and_light_differ(visit: Open) -> None:
+    def lightness(page: Page) -> tuple[int, int]:
+        of = "name => getComputedStyle(document.documentElement)[name].match(/\\d+/g).slice(0, 3).map(Number)"
+        return sum(page.evaluate(of, "backgroundColor")), sum(page.evaluate(of, "color"))
+
+    light, dark = (lightness(visit(color_scheme=scheme).page) for scheme in ("light", "dark"))
+    assert light[0] > 600 > 200 > light[1]
+    assert dark[0] < 200 < 600 < dark[1]
+
+
+def test_forced_colours_and_no_motion(visit: Open) -> None:
+    seen = visit(forced_colors="active", reduced_motion="reduce")
+    seen.pick(payload("red.png", RED), payload("green.png", GREEN))
+    seen.wait_done(2)
+    moving = "document.getAnimations().filter((one) => one.playState === 'running').length"
+    assert seen.page.evaluate(moving) == 0
+    # The colours of the time bar carry meaning, and stay.
+    colours = "[...document.querySelectorAll('#detail-bar span')].map((one) => getComputedStyle(one).backgroundColor)"
+    shown = seen.page.evaluate(colours)
+    assert len(set(shown)) == len(shown)
+    assert axe(seen.page) == []
+
+
+def tab_to(page: Page, selector: str, key: str = "Tab") -> None:
+    """Press Tab until the focus is there, and see that it shows."""
+    for _ in range(60):
+        page.keyboard.press(key)
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert outline != "none", selector
+            return
+    raise AssertionError(f"the Tab key never came to {selector}")
+
+
+def test_keyboard_alone(visit: Open) -> None:
+    seen = visit(allowed=["415"])
+    page, keys = seen.page, seen.page.keyboard
+    keys.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the pictures")).to_be_focused()
+    keys.press("Enter")
+    expect(page.locator("#intake")).to_be_focused()
+    tab_to(page, "#pick")
+    with page.expect_file_chooser() as chooser:
+        keys.press("Enter")
+    chooser.value.set_files([payload("red.png", RED), payload("green.png", GREEN), payload("hello.txt", b"hello")])
+    seen.wait_done(3)
+    tab_to(page, "#shoot")
+    keys.press("Enter")
+    expect(page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    keys.press("Escape")
+    expect(page.locator("#camera")).to_be_hidden()
+    expect(page.locator("#shoot")).to_be_focused()
+    tab_to(page, ".sample")
+    keys.press("Enter")
+    seen.wait_done(4)
+    tab_to(page, "#grid .card")
+    tab_to(page, "#grid .card")
+    keys.press("Enter")
+    expect(page.locator("#detail-name")).to_have_text("green.png")
+    expect(page.locator("#grid [aria-current]")).to_be_focused()
+    keys.press("Delete")
+    expect(page.locator("#grid li")).to_have_count(3)
+    expect(seen.card("hello.txt").locator(".card")).to_be_focused()
+    tab_to(page, "#tab-curl")
+    keys.press("ArrowRight")
+    expect(page.locator("#tab-python")).to_be_focused()
+    expect(page.locator("#snippet")).to_contain_text("import requests")
+    keys.press("End")
+    expect(page.locator("#snippet")).to_contain_text("node:fs/promises")
+    tab_to(page, "#copy")
+    keys.press("Enter")
+    expect(page.locator("#announcer")).to_have_text("Copied")
+    tab_to(page, "#clear", "Shift+Tab")
+    keys.press("Enter")
+    expect(page.locator("#pick")).to_be_focused()
+
+
+def test_names_of_what_is_shown(visit: Open) -> None:
+    seen = visit(allowed=["415"])
+    fill(seen)
+    page = seen.page
+    for role in ("banner", "main", "contentinfo"):
+        expect(page.get_by_role(role)).to_have_count(1)
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    expect(page.get_by_role("region", name="Answers")).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile(r"red [\d.]+ % .*batch \d+ of \d+ .*red\.png"))).to_be_visible()
+    expect(page.locator("#grid").get_by_role("img", name=re.compile("forward .* ms"))).to_have_count(3)
+    expect(page.locator("#grid").get_by_role("meter", name="red")).to_have_count(1)
+    # What lies in a button is presentational: a reader would pass over its figures.
+    expect(page.locator("button :is(meter, [role=img])")).to_have_count(0)
+
+
+@pytest.mark.parametrize("part", [".frame", "meter", ".batch", ".bar", ".file"])
+def test_the_whole_card_is_clickable(visit: Open, part: str) -> None:
+    # Without motion: the page scrolls to the answers, and a click in the middle of that would miss.
+    seen = visit(reduced_motion="reduce")
+    seen.pick(payload("1.png", RED), payload("2.png", GREEN))
+    seen.wait_done(2)
+    # Forced: whatever takes the click there, it must select the picture.
+    seen.card("2.png").locator(part).first.click(force=True)
+    expect(seen.page.locator("#detail-name")).to_have_text("2.png")
+
+
+def test_a_missing_browser_fails() -> None:
+    with pytest.raises(pytest.fail.Exception, match="no browser at /nowhere/chromium; install"):
+        require_chromium("/nowhere/chromium")

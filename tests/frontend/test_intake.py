@@ -1,0 +1,117 @@
+"""The ways by which a picture comes in, each until its answer."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.conftest import BLUE, GREEN, RED
+from tests.frontend.conftest import Open, payload, transfer
+
+pytestmark = pytest.mark.browser
+SPANS = re.compile(
+    r"^# ms: (queue # ms, )?decode # ms, forward # ms, encode # ms, network # ms$".replace("#", r"[\d.]+")
+)
+
+
+def test_pick(visit: Open) -> None:
+    seen = visit()
+    with seen.page.expect_file_chooser() as chooser:
+        seen.page.get_by_role("button", name="Choose pictures").click()
+    chooser.value.set_files([payload("blue.png", BLUE)])
+    seen.expect_answer("blue")
+    page = seen.page
+    expect(page.locator("#detail-label")).to_have_text("blue")
+    expect(page.locator("#detail-verdict")).to_have_text(page.locator("#detail-scores .score").first.inner_text())
+    expect(page.get_by_role("meter")).to_have_count(3)
+    expect(page.locator("#detail-bar")).to_have_attribute("aria-label", SPANS)
+    expect(page.locator("#announcer")).to_contain_text("blue.png: blue")
+
+
+def test_drop_anywhere(visit: Open) -> None:
+    seen = visit()
+    carried = transfer(seen.page, [payload("green.png", GREEN), payload("red.png", RED)])
+    seen.page.dispatch_event("footer", "dragenter", {"dataTransfer": carried})
+    expect(seen.page.locator("#drop")).to_be_visible()
+    seen.page.dispatch_event("footer", "drop", {"dataTransfer": carried})
+    expect(seen.page.locator("#drop")).to_be_hidden()
+    seen.wait_done(2)
+    expect(seen.card("green.png").locator(".label")).to_have_text("green")
+    expect(seen.card("red.png").locator(".label")).to_have_text("red")
+
+
+def test_drop_without_a_file(visit: Open) -> None:
+    seen = visit()
+    seen.page.dispatch_event("body", "drop", {"dataTransfer": transfer(seen.page, [])})
+    expect(seen.page.get_by_role("alert")).to_have_text(
+        "What was dropped holds no file; save the picture first and drop the file."
+    )
+
+
+def test_paste(visit: Open) -> None:
+    seen = visit()
+    seen.page.evaluate(
+        """async text => {
+          const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+          const blob = new Blob([bytes], { type: "image/png" });
+          await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+        }""",
+        base64.b64encode(RED).decode(),
+    )
+    seen.page.keyboard.press("Control+V")
+    seen.expect_answer("red")
+    expect(seen.page.locator("#detail-name")).to_have_text("pasted-1.png")
+    with seen.page.expect_download() as download:
+        seen.page.get_by_role("link", name="Save the picture").click()
+    assert download.value.suggested_filename == "pasted-1.png"
+
+
+def test_paste_of_text(visit: Open) -> None:
+    seen = visit()
+    seen.page.evaluate("navigator.clipboard.writeText('hello')")
+    said = seen.hear("#notice")
+    for times in (1, 2):
+        seen.page.keyboard.press("Control+V")
+        # The same sentence again is said again.
+        seen.page.wait_for_function(f"said => said.length === {times}", arg=said)
+    expect(seen.page.get_by_role("alert")).to_contain_text("The clipboard holds no picture")
+
+
+def test_sample(visit: Open) -> None:
+    seen = visit()
+    samples = seen.page.locator("#sample-list button")
+    label = seen.page.locator("#sample-list img").first.get_attribute("alt")
+    samples.first.click()
+    seen.expect_answer(str(label).removeprefix("Sample: "))
+
+
+def test_each_of_two_equal_samples_can_be_saved(visit: Open) -> None:
+    seen = visit()
+    page = seen.page
+    for count in (1, 2):
+        page.locator("#sample-list button").first.click()
+        seen.wait_done(count)
+    page.locator("#grid .card").first.press("Delete")
+    expect(page.locator("#grid li")).to_have_count(1)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save the picture").click()
+    assert download.value.failure() is None
+
+
+def test_remove_and_clear(visit: Open) -> None:
+    seen = visit()
+    page = seen.page
+    seen.count_urls()
+    seen.pick(payload("1.png", RED), payload("2.png", GREEN), payload("3.png", BLUE))
+    seen.wait_done(3)
+    assert page.evaluate("window.urls.size") >= 3
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator("#grid li")).to_have_count(2)
+    seen.expect_answer("green")
+    page.get_by_role("button", name="Clear all").click()
+    expect(page.locator("#results")).to_be_hidden()
+    expect(page.locator("#pick")).to_be_focused()
+    assert page.evaluate("window.urls.size") == 0

@@ -1,0 +1,139 @@
+"""What the page says of the model, and the choice among several."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.conftest import RED
+from tests.frontend.conftest import Open, payload
+
+pytestmark = pytest.mark.browser
+FINGERPRINT = "0123456789abcdef" * 4
+
+
+def row(page: Page, name: str) -> Any:
+    """Return the cell of the card's table with this name."""
+    return page.locator("#card tr").filter(has=page.locator("th", has_text=re.compile(f"^{name}$"))).locator("td")
+
+
+def fake_card(page: Page, **provenance: object) -> None:
+    """Fake the card of a model that was fitted, measured and chosen for; the colour model knows little of itself."""
+    card = {
+        "bytes": 44_900_000,
+        "fingerprint": FINGERPRINT,
+        "agreement": 0.995,
+        "spec": {
+            "labels": ["ants", "bees"],
+            "engine": "torch",
+            "precision": "fp32",
+            "model": {"architecture": "resnet18"},
+            "accuracy": {"top1": 0.948, "pictures": 153, "data": "hymenoptera_data"},
+            "provenance": {"data": "drawn shapes", "weights": "random", "licence": "MIT", **provenance},
+        },
+        "serving": {
+            "device": {"value": "cpu", "reason": "no accelerator was found"},
+            "precision": {"value": "fp32", "reason": "the archive asks for it"},
+        },
+    }
+    page.route("**/catalog/*/*.json", lambda route: route.fulfill(json=card))
+
+
+def fake_second_version(page: Page) -> None:
+    """Fake a second version beside the one that is served: both answer on the default's path."""
+
+    def answer(route: Route) -> None:
+        response = route.fetch()
+        catalog = response.json()
+        catalog["models"].append({**catalog["models"][0], "version": "2.0", "default": False})
+        route.fulfill(response=response, json=catalog)
+
+    page.route("**/catalog.json", answer)
+
+
+def test_the_served_model(visit: Open) -> None:
+    seen = visit()
+    page = seen.page
+    model = page.request.get(f"{seen.site}/catalog.json").json()["models"][0]
+    card = page.request.get(seen.site + model["card"]).json()
+    expect(row(page, "name")).to_have_text(model["name"])
+    expect(row(page, "version")).to_have_text(card["spec"]["version"])
+    expect(row(page, "accuracy")).to_have_text("not measured")
+    expect(row(page, "served by")).to_contain_text("behind")
+    expect(page.locator("#choice")).to_be_hidden()
+    expect(page.locator("#generated")).to_be_hidden()
+
+
+def test_a_whole_card(visit: Open) -> None:
+    seen = visit(ready=False)
+    page = seen.page
+    fake_card(page)
+    seen.open()
+    for name, text in {
+        "architecture": "resnet18",
+        "engine": "torch on cpu: no accelerator was found",
+        "precision": "fp32: the archive asks for it",
+        "accuracy": "94.8 % top-1 on 153 pictures (hymenoptera_data)",
+        "agreement": "99.5 %",
+        "labels": "2: ants, bees",
+        "data": "drawn shapes",
+        "weights": "random",
+        "licence": "MIT",
+        "size": "44.9 MB",
+    }.items():
+        expect(row(page, name)).to_have_text(text)
+    expect(row(page, "fingerprint").locator("code")).to_have_text(FINGERPRINT[:12])
+    expect(row(page, "fingerprint").locator("code")).to_have_attribute("title", FINGERPRINT)
+    page.get_by_role("button", name="Copy the whole fingerprint").click()
+    expect(page.locator("#announcer")).to_have_text("Fingerprint copied")
+    assert page.evaluate("navigator.clipboard.readText()") == FINGERPRINT
+
+
+def test_generated_pictures_are_a_warning(visit: Open) -> None:
+    seen = visit(ready=False)
+    fake_card(seen.page, generated=True)
+    seen.open()
+    expect(seen.page.locator("#generated")).to_contain_text("generated pictures (drawn shapes), not on photographs")
+
+
+def test_what_is_strange_in_a_card_stays_text(visit: Open) -> None:
+    seen = visit(ready=False)
+    fake_card(seen.page, data="<img src=x onerror=alert(1)>")
+    seen.open()
+    expect(row(seen.page, "data")).to_have_text("<img src=x onerror=alert(1)>")
+
+
+def test_a_choice_of_versions_is_kept_in_the_address(visit: Open) -> None:
+    seen = visit(ready=False)
+    page = seen.page
+    fake_second_version(page)
+    seen.open()
+    expect(row(page, "version")).to_have_text("1.0")
+    page.get_by_role("combobox", name="Model", exact=True).select_option(label="colours 2.0")
+    expect(row(page, "version")).to_have_text("2.0")
+    assert page.url.endswith("#model=colours/2.0")
+    page.reload()
+    expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("colours/2.0")
+    expect(row(page, "version")).to_have_text("2.0")
+    seen.pick(payload("1.png", RED))
+    seen.expect_answer("red")
+    expect(page.locator("#detail-note")).to_contain_text("answered by colours 2.0")
+
+
+def test_the_development_gateway_is_named(visit: Open) -> None:
+    seen = visit(ready=False)
+
+    def answer(route: Route) -> None:
+        catalog = json.loads(route.fetch().text())
+        route.fulfill(json={**catalog, "gateway": {"kind": "development", "version": "aiohttp 3.14"}})
+
+    # A fake of the name alone: which gateway serves the tests is not theirs to choose.
+    seen.page.route("**/catalog.json", answer)
+    seen.open()
+    expect(row(seen.page, "served by")).to_contain_text(
+        "development gateway (aiohttp 3.14), which is not for a network"
+    )

@@ -1,0 +1,95 @@
+"""The code that the page shows: run as it stands, in a folder that holds the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import playwright
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.conftest import GREEN, RED
+from tests.frontend.conftest import Open, payload
+
+pytestmark = pytest.mark.browser
+NODE = shutil.which("node") or str(Path(playwright.__file__).parent / "driver" / "node")
+TABS = {"curl": ["bash", "snippet.sh"], "Python": [sys.executable, "snippet.py"], "JavaScript": [NODE, "classify.mjs"]}
+
+
+def run_all(page: Page, folder: Path) -> list[dict[str, float]]:
+    """Run what each tab shows and return what each printed."""
+    answers = []
+    for tab, command in TABS.items():
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        page.get_by_role("button", name="Copy", exact=True).click()
+        expect(page.locator("#copy")).to_have_text("Copied")
+        code = str(page.evaluate("navigator.clipboard.readText()"))
+        assert code == page.locator("#snippet").inner_text()
+        (folder / command[-1]).write_text(code, encoding="utf-8")
+        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr == ""
+        answers.append(json.loads(ended.stdout))
+    return answers
+
+
+@pytest.mark.parametrize("name", ["green.png", "it's a [very] {green} one, ü.png", "-dash.png", '"quoted" $(name).png'])
+def test_three_languages_one_answer(visit: Open, tmp_path: Path, name: str) -> None:
+    seen = visit()
+    seen.pick(payload(name, GREEN))
+    seen.expect_answer("green")
+    (tmp_path / name).write_bytes(GREEN)
+    curl, python, javascript = run_all(seen.page, tmp_path)
+    assert curl == python == javascript
+    assert next(iter(curl)) == "green"
+    shown = seen.page.locator("#detail-scores .name").all_inner_texts()
+    assert list(curl) == shown
+
+
+def test_a_sample_and_its_own_name(visit: Open, tmp_path: Path) -> None:
+    seen = visit()
+    sample = seen.page.locator("#sample-list button").first
+    # Before any picture has come, the code asks for the first sample.
+    name = str(sample.locator("img").get_attribute("src")).rsplit("/", 1)[-1]
+    expect(seen.page.locator("#snippet")).to_contain_text(name)
+    sample.click()
+    seen.wait_done(1)
+    with seen.page.expect_download() as download:
+        seen.page.get_by_role("link", name="Save the picture").click()
+    assert download.value.suggested_filename == name
+    download.value.save_as(tmp_path / name)
+    curl, python, javascript = run_all(seen.page, tmp_path)
+    assert curl == python == javascript
+
+
+def test_the_code_follows_the_current_picture(visit: Open) -> None:
+    seen = visit()
+    seen.pick(payload("1.png", RED), payload("2.png", GREEN))
+    seen.wait_done(2)
+    expect(seen.page.locator("#snippet")).to_contain_text("1.png")
+    seen.card("2.png").locator(".card").click()
+    expect(seen.page.locator("#snippet")).to_contain_text(f"{seen.predictions()} \\\n  -T 2.png")
+
+
+def test_a_second_copy_is_said_again(visit: Open) -> None:
+    page = (seen := visit()).page
+    said = seen.hear("#announcer")
+    for times in (1, 2):
+        page.locator("#copy").click()
+        page.wait_for_function(f"said => said.length === {times}", arg=said)
+    assert said.json_value() == ["Copied", "Copied"]
+
+
+def test_without_a_clipboard_the_code_is_selected(visit: Open) -> None:
+    page = visit().page
+    # A fake of what a page without https, or without permission, gets.
+    denied = "navigator.clipboard.writeText = () => Promise.reject(new DOMException('no', 'NotAllowedError'))"
+    page.evaluate(f"() => {{ {denied}; }}")
+    page.locator("#copy").click()
+    expect(page.locator("#announcer")).to_have_text("Selected: press Ctrl+C")
+    assert page.evaluate("getSelection().toString()") == page.locator("#snippet").inner_text()

@@ -1,0 +1,446 @@
+"""Real nginx with the project's configuration and the real prober, before stand-ins that can misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.server
+import json
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from beeline.errors import BeelineError
+from serve import processes
+from serve.gateway import layout, nginx
+from serve.gateway.settings import Backend, Name, Settings, Tls
+from serve.ports import settle
+from serve.properties import Address
+
+ROOT = Path(__file__).resolve().parents[3]
+ONE_READY = {"workers": 1, "ready": 1}
+MakeArchive = Callable[..., Path]
+
+
+class StandIn:
+    """A stand-in for a server, for faults that a real one cannot be made to have.
+
+    It predicts what a request's body tells it: `echo` (what arrived), `sleep SECONDS`, `hang up` (no answer),
+    `status CODE`; anything else gets a label. `ready` is what its management API says of its workers.
+    """
+
+    def __init__(self, inference: int = 0, management: int = 0) -> None:
+        self.ready = True
+        self.label = "red"
+        self.form: object = None
+        self.seen: list[str] = []
+        self.busy = 0
+        self.most_busy = 0
+        self.lock = threading.Lock()
+        self.inference = _serve(self, _Inference, inference)
+        self.management = _serve(self, _Management, management)
+
+    @property
+    def backend(self) -> Backend:
+        return Backend(*(f"http://127.0.0.1:{each.server_port}" for each in (self.inference, self.management)))
+
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        for each in (self.inference, self.management):
+            each.shutdown()
+            each.server_close()
+            each.hang_up()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: StandIn
+
+    def answer(self, status: int, values: object, **headers: str) -> None:
+        body = json.dumps(values).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+class _Management(_Handler):
+    def do_GET(self) -> None:
+        worker = {"id": "1", "status": "READY" if self.owner.ready else "LOADING"}
+        counts = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1}
+        self.answer(200, [{"modelName": "fake", "modelVersion": "1.0", **counts, "workers": [worker]}])
+
+
+class _Inference(_Handler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.owner.lock:
+            self.owner.seen.append(self.path)
+            self.owner.busy += 1
+            self.owner.most_busy = max(self.owner.most_busy, self.owner.busy)
+        try:
+            self.react(body.decode(errors="replace"))
+        finally:
+            with self.owner.lock:
+                self.owner.busy -= 1
+
+    def do_PUT(self) -> None:
+        self.do_POST()
+
+    def react(self, told: str) -> None:
+        what, _, value = told.partition(" ")
+        if what in ("hang", "late"):
+            time.sleep(2.5 if what == "late" else 0)
+            self.close_connection = True
+            return
+        if what == "sleep":
+            time.sleep(float(value))
+        if what == "echo":
+            self.answer(200, {"path": self.path, "headers": dict(self.headers)})
+        elif what == "status":
+            self.answer(int(value), {"code": int(value), "type": "FromTheServer", "message": "its own words"})
+        else:
+            timing = "decode;dur=1.00, forward;dur=2.00, encode;dur=0.10"
+            values = self.owner.form or {self.owner.label: 0.9, "other": 0.1}
+            self.answer(200, values, X_Batch_Size="1", Server_Timing=timing)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 512
+
+    def __init__(self, *arguments: Any) -> None:
+        self.connections: list[socket.socket] = []
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
+    def hang_up(self) -> None:
+        """Cut every connection, as the kernel does when a process dies."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of connections that were cut."""
+
+
+class Peer:
+    """A stand-in for the gateway of a backend on another host, for faults that a real one cannot be made to have.
+
+    `ping` is the status and the values that its `/ping` answers, `answers` the status of each prediction, `pages`
+    what it has to read, `rest` all other pages; while `silent` it takes connections and says nothing to `/ping`.
+    """
+
+    def __init__(self, host: str, port: int = 0) -> None:
+        self.ping: tuple[int, object] = (200, {"status": "Healthy", "models": {"fake": {"1.0": ONE_READY}}})
+        self.answers = 200
+        self.headers: dict[str, str] = {}
+        self.pages: dict[str, bytes] = {}
+        self.rest: bytes | None = None
+        self.seen: list[str] = []
+        self.pings = 0
+        self.silent = False
+        self.stopped = threading.Event()
+        self.host = host
+        self.server = _serve(self, _Peer, port, host)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.server.server_port}"
+
+    def offer(self, version: str = "1.0", content: bytes = b"{}", **changes: object) -> None:
+        """Have a catalog of one model, its card with this content, one sample; `changes` replace what it says of it."""
+        files = {f"/catalog/fake/{version}.json": content, f"/samples/fake/{version}/a.png": b"a picture"}
+        sample = {"url": f"/samples/fake/{version}/a.png", "label": "red", "source": "drawn"}
+        model = {"name": "fake", "version": version, "card": f"/catalog/fake/{version}.json", "samples": [sample]}
+        values = {"models": [{**model, **changes}], "limits": {"in_flight": 4}, "gateway": {"kind": "nginx"}}
+        self.pages = {**files, "/catalog.json": json.dumps(values).encode()}
+
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        self.stopped.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.server.hang_up()
+
+
+class _Peer(_Handler):
+    owner: Peer  # type: ignore[assignment]
+
+    def do_GET(self) -> None:
+        self.owner.seen.append(self.path)
+        if self.path != "/ping":
+            self.page(self.owner.pages.get(self.path, self.owner.rest))
+            return
+        self.owner.pings += 1
+        while self.owner.silent and not self.owner.stopped.wait(0.05):
+            pass
+        self.answer(*self.owner.ping)
+
+    def page(self, body: bytes | None) -> None:
+        if body is None:
+            self.answer(404, {"code": 404})
+        elif body.startswith(b"http://"):
+            self.answer(302, {}, Location=body.decode())
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.owner.seen.append(self.path)
+        self.answer(self.owner.answers, {"from": self.owner.host}, **self.owner.headers)
+
+
+def _serve(owner: StandIn | Peer, handler: type[_Handler], port: int, host: str = "127.0.0.1") -> _Server:
+    server = _Server((host, port), type("Bound", (handler,), {"owner": owner}))
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    return server
+
+
+@dataclasses.dataclass
+class Site:
+    """A running gateway: its address, settings, process and stand-ins."""
+
+    url: str
+    settings: Settings
+    process: subprocess.Popen[bytes]
+    backends: list[StandIn]
+
+    def predict(self, told: Any = "a picture", **options: Any) -> requests.Response:
+        """Send one prediction."""
+        return requests.post(f"{self.url}/predictions/fake", data=told, timeout=30, **options)
+
+    def wait_until(self, ready: bool) -> dict[str, Any]:
+        """Wait until `/ping` says so, and return what it says."""
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                answer = requests.get(f"{self.url}/ping", timeout=5)
+                if (answer.status_code == 200) == ready:
+                    return answer.json()
+            except requests.ConnectionError:
+                assert self.process.poll() is None, "the gateway process ended"
+            assert time.monotonic() < deadline, f"/ping is not {'200' if ready else '503'} after 30 s"
+            time.sleep(0.05)
+
+    def wait_until_reason(self, part: str) -> str:
+        """Wait until `/ping` gives a reason with `part` in it, and return that."""
+        deadline = time.monotonic() + 90
+        reason = "nothing"
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                reason = str(requests.get(f"{self.url}/ping", timeout=5).json().get("reason", ""))
+                if part in reason:
+                    return reason
+            assert time.monotonic() < deadline, f"/ping says {reason!r}"
+            time.sleep(0.05)
+
+    def wait_until_members(self, count: int) -> list[str]:
+        """Wait until so many servers share the load, and return their addresses."""
+        deadline = time.monotonic() + 90
+        while True:
+            text = (self.settings.folder / "settings" / "upstream.conf").read_text(encoding="utf-8")
+            members = [line.split()[1] for line in text.splitlines() if "max_conns" in line]
+            if len(members) == count and self._reached(members):
+                return members
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+
+    def _reached(self, members: list[str]) -> bool:
+        """Whether nginx really shares the load among these: it reads the file a moment after it is written."""
+        requests.post(f"{self.url}/predictions/shared", data="a picture", timeout=30)
+        alive = [each for each in self.backends if each.backend.inference.removeprefix("http://") in members]
+        return all("/predictions/shared" in each.seen for each in alive)
+
+    def raw(self, *parts: bytes, pause: float = 0.0) -> bytes:
+        """Send bytes as they are and return all that comes back until the connection ends or 5 s are over."""
+        _, _, port = self.url.rpartition(":")
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as connection:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+            answer = b""
+            try:
+                while piece := connection.recv(65_536):
+                    answer += piece
+            except TimeoutError:
+                pass
+        return answer
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the access log, which nginx writes once a second."""
+        time.sleep(1.3)
+        text = (self.settings.logs / nginx.ACCESS_LOG).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+Gateway = Callable[..., Site]
+
+
+def start(
+    make_fake: MakeArchive,
+    backends: int = 1,
+    wait: bool = True,
+    module: Sequence[str] = ("serve.gateway",),
+    **changes: Any,
+) -> Site:
+    """Start a gateway over so many stand-ins; `changes` replace settings. nginx must be installed.
+
+    `module` is what is run with the runtime folder: its name, and arguments before that.
+    """
+    found = nginx.find()
+    assert found is not None, "these tests need nginx: apt-get install nginx"
+    # Started by root, nginx's workers are nobody. pytest keeps its own folders to its user, and every
+    # session that starts closes them again.
+    folder = Path(tempfile.mkdtemp(prefix="beeline-test-"))
+    folder.chmod(0o755)
+    make_fake(folder / "store", expected="red")
+    stand_ins = [StandIn() for _ in range(backends)]
+    public, metrics, tls = settle([(Address("127.0.0.1", 0, scheme), "") for scheme in ("http", "http", "https")])
+    if "tls" in changes:
+        changes["tls"] = Tls(tls, *changes["tls"])
+    values: dict[str, Any] = {
+        "folder": folder / "run",
+        "program": found[0],
+        "version": found[1],
+        "listen": (public,),
+        "metrics": metrics,
+        "backends": tuple(each.backend for each in stand_ins),
+        "store": folder / "store",
+        "versions": False,
+        "max_body": 100_000,
+        "max_image": 70_000,
+        "in_flight": 4,
+        "per_second": 1000,
+        "deadline": 10,
+        "drain": 0,
+        "stop": 8,
+        "processes": 1,
+        "logs": folder / "logs",
+        "log_megabytes": 10,
+        "log_files": 3,
+    }
+    settings = Settings(**{**values, **changes})
+    layout.lay_out(settings)
+    with (folder / "process.log").open("w") as log:
+        command = [sys.executable, "-m", *module, str(settings.folder)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    site = Site(str(settings.listen[0]), settings, process, stand_ins)
+    try:
+        if wait:
+            site.wait_until(ready=True)
+    except BaseException:
+        stop(site)
+        raise
+    return site
+
+
+def stop(site: Site) -> None:
+    """End it, and see that nginx ended with it."""
+    site.process.send_signal(signal.SIGTERM)
+    site.process.wait(timeout=30)
+    for each in site.backends:
+        each.stop()
+    assert processes.marked("no such variable", "-", site.settings.folder) == []
+    shutil.rmtree(site.settings.folder.parent)
+
+
+@pytest.fixture
+def gateway(make_fake: MakeArchive) -> Iterator[Gateway]:
+    """Start gateways, each as `start` does."""
+    started: list[Site] = []
+
+    def begin(*arguments: Any, **changes: Any) -> Site:
+        started.append(start(make_fake, *arguments, **changes))
+        return started[-1]
+
+    yield begin
+    for site in started:
+        stop(site)
+
+
+@pytest.fixture(scope="module")
+def gateway_once(make_fake: MakeArchive) -> Iterator[Site]:
+    """One gateway for all tests of a file that leave it as it was."""
+    site = start(make_fake)
+    yield site
+    stop(site)
+
+
+class Cluster:
+    """Backends on loopback addresses of their own, one port for all, and a gateway before the name of them all.
+
+    DNS is the one thing that is fake: a file says what the name resolves to.
+    """
+
+    HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+
+    def __init__(self, gateway: Gateway, folder: Path) -> None:
+        self._gateway = gateway
+        self._file = folder / "addresses"
+        self.name = Name("backends", _common_port(self.HOSTS), _common_port(self.HOSTS))
+        self.peers: list[Peer] = []
+        self.resolve_to()
+
+    def resolve_to(self, *hosts: str) -> None:
+        """Let the name stand for these from now on; for `away` whoever answers names is away."""
+        draft = self._file.with_suffix(".tmp")
+        draft.write_text("\n".join(hosts))
+        draft.replace(self._file)
+
+    def backend(self, host: str, **changes: Any) -> Site:
+        """Start a real gateway before a stand-in for a server."""
+        management = Address(host, self.name.management_port)
+        return self._gateway(listen=(Address(host, self.name.port),), management=management, **changes)
+
+    def peer(self, host: str) -> Peer:
+        """Start a stand-in for such a gateway."""
+        self.peers.append(Peer(host, self.name.port))
+        return self.peers[-1]
+
+    def front(self, wait: bool = True, **changes: Any) -> Site:
+        """Start the gateway before the name."""
+        listen = settle([(Address("127.0.0.1", 0), "") for _ in range(2)])
+        fixed = {"name": self.name, "store": None, "metrics": None, "listen": listen[:1], "management": listen[1]}
+        module = ("tests.serve.gateway.fake_dns", self.name.host, str(self._file))
+        return self._gateway(backends=0, wait=wait, module=module, **{**fixed, **changes})
+
+
+def _common_port(hosts: Sequence[str]) -> int:
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(BeelineError):
+            settle([(Address(host, port), "") for host in hosts])
+            return port
+    raise AssertionError(f"no port is free on all of {hosts}")
+
+
+@pytest.fixture
+def cluster(gateway: Gateway, tmp_path: Path) -> Iterator[Cluster]:
+    """Backends behind a name."""
+    found = Cluster(gateway, tmp_path)
+    yield found
+    for peer in found.peers:
+        if not peer.stopped.is_set():
+            peer.stop()

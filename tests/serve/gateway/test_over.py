@@ -1,0 +1,118 @@
+"""One gateway over two real servers, one of which dies under load."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from beeline.errors import BeelineError
+from serve.addresses import Ports
+from serve.config import Overrides
+from serve.counts import load
+from serve.gateway import over
+from serve.running import Running
+from serve.up import Request, up
+from tests.conftest import RED
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "BEELINE_STATE": str(tmp_path / "state")}
+
+
+@pytest.fixture
+def servers(colour_archive: Path, environ: dict[str, str]) -> Iterator[list[Running]]:
+    found: list[Running] = []
+    try:
+        for name in ("one", "two"):
+            asked = Request(
+                wanted=(str(colour_archive),),
+                store=colour_archive.parent,
+                name=name,
+                overrides=Overrides(workers=1),
+                ports=Ports(0),
+                gateway="none",
+            )
+            found.append(up(asked, print, environ))
+        yield found
+    finally:
+        for each in found:
+            each.stop()
+
+
+def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], environ: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "cli", "serve", "gateway", "one", "two", "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith("before one"))
+        found = re.search(r": (http://127\S+)$", line)
+        assert found is not None, line
+        url = f"{found[1]}/predictions/colours"
+
+        def ask(_: int) -> tuple[int, str]:
+            answer = requests.post(url, data=RED, timeout=60)
+            return answer.status_code, "" if answer.ok else answer.text
+
+        deadline = time.monotonic() + 60
+        while not shared(servers, found[1]):
+            assert time.monotonic() < deadline, "the two do not share the load"
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            under_way = [pool.submit(ask, number) for number in range(400)]
+            while sum(each.done() for each in under_way) < 50:
+                time.sleep(0.01)
+            java = servers[0].state.java
+            assert java is not None
+            psutil.Process(java).kill()
+            assert {each.result() for each in under_way} == {(200, "")}
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert requests.post(f"{servers[1].state.backend}/predictions/colours", data=RED, timeout=30).status_code == 200
+
+
+def shared(servers: list[Running], url: str) -> bool:
+    """Send 20 pictures and say whether both servers have answered some of them."""
+    before = [answered(each) for each in servers]
+    try:
+        for _ in range(20):
+            requests.post(f"{url}/predictions/colours", data=RED, timeout=60)
+    except requests.ConnectionError:
+        # It says where it will listen a moment before it does.
+        time.sleep(0.1)
+        return False
+    # A worker's counts are written within a quarter of a second.
+    time.sleep(0.5)
+    return all(answered(each) - was >= 5 for each, was in zip(servers, before, strict=True))
+
+
+def answered(server: Running) -> int:
+    return sum(one.answers["200"] for one in load(Path(server.state.temporary) / "metrics") if "200" in one.answers)
+
+
+def test_servers_of_different_models_are_no_group(servers: list[Running]) -> None:
+    first = servers[0].state
+    over.check_same([first, servers[1].state])
+    other = dataclasses.replace(first, name="other", archives={"other.mar": "/nowhere/other.mar"})
+    with pytest.raises(
+        BeelineError, match=r"other \(torchserve\) serves other.mar, one .* servers that serve the same"
+    ):
+        over.check_same([first, other])

@@ -1,0 +1,290 @@
+"""Real servers behind the gateway that `serve up` chooses: ready, scaled to nothing, killed, drained, counted."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from beeline.errors import Undetermined
+from serve.addresses import Ports
+from serve.config import Overrides
+from serve.running import Running
+from serve.scale import scale
+from serve.status import status
+from serve.up import Request, up
+from tests.conftest import BLUE, RED
+
+pytestmark = pytest.mark.server
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module", params=[("torchserve", "nginx"), ("mms", "nginx"), ("torchserve", "development")])
+def running(
+    request: pytest.FixtureRequest, colour_archive: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A server behind a gateway; its tests leave it ready with one worker."""
+    server, gateway = request.param
+    asked = Request(
+        server,
+        (str(colour_archive),),
+        colour_archive.parent,
+        name=f"{server}-{gateway}",
+        overrides=Overrides(workers=1, batch_size=4, max_batch_delay=20),
+        ports=Ports(0, page=0),
+        gateway=gateway,
+    )
+    with up(asked, print, {**os.environ, "BEELINE_STATE": str(tmp_path_factory.mktemp("state"))}) as server_up:
+        yield server_up
+
+
+def test_page_and_api_have_one_origin_on_both_ports(running: Running) -> None:
+    page = running.state.addresses["page"]
+    assert page is not None
+    for url in (running.state.inference, page):
+        assert "<html" in requests.get(url, timeout=30).text
+        answer = requests.post(f"{url}/predictions/colours", data=RED, timeout=30)
+        assert next(iter(answer.json())) == "red"
+        assert answer.headers["X-Batch-Size"] == "1"
+        assert answer.headers["Server-Timing"].startswith("queue;dur=")
+        assert requests.get(f"{url}/ping", timeout=30).json()["status"] == "Healthy"
+
+
+def test_the_catalog_says_what_is_served_and_samples_are_answered(running: Running) -> None:
+    url = running.state.inference
+    catalog = requests.get(f"{url}/catalog.json", timeout=30).json()
+    (model,) = catalog["models"]
+    assert (model["name"], model["batch_size"], model["max_batch_delay_ms"]) == ("colours", 4, 20)
+    assert catalog["limits"] == {"bytes": 20_000_000, "pixels": 50_000_000, "in_flight": 200, "deadline_s": 60}
+    assert catalog["gateway"]["kind"] == running.state.gateway_kind
+    for sample in model["samples"]:
+        picture = requests.get(f"{url}{sample['url']}", timeout=30).content
+        answer = requests.post(f"{url}{model['predictions']}", data=picture, timeout=30)
+        assert next(iter(answer.json())) == sample["label"]
+    card = wait_for(
+        lambda: requests.get(f"{url}{model['card']}", timeout=30).json(), lambda values: "serving" in values
+    )
+    assert card["serving"]["device"]["reason"]
+    assert str(Path(running.state.temporary).parent) not in str(card)
+
+
+def test_management_behind_nginx_takes_what_a_person_needs_and_nothing_of_web_pages(running: Running) -> None:
+    if running.state.gateway_kind != "nginx":
+        assert running.state.addresses["management"] == running.state.management
+        return
+    url = running.state.addresses["management"]
+    assert url != running.state.management
+    assert requests.get(f"{url}/models", timeout=30).json()["models"]
+    scaled = requests.put(f"{url}/models/colours?min_worker=1&synchronous=true", timeout=60)
+    assert scaled.status_code == 200, scaled.text
+    register = f"{url}/models?url=http://127.0.0.1:9/evil.mar&model_name=evil&initial_workers=0"
+    for method, target, headers, code in (
+        ("POST", register, {}, 405),
+        ("POST", register, {"Origin": "http://evil.example"}, 403),
+        ("GET", f"{url}/models", {"Origin": "null"}, 403),
+        ("PUT", f"{url}/models/colours?min_worker=0", {"Host": "evil.example"}, 403),
+        ("DELETE", f"{url}/models/colours", {}, 405),
+        ("POST", f"{url}/workflows?url=evil.war", {}, 404),
+    ):
+        answer = requests.request(method, target, headers=headers, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (code, code), (method, target, headers)
+
+
+def test_metrics_have_the_same_names_on_both_servers(running: Running) -> None:
+    url = running.state.inference
+    requests.post(f"{url}/predictions/colours", data=BLUE, timeout=30)
+    requests.post(f"{url}/predictions/colours", data=b"no picture", timeout=30)
+    metrics = f"{running.state.addresses['metrics']}/metrics"
+    read = functools.partial(samples, metrics)
+    counted = wait_for(read, lambda found: found.get(("beeline_errors_total", "not_an_image"), 0) >= 1)
+    assert counted["beeline_answers_total", "200"] >= 2
+    assert counted["beeline_answers_total", "415"] >= 1
+    assert counted["beeline_workers", ""] == 1
+    for name in ("batch_size", "queue_seconds", "decode_seconds", "forward_seconds", "encode_seconds"):
+        assert counted[f"beeline_{name}_count", ""] >= 1, name
+    assert requests.get(f"{url}/metrics", timeout=30).status_code == 404
+
+
+def test_everything_listens_on_loopback_alone(running: Running) -> None:
+    listening = [
+        connection.laddr
+        for process in status_of(running)["processes"]
+        for connection in psutil.Process(process["pid"]).net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    known = {int(url.rpartition(":")[2]) for url in running.state.addresses.values() if url is not None}
+    assert known <= {address.port for address in listening}
+
+
+def test_headers_and_fields_that_servers_obey_change_nothing(running: Running) -> None:
+    """A multipart field's name and content type would be a header to the servers' own handlers."""
+    url = f"{running.state.inference}/predictions/colours?describe=True&explain=True"
+    orders = {"describe": "True", "explain": "True", "url_path": "v2", "X-Request-Start": "t=1"}
+    fields = {"describe": ("x", RED, "True"), "explain": ("x", b"True", "True")}
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        poisoned = [pool.submit(requests.post, url, data=RED, headers=orders, timeout=30) for _ in range(2)]
+        poisoned.append(pool.submit(requests.post, url, files=fields, timeout=30))
+        neighbour = pool.submit(requests.post, url, data=BLUE, timeout=30)
+    assert next(iter(neighbour.result().json())) == "blue"
+    for answer in poisoned:
+        assert answer.result().status_code in (200, 400), answer.result().text
+        assert "queue;dur=" in answer.result().headers["Server-Timing"]
+
+
+def test_a_worker_that_dies_is_counted_and_ping_says_it(running: Running) -> None:
+    metrics = f"{running.state.addresses['metrics']}/metrics"
+    before = samples(metrics).get(("beeline_worker_restarts_total", ""), 0)
+    workers = [each for each in status_of(running)["processes"] if each["kind"] == "worker"]
+    psutil.Process(max(each["pid"] for each in workers)).kill()
+    wait_for(lambda: samples(metrics).get(("beeline_worker_restarts_total", ""), 0), lambda now: now > before)
+    wait_for(
+        lambda: requests.post(f"{running.state.inference}/predictions/colours", data=RED, timeout=30).status_code,
+        lambda code: code == 200,
+    )
+
+
+def test_a_frozen_worker_is_not_ready_and_thaws(running: Running) -> None:
+    """It is READY by the server's word, and answers nobody."""
+    workers = [psutil.Process(each["pid"]) for each in status_of(running)["processes"] if each["kind"] == "worker"]
+    for worker in workers:
+        worker.suspend()
+    try:
+        said = wait_for(
+            lambda: requests.get(f"{running.state.inference}/ping", timeout=30).json(),
+            lambda values: values["status"] == "Unhealthy",
+        )
+        assert "nobody has got an answer for 15 s" in said["reason"]
+    finally:
+        for worker in workers:
+            worker.resume()
+    wait_for(lambda: requests.get(f"{running.state.inference}/ping", timeout=30).status_code, lambda code: code == 200)
+    assert requests.post(f"{running.state.inference}/predictions/colours", data=RED, timeout=30).status_code == 200
+
+
+def test_without_workers_it_is_not_ready_and_comes_back(running: Running) -> None:
+    """MMS says READY of workers that are not; there the golden picture tells."""
+    url = running.state.inference
+    scale(running.instance, running.state, "colours", 0, 0, print)
+    # Until the prober has seen it, for a second at most, the server's own 503 passes.
+    refused = wait_for(
+        lambda: requests.post(f"{url}/predictions/colours", data=RED, timeout=90),
+        lambda answer: answer.json().get("type") == "NotReady",
+    )
+    assert refused.status_code == 503
+    assert "Retry-After" in refused.headers
+    assert "0 of 0 workers of colours are ready" in requests.get(f"{url}/ping", timeout=30).json()["reason"]
+    scale(running.instance, running.state, "colours", 1, 1, print)
+    wait_for(lambda: requests.get(f"{url}/ping", timeout=30).status_code, lambda code: code == 200)
+    assert requests.post(f"{url}/predictions/colours", data=RED, timeout=30).status_code == 200
+
+
+def test_a_killed_gateway_is_started_anew(running: Running) -> None:
+    state = running.instance.read()
+    assert state is not None
+    assert state.gateway_process is not None
+    os.kill(state.gateway_process, signal.SIGKILL)
+
+    def ready_again() -> bool:
+        now = running.instance.read()
+        if now is None or now.gateway_process == state.gateway_process:
+            return False
+        try:
+            return requests.get(f"{running.state.inference}/ping", timeout=5).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    wait_for(ready_again, bool)
+    assert requests.post(f"{running.state.inference}/predictions/colours", data=RED, timeout=30).status_code == 200
+
+
+def test_status_names_gateway_and_addresses(running: Running) -> None:
+    seen = status_of(running)
+    assert seen["gateway"] == running.state.gateway_kind
+    kinds = {each["kind"] for each in seen["processes"]}
+    assert {"supervisor", "java", "gateway", "worker"} <= kinds
+    assert ("nginx" in kinds) == (running.state.gateway_kind == "nginx")
+
+
+def test_a_gateway_that_cannot_start_says_why(
+    colour_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake nginx that calls itself one and then fails, as a broken installation does."""
+    fake = tmp_path / "nginx"
+    fake.write_text(
+        "#!/bin/sh\n[ \"$1\" = -v ] && { echo 'nginx version: nginx/1.22.1' >&2; exit 0; }\n"
+        "echo no such module >&2\nexit 1\n"
+    )
+    fake.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "BEELINE_STATE": str(tmp_path / "state")}
+    asked = Request("torchserve", (str(colour_archive),), colour_archive.parent, ports=Ports(0))
+    with pytest.raises(Undetermined, match="nginx refuses its configuration: no such module"):
+        up(asked, print, environ)
+    assert not [path for path in (tmp_path / "state").rglob("*") if path.name == "instance.json"]
+
+
+def test_a_start_with_a_strict_umask(colour_archive: Path, tmp_path: Path) -> None:
+    """Started by root, nginx's workers are nobody, and must get at their files all the same."""
+    asked = Request("torchserve", (str(colour_archive),), colour_archive.parent, ports=Ports(0), gateway="nginx")
+    before = os.umask(0o077)
+    try:
+        with up(asked, print, {**os.environ, "BEELINE_STATE": str(tmp_path)}) as running:
+            assert requests.get(running.state.inference, timeout=30).status_code == 200
+            assert requests.get(f"{running.state.inference}/nothing", timeout=30).json()["code"] == 404
+            assert Path(running.state.temporary).stat().st_mode & 0o066 == 0
+    finally:
+        os.umask(before)
+
+
+def test_stopping_answers_what_is_on_its_way(colour_archive: Path, tmp_path: Path) -> None:
+    """A batch that waits to be filled is under way when the server is told to stop."""
+    overrides = Overrides(workers=1, batch_size=64, max_batch_delay=3000)
+    asked = Request(
+        "torchserve",
+        (str(colour_archive),),
+        colour_archive.parent,
+        overrides=overrides,
+        ports=Ports(0),
+        gateway="nginx",
+    )
+    with up(asked, print, {**os.environ, "BEELINE_STATE": str(tmp_path)}) as running:
+        url = f"{running.state.inference}/predictions/colours"
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            under_way = [pool.submit(requests.post, url, data=RED, timeout=60) for _ in range(8)]
+            time.sleep(1)
+            running.stop()
+            assert [each.result().status_code for each in under_way] == [200] * 8
+
+
+def samples(url: str) -> dict[tuple[str, str], float]:
+    """Return a scrape by name and status or reason; histograms' buckets left out."""
+    families = text_string_to_metric_families(requests.get(url, timeout=30).text)
+    return {
+        (sample.name, sample.labels.get("status", sample.labels.get("reason", ""))): sample.value
+        for family in families
+        for sample in family.samples
+        if "le" not in sample.labels
+    }
+
+
+def status_of(running: Running) -> dict[str, Any]:
+    return status(running.instance.folder.parent, running.instance.name)["servers"][0]
+
+
+def wait_for(look: Callable[[], T], holds: Callable[[T], bool], seconds: float = 60.0) -> T:
+    """Look until what is seen holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while not holds(seen := look()):
+        assert time.monotonic() < deadline, f"still {seen!r} after {seconds} s"
+        time.sleep(0.1)
+    return seen

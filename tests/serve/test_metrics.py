@@ -1,0 +1,268 @@
+"""What `/metrics` says, over HTTP, of what real workers counted."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from beeline.answer import Answer
+from beeline.errors import BeelineError
+from beeline.timing import Metrics
+from serve.metrics import Collector, Exporter, choices, load, serve_metrics
+from serve.restarts import GRACE
+
+GOOD, BAD = Answer(200, "OK", "{}"), Answer(415, "Unsupported Media Type", "{}", reason="not_an_image")
+COLOURS = {"model": "colours", "version": "1.0"}
+KEY = ("colours", "1.0")
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+# A real worker process: it counts one batch and stays until its input ends.
+WORKER = """
+import sys
+from pathlib import Path
+from beeline.answer import Answer
+from beeline.timing import Metrics
+metrics = Metrics("colours", "1.0", {"device": {"value": "cpu", "reason": "asked for"}}, Path(sys.argv[1]))
+metrics.count([Answer(200, "OK", "{}")] * 3, [1.0] * 3, {"decode": 1.0, "forward": 20.0, "encode": 0.1})
+metrics.write()
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metrics_of(folder: Path, model: str = "colours", version: str = "1.0") -> Metrics:
+    return Metrics(model, version, {}, folder)
+
+
+def parse(text: str) -> Samples:
+    """Return every sample by name and labels, each of them once."""
+    samples: Samples = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            assert key not in samples
+            samples[key] = sample.value
+    return samples
+
+
+def scrape(collector: Collector) -> Samples:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return parse(generate_latest(registry).decode())
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
+
+
+def counters(samples: Samples) -> Samples:
+    ends = ("_total", "_bucket", "_count", "_sum")
+    return {key: number for key, number in samples.items() if key[0].endswith(ends)}
+
+
+@pytest.fixture
+def exporter(tmp_path: Path) -> Iterator[Exporter]:
+    running = serve_metrics(("127.0.0.1", 0), Collector(tmp_path))
+    yield running
+    running.stop()
+
+
+def test_answers_and_errors_of_all_workers_are_added_up(tmp_path: Path, exporter: Exporter) -> None:
+    for version, batches in (("1.0", 2), ("1.0", 3), ("2.0", 1)):
+        metrics = metrics_of(tmp_path, version=version)
+        for _ in range(batches):
+            metrics.count([GOOD, GOOD, BAD], [None] * 3, {})
+        metrics.write()
+    answer = requests.get(f"http://127.0.0.1:{exporter.port}/metrics", timeout=10)
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    samples = parse(answer.text)
+    assert value(samples, "beeline_answers_total", **COLOURS, status="200") == 10
+    assert value(samples, "beeline_answers_total", **COLOURS, status="415") == 5
+    assert value(samples, "beeline_answers_total", model="colours", version="2.0", status="200") == 2
+    assert value(samples, "beeline_errors_total", **COLOURS, reason="not_an_image") == 5
+    assert value(samples, "beeline_worker_starts_total", **COLOURS) == 2
+    assert value(samples, "beeline_metrics_files_unreadable") == 0
+    # This project's own, and none of this process or of Python.
+    assert all(name.startswith("beeline_") for name, _ in samples)
+
+
+def test_histograms_are_cumulative_and_in_seconds(tmp_path: Path) -> None:
+    for queue in (2.5, 700.0, 90_000.0, 500_000.0):
+        metrics = metrics_of(tmp_path)
+        metrics.count([GOOD] * 3, [queue, None, None], {"decode": 2.0, "forward": 30.0, "encode": 0.2})
+        metrics.write()
+    samples = scrape(Collector(tmp_path))
+    for name in ("batch_size", "queue_seconds", "decode_seconds", "forward_seconds", "encode_seconds"):
+        rows = [
+            (float(dict(labels)["le"]), number)
+            for (found, labels), number in samples.items()
+            if found == f"beeline_{name}_bucket"
+        ]
+        assert [number for _, number in sorted(rows)] == sorted(number for _, number in rows)
+        assert max(rows) == (float("inf"), value(samples, f"beeline_{name}_count", **COLOURS)) == (float("inf"), 4)
+    assert value(samples, "beeline_queue_seconds_bucket", **COLOURS, le="0.0025") == 1
+    assert value(samples, "beeline_queue_seconds_bucket", **COLOURS, le="1.0") == 2
+    assert value(samples, "beeline_queue_seconds_bucket", **COLOURS, le="120.0") == 3
+    assert value(samples, "beeline_queue_seconds_sum", **COLOURS) == pytest.approx(590.7025)
+    assert value(samples, "beeline_forward_seconds_sum", **COLOURS) == pytest.approx(0.12)
+    assert value(samples, "beeline_batch_size_bucket", **COLOURS, le="2.0") == 0
+    assert value(samples, "beeline_batch_size_bucket", **COLOURS, le="4.0") == 4
+    assert value(samples, "beeline_batch_size_sum", **COLOURS) == 12
+
+
+def test_archives_with_other_bounds_are_added_up_where_they_agree(tmp_path: Path) -> None:
+    for number, bounds in enumerate(([1, 5, 10], [5, 10, 20])):
+        values = metrics_of(tmp_path).to_dict()
+        values["histograms"] = {"decode_milliseconds": {"bounds": bounds, "counts": [1, 2, 3, 4], "sum": 100}}
+        (tmp_path / f"{number}.json").write_text(json.dumps(values))
+    samples = scrape(Collector(tmp_path))
+    found = {
+        dict(labels)["le"]: number
+        for (name, labels), number in samples.items()
+        if name == "beeline_decode_seconds_bucket"
+    }
+    assert found == {"0.005": 4, "0.01": 9, "+Inf": 20}
+    assert value(samples, "beeline_decode_seconds_sum", **COLOURS) == 0.2
+
+
+def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path) -> None:
+    clock = Clock()
+    collector = Collector(tmp_path, clock)
+    collector.expect({KEY: 1})
+    assert value(scrape(collector), "beeline_workers", **COLOURS) == 0
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"written\n"
+        assert choices(tmp_path) == {KEY: {"device": {"value": "cpu", "reason": "asked for"}}}
+        before = scrape(collector)
+        worker.kill()
+    assert value(before, "beeline_workers", **COLOURS) == 1
+    assert value(before, "beeline_answers_total", **COLOURS, status="200") == 3
+    clock.now += 1
+    after = scrape(collector)
+    assert value(after, "beeline_workers", **COLOURS) == 0
+    assert counters(after) == counters(before)
+    clock.now += GRACE
+    later = scrape(collector)
+    assert value(later, "beeline_worker_restarts_total", **COLOURS) == 1
+    assert value(later, "beeline_worker_starts_total", **COLOURS) == 1
+    assert choices(tmp_path) == {}
+
+
+def test_scaling_down_is_no_restart(tmp_path: Path) -> None:
+    clock = Clock()
+    collector = Collector(tmp_path, clock)
+    collector.expect({KEY: 2})
+    metrics_of(tmp_path).write()
+    scrape(collector)
+    # The other one, as of a process that has ended.
+    (tmp_path / "2.json").write_text(json.dumps({**metrics_of(tmp_path).to_dict(), "pid": 2**30}))
+    scrape(collector)
+    collector.expect({KEY: 1})
+    clock.now += 2 * GRACE
+    assert value(scrape(collector), "beeline_worker_restarts_total", **COLOURS) == 0
+
+
+def test_those_lost_before_the_exporter_started_are_no_restarts(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text(json.dumps({**metrics_of(tmp_path).to_dict(), "pid": 2**30}))
+    clock = Clock()
+    collector = Collector(tmp_path, clock)
+    clock.now += 2 * GRACE
+    assert value(scrape(collector), "beeline_worker_restarts_total", **COLOURS) == 0
+
+
+def test_no_counter_ever_goes_down(tmp_path: Path) -> None:
+    """Workers start, count, and die without a word; each has the process id of the one before."""
+    choose = random.Random(7)
+    collector = Collector(tmp_path)
+    workers = [metrics_of(tmp_path)]
+    before = counters(scrape(collector))
+    for _ in range(150):
+        what = choose.random()
+        if what < 0.2:
+            workers.append(metrics_of(tmp_path, version=choose.choice(["1.0", "2.0"])))
+            workers[-1].write()
+        elif what < 0.3:
+            workers.remove(choose.choice(workers))
+            workers = workers or [metrics_of(tmp_path)]
+        elif what < 0.4:
+            (tmp_path / f"{choose.random()}.json").write_text("half a fi")
+        else:
+            metrics = choose.choice(workers)
+            queues = [choose.uniform(0, 10_000) for _ in range(choose.randint(1, 8))]
+            metrics.count([choose.choice([GOOD, BAD]) for _ in queues], queues, {"forward": queues[0]})
+            metrics.write()
+        after = counters(scrape(collector))
+        assert {key: after[key] for key, number in before.items() if after.get(key, -1) < number} == {}
+        before = after
+    assert len(load(tmp_path)) > 20
+
+
+def test_any_text_as_a_label_is_one_line(tmp_path: Path) -> None:
+    model = 'a"b\\c\nd é'
+    metrics = metrics_of(tmp_path, model)
+    metrics.count([GOOD], [], {})
+    metrics.write()
+    assert value(scrape(Collector(tmp_path)), "beeline_answers_total", model=model, version="1.0", status="200") == 1
+
+
+def test_foreign_files_are_counted_and_harm_nothing(tmp_path: Path, exporter: Exporter) -> None:
+    (tmp_path / "1.json").write_text("half a fi")
+    (tmp_path / "2.json").write_text(json.dumps({"pid": "x"}))
+    metrics_of(tmp_path).write()
+    samples = parse(requests.get(f"http://127.0.0.1:{exporter.port}/metrics", timeout=10).text)
+    assert value(samples, "beeline_metrics_files_unreadable") == 2
+    assert value(samples, "beeline_workers", **COLOURS) == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/favicon.ico", "/metrics/", "/metricsx", "/%00"])
+def test_other_paths_are_not_found(exporter: Exporter, path: str) -> None:
+    answer = requests.get(f"http://127.0.0.1:{exporter.port}{path}", timeout=10)
+    assert (answer.status_code, answer.json()["type"]) == (404, "NotFound")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_other_methods_are_not_allowed(exporter: Exporter, method: str) -> None:
+    answer = requests.request(method, f"http://127.0.0.1:{exporter.port}/metrics", timeout=10)
+    assert (answer.status_code, answer.json()["code"], answer.headers["Allow"]) == (405, 405, "GET")
+
+
+def test_one_metric_can_be_asked_for(tmp_path: Path, exporter: Exporter) -> None:
+    metrics_of(tmp_path).write()
+    answer = requests.get(
+        f"http://127.0.0.1:{exporter.port}/metrics", params={"name[]": "beeline_metrics_files_unreadable"}, timeout=10
+    )
+    assert {name for name, _ in parse(answer.text)} == {"beeline_metrics_files_unreadable"}
+
+
+def test_a_connection_that_says_nothing_keeps_nobody_waiting(exporter: Exporter) -> None:
+    with socket.create_connection(("127.0.0.1", exporter.port)):
+        assert requests.get(f"http://127.0.0.1:{exporter.port}/metrics", timeout=5).status_code == 200
+
+
+def test_a_stopped_exporter_gives_its_port_back(tmp_path: Path) -> None:
+    first = serve_metrics(("127.0.0.1", 0), Collector(tmp_path))
+    with pytest.raises(BeelineError, match=r"cannot be served on http://127\.0\.0\.1:.* give another --metrics-port"):
+        serve_metrics(("127.0.0.1", first.port), Collector(tmp_path))
+    first.stop()
+    serve_metrics(("127.0.0.1", first.port), Collector(tmp_path)).stop()
