@@ -1,0 +1,108 @@
+"""What a container costs: the same archive in the CPU image and under bare `serve up`, in turns.
+
+Run as `python -m bench.containers --picture ant.jpg`, with `ab` on the PATH, a container engine, and the image
+built (docker-compose.yml). Both serve the archive that is in the image, with the same numbers; one is idle
+while the other is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from beeline.errors import Undetermined
+from bench import ab
+from serve.addresses import Ports
+from serve.client import InferenceClient
+from serve.config import Overrides
+from serve.up import Request, up
+
+_STORE = "/opt/beeline/model_store"
+_CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+
+
+def main(
+    picture: Annotated[Path, typer.Option(help="What is sent.")],
+    image: Annotated[str, typer.Option(help="The CPU image.")] = "beeline-cpu:0.1.0",
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 7,
+    requests: Annotated[int, typer.Option(help="Requests a turn.")] = 400,
+    clients: Annotated[int, typer.Option(help="Keep-alive clients.")] = 50,
+    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
+) -> None:
+    """Measure and print a table."""
+    numbers = {"BATCH_SIZE": "16", "WORKERS": "2", "LINGER_MS": "5"}
+    options = [f"--env={name}={value}" for name, value in numbers.items()]
+    container = _docker("run", "--detach", *_CONFINED, *options, "--publish=127.0.0.1::8080", image)
+    try:
+        with tempfile.TemporaryDirectory(prefix="containers-") as folder:
+            store = Path(folder) / "store"
+            _docker("cp", f"{container}:{_STORE}", str(store))
+            asked = Request(
+                store=store,
+                name="bench-bare",
+                overrides=Overrides(16, 2, 5),
+                ports=Ports(0),
+                gateway="nginx",
+            )
+            with up(asked, typer.echo, {**os.environ, "BEELINE_STATE": folder}) as running:
+                model = str(running.state.configuration["models"][0]["model"])
+                urls = {"bare": running.state.inference, "container": f"http://{_docker('port', container, '8080')}"}
+                with InferenceClient(urls["container"]) as client:
+                    client.predict(model, picture.read_bytes())
+                found: dict[str, list[float]] = {name: [] for name in urls}
+                for _ in range(rounds):
+                    for name, url in urls.items():
+                        found[name].append(_turn(f"{url}/predictions/{model}", picture, requests, clients))
+    finally:
+        _docker("rm", "--force", container)
+    ratios = sorted(inside / bare for bare, inside in zip(found["bare"], found["container"], strict=True))
+    values = {
+        "bare_per_second": statistics.median(found["bare"]),
+        "container_per_second": statistics.median(found["container"]),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "model": model,
+        "numbers": numbers,
+        "picture_bytes": picture.stat().st_size,
+        "clients": clients,
+        "requests": requests,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "rounds": found,
+    }
+    typer.echo(
+        f"{model}, {values['picture_bytes']} bytes a request, {clients} clients\n"
+        f"  bare `serve up`   {values['bare_per_second']:8.1f} requests/s\n"
+        f"  in a container    {values['container_per_second']:8.1f} requests/s "
+        f"({values['ratio']:.3f} of it; {ratios[0]:.2f} to {ratios[-1]:.2f} in {rounds} pairs)"
+    )
+    if out is not None:
+        out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _turn(url: str, picture: Path, requests: int, clients: int) -> float:
+    """Return requests a second of one turn, none of which may fail."""
+    turn = ab.run(url, picture, requests, clients)
+    if turn.failed:
+        raise Undetermined(f"{turn.failed} of {requests} requests failed, so this is no measurement")
+    return turn.per_second
+
+
+def _docker(*words: str) -> str:
+    try:
+        return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
+    except FileNotFoundError as error:
+        raise Undetermined("docker is not installed") from error
+    except subprocess.CalledProcessError as error:
+        raise Undetermined(f"docker {' '.join(words)}: {error.stderr.strip()}") from error
+
+
+if __name__ == "__main__":
+    typer.run(main)
