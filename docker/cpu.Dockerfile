@@ -1,0 +1,136 @@
+# The CPU backend: a server, an archive, and a gateway of its own on 8080. Two targets: `torchserve`, the last,
+# and `mms`. Nothing of the stage that trains is in either.
+#
+#   docker build -f docker/cpu.Dockerfile -t beeline-cpu:0.1.0 .
+#   docker run -p 8080:8080 -e BATCH_SIZE=32 -e WORKERS=2 -e LINGER_MS=10 beeline-cpu:0.1.0
+#
+# To pin the base: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:...
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+# ---- The archive: trained here on pictures that are downloaded, or drawn where nothing can be. With pictures of
+# your own build it outside (`make serve`, or the service `archive` of docker-compose.yml) and mount model_store.
+FROM ${PYTHON_IMAGE} AS archive
+ENV UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 UV_NO_PROGRESS=1 UV_NO_CACHE=1 PATH=/opt/beeline/.venv/bin:$PATH
+WORKDIR /opt/beeline
+COPY requirements/uv.txt requirements/main.txt requirements/
+RUN pip install --no-cache-dir --require-hashes -r requirements/uv.txt \
+    && uv venv --quiet .venv \
+    && uv pip install --quiet --require-hashes --compile-bytecode -r requirements/main.txt
+COPY pyproject.toml ./
+COPY handlers handlers
+COPY archive archive
+COPY train train
+COPY cli cli
+COPY config/train config/train
+RUN uv pip install --quiet --no-deps --no-build-isolation --editable .
+COPY docker/train /usr/local/bin/
+ENTRYPOINT ["train"]
+
+FROM archive AS trained
+# Settings as `beeline train` takes them, each a word.
+ARG TRAINING=""
+# hadolint ignore=SC2086
+RUN train ${TRAINING}
+
+# ---- Pillow-SIMD takes Pillow's place where it can be built: x86-64. Debian's libjpeg is libjpeg-turbo.
+FROM ${PYTHON_IMAGE} AS pillow
+# What the processor must have; "cc -mavx2" is faster where all that will run it are of 2013 or later.
+ARG SIMD_CC="cc -msse4.2"
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev pkgconf libjpeg62-turbo-dev zlib1g-dev libwebp-dev libtiff-dev
+COPY requirements/pillow-simd.txt requirements/main.txt /requirements/
+RUN if [ "$(uname -m)" = x86_64 ]; \
+    then CC=${SIMD_CC} pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow-simd.txt; \
+    else sed -n '/^pillow==/,/# via/p' /requirements/main.txt > /requirements/pillow.txt \
+         && pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow.txt; fi
+
+# ---- One environment a server, in which nothing is that no process imports.
+FROM ${PYTHON_IMAGE} AS torch
+# PyTorch's own builds without CUDA. Empty: wherever pip finds it.
+ARG PYTORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY requirements/main.in /requirements/
+# hadolint ignore=DL3013
+RUN python -c 'import sys; assert sys.version_info[:2] == (3, 11), "PYTHON_IMAGE must be a Python 3.11"' \
+    && python -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv install --no-cache-dir --no-deps ${PYTORCH_INDEX:+--index-url ${PYTORCH_INDEX}} \
+       "$(grep '^torch==' /requirements/main.in)"
+# The project's packages, as an editable install has them; workers see those in their archive alone.
+COPY docker/beeline.pth /opt/venv/lib/python3.11/site-packages/
+# Headers, static libraries, tools and tests are for those who build on PyTorch.
+WORKDIR /opt/venv/lib/python3.11/site-packages
+RUN rm -rf torch/include torch/share torch/test /opt/venv/share \
+    && find torch/bin -type f -not -name torch_shm_manager -delete \
+    && find torch \( -name '*.a' -o -name '*.pyi' \) -delete
+
+FROM torch AS environment-torchserve
+COPY requirements/image-torchserve.txt /requirements/
+COPY --from=pillow /wheels /wheels
+RUN pip --python /opt/venv install --no-cache-dir --no-deps /wheels/*.whl \
+    && pip --python /opt/venv install --no-cache-dir --no-deps --require-hashes -r /requirements/image-torchserve.txt \
+    && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"'
+
+FROM torch AS environment-mms
+COPY requirements/image-mms.txt /requirements/
+COPY --from=pillow /wheels /wheels
+RUN pip --python /opt/venv install --no-cache-dir --no-deps /wheels/*.whl \
+    && pip --python /opt/venv install --no-cache-dir --no-deps --require-hashes -r /requirements/image-mms.txt \
+    && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"'
+
+# ---- What both servers' images share.
+FROM ${PYTHON_IMAGE} AS base
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends nginx-light tini libjpeg62-turbo libwebp7 libwebpmux3 libwebpdemux2 libtiff6 libgomp1 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/* \
+    && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin beeline \
+    && mkdir /model_store
+COPY docker/entrypoint docker/healthcheck docker/beeline /usr/local/bin/
+WORKDIR /opt/beeline
+COPY handlers handlers
+COPY archive archive
+COPY serve serve
+COPY cli cli
+COPY config config
+COPY frontend frontend
+# Whatever the umask of the checkout was.
+RUN chmod -R a+rX /opt/beeline /usr/local/bin && python -m compileall -q .
+# Everything that is written goes to /tmp; mount a tmpfs there, and the rest may be read-only.
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
+    BEELINE_STATE=/tmp/beeline \
+    BEELINE_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
+    BEELINE_DRAIN_SECONDS=3 BEELINE_STOP_SECONDS=40 \
+    BEELINE_LOG_MEGABYTES=2 BEELINE_LOG_FILES=1
+USER 10001:10001
+EXPOSE 8080
+HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 CMD ["healthcheck"]
+ENTRYPOINT ["tini", "--", "entrypoint"]
+
+# ---- Multi Model Server
+FROM base AS mms
+ENV BEELINE_SERVER=mms BEELINE_MMS_PYTHON=/opt/venv/bin/python
+COPY --from=environment-mms /opt/venv /opt/venv
+COPY --from=trained /opt/beeline/model_store /opt/beeline/model_store
+
+# ---- TorchServe
+FROM base AS server
+ENV BEELINE_SERVER=torchserve
+COPY --from=environment-torchserve /opt/venv /opt/venv
+COPY --from=trained /opt/beeline/model_store /opt/beeline/model_store
+
+# ---- Its bill of materials, written by tools that are in no image: `make sbom`.
+FROM server AS counted
+# hadolint ignore=DL3002
+USER 0
+COPY requirements/sbom.txt /requirements/
+RUN python -m venv --without-pip /opt/sbom \
+    && pip --python /opt/sbom install --no-cache-dir --no-deps --require-hashes -r /requirements/sbom.txt \
+    && mkdir /bill \
+    && /opt/sbom/bin/cyclonedx-py environment --output-reproducible -o /bill/python.json /opt/venv/bin/python \
+    && /opt/sbom/bin/distro2sbom --distro deb --system --sbom cyclonedx --format json -o /bill/debian.json
+
+FROM scratch AS bill
+COPY --from=counted /bill /
+
+# ---- What a build without --target makes.
+FROM server AS torchserve

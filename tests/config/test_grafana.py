@@ -1,0 +1,184 @@
+"""The dashboard and how Grafana is given it. No Grafana runs here: what can be known from the files."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from beeline.errors import RequestError
+from tests.config.conftest import (
+    GRAFANA,
+    GRAFANA_VARIABLES,
+    PROMETHEUS,
+    REFUSALS,
+    Names,
+    Query,
+    dashboard,
+    panels,
+    queries,
+    variables,
+)
+from tests.conftest import ROOT
+
+# Panels that are part of Grafana itself.
+CORE = {"row", "stat", "timeseries", "heatmap", "bargauge", "table", "text"}
+STAGES = ("queue", "decode", "forward", "encode")
+# What each panel is there for: its kind, and what its queries must hold.
+MANDATORY: list[tuple[str, str, list[str]]] = [
+    ("timeseries", "Requests per second by status", ["sum by (status) (rate(beeline_answers_total"]),
+    ("timeseries", "Mean batch size", ["beeline_batch_size_sum", "beeline_batch_size_count"]),
+    ("heatmap", "Batch sizes over time", ["sum by (le) (increase(beeline_batch_size_bucket"]),
+    ("bargauge", "Batches by size", ["sum by (le) (increase(beeline_batch_size_bucket"]),
+    *(
+        (
+            "timeseries",
+            stage.title(),
+            [f"histogram_quantile({q}, sum by (le) (rate(beeline_{stage}_seconds_bucket" for q in (0.5, 0.95, 0.99)],
+        )
+        for stage in STAGES
+    ),
+    ("timeseries", "4xx by reason", ["sum by (reason) (rate(beeline_errors_total"]),
+    ("timeseries", "Share of 4xx and 5xx", ['status=~"4.."', 'status=~"5.."']),
+    ("text", "Not counted here", []),
+    ("timeseries", "Workers ready", ["beeline_workers{"]),
+    ("timeseries", "Worker restarts", ["beeline_worker_restarts_total"]),
+    ("table", "Instances", ["beeline_workers{", "beeline:queue_seconds:mean_1m", "beeline:batch_size:mean_1m"]),
+    ("table", "Alerts", ["ALERTS"]),
+]
+
+
+def source() -> dict[str, Any]:
+    """Return the one provisioned data source."""
+    (path,) = (GRAFANA / "provisioning" / "datasources").iterdir()
+    (found,) = yaml.safe_load(path.read_text())["datasources"]
+    return found
+
+
+def shown() -> list[dict[str, Any]]:
+    """Return the panels that query something."""
+    return [panel for panel in panels() if panel["type"] not in {"row", "text"}]
+
+
+def test_the_data_source_is_composes_prometheus() -> None:
+    found = source()
+    assert (found["type"], found["url"], found["access"]) == ("prometheus", "http://prometheus:9090", "proxy")
+    # From this Grafana computes the shortest interval over which a rate has enough samples.
+    interval = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert found["jsonData"]["timeInterval"] == interval
+
+
+def test_the_provider_reads_the_folder_that_compose_mounts() -> None:
+    (path,) = (GRAFANA / "provisioning" / "dashboards").iterdir()
+    (provider,) = yaml.safe_load(path.read_text())["providers"]
+    assert (provider["type"], provider["allowUiUpdates"]) == ("file", False)
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["grafana"]
+    mounted = dict(volume.split(":")[:2] for volume in service["volumes"])
+    assert mounted["./config/grafana/dashboards"] == provider["options"]["path"]
+    assert mounted["./config/grafana/provisioning"] == "/etc/grafana/provisioning"
+
+
+def test_the_dashboard_has_a_name_that_links_can_keep() -> None:
+    found = dashboard()
+    assert (found["uid"], found["id"]) == ("beeline", None)
+    assert 36 <= found["schemaVersion"] <= 39
+
+
+def test_everything_asks_the_provisioned_data_source() -> None:
+    wanted = {"type": "prometheus", "uid": source()["uid"]}
+    asking = [
+        *shown(),
+        *(target for panel in shown() for target in panel["targets"]),
+        *dashboard()["templating"]["list"],
+    ]
+    assert [one for one in asking if one["datasource"] != wanted] == []
+    assert all(panel["targets"] for panel in shown())
+
+
+def test_panel_ids_and_the_queries_of_a_panel_are_unique() -> None:
+    ids = [panel["id"] for panel in panels()]
+    assert len(set(ids)) == len(ids)
+    for panel in shown():
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(set(letters)) == len(letters), panel["title"]
+
+
+def test_panels_lie_side_by_side() -> None:
+    places = [(panel["title"], panel["gridPos"]) for panel in panels()]
+    assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for _, place in places)
+    for (name, a), (other, b) in itertools.combinations(places, 2):
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (name, other)
+
+
+def test_only_grafanas_own_panels_are_used() -> None:
+    assert {panel["type"] for panel in panels()} <= CORE
+
+
+def test_every_panel_says_what_it_shows() -> None:
+    assert [panel["title"] for panel in shown() if not panel["description"]] == []
+
+
+@pytest.mark.parametrize(("kind", "title", "parts"), MANDATORY, ids=[title for _, title, _ in MANDATORY])
+def test_a_mandatory_panel_is_there(kind: str, title: str, parts: list[str]) -> None:
+    (panel,) = (panel for panel in panels() if panel["title"] == title and panel["type"] == kind)
+    asked = " ".join(target["expr"] for target in panel.get("targets", []))
+    assert [part for part in parts if part not in asked] == []
+
+
+def test_histograms_are_asked_for_as_grafana_takes_them_apart() -> None:
+    """The format turns cumulative buckets into single ones, and sorts them by a legend that is the bound alone."""
+    for panel in shown():
+        if panel["type"] in {"heatmap", "bargauge"}:
+            (target,) = panel["targets"]
+            assert (target["format"], target["legendFormat"]) == ("heatmap", "{{le}}"), panel["title"]
+
+
+@pytest.mark.parametrize("query", queries(), ids=lambda query: query.where)
+def test_queries_name_only_what_is_exposed(query: Query, known: Names) -> None:
+    assert query.faults(known) == []
+
+
+@pytest.mark.parametrize("one", dashboard()["templating"]["list"], ids=lambda one: one["name"])
+def test_variables_are_read_from_what_is_exposed(one: dict[str, Any], known: Names) -> None:
+    found = re.fullmatch(r"label_values\((\w+(?:\{[^}]*\})?), (\w+)\)", one["query"]["query"])
+    assert found is not None
+    query = Query(one["name"], found[1])
+    (metric,) = query.names
+    assert query.faults(known) == []
+    assert found[2] == one["name"]
+    assert found[2] in known[metric]
+    assert (one["definition"], one["multi"], one["includeAll"]) == (one["query"]["query"], True, True)
+    # A variable asks for those before it alone: one that asked for a later one would never settle.
+    before = variables()[: variables().index(one["name"])]
+    assert set(re.findall(r"\$(\w+)", one["query"]["query"])) == set(before)
+
+
+def test_model_version_and_instance_can_be_chosen() -> None:
+    assert variables() == ["service", "model", "version", "instance"]
+
+
+def test_only_variables_that_exist_are_used() -> None:
+    used = {name for query in queries() for name in re.findall(r"\$\{?(\w+)", query.expr)}
+    assert used <= {*variables(), *GRAFANA_VARIABLES}
+
+
+@pytest.mark.parametrize("query", [one for one in queries() if "ALERTS" not in one.expr], ids=lambda query: query.where)
+def test_what_is_chosen_holds_for_every_metric(query: Query, known: Names) -> None:
+    """Each metric is asked for with each variable whose label it has, so that no panel shows another's numbers."""
+    for name in query.names - {"beeline:queue_seconds:budget"}:
+        wanted = {label for label in variables() if label in known[name]}
+        bodies = re.findall(rf"(?<![\w:]){name}\{{([^}}]*)\}}", query.expr)
+        assert bodies, f"{name} is asked for without braces"
+        for body in bodies:
+            assert wanted <= set(re.findall(r'(\w+)=~"\$\1"', body)), f"{name}{{{body}}}"
+
+
+def test_4xx_by_reason_leaves_out_what_is_the_servers_fault() -> None:
+    (panel,) = (panel for panel in panels() if panel["title"] == "4xx by reason")
+    left_out = re.findall(r'reason!="(\w+)"', panel["targets"][0]["expr"])
+    assert {RequestError.status // 100, *(kind.status // 100 for kind in REFUSALS)} == {4, 5}
+    assert left_out == [kind.reason for kind in REFUSALS if kind.status >= 500]

@@ -1,0 +1,112 @@
+"""Prometheus' configuration, the recording rules and the alerts, by themselves and by promtool."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.config.conftest import GRAFANA_VARIABLES, PROMETHEUS, RULES, Names, Query, queries, rules, variables
+from tests.conftest import ROOT
+
+CONFIG = PROMETHEUS / "prometheus.yml"
+UNIT_TESTS = ROOT / "tests" / "config" / "rules.yml"
+ALERTS = [rule for rule in rules() if "alert" in rule]
+RECORDS = [rule for rule in rules() if "record" in rule]
+
+
+def run(*command: str | Path) -> str:
+    """Return what promtool says; its own words are the failure's."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_every_replica_of_both_servers_is_found_by_name() -> None:
+    values = yaml.safe_load(CONFIG.read_text())
+    (job,) = values["scrape_configs"]
+    (names,) = job["dns_sd_configs"]
+    assert (names["names"], names["type"], names["port"]) == (["backend", "mms"], "A", 8082)
+    assert names["refresh_interval"] == "5s"
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    # Rules and alerts ask for the job by this name.
+    assert job["job_name"] == "beeline"
+
+
+def test_every_rule_file_is_read() -> None:
+    patterns = yaml.safe_load(CONFIG.read_text())["rule_files"]
+    assert {path for pattern in patterns for path in PROMETHEUS.glob(pattern)} == set(RULES.iterdir()) != set()
+
+
+def test_nothing_is_sent_anywhere() -> None:
+    assert not {"remote_write", "remote_read", "alerting", "tracing"} & yaml.safe_load(CONFIG.read_text()).keys()
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("record") or rule["alert"])
+def test_rules_name_only_what_is_exposed(rule: dict[str, str], known: Names) -> None:
+    assert Query(rule.get("record") or rule["alert"], rule["expr"]).faults(known) == []
+
+
+@pytest.mark.parametrize(
+    "expr", ["beeline_answer_total", 'beeline_workers{reason="x"}', "sum by (stage) (up)", "node_x{}"]
+)
+def test_a_wrong_name_or_label_is_noticed(expr: str, known: Names) -> None:
+    assert len(Query("here", expr).faults(known)) == 1
+
+
+def test_recorded_names_cannot_be_a_workers() -> None:
+    assert RECORDS
+    assert all(rule["record"].startswith("beeline:") for rule in RECORDS)
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, dict[str, str]]) -> None:
+    assert set(rule["annotations"]) == {"summary", "description"}
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    assert len(rule["annotations"]["summary"]) < 150 < len(rule["annotations"]["description"])
+
+
+def test_there_is_an_alert_for_each_thing_that_needs_a_person() -> None:
+    assert {rule["alert"] for rule in ALERTS} == {
+        "BeelineNoServer",
+        "BeelineNoWorker",
+        "BeelineWorkersRestart",
+        "BeelineQueueOverBudget",
+        "BeelineServerErrors",
+    }
+
+
+def test_every_rule_has_a_unit_test() -> None:
+    """An alert is tried silent and firing, a recorded value with a number."""
+    tests = yaml.safe_load(UNIT_TESTS.read_text())["tests"]
+    tried = [(one["alertname"], bool(one["exp_alerts"])) for test in tests for one in test.get("alert_rule_test", [])]
+    assert {(rule["alert"], fires) for rule in ALERTS for fires in (True, False)} == set(tried)
+    asked = [Query("", one["expr"]) for test in tests for one in test.get("promql_expr_test", [])]
+    assert {rule["record"] for rule in RECORDS} == set().union(*(query.names for query in asked))
+
+
+def test_promtool_accepts_the_configuration(promtool: str) -> None:
+    assert "2 rule files found" in run(promtool, "check", "config", CONFIG)
+
+
+def test_promtool_accepts_the_rules(promtool: str) -> None:
+    run(promtool, "check", "rules", "--lint=all", "--lint-fatal", *sorted(RULES.iterdir()))
+
+
+def test_rules_say_what_their_unit_tests_expect(promtool: str) -> None:
+    assert "SUCCESS" in run(promtool, "test", "rules", UNIT_TESTS)
+
+
+def test_every_query_of_the_dashboard_parses(promtool: str, tmp_path: Path) -> None:
+    """As recording rules, which are the only expressions that promtool reads without a server."""
+    filled = {**GRAFANA_VARIABLES, **dict.fromkeys(variables(), ".*")}
+    found = [
+        {"record": f"dashboard:query:{number}", "expr": query.expr} for number, query in enumerate(queries(filled))
+    ]
+    assert len(found) > 30
+    assert not [rule for rule in found if "$" in rule["expr"]]
+    path = tmp_path / "dashboard.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": found}]}))
+    assert f"{len(found)} rules found" in run(promtool, "check", "rules", path)

@@ -1,0 +1,206 @@
+"""A real Prometheus reads a real exporter with this configuration, and answers the whole dashboard."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from beeline.answer import Answer
+from beeline.timing import Metrics
+from serve.metrics import Collector, serve_metrics
+from tests.config.conftest import PROMETHEUS, Query, dashboard, draw, fill, program, queries, variables
+
+pytestmark = pytest.mark.server
+
+KEY = ("colours", "1.0")
+# Seconds: two scrapes make a rate, and a rule's value is one evaluation behind them.
+PATIENCE = 60
+# Four scrapes, as Grafana computes it from the data source's interval; and a short look back.
+FILLED = {"__rate_interval": "4s", "__range": "60s"}
+# While nothing is wrong nothing fires.
+EMPTY_IS_FINE = {"Alerts A"}
+
+
+@dataclass
+class Served:
+    """A Prometheus that listens, and how it is asked."""
+
+    address: str
+    target: str
+    log: Path
+
+    def ask(self, path: str, **parameters: str | float) -> Any:
+        """Return what it answers, which is no error."""
+        answer = requests.get(f"{self.address}/api/v1/{path}", params=parameters, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    def values(self, query: Query) -> list[float]:
+        """Return every number of a query of the dashboard, asked as its panel asks."""
+        if query.instant:
+            found = self.ask("query", query=query.expr)["result"]
+            return [float(one["value"][1]) for one in found]
+        now = time.time()
+        found = self.ask("query_range", query=query.expr, start=now - 60, end=now, step=1)["result"]
+        return [float(value) for one in found for _, value in one["values"]]
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def variant(folder: Path, target: str) -> Path:
+    """Write our configuration with another target and a shorter interval, and nothing else changed."""
+    shutil.copytree(PROMETHEUS, folder)
+    path = folder / "prometheus.yml"
+    values = yaml.safe_load(path.read_text())
+    job = values["scrape_configs"][0]
+    del job["dns_sd_configs"]
+    # The label is the one that the look-up by name sets; our own relabelling reads it.
+    job["static_configs"] = [{"targets": [target], "labels": {"__meta_dns_name": "backend"}}]
+    values["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def traffic(folder: Path, stop: threading.Event) -> None:
+    """Count as two workers do: one draws, the other has nothing but batches of four."""
+    choose = random.Random(11)
+    drawn, even = Metrics(*KEY, {}, folder), Metrics("even", "2.0", {}, folder)
+    while not stop.wait(0.2):
+        draw(drawn, choose, 6)
+        even.count([Answer(200, "OK", "{}")] * 4, [30.0] * 4, {"decode": 3.0, "forward": 20.0, "encode": 0.5})
+        even.write()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    prometheus = program("prometheus")
+    folder = tmp_path_factory.mktemp("scrape")
+    counts = folder / "counts"
+    counts.mkdir()
+    collector = Collector(counts)
+    collector.expect({KEY: 1, ("even", "2.0"): 1})
+    exporter = serve_metrics(("127.0.0.1", 0), collector)
+    stop = threading.Event()
+    worker = threading.Thread(target=traffic, args=(counts, stop))
+    worker.start()
+    # One that died before its time.
+    dead = {**Metrics(*KEY, {}).to_dict(), "pid": 2**30}
+    (counts / "dead.json").write_text(json.dumps(dead))
+    target = f"127.0.0.1:{exporter.port}"
+    address = f"127.0.0.1:{free_port()}"
+    log = folder / "prometheus.log"
+    command = [
+        prometheus,
+        f"--config.file={variant(folder / 'prometheus', target)}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        "--log.level=info",
+    ]
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+        try:
+            running = Served(f"http://{address}", target, log)
+            wait(running, process)
+            yield running
+        finally:
+            process.terminate()
+            process.wait(30)
+            stop.set()
+            worker.join()
+            exporter.stop()
+    assert process.returncode == 0, log.read_text()[-3000:]
+
+
+def wait(running: Served, process: subprocess.Popen[bytes]) -> None:
+    """Return when it has read the exporter often enough that the slowest of our rules has a value."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        assert process.poll() is None, running.log.read_text()[-3000:]
+        try:
+            if running.ask("query", query="count_over_time(beeline:answers:5xx_ratio_5m[1m]) > 2")["result"]:
+                return
+        except requests.ConnectionError:
+            pass
+        time.sleep(0.3)
+    pytest.fail(f"no value within {PATIENCE} s: {running.log.read_text()[-3000:]}")
+
+
+def filled(**chosen: str) -> list[Query]:
+    return queries({**FILLED, **dict.fromkeys(variables(), ".*"), **chosen})
+
+
+def test_the_exporter_is_read_and_labelled(served: Served) -> None:
+    (target,) = served.ask("targets")["activeTargets"]
+    assert (target["health"], target["lastError"]) == ("up", "")
+    assert target["labels"] == {"job": "beeline", "instance": served.target, "service": "backend"}
+
+
+def test_every_rule_is_evaluated_without_an_error(served: Served) -> None:
+    found = [rule for group in served.ask("rules")["groups"] for rule in group["rules"]]
+    assert len(found) == 12
+    assert [(rule["name"], rule.get("lastError")) for rule in found if rule["health"] != "ok"] == []
+
+
+@pytest.mark.parametrize("number", range(len(queries())), ids=[query.where for query in queries()])
+def test_every_query_is_answered_with_data(served: Served, number: int) -> None:
+    query = filled()[number]
+    values = served.values(query)
+    assert query.where in EMPTY_IS_FINE or any(math.isfinite(value) for value in values), query.expr
+
+
+def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
+    """Grafana escapes what it puts into an expression: `127.0.0.1` is no pattern of four characters between dots."""
+    chosen = {"instance": re.escape(served.target).replace("\\", "\\\\"), "model": "even", "version": "2\\\\.0"}
+    found = {query.where: served.values(query) for query in filled(**chosen)}
+    assert found["Requests per second A"][-1] > 0
+    # All of its batches are of four, waited 30 ms and needed 20 ms.
+    assert set(found["Instances C"]) == {4.0}
+    assert found["Mean batch size A"][-1] == pytest.approx(4)
+    assert found["Instances D"] == [pytest.approx(0.03)]
+    assert 0.025 < found["Queue B"][-1] <= 0.05
+    assert 0.01 < found["Forward A"][-1] <= 0.025
+    assert found["Instances A"] == [1.0]
+    assert found["Server errors A"] == [0.0]
+    nobody = {query.where: served.values(query) for query in filled(model="nobody")}
+    assert nobody["Requests per second A"] == nobody["Instances A"] == []
+
+
+def test_the_histogram_of_batch_sizes_is_true(served: Served) -> None:
+    (query,) = (query for query in filled(model="even") if query.where == "Batches by size A")
+    rows = {one["metric"]["le"]: float(one["value"][1]) for one in served.ask("query", query=query.expr)["result"]}
+    assert rows.keys() >= {"1.0", "2.0", "4.0", "8.0", "128.0", "+Inf"}
+    assert rows["2.0"] == 0 < rows["4.0"] == rows["+Inf"]
+
+
+def test_variables_offer_what_is_served(served: Served) -> None:
+    offered = {}
+    for one in copy.deepcopy(dashboard()["templating"]["list"]):
+        text = fill(one["query"]["query"], dict.fromkeys(variables(), ".*"))
+        found = re.fullmatch(r"label_values\((.*), (\w+)\)", text)
+        assert found is not None
+        offered[one["name"]] = served.ask(f"label/{found[2]}/values", **{"match[]": found[1]})
+    assert offered == {
+        "service": ["backend"],
+        "model": ["colours", "even"],
+        "version": ["1.0", "2.0"],
+        "instance": [served.target],
+    }

@@ -1,0 +1,204 @@
+"""A real container engine: images built from a clean copy of this tree, services of the compose file, load on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "tests" / "pictures"
+CIRCLES, STRIPES = (PICTURES / f"{name}.jpg" for name in ("circles", "stripes"))
+PROJECT = "beeline-test"
+PAGE, API, MANAGEMENT = "http://localhost:8000", "http://localhost:8080", "http://localhost:8081"
+# Seconds for a container to become ready on a machine that others use too.
+PATIENCE = 240
+
+
+def run(*command: str, check: bool = True, **options: Any) -> str:
+    """Run a command and return what it printed; failing, show all that it said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.stdout if check else done.stdout + done.stderr
+
+
+def wait_until(holds: Callable[[], bool], what: str, patience: float = PATIENCE) -> float:
+    """Wait until it holds; return the seconds that took."""
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < patience, f"{what}: not in {patience:g} s"
+        time.sleep(0.2)
+    return time.monotonic() - begun
+
+
+def ping(url: str) -> int:
+    """Return the status of /ping; 0 where nothing answers."""
+    try:
+        return requests.get(f"{url}/ping", timeout=5).status_code
+    except requests.RequestException:
+        return 0
+
+
+def predict(picture: Path = CIRCLES, url: str = API) -> requests.Response:
+    """Send a picture over a connection of its own, so that none that was kept is blamed."""
+    return requests.put(f"{url}/predictions/resnet18", data=picture.read_bytes(), timeout=120)
+
+
+@dataclass
+class Load:
+    """What clients got: how many of each status, every failure in its words, and how often nobody took the call.
+
+    `closing` is the time after which the door may be shut. The kernel takes a connection before nginx does, and
+    cuts it when nginx shuts the door first: of those that came later such a cut is no failure.
+    """
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    refused: int = 0
+    closing: float = float("inf")
+
+    def one(self, url: str) -> None:
+        """Send one request and note what became of it."""
+        sent = time.monotonic()
+        try:
+            answer = predict(url=url)
+            self.statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                self.failures.append(f"{answer.status_code}: {answer.text.strip()}")
+        except requests.RequestException as error:
+            refused = isinstance(getattr(error.args[0], "reason", None), (NewConnectionError, ConnectTimeoutError))
+            if refused or (sent > self.closing and not isinstance(error, requests.Timeout)):
+                self.refused += 1
+                time.sleep(0.05)
+            else:
+                self.failures.append(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def under_load(url: str = API, clients: int = 6) -> Iterator[Load]:
+    """Keep so many clients asking, each again when it has its answer, while the block runs."""
+    load, stop = Load(), threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            load.one(url)
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Compose:
+    """The compose file of a clean copy of this tree, under a project name of its own."""
+
+    folder: Path
+    spelling: tuple[str, ...] = ("docker", "compose")
+
+    def __call__(self, *words: str, check: bool = True, **variables: str) -> str:
+        """Run a command of Compose in the copy."""
+        # Without the address of PyTorch's own index: pip finds a CPU build without it where these tests run.
+        environ = {**os.environ, "PYTORCH_INDEX": os.environ.get("PYTORCH_INDEX", ""), **variables}
+        return run(*self.spelling, "-p", PROJECT, *words, check=check, cwd=self.folder, env=environ)
+
+    def containers(self, service: str) -> list[str]:
+        """Return the ids of a service's running containers."""
+        return self("ps", "-q", service).split()
+
+    def logs(self, service: str) -> str:
+        """Return what a service's containers printed."""
+        return self("logs", "--no-color", "--no-log-prefix", service)
+
+    def access_log(self) -> list[dict[str, Any]]:
+        """Return the gateway's line of each request."""
+        # Compose may put a code for terminals before each line.
+        found = [line.partition('{"time"') for line in self.logs("gateway").splitlines()]
+        return [json.loads(sign + rest) for _, sign, rest in found if sign]
+
+
+def inspect(container: str) -> dict[str, Any]:
+    """Return all that the engine knows of a container."""
+    values: dict[str, Any] = json.loads(run("docker", "inspect", container))[0]
+    return values
+
+
+def inside(container: str, *command: str, check: bool = True) -> str:
+    """Run a command in a container."""
+    return run("docker", "exec", container, *command, check=check)
+
+
+def leftovers() -> str:
+    """Name every container, network and volume of the tests' project."""
+    label = f"label=com.docker.compose.project={PROJECT}"
+    return "".join(
+        run("docker", *what, "--filter", label, "-q") for what in (("ps", "-a"), ("network", "ls"), ("volume", "ls"))
+    )
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """Skip where no container engine answers."""
+    if shutil.which("docker") is None or "Server" not in run("docker", "version", check=False):
+        pytest.skip("no container engine answers: start one, with Compose v2, and run `make test-docker` again")
+
+
+@pytest.fixture(scope="session")
+def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """Build the images from a copy that holds what a clone would, and what is about to be committed."""
+    folder = tmp_path_factory.mktemp("clone") / "beeline"
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    made = Compose(folder)
+    begun = time.monotonic()
+    made("--profile", "mms", "build", "--quiet")
+    print(f"\nimages built in {time.monotonic() - begun:.0f} s")
+    yield made
+    made("--profile", "*", "down", "--volumes", "--remove-orphans")
+    assert leftovers() == ""
+
+
+@pytest.fixture(scope="session")
+def site(compose: Compose) -> Compose:
+    """The services of `docker compose up`, ready."""
+    compose("up", "--detach")
+    seconds = wait_until(lambda: ping(API) == 200, "the gateway's /ping is 200")
+    print(f"ready {seconds:.1f} s after `docker compose up`")
+    return compose
+
+
+@pytest.fixture
+def lone(compose: Compose) -> Iterator[Callable[..., str]]:
+    """Run single containers, as `docker run` does for users; returns their ids."""
+    made: list[str] = []
+
+    def start(image: str, *options: str, words: Sequence[str] = ()) -> str:
+        container = run("docker", "run", "--detach", *options, image, *words).strip()
+        made.append(container)
+        return container
+
+    yield start
+    for container in made:
+        run("docker", "rm", "--force", "--volumes", container)

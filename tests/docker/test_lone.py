@@ -1,0 +1,159 @@
+"""One container by itself, as `docker run` starts it: the environment, what is mounted, the end, odd pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from archive.store import INDEX
+from tests.conftest import RED
+from tests.docker.conftest import CIRCLES, STRIPES, Compose, inside, inspect, ping, run, under_load, wait_until
+
+pytestmark = pytest.mark.docker
+CPU, MMS = "beeline-cpu:0.1.0", "beeline-mms:0.1.0"
+# As docker-compose.yml confines it.
+CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+Start = Callable[..., str]
+
+
+def address(container: str, port: int = 8080) -> str:
+    return f"http://{inspect(container)['NetworkSettings']['IPAddress']}:{port}"
+
+
+def ready(container: str) -> str:
+    """Wait until the container answers predictions; return its address."""
+
+    def now() -> bool:
+        assert inspect(container)["State"]["Running"], run("docker", "logs", container, check=False)
+        return ping(address(container)) == 200
+
+    wait_until(now, "the container is ready")
+    return address(container)
+
+
+def said_at_its_end(container: str) -> str:
+    """Wait until the container has ended, and return what it printed."""
+    wait_until(lambda: not inspect(container)["State"]["Running"], "the container has ended")
+    assert inspect(container)["State"]["ExitCode"] == 1
+    return run("docker", "logs", container, check=False)
+
+
+def store(folder: Path, archive: Path) -> Path:
+    """Make a store that lists the archive, as `beeline archive build` leaves one."""
+    folder.mkdir()
+    shutil.copyfile(archive, folder / archive.name)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    entry = {"sha256": digest, "name": "colours", "version": "1.0", "fingerprint": "", "bytes": archive.stat().st_size}
+    (folder / INDEX).write_text(json.dumps({"schema": 1, "archives": {archive.name: entry}}))
+    # The container's user is somebody else.
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[CPU, MMS])
+def server(compose: Compose, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A container of each server, with the variables that users of the servers' own images know."""
+    numbers = [f"--env={name}" for name in ("BATCH_SIZE=32", "WORKERS=2", "LINGER_MS=10")]
+    published = "--publish=127.0.0.1:18080:8080"
+    container = run("docker", "run", "--detach", *CONFINED, *numbers, published, request.param).strip()
+    yield container
+    run("docker", "rm", "--force", container)
+
+
+def test_the_variables_of_the_servers_images(server: str) -> None:
+    ready(server)
+    url = "http://localhost:18080"
+    (model,) = requests.get(f"{url}/catalog.json", timeout=10).json()["models"]
+    assert (model["batch_size"], model["max_batch_delay_ms"]) == (32, 10)
+    assert requests.get(f"{url}/ping", timeout=10).json()["models"]["resnet18"]["1.0"] == {"workers": 2, "ready": 2}
+    for picture, label in ((CIRCLES, "circles"), (STRIPES, "stripes")):
+        answer = requests.put(f"{url}/predictions/resnet18", data=picture.read_bytes(), timeout=60)
+        assert next(iter(answer.json())) == label
+    assert "<title>" in requests.get(url, timeout=10).text
+    wait_until(lambda: inspect(server)["State"]["Health"]["Status"] == "healthy", "the engine's own health check")
+
+
+def test_management_is_off_unless_asked_for(server: str, lone: Start) -> None:
+    ready(server)
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{address(server, 8081)}/models", timeout=5)
+    assert "resnet18" in inside(server, "beeline", "serve", "status")
+    asked = lone(CPU, *CONFINED, "--env=BEELINE_MANAGEMENT_ADDRESS=http://0.0.0.0:8081", "-p", "127.0.0.1:18081:8081")
+    ready(asked)
+    url = "http://localhost:18081"
+    assert requests.put(f"{url}/models/resnet18?min_worker=2&synchronous=true", timeout=120).status_code == 200
+    assert requests.post(f"{url}/models?url=http://192.0.2.1/x.mar", timeout=10).status_code == 405
+    assert requests.get(f"{url}/models", timeout=10, headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_stopping_answers_what_was_accepted(server: str) -> None:
+    url = ready(server)
+    with under_load(url, clients=8) as load:
+        time.sleep(3)
+        begun = time.monotonic()
+        # Nearly all of BEELINE_DRAIN_SECONDS.
+        load.closing = begun + 2
+        run("docker", "stop", "--time", "60", server)
+        seconds = time.monotonic() - begun
+    print(f"\nstopped in {seconds:.1f} s: {dict(load.statuses)}; {load.refused} connections were not taken any more")
+    assert load.failures == []
+    state = inspect(server)["State"]
+    assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
+
+
+def test_a_mounted_store_is_served(lone: Start, colour_archive: Path, tmp_path: Path) -> None:
+    folder = store(tmp_path / "store", colour_archive)
+    container = lone(CPU, *CONFINED, "--volume", f"{folder}:/model_store:ro", "--env=WORKERS=1")
+    answer = requests.put(f"{ready(container)}/predictions/colours", data=RED, timeout=60)
+    assert next(iter(answer.json())) == "red"
+    assert "archives: /model_store" in run("docker", "logs", container, check=False)
+
+
+def test_what_is_not_listed_is_not_served(lone: Start, colour_archive: Path, tmp_path: Path) -> None:
+    folder = store(tmp_path / "store", colour_archive)
+    with (folder / colour_archive.name).open("ab") as file:
+        file.write(b"\0")
+    said = said_at_its_end(lone(CPU, *CONFINED, "--volume", f"{folder}:/model_store:ro"))
+    assert "it was changed after it was built" in said
+    (folder / INDEX).write_text('{"schema": 1, "archives": {}}')
+    said = said_at_its_end(lone(CPU, *CONFINED, "--volume", f"{folder}:/model_store:ro"))
+    assert "only archives that it lists with their sha256 are served" in said
+
+
+def test_a_wrong_setting_is_one_sentence(lone: Start) -> None:
+    said = said_at_its_end(lone(CPU, *CONFINED, "--env=BATCH_SIZE=none"))
+    assert "BATCH_SIZE is 'none'; allowed: a whole number of requests, 1 to 1024" in said
+    said = said_at_its_end(lone(CPU, *CONFINED, "--env=BEELINE_DEADLINE_SECONDS=0"))
+    assert "environment BEELINE_DEADLINE_SECONDS: beeline_deadline_seconds is '0'" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.shared
+def test_pillow_simd_answers_odd_pictures_as_it_should(lone: Start) -> None:
+    """Real photographs get labels, everything else an answer of its own; nothing breaks and no worker is lost."""
+    if "BEELINE_SHARED" not in os.environ:
+        pytest.skip("BEELINE_SHARED names no folder of real pictures")
+    container = lone(CPU, *CONFINED, "--env=WORKERS=1")
+    url = ready(container)
+    folder = Path(os.environ["BEELINE_SHARED"])
+    seen: dict[int, int] = {}
+    for path in sorted(each for each in (folder / "awkward").rglob("*") if each.is_file()):
+        answer = requests.put(f"{url}/predictions/resnet18", data=path.read_bytes(), timeout=120)
+        seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
+        assert answer.status_code == 200 or 400 <= answer.status_code < 429, (path.name, answer.text)
+    for path in sorted((folder / "imagenet_samples").rglob("*.jp*g"), key=lambda path: path.name)[:20]:
+        assert requests.put(f"{url}/predictions/resnet18", data=path.read_bytes(), timeout=60).status_code == 200
+    print(f"\nodd pictures under Pillow-SIMD: {seen}")
+    assert seen[200] > 20
+    counted = inside(container, "beeline", "serve", "status")
+    assert "1 of 1 workers ready" in counted
