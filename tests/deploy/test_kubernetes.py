@@ -1,0 +1,279 @@
+"""The Kubernetes files: each is valid by the API's own schemas, and together they agree."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.metadata
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from serve.metrics import Collector
+from serve.properties import VARIABLES
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "deploy" / "kubernetes"
+KUSTOMIZATION = FOLDER / "kustomization.yaml"
+RULE = FOLDER / "prometheus-adapter-rule.yaml"
+FILES = sorted(path.name for path in FOLDER.glob("*.yaml") if path not in (KUSTOMIZATION, RULE))
+# The oldest in which every field in use counts by default, and the newest whose schemas are there.
+VERSIONS = ("1.27", "1.37")
+# What the settings of one model are called in the environment.
+OF_MODELS = {"BATCH_SIZE", "WORKERS", "LINGER_MS"}
+MANAGEMENT = 8081
+UNITS = {"": 1, "Mi": 2**20, "Gi": 2**30}
+
+
+@functools.cache
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def read(name: str) -> Any:
+    """Return one file's document, a copy that may be changed."""
+    return copy.deepcopy(_read(FOLDER / name))
+
+
+def pod() -> Any:
+    return read("deployment.yaml")["spec"]["template"]
+
+
+def containers() -> list[Any]:
+    spec = pod()["spec"]
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def server() -> Any:
+    (container,) = containers()
+    return container
+
+
+def settings() -> dict[str, str]:
+    return {one["name"]: one["value"] for one in server()["env"]}
+
+
+def ports() -> dict[str, int]:
+    return {one["name"]: one["containerPort"] for one in server()["ports"]}
+
+
+def quantity(text: str) -> int:
+    """Return the bytes of a quantity such as 512Mi."""
+    match = re.fullmatch(r"(\d+)([A-Za-z]*)", text)
+    assert match is not None, text
+    return int(match[1]) * UNITS[match[2]]
+
+
+def values(document: Any) -> Iterator[Any]:
+    """Return every value of a document that has none below it."""
+    if isinstance(document, dict):
+        document = list(document.values())
+    if isinstance(document, list):
+        for each in document:
+            yield from values(each)
+    else:
+        yield document
+
+
+def render() -> list[Any]:
+    """Return the documents that kubectl makes of the folder."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("no kubectl on the PATH to render with (Debian: apt-get install kubernetes-client)")
+    done = subprocess.run([kubectl, "kustomize", str(FOLDER)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", FILES)
+def test_every_resource_is_valid(name: str, version: str) -> None:
+    # It falls back to an older version in silence, and says which it took.
+    assert kubernetes_validate.validate(read(name), version, strict=True) == version
+
+
+def test_a_typo_would_be_found() -> None:
+    deployment = read("deployment.yaml")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    container["readynessProbe"] = container.pop("readinessProbe")
+    with pytest.raises(kubernetes_validate.ValidationError, match="readynessProbe"):
+        kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+
+
+def test_a_value_of_the_wrong_kind_would_be_found() -> None:
+    deployment = read("deployment.yaml")
+    # What YAML makes of a number without quotes; the cluster takes only text.
+    deployment["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError, match="2 is not of type"):
+        kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+
+
+def test_the_kustomization_lists_every_resource_and_no_other() -> None:
+    assert sorted(read(KUSTOMIZATION.name)["resources"]) == FILES
+
+
+def test_it_renders_to_the_same_resources_in_one_namespace_with_the_images_tag() -> None:
+    documents = render()
+    for document in documents:
+        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+        if document["kind"] != "Namespace":
+            assert document["metadata"].pop("namespace") == read("namespace.yaml")["metadata"]["name"]
+    rendered = {document["kind"]: document for document in documents}
+    container = rendered["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == f"beeline-cpu:{importlib.metadata.version('beeline')}"
+    container["image"] = server()["image"]
+    assert rendered == {read(name)["kind"]: read(name) for name in FILES}
+    assert len(documents) == len(FILES)
+
+
+def test_the_images_tag_is_this_version() -> None:
+    (image,) = read(KUSTOMIZATION.name)["images"]
+    assert image == {"name": server()["image"], "newTag": importlib.metadata.version("beeline")}
+
+
+def test_everything_speaks_of_the_same_pods() -> None:
+    labels = pod()["metadata"]["labels"]
+    (spread,) = pod()["spec"]["topologySpreadConstraints"]
+    for selector in (
+        read("deployment.yaml")["spec"]["selector"]["matchLabels"],
+        read("service.yaml")["spec"]["selector"],
+        read("pod-disruption-budget.yaml")["spec"]["selector"]["matchLabels"],
+        read("network-policy.yaml")["spec"]["podSelector"]["matchLabels"],
+        spread["labelSelector"]["matchLabels"],
+    ):
+        assert selector == labels
+    deployment = read("deployment.yaml")
+    assert read("horizontal-pod-autoscaler.yaml")["spec"]["scaleTargetRef"] == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": deployment["kind"],
+        "name": deployment["metadata"]["name"],
+    }
+    assert read(KUSTOMIZATION.name)["namespace"] == read("namespace.yaml")["metadata"]["name"]
+
+
+def test_ports_agree() -> None:
+    assert ports() == {"http": 8080, "metrics": 8082}
+    (service,) = read("service.yaml")["spec"]["ports"]
+    assert service["targetPort"] == "http"
+    annotations = pod()["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(ports()["metrics"])
+    assert settings()["BEELINE_METRICS_ADDRESS"] == f"http://0.0.0.0:{ports()['metrics']}"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server()[probe]["httpGet"] == {"path": "/ping", "port": "http"}
+
+
+def test_nothing_opens_management() -> None:
+    for name in FILES:
+        assert not [value for value in values(read(name)) if str(MANAGEMENT) in str(value)], name
+    # A rule without ports would open all of them.
+    assert all(rule["ports"] for rule in read("network-policy.yaml")["spec"]["ingress"])
+
+
+def test_the_network_policy_opens_the_page_to_all_metrics_to_one_namespace_and_nothing_outwards() -> None:
+    spec = read("network-policy.yaml")["spec"]
+    assert sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
+    assert spec["egress"] == []
+    everybody, monitoring = spec["ingress"]
+    assert everybody == {"ports": [{"protocol": "TCP", "port": ports()["http"]}]}
+    assert monitoring["ports"] == [{"protocol": "TCP", "port": ports()["metrics"]}]
+    assert [sorted(one) for one in monitoring["from"]] == [["namespaceSelector"]]
+
+
+def test_a_pod_may_do_next_to_nothing() -> None:
+    spec = pod()["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "runAsGroup": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    for container in containers():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    assert not {"hostNetwork", "hostPID", "hostIPC", "serviceAccountName"} & set(spec)
+
+
+def test_every_setting_is_one_that_is_read() -> None:
+    assert set(settings()) <= {*VARIABLES, *OF_MODELS}
+
+
+def test_a_pod_that_ends_is_given_the_time_that_it_takes() -> None:
+    drain, stop = (int(settings()[f"BEELINE_{name}_SECONDS"]) for name in ("DRAIN", "STOP"))
+    grace = pod()["spec"]["terminationGracePeriodSeconds"]
+    assert grace > drain + stop
+    # While it drains /ping is 503: no reason to restart what is ending.
+    liveness = server()["livenessProbe"]
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] > 2 * grace
+    assert "lifecycle" not in server()
+
+
+def test_a_start_may_take_four_times_what_was_measured() -> None:
+    startup = server()["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 4 * 40
+
+
+def test_the_memory_limit_covers_what_its_comment_adds_up() -> None:
+    text = (FOLDER / "deployment.yaml").read_text(encoding="utf-8")
+    lines = re.findall(r"^ +# +(\d+)  (\S.*)$", text, re.MULTILINE)
+    *parts, (total, together) = [(int(megabytes), what) for megabytes, what in lines]
+    assert together == "together"
+    assert sum(megabytes for megabytes, _ in parts) == total
+    (idle, peak), (temporary,) = parts[:2], [megabytes for megabytes, what in parts if "/tmp" in what]
+    workers = int(settings()["WORKERS"])
+    for megabytes, what in (idle, peak):
+        (each,) = re.findall(r"(\d+) each", what)
+        assert megabytes == workers * int(each), what
+    (volume,) = pod()["spec"]["volumes"]
+    assert volume["emptyDir"]["medium"] == "Memory"
+    assert round(quantity(volume["emptyDir"]["sizeLimit"]) / 1e6) == temporary
+    resources = server()["resources"]
+    # A quarter is what Java's heap may be, at the limit that it sees.
+    assert quantity(resources["limits"]["memory"]) > total * 1e6 + 500e6
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+
+
+def test_workers_have_a_core_each_and_the_rest_has_one() -> None:
+    resources = server()["resources"]
+    assert resources["requests"]["cpu"] == settings()["WORKERS"]
+    assert int(resources["limits"]["cpu"]) > int(settings()["WORKERS"])
+
+
+def test_what_is_written_goes_to_a_volume() -> None:
+    (volume,) = pod()["spec"]["volumes"]
+    assert server()["volumeMounts"] == [{"name": volume["name"], "mountPath": "/tmp"}]
+
+
+def test_an_update_takes_no_pod_away_before_there_is_another() -> None:
+    spec = read("deployment.yaml")["spec"]
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    # The autoscaler's number would be set back by every apply.
+    assert "replicas" not in spec
+
+
+def test_a_host_can_be_emptied_at_the_smallest_number_of_pods() -> None:
+    autoscaler = read("horizontal-pod-autoscaler.yaml")["spec"]
+    assert autoscaler["minReplicas"] > read("pod-disruption-budget.yaml")["spec"]["maxUnavailable"] == 1
+    assert autoscaler["maxReplicas"] > autoscaler["minReplicas"]
+
+
+def test_the_autoscaler_asks_for_the_metric_that_the_rule_makes_of_one_that_is_published(tmp_path: Path) -> None:
+    (rule,) = read(RULE.name)["rules"]["custom"]
+    metrics = read("horizontal-pod-autoscaler.yaml")["spec"]["metrics"]
+    assert rule["name"]["as"] in [one["pods"]["metric"]["name"] for one in metrics if one["type"] == "Pods"]
+    series = rule["seriesQuery"].partition("{")[0]
+    published = {metric.name for metric in Collector(tmp_path).collect() if metric.type == "histogram"}
+    assert series.removesuffix("_bucket") in published
+    # The adapter's own marks, which it fills in; without the pod's label no value would find its pod.
+    assert set(re.findall(r"<<(.*?)>>", rule["metricsQuery"])) == {".GroupBy", ".Series", ".LabelMatchers"}
