@@ -2,19 +2,23 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SERVER ?= torchserve
+SBOM ?= .beeline/sbom
 
 # Downloading another Python is never wanted; warm bytecode halves a worker's start.
 export UV_PYTHON_DOWNLOADS := never
 export UV_NO_PROGRESS := 1
 UV := .venv/bin/uv
 READY := .venv/.ready
+# What the servers ask for and no process in an image imports; Pillow-SIMD is in Pillow's place.
+UNUSED := pillow wheel packaging
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header
 
 # The first Python that really runs, is 3.10 to 3.12 and has venv with pip.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup serve test test-server test-shared test-train test-readme test-all check lock clean
+.PHONY: help setup serve test test-server test-browser test-shared test-train test-docker test-readme test-all sbom check bench lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -36,32 +40,59 @@ serve: ## everything: data, training, archive, a running server (SERVER=mms; ARG
 		exec .venv/bin/beeline quickstart --server $(SERVER) $(ARGS) --setup-seconds $$((SECONDS - start))
 
 test: setup ## the fast tests: no server, no training
-	@.venv/bin/pytest -q -m "not server and not train and not shared and not readme"
+	@.venv/bin/pytest -q -m "not server and not browser and not docker and not train and not shared and not readme"
 
-test-server: setup ## the tests on real TorchServe and real Multi Model Server
-	@.venv/bin/pytest -q -m "server and not shared and not train"
+test-server: setup ## the tests on real TorchServe, Multi Model Server and nginx
+	@.venv/bin/pytest -q -m "server and not shared and not train and not docker"
+
+test-browser: setup ## the page in a real Chromium, before real servers
+	@.venv/bin/pytest -q -m browser
 
 test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED names their folder)
-	@.venv/bin/pytest -q -m "shared and not train and not readme"
+	@.venv/bin/pytest -q -m "shared and not train and not readme and not docker"
 
 test-train: setup ## the tests that train a model on real pictures
 	@.venv/bin/pytest -q -m train
 
+sbom: ## the bill of materials of the CPU image: what Python and Debian put into it, as CycloneDX (SBOM=folder)
+	@DOCKER_BUILDKIT=1 docker build --quiet --file docker/cpu.Dockerfile --target bill --output '$(SBOM)' \
+		$(if $(filter undefined,$(origin PYTORCH_INDEX)),,--build-arg PYTORCH_INDEX=$(PYTORCH_INDEX)) . >/dev/null
+	@ls '$(SBOM)'/*.json
+
+test-docker: setup ## the images, Compose and Swarm, on a real container engine
+	@.venv/bin/pytest -q -s -m docker
+
 test-readme: setup ## every command block of the README, with real pictures
 	@.venv/bin/pytest -q -m readme
 
-test-all: test test-server test-shared test-train test-readme ## every tier
+test-all: test test-server test-browser test-shared test-train test-docker test-readme ## every tier
 
-check: setup ## format, lint, types and the layers between rooms
+check: setup ## format, lint, types, the layers between rooms, Dockerfiles and compose files
 	@.venv/bin/ruff format --check --quiet . || { .venv/bin/ruff format --diff --quiet .; exit 1; }
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy --no-error-summary handlers archive train serve bench cli tests
 	@.venv/bin/lint-imports
+	@.venv/bin/hadolint docker/*.Dockerfile
+	@if docker compose version >/dev/null 2>&1; then \
+		for file in docker-compose.yml awsei-docker-compose.yml; do docker compose -f $$file config --quiet || exit 1; done; \
+		else echo "make: no docker compose here, so the compose files were not checked"; fi
+
+bench: setup ## what gateway and container cost, and an overload of a minute (MAR and PICTURE name what to use)
+	@test -n '$(MAR)' -a -n '$(PICTURE)' || { echo "make: name them: make bench MAR=model_store/resnet18.mar" \
+		"PICTURE=.beeline/samples/ants.jpg" >&2; exit 2; }
+	@mkdir -p bench/results
+	@.venv/bin/python -m bench.gateway --picture '$(PICTURE)' --out bench/results/gateway.json
+	@.venv/bin/python -m bench.overload --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/overload.json
+	@if docker image inspect beeline-cpu:0.1.0 >/dev/null 2>&1; \
+		then .venv/bin/python -m bench.containers --picture '$(PICTURE)' --out bench/results/containers.json; \
+		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
 
 lock: setup ## resolve requirements/*.in again, with hashes and without an index
-	@for name in uv main mms; do $(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes \
-		--no-emit-index-url --no-header requirements/$$name.in -o requirements/$$name.txt; done
+	@set -e; for name in uv main mms sbom; do $(LOCK) requirements/$$name.in -o requirements/$$name.txt; done
+	@set -e; for name in image-torchserve image-mms gateway pillow-simd; do $(LOCK) --constraint requirements/main.txt \
+		$(UNUSED:%=--no-emit-package %) requirements/$$name.in -o requirements/$$name.txt; done
+	@$(LOCK) --constraint requirements/main.txt requirements/image-accelerator.in -o requirements/image-accelerator.txt
 
 clean: ## remove what was built: archives, runs, caches (not the environments, not downloaded data)
-	@rm -rf runs model_store/*.mar model_store/index.json .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf runs model_store/*.mar model_store/index.json model_store/samples .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
