@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import torch
 from PIL import Image
 
@@ -46,6 +48,29 @@ def picture(
 
 
 RED, GREEN, BLUE = (picture(colour) for colour in ((220, 30, 40), (20, 200, 60), (30, 40, 210)))
+
+
+def post_together(url: str, bodies: Sequence[bytes], headers: dict[str, str] | None = None) -> list[requests.Response]:
+    """Send every body at the same time, each as a client of its own."""
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: requests.post(url, data=body, headers=headers, timeout=60), bodies))
+
+
+def post_as_one_batch(url: str, bodies: Sequence[bytes], wanted: Sequence[str | int]) -> list[requests.Response]:
+    """Send the bodies together until they share one batch: a golden picture of the gateway's may have come between.
+
+    Args:
+        url: of the model's predictions, on a server whose batches are as large as `bodies` are many.
+        bodies: one a client.
+        wanted: what each client is to get, every time: the first label, or the status where that is not 200.
+    """
+    for _ in range(5):
+        responses = post_together(url, bodies)
+        got = [next(iter(each.json())) if each.status_code == 200 else each.status_code for each in responses]
+        assert got == list(wanted), [each.text for each in responses]
+        if all(each.headers["X-Batch-Size"] == str(len(bodies)) for each in responses):
+            return responses
+    pytest.fail(f"in five turns {len(bodies)} requests at once never shared one batch")
 
 
 def write_checksums(folder: Path, spec: ModelSpec) -> None:

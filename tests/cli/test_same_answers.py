@@ -21,7 +21,7 @@ from serve.addresses import Ports
 from serve.config import Overrides
 from serve.running import Running
 from serve.up import Request, up
-from tests.conftest import ROOT
+from tests.conftest import ROOT, post_as_one_batch
 from train.predictor import RunPredictor
 
 pytestmark = [pytest.mark.train, pytest.mark.server]
@@ -111,16 +111,11 @@ def test_broken_pictures_among_photographs_harm_nobody(
     }
     bad = [(path.read_bytes(), status) for path, status in broken.items()]
     good = list(zip(photographs, of_the_run, strict=True))
-    choose, before, whole = random.Random(7), worker(running), 0
+    choose, before = random.Random(7), worker(running)
     url = f"{running.state.inference}/predictions/resnet18"
     for _ in range(CASES):
         sent = [choose.choice(bad) if choose.random() < 0.5 else choose.choice(good) for _ in range(8)]
-        with ThreadPoolExecutor(8) as pool:
-            responses = list(pool.map(lambda one: requests.post(url, data=one[0], timeout=60), sent))
-        got = [next(iter(r.json())) if r.status_code == 200 else r.status_code for r in responses]
-        assert got == [wanted for _, wanted in sent], [r.text for r in responses]
-        whole += all(r.headers["X-Batch-Size"] == "8" for r in responses)
-    assert whole == CASES, f"only {whole} of {CASES} cases were whole batches of 8"
+        post_as_one_batch(url, [data for data, _ in sent], [wanted for _, wanted in sent])
     assert worker(running).pid == before.pid
 
 

@@ -289,11 +289,16 @@ class Site:
                 pass
         return answer
 
-    def log(self) -> list[dict[str, Any]]:
-        """Return the access log, which nginx writes once a second."""
-        time.sleep(1.3)
-        text = (self.settings.logs / nginx.ACCESS_LOG).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+    def log(self, requests_seen: int = 1) -> list[dict[str, Any]]:
+        """Return the access log once it tells of so many predictions: nginx writes it once a second."""
+        deadline = time.monotonic() + 30
+        while True:
+            text = (self.settings.logs / nginx.ACCESS_LOG).read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.splitlines()]
+            if sum("/predictions/" in line["request"] for line in lines) >= requests_seen:
+                return lines
+            assert time.monotonic() < deadline, f"the log has not {requests_seen} predictions: {text}"
+            time.sleep(0.1)
 
 
 Gateway = Callable[..., Site]

@@ -55,7 +55,8 @@ def test_page_and_api_have_one_origin_on_both_ports(running: Running) -> None:
         assert "<html" in requests.get(url, timeout=30).text
         answer = requests.post(f"{url}/predictions/colours", data=RED, timeout=30)
         assert next(iter(answer.json())) == "red"
-        assert answer.headers["X-Batch-Size"] == "1"
+        # A golden picture of the gateway's may be in the same batch.
+        assert answer.headers["X-Batch-Size"] in ("1", "2")
         assert answer.headers["Server-Timing"].startswith("queue;dur=")
         assert requests.get(f"{url}/ping", timeout=30).json()["status"] == "Healthy"
 
