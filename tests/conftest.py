@@ -56,7 +56,7 @@ def post_together(url: str, bodies: Sequence[bytes], headers: dict[str, str] | N
         return list(pool.map(lambda body: requests.post(url, data=body, headers=headers, timeout=60), bodies))
 
 
-def post_as_one_batch(url: str, bodies: Sequence[bytes], wanted: Sequence[str | int]) -> list[requests.Response]:
+def post_as_one_batch(url: str, bodies: Sequence[bytes], wanted: Sequence[object]) -> list[requests.Response]:
     """Send the bodies together until they share one batch: a golden picture of the gateway's may have come between.
 
     Args:
