@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SERVER ?= torchserve
 SBOM ?= .beeline/sbom
+# Processes that share the tests of a tier, a file at a time: real servers spend half of their time waiting.
+PARALLEL ?= 2
+TOGETHER := .venv/bin/pytest -q -n $(PARALLEL) --dist loadfile
 
 # Downloading another Python is never wanted; warm bytecode halves a worker's start.
 export UV_PYTHON_DOWNLOADS := never
@@ -40,13 +43,13 @@ serve: ## everything: data, training, archive, a running server (SERVER=mms; ARG
 		exec .venv/bin/beeline quickstart --server $(SERVER) $(ARGS) --setup-seconds $$((SECONDS - start))
 
 test: setup ## the fast tests: no server, no training
-	@.venv/bin/pytest -q -m "not server and not browser and not docker and not train and not shared and not readme"
+	@$(TOGETHER) -m "not server and not browser and not docker and not train and not shared and not readme"
 
 test-server: setup ## the tests on real TorchServe, Multi Model Server and nginx
-	@.venv/bin/pytest -q -m "server and not shared and not train and not docker"
+	@$(TOGETHER) -m "server and not shared and not train and not docker"
 
 test-browser: setup ## the page in a real Chromium, before real servers
-	@.venv/bin/pytest -q -m browser
+	@$(TOGETHER) -m browser
 
 test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED names their folder)
 	@.venv/bin/pytest -q -m "shared and not train and not readme and not docker"

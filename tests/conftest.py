@@ -56,21 +56,34 @@ def post_together(url: str, bodies: Sequence[bytes], headers: dict[str, str] | N
         return list(pool.map(lambda body: requests.post(url, data=body, headers=headers, timeout=60), bodies))
 
 
+def until_one_batch(send: Callable[[], list[requests.Response]]) -> list[requests.Response]:
+    """Send several requests at once, again until they share one batch, and return their answers.
+
+    One may come too late on a busy machine, and a golden picture of the gateway's may come between.
+    """
+    for _ in range(5):
+        responses = send()
+        if all(each.headers["X-Batch-Size"] == str(len(responses)) for each in responses):
+            return responses
+    pytest.fail(f"in five turns {len(responses)} requests at once never shared one batch")
+
+
 def post_as_one_batch(url: str, bodies: Sequence[bytes], wanted: Sequence[object]) -> list[requests.Response]:
-    """Send the bodies together until they share one batch: a golden picture of the gateway's may have come between.
+    """Send the bodies together until they share one batch.
 
     Args:
         url: of the model's predictions, on a server whose batches are as large as `bodies` are many.
         bodies: one a client.
         wanted: what each client is to get, every time: the first label, or the status where that is not 200.
     """
-    for _ in range(5):
+
+    def send() -> list[requests.Response]:
         responses = post_together(url, bodies)
         got = [next(iter(each.json())) if each.status_code == 200 else each.status_code for each in responses]
         assert got == list(wanted), [each.text for each in responses]
-        if all(each.headers["X-Batch-Size"] == str(len(bodies)) for each in responses):
-            return responses
-    pytest.fail(f"in five turns {len(bodies)} requests at once never shared one batch")
+        return responses
+
+    return until_one_batch(send)
 
 
 def write_checksums(folder: Path, spec: ModelSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,14 @@ class Fake:
 """
 
 MakeArchive = Callable[..., Path]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait until it holds, a minute at most."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come true in 60 s"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Real TorchServe and real Multi Model Server: ready, scaled, healed, refused, and ended in every way."""
+"""Real TorchServe and real Multi Model Server: ready, scaled, healed, refused."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import functools
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,23 +16,21 @@ import pytest
 import requests
 
 from beeline.errors import BeelineError
-from serve import instance, processes
+from serve import processes
 from serve.addresses import Ports
 from serve.client import InferenceClient, ManagementClient
 from serve.config import Overrides
-from serve.down import down
 from serve.instance import MARK
 from serve.running import Running
 from serve.scale import scale
 from serve.status import status
 from serve.up import Request, up
+from tests.conftest import GREEN, RED
+from tests.serve.conftest import MakeArchive, wait_until
 
 pytestmark = pytest.mark.server
 GOLDEN = "golden/expected.json"
 SERVERS = ("torchserve", "mms")
-MakeArchive = Callable[..., Path]
-COMMAND = [sys.executable, "-c", "from cli.serve import app; app()"]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def request_for(server: str, archive: Path, name: str, **numbers: int) -> Request:
@@ -65,9 +59,8 @@ def served(request: pytest.FixtureRequest, colour_archive: Path, state_home: Pat
 
 
 def test_ready_means_that_it_answers_as_the_archive_expects(served: Running) -> None:
-    canary = colour(220, 30, 40)
     with InferenceClient(served.state.inference) as client:
-        good, bad = client.predict("colours", canary), client.predict("colours", b"no picture")
+        good, bad = client.predict("colours", RED), client.predict("colours", b"no picture")
     assert good.status == 200, good.body
     assert next(iter(good.json())) == "red"
     assert good.headers["X-Batch-Size"] == "1"
@@ -99,7 +92,7 @@ def test_a_request_leaves_no_line_in_any_log(served: Running) -> None:
     sizes = {path.name: path.stat().st_size for path in served.instance.logs.iterdir()}
     with InferenceClient(served.state.inference) as client:
         for _ in range(20):
-            assert client.predict("colours", colour(20, 200, 60)).status == 200
+            assert client.predict("colours", GREEN).status == 200
     assert {path.name: path.stat().st_size for path in served.instance.logs.iterdir()} == sizes
 
 
@@ -215,74 +208,6 @@ def test_a_worker_that_refuses_its_archive_is_reported_at_once(
     assert processes.marked(MARK, environ["BEELINE_STATE"] + f"/refused-{server}:") == []
 
 
-@pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "SIGKILL", "java", "supervisor", "starting", "down"])
-def test_nothing_is_left_however_it_ends(
-    server: str, way: str, make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path, state_home: Path
-) -> None:
-    name = f"{server}-{way}"
-    archive = make_fake(tmp_path, expected="red")
-    foreground = subprocess.Popen(
-        [*COMMAND, "up", "--server", server, "--mar", str(archive), "--port", "0", "--name", name, "--json"],
-        cwd=ROOT,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    found = instance.named(state_home, name)
-    with foreground:
-        assert foreground.stdout is not None
-        if way == "starting":
-            wait_until(lambda: (state := found.read()) is not None and state.java is not None)
-        else:
-            assert json.loads(foreground.stdout.readline())["name"] == name
-        state = found.read()
-        assert state is not None
-        assert state.java is not None
-        assert state.supervisor is not None
-        target = {"java": state.java, "supervisor": state.supervisor}.get(way, foreground.pid)
-        number = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}.get(way, signal.SIGKILL)
-        if way == "down":
-            down(state_home, name)
-        else:
-            os.kill(target, number)
-        _, said = foreground.communicate(timeout=60)
-    expected = {"SIGINT": 0, "SIGTERM": 0, "down": 0, "java": 1, "supervisor": 1}.get(way, -signal.SIGKILL)
-    assert foreground.returncode == expected, said
-    if way == "java":
-        assert "ended: Java ended by itself (SIGKILL)" in said
-    wait_until(lambda: not found.alive())
-    assert processes.marked(MARK, state.mark) == []
-    assert not Path(state.temporary).exists()
-    assert found.read() is None
-
-
-def test_a_detached_server_outlives_its_command_until_down(
-    make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path, state_home: Path
-) -> None:
-    archive = make_fake(tmp_path, expected="red")
-    command = [*COMMAND, "up", "--mar", str(archive), "--port", "0", "--name", "detached", "--detach", "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=True)
-    started = json.loads(done.stdout.splitlines()[-1])
-    with InferenceClient(started["url"]) as client:
-        answer = client.predict("fake", b"anything")
-    # What an archive forgot would be found in this repository, which is installed where the workers run.
-    assert answer.json() == {"red": 0.9, "other": 0.1, "ours": 0}
-    assert [item.name for item in down(state_home, "detached")] == ["detached"]
-    assert processes.marked(MARK, f"{state_home / 'detached'}:") == []
-
-
-def colour(red: int, green: int, blue: int) -> bytes:
-    import io
-
-    from PIL import Image
-
-    target = io.BytesIO()
-    Image.new("RGB", (48, 40), (red, green, blue)).save(target, "PNG")
-    return target.getvalue()
-
-
 def marked(running: Running) -> list[psutil.Process]:
     return processes.marked(MARK, running.state.mark)
 
@@ -294,10 +219,3 @@ def workers_of(running: Running) -> list[psutil.Process]:
 
 def runs(running: Running, wanted: int) -> bool:
     return len(workers_of(running)) == wanted
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in 60 s"
-        time.sleep(0.05)

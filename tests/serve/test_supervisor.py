@@ -19,6 +19,7 @@ from serve import instance, processes, supervisor
 from serve.down import down
 from serve.instance import MARK, Instance, State
 from serve.status import status
+from tests.serve.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two workers: a child, and one that left its parent, session and group, as MMS's do when their parent dies.
@@ -75,13 +76,6 @@ def start(home: Path) -> Start:
         return found, process, write
 
     return begin
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in 30 s"
-        time.sleep(0.02)
 
 
 def marked(found: Instance) -> list[psutil.Process]:

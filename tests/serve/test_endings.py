@@ -1,0 +1,80 @@
+"""Real TorchServe and real Multi Model Server, ended in every way: nothing of them is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve import instance, processes
+from serve.client import InferenceClient
+from serve.down import down
+from serve.instance import MARK
+from tests.conftest import ROOT
+from tests.serve.conftest import MakeArchive, wait_until
+
+pytestmark = pytest.mark.server
+COMMAND = [sys.executable, "-c", "from cli.serve import app; app()"]
+
+
+@pytest.mark.parametrize("server", ["torchserve", "mms"])
+@pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "SIGKILL", "java", "supervisor", "starting", "down"])
+def test_nothing_is_left_however_it_ends(
+    server: str, way: str, make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path, state_home: Path
+) -> None:
+    name = f"{server}-{way}"
+    archive = make_fake(tmp_path, expected="red")
+    foreground = subprocess.Popen(
+        [*COMMAND, "up", "--server", server, "--mar", str(archive), "--port", "0", "--name", name, "--json"],
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found = instance.named(state_home, name)
+    with foreground:
+        assert foreground.stdout is not None
+        if way == "starting":
+            wait_until(lambda: (state := found.read()) is not None and state.java is not None)
+        else:
+            assert json.loads(foreground.stdout.readline())["name"] == name
+        state = found.read()
+        assert state is not None
+        assert state.java is not None
+        assert state.supervisor is not None
+        target = {"java": state.java, "supervisor": state.supervisor}.get(way, foreground.pid)
+        number = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}.get(way, signal.SIGKILL)
+        if way == "down":
+            down(state_home, name)
+        else:
+            os.kill(target, number)
+        _, said = foreground.communicate(timeout=60)
+    expected = {"SIGINT": 0, "SIGTERM": 0, "down": 0, "java": 1, "supervisor": 1}.get(way, -signal.SIGKILL)
+    assert foreground.returncode == expected, said
+    if way == "java":
+        assert "ended: Java ended by itself (SIGKILL)" in said
+    wait_until(lambda: not found.alive())
+    assert processes.marked(MARK, state.mark) == []
+    assert not Path(state.temporary).exists()
+    assert found.read() is None
+
+
+def test_a_detached_server_outlives_its_command_until_down(
+    make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path, state_home: Path
+) -> None:
+    archive = make_fake(tmp_path, expected="red")
+    command = [*COMMAND, "up", "--mar", str(archive), "--port", "0", "--name", "detached", "--detach", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=True)
+    started = json.loads(done.stdout.splitlines()[-1])
+    with InferenceClient(started["url"]) as client:
+        answer = client.predict("fake", b"anything")
+    # What an archive forgot would be found in this repository, which is installed where the workers run.
+    assert answer.json() == {"red": 0.9, "other": 0.1, "ours": 0}
+    assert [item.name for item in down(state_home, "detached")] == ["detached"]
+    assert processes.marked(MARK, f"{state_home / 'detached'}:") == []
