@@ -7,50 +7,23 @@ again at once after an answer, and after a 429 when Retry-After says so (`--rude
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
 import os
 import platform
-import statistics
 import tempfile
-import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import aiohttp
 import typer
 
+from bench import pictures
+from bench.load.plan import Plan
+from bench.load.run import run
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.up import Request, up
 
-
-@dataclass
-class Phase:
-    """One phase: its clients, and for each answer its status and milliseconds."""
-
-    name: str
-    clients: int
-    answers: list[tuple[int, float]] = field(default_factory=list)
-    untold: int = 0
-
-    def to_dict(self, seconds: float) -> dict[str, Any]:
-        """Return counts by status, good answers a second, percentiles of the good ones in milliseconds."""
-        good = sorted(took for status, took in self.answers if status == 200)
-        cuts = statistics.quantiles(good, n=100) if len(good) > 1 else [0.0] * 99
-        return {
-            "phase": self.name,
-            "clients": self.clients,
-            "statuses": dict(Counter(str(status) for status, _ in self.answers)),
-            "429 without Retry-After": self.untold,
-            "good_per_second": round(len(good) / seconds, 1),
-            "p50_ms": round(cuts[49], 1),
-            "p95_ms": round(cuts[94], 1),
-            "p99_ms": round(cuts[98], 1),
-        }
+_FIGURES = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms")
 
 
 def main(
@@ -77,11 +50,10 @@ def main(
         with up(asked, typer.echo, {**os.environ, "BEELINE_STATE": folder}) as running:
             model = running.state.configuration["models"][0]["model"]
             url = f"{running.state.inference}/predictions/{model}"
-            phases = [Phase("as many as it holds", holds), Phase("overload", 4 * holds), Phase("afterwards", holds)]
-            for phase in phases:
-                asyncio.run(_load(phase, url, picture.read_bytes(), seconds, rude))
-                typer.echo(json.dumps(phase.to_dict(seconds)))
-    found = [phase.to_dict(seconds) for phase in phases]
+            found = []
+            for name, clients in (("as many as it holds", holds), ("overload", 4 * holds), ("afterwards", holds)):
+                found.append(_phase(name, url, picture, clients, seconds, rude))
+                typer.echo(json.dumps(found[-1]))
     values = {
         "phases": found,
         "p95_ratio": round(found[1]["p95_ms"] / found[0]["p95_ms"], 3),
@@ -101,23 +73,12 @@ def main(
         out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-async def _load(phase: Phase, url: str, data: bytes, seconds: float, rude: bool) -> None:
-    end = time.monotonic() + seconds
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        await asyncio.gather(*(_client(phase, session, url, data, end, rude) for _ in range(phase.clients)))
-
-
-async def _client(phase: Phase, session: aiohttp.ClientSession, url: str, data: bytes, end: float, rude: bool) -> None:
-    for _ in itertools.takewhile(lambda _: time.monotonic() < end, itertools.count()):
-        began = time.perf_counter()
-        async with session.post(url, data=data, headers={"Content-Type": "image/jpeg"}) as answer:
-            await answer.read()
-            phase.answers.append((answer.status, 1000 * (time.perf_counter() - began)))
-            told = answer.headers.get("Retry-After")
-        if answer.status == 429:
-            phase.untold += told is None
-            await asyncio.sleep(0 if rude else float(told or 1))
+def _phase(name: str, url: str, picture: Path, clients: int, seconds: float, rude: bool) -> dict[str, Any]:
+    """Return one phase's counts by status, good answers a second, percentiles of the good ones in milliseconds."""
+    plan = Plan(url, pictures.read(picture), seconds, warm_up=0, clients=clients, heed_retry_after=not rude)
+    figures = run(plan).summary()
+    chosen = {key: figures[key] for key in _FIGURES}
+    return {"phase": name, "clients": clients, "429 without Retry-After": figures["without_retry_after"], **chosen}
 
 
 if __name__ == "__main__":

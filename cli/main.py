@@ -9,6 +9,7 @@ import typer
 
 from beeline.errors import BeelineError
 from cli.archive import app as archive
+from cli.bench import app as bench
 from cli.console import err
 from cli.evaluate import evaluate
 from cli.predict import predict
@@ -28,6 +29,7 @@ app.command()(quickstart)
 app.command()(train)
 app.add_typer(archive, name="archive")
 app.add_typer(serve, name="serve")
+app.add_typer(bench, name="bench")
 app.command()(predict)
 app.command()(evaluate)
 

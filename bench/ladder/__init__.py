@@ -1,0 +1,1 @@
+"""The ladder: what a picture costs at each batch size, without a server."""

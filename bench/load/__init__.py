@@ -1,0 +1,1 @@
+"""Load on a server: closed or open loop, measured from outside."""

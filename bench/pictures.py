@@ -1,0 +1,66 @@
+"""Pictures that a measurement sends: their bytes in memory, and a digest that tells two sets apart."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from beeline.errors import BeelineError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Encoded pictures, in the order of their paths.
+
+    Attributes:
+        source: the file or folder that was given.
+        names: each one's file name.
+        bodies: each one's bytes.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    bodies: tuple[bytes, ...]
+
+    @property
+    def mean_size(self) -> int:
+        """Bytes of a picture, on average."""
+        return round(sum(map(len, self.bodies)) / len(self.bodies))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what a record says of them: equal digests are equal pictures in the same order."""
+        digest = hashlib.sha256()
+        for body in self.bodies:
+            digest.update(hashlib.sha256(body).digest())
+        return {
+            "source": Path(self.source).name,
+            "count": len(self.bodies),
+            "bytes": self.mean_size,
+            "sha256": digest.hexdigest(),
+        }
+
+
+def read(path: Path, most: int | None = None) -> Pictures:
+    """Read one file, or every picture below a folder.
+
+    Args:
+        path: a file, whatever is in it, or a folder.
+        most: how many at most; taken evenly, so that each of several folders has its share.
+
+    Raises:
+        BeelineError: where nothing is there.
+    """
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    else:
+        raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
+    if not files:
+        raise BeelineError(f"no picture below {path}; known endings are {', '.join(SUFFIXES)}")
+    if most is not None and len(files) > most:
+        files = [files[index * len(files) // most] for index in range(most)]
+    return Pictures(str(path), tuple(file.name for file in files), tuple(file.read_bytes() for file in files))

@@ -1,0 +1,107 @@
+"""One measurement as one line of JSON: what was found, and of what machine, versions and pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from beeline.errors import BeelineError, did_you_mean
+from bench import machine
+from bench.pictures import Pictures
+
+KINDS = ("load", "table", "compare", "tune", "sweep")
+SCHEMA = 1
+# What the figures depend on, where it is installed.
+_PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "httptools", "uvloop")
+
+
+def utc() -> str:
+    """Return the time now, in UTC, as records have it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement.
+
+    Attributes:
+        kind: one of `KINDS`; it decides the keys of `result`.
+        command: the command line that measures it again.
+        started: when, ISO 8601 in UTC.
+        machine: as `machine.describe` has it.
+        versions: by package.
+        pictures: as `Pictures.to_dict` has it; empty where none were sent.
+        result: the figures.
+        schema: of this record.
+    """
+
+    kind: str
+    command: str
+    started: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    pictures: dict[str, Any]
+    result: dict[str, Any]
+    schema: int = SCHEMA
+
+    @classmethod
+    def now(
+        cls,
+        kind: str,
+        command: str,
+        result: dict[str, Any],
+        pictures: Pictures | dict[str, Any] | None,
+        versions: dict[str, str] | None = None,
+        started: str | None = None,
+    ) -> Record:
+        """Return the record of a measurement on this machine that has just ended.
+
+        Args:
+            kind: one of `KINDS`.
+            command: the command line that measures it again.
+            result: the figures.
+            pictures: what was sent.
+            versions: by package, more than those that are always looked up.
+            started: from `utc()`, where the measurement took long.
+        """
+        sent = pictures.to_dict() if isinstance(pictures, Pictures) else pictures or {}
+        found = machine.versions(*_PACKAGES) | (versions or {})
+        return cls(kind, command, started or utc(), machine.describe(), found, sent, result)
+
+
+def append(path: Path, record: Record) -> None:
+    """Add one line to a file, which is made where it is not there."""
+    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read(path: Path) -> list[Record]:
+    """Return a file's records, oldest first.
+
+    Raises:
+        BeelineError: naming the line that is no record.
+    """
+    if not path.is_file():
+        raise BeelineError(f"{path} is not there; measure with `beeline bench ... --out {path.name}` first")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse(line: str, where: str) -> Record:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise BeelineError(f"{where} is no JSON ({error}); take that line out") from error
+    known = {field.name for field in fields(Record)}
+    if not isinstance(values, dict) or set(values) != known:
+        raise BeelineError(f"{where} is no record; one has the keys {', '.join(sorted(known))}")
+    if values["schema"] != SCHEMA:
+        raise BeelineError(f"{where} has schema {values['schema']!r}, known is {SCHEMA}; measure it again")
+    if values["kind"] not in KINDS:
+        raise BeelineError(f"{where} has the kind {values['kind']!r}{did_you_mean(str(values['kind']), KINDS)}")
+    return Record(**values)

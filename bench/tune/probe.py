@@ -1,0 +1,89 @@
+"""One process that times an archive's batches with one number of threads; run as `python -m bench.tune.probe`.
+
+A process of its own, since PyTorch's threads cannot be set anew once they have run. It reads one JSON
+object from stdin and writes one JSON line a batch size to stdout, so that whoever stops waiting keeps what
+is there.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# More repeats than this add nothing to a line through six points.
+_REPEATS = 5
+
+
+def main() -> None:
+    """Load the model in `folder`, time `batches` with `threads` on `pictures`, for `seconds` at most."""
+    asked = json.load(sys.stdin)
+    begun = time.perf_counter()
+    batch = _loaded(Path(asked["folder"]), int(asked["threads"]), [Path(path) for path in asked["pictures"]])
+    loaded = time.perf_counter()
+    # The first passes choose kernels and grow the heap.
+    for _ in range(2):
+        batch(2)
+    for size in asked["batches"]:
+        times: list[float] = []
+        while len(times) < _REPEATS and (not times or time.perf_counter() - loaded < asked["seconds"]):
+            start = time.perf_counter()
+            batch(size)
+            times.append(1000 * (time.perf_counter() - start))
+        _tell({"batch": size, "ms": statistics.median(times)})
+        if time.perf_counter() - loaded > asked["seconds"]:
+            break
+    _tell({"memory": psutil.Process().memory_info().rss, "load_seconds": loaded - begun, **_device_memory()})
+
+
+def _loaded(folder: Path, threads: int, paths: list[Path]) -> Any:
+    """Return a function that decodes so many pictures and runs the model on them, as a worker does."""
+    from beeline import pixels
+    from beeline.batch import DecodePool, Failed, Ok
+    from beeline.engine import TorchEngine
+    from beeline.errors import RequestError
+    from beeline.spec import ModelSpec
+
+    spec = ModelSpec.load(folder)
+    engine = TorchEngine(folder, spec, threads=threads)
+    pool = DecodePool(threads)
+    bodies = [path.read_bytes() for path in paths]
+
+    def decode(body: object) -> Ok | Failed:
+        assert isinstance(body, bytes)
+        try:
+            return Ok(pixels.decode(body, spec.geometry))
+        except RequestError as error:
+            return Failed(error)
+
+    def batch(size: int) -> None:
+        rows = pool.map(decode, [bodies[index % len(bodies)] for index in range(size)])
+        if rows.good:
+            engine.forward(rows.stack())
+
+    return batch
+
+
+def _device_memory() -> dict[str, int]:
+    """Return what this process takes of a CUDA device's memory, and what is free; nothing without one."""
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    # The context itself, which PyTorch does not count.
+    return {"device_memory": torch.cuda.max_memory_reserved() + (600 << 20), "device_free": min(free, total)}
+
+
+def _tell(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

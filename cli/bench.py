@@ -1,0 +1,249 @@
+"""`beeline bench`: measure, compare and tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Measure, compare and tune.", no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def load(
+    url: Annotated[str, typer.Argument(help="A server's root, or the full address of its predictions.")],
+    picture: Annotated[Path | None, typer.Option(help="The one picture to send.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="A folder whose pictures are sent in turn.")] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Closed loop: so many clients, each again when it has its answer. [default: 50]")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Open loop: so many arrivals a second, come what may.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 10.0,
+    warm_up: Annotated[float, typer.Option(help="Seconds of the same load before, not counted.")] = 2.0,
+    deadline: Annotated[float, typer.Option(help="Seconds after which a request has failed.")] = 60.0,
+    evenly: Annotated[bool, typer.Option("--evenly", help="Open loop: arrivals at equal distances.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of pictures and of the arrivals.")] = 0,
+    model: Annotated[str | None, typer.Option(help="The model's name at a root. [default: its only one]")] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="What must not be: 'p95>500ms', 'errors>0', 'rps<300'; repeat it.")
+    ] = None,
+    cross_check: Annotated[bool, typer.Option("--cross-check", help="Then let ab or wrk do the same.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Add the figures to this file, as a line of JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
+    from beeline.errors import ConfigError
+    from bench import pictures as files
+    from bench.load.measure import Asked, measure
+    from bench.load.plan import Plan
+    from bench.load.target import resolve
+    from bench.load.threshold import parse
+    from bench.record import append
+    from cli.console import err, fail, result
+
+    sent = picture or pictures
+    if sent is None or (picture is not None and pictures is not None):
+        raise ConfigError("name what to send: one picture with --picture, or a folder with --pictures")
+    thresholds = tuple(parse(text) for text in fail_if or ())
+    plan = Plan(
+        url=resolve(url, model),
+        pictures=files.read(sent),
+        seconds=seconds,
+        warm_up=warm_up,
+        clients=50 if clients is None and rate is None else clients,
+        rate=rate,
+        poisson=not evenly,
+        deadline=deadline,
+        seed=seed,
+    )
+    measured = measure(Asked(plan, thresholds, cross_check), err)
+    if out is not None:
+        append(out, measured.record)
+    result(measured.record.result, as_json, measured.text)
+    if measured.exit_code:
+        fail(measured.exit_code)
+
+
+@app.command()
+def tune(
+    archive: Annotated[str, typer.Argument(help="The path of a .mar file, or an archive's name in the store.")],
+    p95: Annotated[
+        str | None, typer.Option(help="Budget: most throughput whose 95th percentile holds it, as in 500ms.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Instead: lowest 95th percentile at so many arrivals/s.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="The one picture to send.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="A folder to send. [default: golden pictures]")] = None,
+    clients: Annotated[int, typer.Option(help="With a budget: clients, each again when it has its answer.")] = 50,
+    minutes: Annotated[float, typer.Option(help="How long all of it may take.")] = 5.0,
+    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
+    store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="What is configured now, and is changed. [default: config/config.properties]")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", "--yes", help="Change the file without asking.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the file that an interrupted run told.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server."""
+    import shlex
+    import sys
+
+    from bench.tune.goal import Goal, milliseconds
+    from bench.tune.tune import Request
+    from bench.tune.tune import tune as measure
+    from cli.console import say
+    from cli.tuned import tell
+
+    defaults = Request("", Goal(rate=1))
+    request = Request(
+        wanted=archive,
+        goal=Goal(None if p95 is None else milliseconds(p95), rate, clients),
+        command=shlex.join(["beeline", *sys.argv[1:]]),
+        picture=picture,
+        pictures=pictures,
+        minutes=minutes,
+        server=server,
+        store=(store or defaults.store).resolve(),
+        config_file=(config or defaults.config_file).resolve(),
+        resume=resume,
+    )
+    tell(measure(request, say), out, write, as_json)
+
+
+@app.command()
+def compare(
+    archive: Annotated[Path, typer.Argument(help="The .mar file that every server serves.")],
+    picture: Annotated[
+        Path, typer.Option(help="What is sent: a picture, or a folder whose pictures are sent in turn.")
+    ],
+    pictures: Annotated[
+        Path | None, typer.Option(help="Pictures on which each server's first label must be the fp32 reference's.")
+    ] = None,
+    servers: Annotated[str | None, typer.Option(help="Which, with commas. [default: all; 'list' names them]")] = None,
+    clients: Annotated[int, typer.Option(help="So many, each again when it has its answer.")] = 50,
+    rounds: Annotated[int, typer.Option(help="Turns of each server; fewer than 5 prove nothing.")] = 5,
+    seconds: Annotated[float, typer.Option(help="How long each turn is measured.")] = 8.0,
+    batch_size: Annotated[int | None, typer.Option(help="Of every server with our engine.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Of every server with our engine.")] = None,
+    max_batch_delay: Annotated[int | None, typer.Option(help="Milliseconds; of every server with our engine.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="An fp32 archive of the same model, for the others. [default: the archive]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Numbers of our engine. [default: config/config.properties]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
+    import shlex
+    import sys
+
+    from bench.compare.comparison import Request
+    from bench.compare.comparison import compare as measure
+    from bench.compare.table import lines
+    from bench.record import append
+    from cli.console import fail, result, say
+    from serve import signals
+    from serve.config import Overrides
+
+    request = Request(
+        archive=archive.resolve(),
+        picture=picture,
+        agreement=pictures,
+        servers=tuple(name.strip() for name in (servers or "").split(",") if name.strip()),
+        clients=clients,
+        rounds=rounds,
+        seconds=seconds,
+        overrides=Overrides(batch_size, workers, max_batch_delay),
+        reference=reference,
+        command=shlex.join(["beeline", *sys.argv[1:]]),
+        config_file=config.resolve() if config else Request.config_file,
+    )
+    if request.servers == ("list",):
+        known = request.known()
+        result({"servers": known}, as_json, "\n".join(f"{name}: {pattern}" for name, pattern in known.items()))
+        return
+    with signals.as_exceptions():
+        record = measure(request, say)
+    if out is not None:
+        append(out, record)
+    result(record.result, as_json, "\n".join(lines(record.result)))
+    if record.result["interrupted"]:
+        fail(130)
+
+
+@app.command()
+def table(
+    source: Annotated[Path, typer.Argument(help="A .mar file, an archive's name in the store, or a run's folder.")],
+    picture: Annotated[Path | None, typer.Option(help="The one picture to decode.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="A folder; pictures are taken evenly from all of it.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")] = "auto",
+    threads: Annotated[int, typer.Option(help="Of the forward pass, and of the decoding.")] = 1,
+    least: Annotated[int, typer.Option(help="Go on to this batch size at least, plateau or not.")] = 1,
+    most: Annotated[int, typer.Option(help="The largest batch size.")] = 256,
+    repeats: Annotated[int, typer.Option(help="Samples of each stage at each batch size.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Time after which three samples are enough.")] = 20.0,
+    memory: Annotated[
+        int | None, typer.Option(help="MB that the CPU's worker may take. [default: nine tenths of what is free]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Measure what an image costs at batch 1, 2, 4 ...: forward alone, with copy, with decode, the whole handler."""
+    import sys
+
+    from beeline.errors import ConfigError
+    from bench import pictures as files
+    from bench.ladder.ladder import measure
+    from bench.ladder.plan import Plan
+    from bench.ladder.text import progress
+    from bench.record import Record, utc
+    from cli.console import say
+    from cli.ladder import archive_of, command, tell
+    from serve import signals
+
+    sent = picture or pictures
+    if sent is None or (picture is not None and pictures is not None):
+        raise ConfigError("name what to decode: one picture with --picture, or a folder with --pictures")
+    started, read = utc(), files.read(sent)
+    with signals.as_exceptions():
+        try:
+            with archive_of(source) as archive:
+                plan = Plan(
+                    archive=archive,
+                    pictures=read,
+                    device=device,
+                    threads=threads,
+                    least=least,
+                    most=most,
+                    repeats=repeats,
+                    seconds=seconds,
+                    memory_mb=memory,
+                )
+                ladder = measure(plan, lambda row: say(progress(row)))
+        except signals.Asked as asked:
+            say(f"stopped before anything was measured ({asked})")
+            raise typer.Exit(asked.exit_code) from asked
+    tell(ladder, Record.now("table", command(sys.argv[1:]), ladder.to_dict(), read, started=started), out, as_json)
+
+
+@app.command()
+def report(
+    records: Annotated[list[Path], typer.Argument(help="A file of records, or two that are laid over each other.")],
+    html: Annotated[Path | None, typer.Option(help="Write one page here that needs nothing else.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write Markdown here. [default, without --html: printed]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Make a page or Markdown of what was measured; runs of the same kind share their charts."""
+    from bench.report.files import read, write
+    from cli.console import result
+
+    found, labels = read(records)
+    written, text = write(found, labels, html, markdown)
+    values = {"records": len(found), "html": html and str(html), "markdown": markdown and str(markdown)}
+    result(values, as_json, "\n".join(map(str, written)) or text)

@@ -1,0 +1,159 @@
+"""A comparison's rounds: order, rows, errors, the same server twice, being asked to end."""
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from beeline.errors import ArchiveError, BeelineError, ConfigError
+from bench.compare.comparison import Request, check, compare, prepared, run
+from bench.compare.peer import DOCUMENTED, OURS, Bench, Numbers, Peer, Started
+from bench.compare.table import lines
+from bench.compare.turn import Check, Load, Turn
+from bench.compare.verdict import FASTER, SAME
+from bench.compare.wire import raw
+from bench.pictures import Pictures
+from serve.instance import ROOT
+from serve.signals import Asked
+from tests.conftest import BLUE, GREEN, RED
+
+CONFIG = ROOT / "config" / "config.properties"
+LOAD = Load(Pictures("p", ("a.png",), (RED,)), clients=3, seconds=1.5)
+ASKED = Check(Pictures("p", ("a.png",), (RED,)), ("red",))
+
+
+@dataclass(frozen=True)
+class Fake(Peer):
+    """A peer that is never started; `broken` is why it cannot be prepared."""
+
+    broken: str | None = None
+
+    def precision(self, bench: Bench) -> str:
+        return "fp32"
+
+    def prepare(self, bench: Bench, say: Callable[[str], None]) -> None:
+        if self.broken:
+            raise BeelineError(self.broken)
+
+    def start(self, bench: Bench) -> Started:
+        raise AssertionError("not started here")
+
+
+def fake(name: str, kind: str = DOCUMENTED, broken: str | None = None) -> Fake:
+    return Fake(name, kind, f"pattern of {name}", Numbers(8, 2, 5), raw("/"), broken)
+
+
+BENCH = Bench(Path("m.mar"), "m", "fp32", 3, Path(), CONFIG)
+
+
+class Turns:
+    """Stands for real turns: rates by name, the order in which they were asked for, and an error or a signal."""
+
+    def __init__(self, **rates: float) -> None:
+        self.rates = rates
+        self.order: list[str] = []
+        self.asked: list[str] = []
+        self.fail: dict[str, Exception] = {}
+        self.end_after: int | None = None
+
+    def __call__(self, peer: Peer, bench: Bench, load: Load, asked: Check | None) -> Turn:
+        self.order.append(peer.name)
+        if asked is not None:
+            self.asked.append(peer.name)
+        if self.end_after is not None and len(self.order) > self.end_after:
+            raise Asked(signal.SIGINT)
+        if peer.name in self.fail:
+            raise self.fail[peer.name]
+        return Turn(self.rates[peer.name], 20.0, 0, 100.0, 1.0, 1, 1.0 if asked else None)
+
+
+def test_servers_take_turns_and_one_of_ours_is_entered_twice():
+    turns = Turns(stock=10, other=20, mine=100)
+    peers = [fake("stock"), fake("other"), fake("mine", OURS)]
+    found = run(peers, BENCH, LOAD, 5, ASKED, lambda line: None, turns)
+    assert turns.order == ["stock", "other", "mine", "mine"] * 5
+    assert turns.asked == ["stock", "other", "mine"]
+    stock, other, mine = found["rows"]
+    assert (other["ratio"], other["interval"], other["verdict"]) == (2, [2, 2], FASTER)
+    assert other["compared_with"] == "stock"
+    # Never across classes.
+    assert (mine["ratio"], mine["verdict"], mine["compared_with"]) == (1, SAME, "mine")
+    assert stock["per_second"] == [10.0] * 5
+    assert (found["aa"]["server"], found["aa"]["verdict"], found["aa"]["ratio"]) == ("mine", SAME, 1)
+    assert (found["clients"], found["rounds"], found["seconds"], found["interrupted"]) == (3, 5, 1.5, False)
+    json.dumps(found, allow_nan=False)
+    assert any(line.startswith("the same server twice (mine): no difference") for line in lines(found))
+
+
+def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on():
+    turns = Turns(stock=10, fast=20, mine=30)
+    turns.fail["stock"] = BeelineError("stock ended with exit code 1")
+    peers = [fake("stock"), fake("gone", broken="no such wheel"), fake("fast"), fake("mine", OURS)]
+    found = run(peers, BENCH, LOAD, 2, None, lambda line: None, turns)
+    stock, gone, fast, mine = found["rows"]
+    assert stock["error"] == "stock ended with exit code 1"
+    assert gone["error"] == "no such wheel"
+    assert stock["per_second"] == gone["per_second"] == []
+    assert (gone["ratio"], gone["verdict"], gone["memory_mb"]) == (None, None, None)
+    # The first that ran is what its class is compared with.
+    assert fast["compared_with"] == "fast"
+    assert mine["error"] is None
+    assert turns.order.count("stock") == 1
+    assert "gone: no such wheel" in "\n".join(lines(found))
+
+
+def test_an_error_that_nobody_foresaw_is_a_row_too():
+    turns = Turns(stock=10, mine=30)
+    turns.fail["stock"] = RuntimeError("what")
+    found = run([fake("stock"), fake("mine", OURS)], BENCH, LOAD, 1, None, lambda line: None, turns)
+    assert found["rows"][0]["error"] == "RuntimeError: what"
+
+
+def test_asked_to_end_the_rounds_so_far_are_the_result():
+    turns = Turns(stock=10, mine=30)
+    turns.end_after = 4
+    said: list[str] = []
+    found = run([fake("stock"), fake("mine", OURS)], BENCH, LOAD, 9, None, said.append, turns)
+    assert found["interrupted"]
+    assert [len(row["per_second"]) for row in found["rows"]] == [2, 1]
+    assert said[-1] == "stopped (SIGINT); the rounds so far count"
+
+
+def test_the_archive_is_unpacked_and_removed_and_its_pictures_have_reference_labels(colour_archive: Path):
+    pictures = Pictures("p", ("0.png", "1.png", "2.png"), (RED, GREEN, BLUE))
+    with prepared(colour_archive, CONFIG) as bench:
+        assert (bench.name, bench.precision, bench.labels) == ("colours", "fp32", 3)
+        asked = check(bench, pictures)
+        assert asked is not None
+        assert asked.labels == ("red", "green", "blue")
+        folder = bench.model
+        assert folder.is_dir()
+    assert not folder.exists()
+    assert check(bench, None) is None
+
+
+def test_what_is_no_archive_of_ours_is_said(tmp_path: Path):
+    with pytest.raises(ArchiveError), prepared(tmp_path / "none.mar", CONFIG):
+        pass
+
+
+def test_our_numbers_are_those_of_serve_up_and_the_command_line(colour_archive: Path):
+    from serve.config import Overrides
+
+    request = Request(colour_archive, colour_archive, overrides=Overrides(16, 1, 7))
+    ours = next(peer for peer in request.peers() if peer.name == "ours-ray")
+    assert (ours.numbers.batch, ours.numbers.workers, ours.numbers.delay_ms) == (16, 1, 7)
+    assert next(iter(request.known())) == "torchserve"
+
+
+def test_impossible_numbers_are_refused_before_anything_starts(colour_archive: Path):
+    with pytest.raises(ConfigError, match="--rounds is 0"):
+        compare(Request(colour_archive, colour_archive, rounds=0), print)
+
+
+def test_an_unknown_server_is_refused_before_anything_starts(colour_archive: Path):
+    with pytest.raises(BeelineError, match="did you mean 'mosec'"):
+        compare(Request(colour_archive, colour_archive, servers=("mosek",)), print)

@@ -1,0 +1,66 @@
+"""Records: what is written is read back; a line that is none is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beeline.errors import BeelineError
+from bench import record
+from bench.pictures import Pictures
+from bench.record import Record
+
+
+def made(**changes: Any) -> Record:
+    pictures = Pictures("/somewhere/else/ants", ("1.jpg",), (b"picture",))
+    return dataclasses.replace(Record.now("load", "beeline bench load", {"per_second": 3.5}, pictures), **changes)
+
+
+def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.jsonl"
+    one, two = made(), made(kind="tune", result={"sentence": "größer"})
+    record.append(path, one)
+    record.append(path, two)
+    assert record.read(path) == [one, two]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_it_knows_machine_versions_and_pictures_and_no_path() -> None:
+    one = made()
+    assert one.machine["cores"] >= 1
+    assert {"httptools", "uvloop"} <= set(one.versions)
+    assert one.pictures["source"] == "ants"
+    assert "/somewhere" not in json.dumps(dataclasses.asdict(one))
+    assert one.started.endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is no JSON"),
+        ('{"kind": "load"}', "is no record"),
+        (json.dumps({**dataclasses.asdict(made()), "kind": "laod"}), "did you mean 'load'"),
+        (json.dumps({**dataclasses.asdict(made()), "schema": 7}), "has schema 7"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "results.jsonl"
+    record.append(path, made())
+    with path.open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(BeelineError, match=rf"results\.jsonl:3 .*{message}"):
+        record.read(path)
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BeelineError, match="is not there"):
+        record.read(tmp_path / "none.jsonl")
+
+
+def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        record.append(tmp_path / "results.jsonl", made(result={"p95_ms": float("nan")}))

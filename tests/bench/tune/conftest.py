@@ -1,0 +1,204 @@
+"""A fake of the real servers for the race: a latency model the forecast does not know, drift, noise, a clock."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.tune import candidates
+from bench.tune.candidates import BATCHES, DELAYS
+from bench.tune.forecast import Curve, Forecaster
+from bench.tune.goal import Goal
+from bench.tune.race import Race
+from bench.tune.settings import Settings
+from bench.tune.turns import Journal
+
+CONFIGURED = Settings(8, 1, 2, 2)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the fake computes with: milliseconds a picture and a batch, and what no ladder tells.
+
+    Attributes:
+        a_ms: of a picture on one thread.
+        b_ms: of a batch.
+        cores: processor cores.
+        gain: how much faster two threads are than one.
+        crowd: by how much another busy worker slows a worker down.
+        large: by how much a picture takes longer in a batch over 16.
+        pauses: milliseconds of a worker between two batches.
+    """
+
+    a_ms: float = 30.0
+    b_ms: float = 12.0
+    cores: int = 2
+    gain: float = 1.6
+    crowd: float = 0.12
+    large: float = 0.08
+    pauses: float = 3.0
+
+    def batch_ms(self, threads: int, size: float) -> float:
+        """A batch of a lone worker."""
+        a = self.a_ms / self.gain ** math.log2(threads) * (1 + self.large * (size > 16))
+        return a * size + self.b_ms
+
+    def ladder(self) -> dict[int, Curve]:
+        """What a lone process would be measured with."""
+        return {
+            threads: Curve.through([(size, self.batch_ms(threads, size)) for size in (1, 2, 4, 8, 16, 32)])
+            for threads in candidates.thread_counts(self.cores)
+        }
+
+    def truth(self, settings: Settings, goal: Goal) -> tuple[float, float, bool]:
+        """Return answers a second, 95th percentile in ms, and whether ever more wait."""
+        slow = (1 + self.crowd * (settings.workers - 1)) * max(1.0, settings.workers * settings.threads / self.cores)
+        most = self._rate(settings, settings.batch_size, slow, 0.0)
+        if goal.rate is not None:
+            if goal.rate >= most:
+                return most, 30_000.0, True
+            size = 1.0
+            for _ in range(30):
+                busy_ms = slow * self.batch_ms(settings.threads, size) + self.pauses
+                size = min(settings.batch_size, max(1.0, goal.rate * busy_ms / 1000 / settings.workers))
+            busy = goal.rate / most
+            return goal.rate, settings.max_batch_delay + busy_ms * (1.6 + 0.7 * busy / (1 - busy)), False
+        share = goal.clients / settings.workers
+        size = min(settings.batch_size, share)
+        # A batch that is not full is filled a little better by waiting.
+        idle = 0.0
+        if share < settings.batch_size * (settings.workers + 1) / settings.workers:
+            size *= 0.75 + 0.25 * min(1.0, settings.max_batch_delay / 10)
+            idle = 0.6 * settings.max_batch_delay
+        rate = self._rate(settings, max(1.0, size), slow, idle)
+        return rate, 1120 * goal.clients / rate + 0.2 * slow * self.batch_ms(settings.threads, size), False
+
+    def _rate(self, settings: Settings, size: float, slow: float, idle: float) -> float:
+        return 1000 * settings.workers * size / (slow * self.batch_ms(settings.threads, size) + self.pauses + idle)
+
+
+@dataclass
+class FakeServer:
+    """A fake: answers with its machine's figures, noise and drift, and lets its clock go on meanwhile."""
+
+    machine: Machine
+    goal: Goal
+    seed: int = 0
+    noise: float = 0.03
+    drift: float = 0.05
+    now: float = 0.0
+    interrupt_at: float = math.inf
+    most_workers: int = 40
+    opened: set[Settings] = field(default_factory=set)
+    closed: list[Settings] = field(default_factory=list)
+    runs: list[Settings] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self._level = 0.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def open(self, wanted: Sequence[Settings]) -> None:
+        self._spend(self.opening_seconds(wanted))
+        assert not self.opened & set(wanted)
+        self.opened |= set(wanted)
+
+    def close(self, settings: Settings) -> None:
+        self.opened.remove(settings)
+        self.closed.append(settings)
+
+    def opening_seconds(self, wanted: Sequence[Settings]) -> float:
+        return 4 + 2.0 * sum(settings.workers for settings in wanted)
+
+    def room(self) -> int:
+        return self.most_workers - sum(settings.workers for settings in self.opened)
+
+    def run(self, settings: Settings, seconds: float, warm_up: float) -> dict[str, Any]:
+        assert settings in self.opened
+        self._spend(seconds + warm_up + 0.5)
+        self.runs.append(settings)
+        self._level = 0.8 * self._level + self.random.gauss(0, 0.6 * self.drift)
+        noise = self.random.gauss(0, self.noise * math.sqrt(5 / seconds)) + self._level
+        rate, p95, growing = self.machine.truth(settings, self.goal)
+        rate = rate if self.goal.rate is not None and not growing else rate * math.exp(noise)
+        return {
+            "seconds": seconds,
+            "good_per_second": rate,
+            "p95_ms": p95 * math.exp(-noise),
+            "failed": 0,
+            "batch_sizes": {str(settings.batch_size): 10},
+            "backlog": {"growing": growing} if self.goal.open else None,
+        }
+
+    def _spend(self, seconds: float) -> None:
+        """Let time go by; an interruption comes in the middle of it."""
+        if self.now < self.interrupt_at <= self.now + seconds:
+            self.now = self.interrupt_at
+            raise KeyboardInterrupt
+        self.now += seconds
+
+
+@dataclass
+class Trial:
+    """A race on the fake, and its journal."""
+
+    machine: Machine
+    goal: Goal
+    journal: Journal
+    server: FakeServer
+    seconds: float = 240.0
+
+    def forecaster(self) -> Forecaster:
+        return Forecaster(self.machine.ladder(), self.goal, self.machine.cores)
+
+    def race(self) -> Race:
+        forecaster = self.forecaster()
+        return Race(
+            goal=self.goal,
+            forecaster=forecaster,
+            promising=candidates.field(forecaster, self.server.most_workers, (CONFIGURED,)).promising,
+            configured=CONFIGURED,
+            course=self.server,
+            log=self.journal,
+            clock=self.server.clock,
+            deadline=self.server.now + self.seconds,
+            say=lambda line: None,
+        )
+
+    def again(self) -> Trial:
+        """The same, resumed from the file by another process."""
+        server = replace(self.server, opened=set(), closed=[], runs=[], interrupt_at=math.inf)
+        return replace(self, journal=Journal.resume(self.journal.path, {}), server=server)
+
+
+def every(machine: Machine) -> list[Settings]:
+    """All configurations of an exhaustive sweep of the fake."""
+    layouts = [(workers, threads) for workers in (1, 2, 3, 4) for threads in (1, 2) if workers * threads <= 4]
+    return [
+        Settings(size, *layout[:1], delay, layout[1])
+        for size, layout, delay in itertools.product(BATCHES, layouts, DELAYS)
+    ]
+
+
+MakeTrial = Callable[..., Trial]
+
+
+@pytest.fixture
+def make_trial(tmp_path: Path) -> MakeTrial:
+    """Make a race on a fake server, with an empty journal."""
+
+    def make(goal: Goal, machine: Machine | None = None, seconds: float = 240.0, **options: Any) -> Trial:
+        machine = machine or Machine()
+        journal = Journal.begin(tmp_path / f"{options.get('seed', 0)}.journal", {})
+        return Trial(machine, goal, journal, FakeServer(machine, goal, **options), seconds)
+
+    return make

@@ -1,0 +1,181 @@
+"""`beeline bench tune` on real servers: it answers, changes the file, leaves nothing, also when interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import record
+from bench.tune import candidates, race
+from bench.tune.settings import Settings
+from cli.bench import app
+from serve import processes
+from serve.instance import MARK
+from serve.properties import load
+from tests.conftest import BLUE, ROOT
+
+COMMAND = [sys.executable, "-c", "from cli.bench import app; app()"]
+# A line of the command's progress, once the servers are up, and once a turn was measured.
+STARTING, MEASURED = "are worth measuring", "/s, p95 "
+
+
+@dataclass(frozen=True)
+class Place:
+    """A short temporary folder (sockets have short paths), a picture, and a copy of the configuration."""
+
+    folder: Path
+    picture: Path
+    config: Path
+
+    def command(self, archive: Path, *more: str) -> list[str]:
+        options = ("--picture", str(self.picture), "--config", str(self.config), "--clients", "8", "--json")
+        return [*COMMAND, "tune", str(archive), *options, *more]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        ours = ("BEELINE_", "BATCH_SIZE", "WORKERS", "LINGER_MS")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        return {**kept, "TMPDIR": str(self.folder), "BEELINE_STATE": str(self.folder / "state")}
+
+    def left(self) -> tuple[list[Any], list[str]]:
+        """Return processes and temporary folders that are still there."""
+        inside = [path.name for path in self.folder.iterdir() if path.name.startswith("beeline-")]
+        return processes.marked(MARK, str(self.folder), self.folder), inside
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp")).resolve()
+    picture = tmp_path / "blue.png"
+    picture.write_bytes(BLUE)
+    config = tmp_path / "config.properties"
+    config.write_bytes((ROOT / "config" / "config.properties").read_bytes())
+    yield Place(folder, picture, config)
+    processes.stop_marked(MARK, str(folder), grace=0, folder=folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the race so short that it is decided long before its time is up, however slow the machine is now."""
+    monkeypatch.setattr(candidates, "BATCHES", (2, 8))
+    monkeypatch.setattr(candidates, "thread_counts", lambda cores: (1,))
+    monkeypatch.setattr(candidates, "_WORKERS", (1, 2))
+    monkeypatch.setattr(race, "_TURNS", (1.5, 1.5))
+    monkeypatch.setattr(race, "_LONG", 1.5)
+    monkeypatch.setattr(race, "_WAVE", 2)
+    monkeypatch.setattr(race, "_AGAIN", 1)
+    monkeypatch.setattr(race, "_MOST_ROUNDS", 1)
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("server", ["torchserve", "mms"])
+def test_a_short_tuning_answers_and_changes_the_file(
+    place: Place, colour_archive: Path, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    out = place.folder / "out.jsonl"
+    options = ("--p95", "30s", "--minutes", "9", "--server", server, "--write", "--out", str(out))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in set(os.environ) - set(place.environ):
+        monkeypatch.delenv(name)
+    for name, value in place.environ.items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(app, place.command(colour_archive, *options)[len(COMMAND) :])
+    assert done.exit_code == 0, done.output
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert values["holds"]
+    assert values["tried"]
+    assert not values["interrupted"]
+    assert values["written"] == bool(values["diff"])
+    best = Settings.of(values["best"])
+    read = load(place.config)
+    entry = read.models["colours"]["1.0"].numbers
+    assert (entry["batchSize"], entry["minWorkers"], entry["maxBatchDelay"]) == (
+        best.batch_size,
+        best.workers,
+        best.max_batch_delay,
+    )
+    assert read.models["resnet18"]["1.0"].numbers["batchSize"] == 8
+    assert "# Requests that the server holds" in place.config.read_text()
+    assert "not measured:" in done.stderr
+    assert "<svg" in Path(values["plot"]).read_text()
+    kept = record.read(out)[0]
+    assert (kept.kind, kept.result["sentence"]) == ("tune", values["sentence"])
+    assert place.left() == ([], [])
+
+
+def interrupted(place: Place, command: list[str], when: str, number: signal.Signals) -> tuple[int, dict[str, Any], str]:
+    """Run the command, send the signal once a line of its progress says `when`, return how it ended."""
+    process = subprocess.Popen(
+        command, env=place.environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stdout is not None
+    # Whatever goes wrong, the test ends.
+    watchdog = threading.Timer(240, process.kill)
+    watchdog.start()
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if when in line:
+                process.send_signal(number)
+                break
+        said += process.stderr.readlines()
+        out = process.stdout.read()
+        code = process.wait()
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        process.stdout.close()
+    text = "".join(said)
+    assert out, text
+    return code, json.loads(out.splitlines()[-1]), text
+
+
+@pytest.mark.server
+def test_ctrl_c_in_the_middle_leaves_an_answer_that_goes_on(place: Place, colour_archive: Path) -> None:
+    before = place.config.read_bytes()
+    goal = ("--p95", "5s", "--minutes", "3")
+    code, values, said = interrupted(place, place.command(colour_archive, *goal), MEASURED, signal.SIGINT)
+    assert place.left() == ([], [])
+    assert code == 128 + signal.SIGINT, said
+    assert values["interrupted"]
+    assert values["holds"]
+    assert place.config.read_bytes() == before
+    # What was measured is the answer without measuring anything again.
+    again = place.command(colour_archive, "--p95", "5s", "--minutes", "0", "--resume", values["journal"])
+    done = subprocess.run(again, env=place.environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["tried"] == values["tried"]
+    assert answer["best"] == values["best"]
+    assert place.left() == ([], [])
+
+
+@pytest.mark.server
+def test_sigterm_while_servers_start_leaves_a_forecast_and_nothing_else(place: Place, colour_archive: Path) -> None:
+    command = place.command(colour_archive, "--rate", "50", "--minutes", "3", "--write")
+    before = place.config.read_bytes()
+    code, values, said = interrupted(place, command, STARTING, signal.SIGTERM)
+    assert place.left() == ([], [])
+    assert code == 128 + signal.SIGTERM, said
+    assert values["best"]["expected"]
+    assert "no turn was measured" in values["sentence"]
+    assert place.config.read_bytes() == before
