@@ -21,7 +21,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup serve test test-server test-browser test-shared test-train test-docker test-readme test-all sbom check bench lock clean
+.PHONY: help setup serve test test-server test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -61,6 +61,9 @@ sbom: ## the bill of materials of the CPU image: what Python and Debian put into
 	@DOCKER_BUILDKIT=1 docker build --quiet --file docker/cpu.Dockerfile --target bill --output '$(SBOM)' \
 		$(if $(filter undefined,$(origin PYTORCH_INDEX)),,--build-arg PYTORCH_INDEX=$(PYTORCH_INDEX)) . >/dev/null
 	@ls '$(SBOM)'/*.json
+
+screenshots: setup ## pictures of the page: desktop, phone, dark, fifty at once (SHOTS=folder)
+	@BEELINE_SCREENSHOTS='$(or $(SHOTS),.beeline/screenshots)' .venv/bin/pytest -q tests/frontend/test_screenshots.py
 
 test-docker: setup ## the images, Compose and Swarm, on a real container engine
 	@.venv/bin/pytest -q -s -m docker

@@ -97,16 +97,24 @@ def write_checksums(folder: Path, spec: ModelSpec) -> None:
     (folder / golden.CHECKSUMS).write_text(json.dumps(record))
 
 
-def write_archive(path: Path, model: str, files: dict[str, bytes], handler: str, config: str | None = None) -> Path:
+def write_archive(
+    path: Path,
+    model: str,
+    files: dict[str, bytes],
+    handler: str,
+    config: str | None = None,
+    version: str = "1.0",
+    serialized: str = "model.pt",
+) -> Path:
     """Zip the files under a manifest as torch-model-archiver writes it."""
     manifest = {
-        "createdOn": "01/01/2000 00:00:00",
+        "createdOn": "01/01/1980 00:00:00",
         "runtime": "python",
         "model": {
             "modelName": model,
-            "serializedFile": "model.pt",
+            "serializedFile": serialized,
             "handler": handler,
-            "modelVersion": "1.0",
+            "modelVersion": version,
             **({"configFile": config} if config else {}),
         },
         "archiverVersion": "0.12.0",
@@ -150,13 +158,11 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def colour_archive(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real archive: the project's handler around the smallest model that names a colour."""
+def pack(folder: Path, path: Path) -> Path:
+    """Pack a model folder with the project's handler, under the name and version that its spec has."""
     handlers = ROOT / "handlers"
-    files = {
-        str(path.relative_to(colour_model)): path.read_bytes() for path in colour_model.rglob("*") if path.is_file()
-    }
+    spec = ModelSpec.load(folder)
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     files["vision_handler.py"] = (handlers / "vision_handler.py").read_bytes()
     files |= {f"beeline/{path.name}": path.read_bytes() for path in (handlers / "beeline").glob("*.py")}
     record = json.loads(files["checksums.json"])
@@ -164,8 +170,13 @@ def colour_archive(colour_model: Path, tmp_path_factory: pytest.TempPathFactory)
         name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "checksums.json"
     }
     files["checksums.json"] = json.dumps(record).encode()
-    store = tmp_path_factory.mktemp("colours")
-    return write_archive(store / "colours.mar", "colours", files, "vision_handler.py")
+    return write_archive(path, spec.name, files, "vision_handler.py", version=spec.version, serialized=spec.model.file)
+
+
+@pytest.fixture(scope="session")
+def colour_archive(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real archive: the project's handler around the smallest model that names a colour."""
+    return pack(colour_model, tmp_path_factory.mktemp("colours") / "colours.mar")
 
 
 @pytest.fixture(scope="session")

@@ -35,12 +35,15 @@ function parse(text) {
 
 function scores(body) {
   const listed = body?.predictions ?? Object.entries(body ?? {}).map(([label, score]) => ({ label, score }));
-  const fits = Array.isArray(listed) && listed.length && listed.every((one) => typeof one?.score === "number");
-  return fits ? listed.map(({ label, score }) => ({ label: String(label), score })) : null;
+  const fits = Array.isArray(listed) && listed.length && listed.every((one) => Number.isFinite(one?.score));
+  if (!fits) return null;
+  // An object's keys that are numbers come in their own order, whatever the server's was.
+  return listed.map(({ label, score }) => ({ label: String(label), score })).sort((one, other) => other.score - one.score);
 }
 
 function sentence(response, body, text) {
   if (body?.message) return String(body.message);
+  if (!text && response.ok) return "the server's answer is empty";
   if (response.ok) return `the answer is in a form that this page does not know: ${text.slice(0, 120)}`;
   return `the server answered ${response.status} without a sentence`;
 }

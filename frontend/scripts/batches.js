@@ -27,7 +27,7 @@ export class Batches {
   }
 }
 
-export const batchText = ({ number, size }) => `batch ${number} of ${size} ${size === 1 ? "picture" : "pictures"}`;
+export const batchText = ({ number, size }) => `batch ${number}: ${size} ${size === 1 ? "picture" : "pictures"}`;
 
 /** A hue for a batch; neighbours in number are far apart on the wheel. */
 export const hue = ({ number }) => String(Math.round((number * 137.5) % 360));

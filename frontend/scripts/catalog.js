@@ -22,17 +22,17 @@ export class Catalog extends EventTarget {
 
   /** Read the catalog again; returns whether it could be. */
   async load() {
-    let values;
     try {
-      values = await json("/catalog.json");
+      const values = await json("/catalog.json");
+      const text = JSON.stringify(values);
+      if (text === this.#text) return true;
+      Object.assign(this, { models: [...values.models], limits: values.limits, served: served(values) });
+      this.#text = text;
     } catch {
+      // Not there yet, or not the gateway's: whatever stands before it answers in its own way.
       return false;
     }
-    const text = JSON.stringify(values);
-    if (text === this.#text) return true;
-    this.#text = text;
-    Object.assign(this, { models: values.models, limits: values.limits, served: served(values) });
-    this.#chosen = this.models.find((model) => path(model) === asked()) ?? this.#first();
+    this.#chosen = this.#asked();
     this.dispatchEvent(new Event("change"));
     return true;
   }
@@ -48,13 +48,16 @@ export class Catalog extends EventTarget {
     this.#follow();
   }
 
-  #first() {
-    return this.models.find((model) => model.default) ?? this.models[0] ?? null;
+  /** The model that the hash names, else the default. */
+  #asked() {
+    const wanted = asked();
+    const first = this.models.find((model) => model.default) ?? this.models[0] ?? null;
+    return this.models.find((model) => path(model) === wanted) ?? first;
   }
 
   #follow() {
-    const found = this.models.find((model) => path(model) === asked());
-    if (!found || found === this.#chosen) return;
+    const found = this.#asked();
+    if (found === this.#chosen) return;
     this.#chosen = found;
     this.dispatchEvent(new Event("change"));
   }

@@ -2,6 +2,9 @@
 
 import { byId, say, write } from "./element.js";
 
+/** What ends the word on each button. */
+const timers = new WeakMap();
+
 /** Copy `text`, which `node` shows; `said` is announced, and `button` tells for two seconds what became of it. */
 export async function copy(text, { node, button, said }) {
   const selected = "Selected: press Ctrl+C";
@@ -16,5 +19,6 @@ export async function copy(text, { node, button, said }) {
   }
   say(byId("announcer"), copied ? said : selected);
   write(button, copied ? "Copied" : selected);
-  setTimeout(() => write(button, "Copy"), 2_000);
+  clearTimeout(timers.get(button));
+  timers.set(button, setTimeout(() => write(button, "Copy"), 2_000));
 }

@@ -41,14 +41,17 @@ export class Intake {
   }
 
   #drop() {
-    let depth = 0;
     const over = (is) => (byId("drop").hidden = !is);
-    window.addEventListener("dragenter", (event) => carriesFiles(event) && over(++depth > 0));
-    window.addEventListener("dragleave", (event) => carriesFiles(event) && over(--depth > 0));
-    window.addEventListener("dragover", (event) => event.preventDefault());
+    for (const name of ["dragenter", "dragover"]) {
+      window.addEventListener(name, (event) => {
+        event.preventDefault();
+        over(carriesFiles(event));
+      });
+    }
+    // Out of the window: within it, another element is entered.
+    window.addEventListener("dragleave", (event) => event.relatedTarget ?? over(false));
     window.addEventListener("drop", (event) => {
       event.preventDefault();
-      depth = 0;
       over(false);
       const files = [...(event.dataTransfer?.files ?? [])];
       if (files.length) this.add(files, "file");

@@ -18,7 +18,6 @@ export function showModel(model, card, served) {
     ["precision", chosen(spec.precision, card?.serving?.precision)],
     ["threads", card?.serving?.threads && chosen(null, card.serving.threads)],
     ["accuracy", accuracy(spec.accuracy)],
-    ["agreement", agreement(card?.agreement ?? spec.agreement)],
     ["labels", spec.labels ? labels(spec.labels) : unknown(model.labels)],
     ["data", unknown(spec.provenance?.data)],
     ["weights", unknown(spec.provenance?.weights)],
@@ -51,13 +50,6 @@ function chosen(asked, choice) {
 function accuracy(measured) {
   if (!measured) return "not measured";
   return `${(measured.top1 * 100).toFixed(1)} % top-1 on ${measured.pictures} pictures (${measured.data})`;
-}
-
-function agreement(value) {
-  if (value === undefined || value === null) return "";
-  if (typeof value === "number") return `${(value * 100).toFixed(1)} %`;
-  if (typeof value !== "object") return String(value);
-  return Object.entries(value).map(([name, part]) => `${name} ${part}`).join(", ");
 }
 
 function labels(all) {

@@ -41,8 +41,13 @@ function add(files, source) {
 
 function retry(picture) {
   queue.retry(picture);
-  (cards.size > 1 ? cards.get(picture).button : byId("remove")).focus();
+  focusOn(picture);
   show();
+}
+
+/** Put the focus on a picture: on its card, or on the large view where it is the only one. */
+function focusOn(picture) {
+  (cards.size > 1 ? cards.get(picture).button : byId("remove")).focus();
 }
 
 /** Remove a picture; the focus goes to its neighbour, never to nowhere. */
@@ -54,9 +59,10 @@ function remove(picture) {
   cards.delete(picture);
   picture.remove();
   const next = order[at + 1] ?? order[at - 1];
-  select(next ?? null);
+  if (picture === detail.picture) select(next ?? null);
+  else show();
   if (!next) byId("pick").focus();
-  else if (focused) cards.get(next).button.focus();
+  else if (focused) focusOn(next);
 }
 
 function clear() {

@@ -38,10 +38,11 @@ export class Picture extends EventTarget {
     return this.state === "answered" || this.state === "failed";
   }
 
-  /** Whether sending it again may help: not where the server has judged the picture itself. */
+  /** Whether sending it again may help: not where the server or this page has judged the file itself. */
   get retriable() {
     const status = this.answer?.status ?? 0;
-    return this.state === "failed" && (status < 400 || status >= 500 || status === 408 || status === 429);
+    const judged = !this.attempts || (status >= 400 && status < 500 && status !== 408 && status !== 429);
+    return this.state === "failed" && !judged;
   }
 
   /** Go to a state and tell whoever shows it. */

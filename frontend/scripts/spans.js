@@ -1,7 +1,7 @@
 /** Spans: where a picture's time went, as a stacked bar with its text. */
 
 import { STAGES } from "./answer.js";
-import { element, write } from "./element.js";
+import { element } from "./element.js";
 
 const MEANINGS = {
   queue: "waiting in the server for the worker",
@@ -16,7 +16,7 @@ export const milliseconds = (span) => `${span < 9.95 ? span.toFixed(1) : Math.ro
 const parts = (answer) => STAGES.filter((stage) => stage in answer.spans).map((stage) => [stage, answer.spans[stage]]);
 
 /** Fill `bar`, an element of role img, with one answer's spans. */
-export function fillBar(bar, answer) {
+function fillBar(bar, answer) {
   bar.replaceChildren(
     ...parts(answer).map(([stage, span]) => {
       const piece = element("span", { class: `span ${stage}` });
@@ -31,7 +31,7 @@ export function fillBar(bar, answer) {
 /** Fill `list`, a dl, with the same figures beside their colours. */
 export function fillFigures(list, answer) {
   const rows = parts(answer).map(([stage, span]) =>
-    element("div", { title: MEANINGS[stage] }, term(stage), element("dd", {}, milliseconds(span))),
+    element("div", { title: MEANINGS[stage] }, element("dt", {}, swatch(stage), stage), element("dd", {}, milliseconds(span))),
   );
   const total = element("dd", {}, milliseconds(answer.total));
   list.replaceChildren(...rows, element("div", {}, element("dt", {}, "total"), total));
@@ -49,9 +49,3 @@ export function showSpans(box, bar, answer) {
 }
 
 const swatch = (stage) => element("span", { class: `swatch ${stage}`, "aria-hidden": "true" });
-
-function term(stage) {
-  const made = element("dt", {}, swatch(stage));
-  write(made.appendChild(document.createElement("span")), stage);
-  return made;
-}

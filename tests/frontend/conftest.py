@@ -18,9 +18,11 @@ from serve.addresses import Ports
 from serve.config import Overrides
 from serve.running import Running
 from serve.up import Request, up
+from tests.frontend import drawn
 
 CHROMIUM = os.environ.get("BEELINE_CHROMIUM", "/usr/bin/chromium")
 PATIENCE = 30_000
+expect.set_options(timeout=PATIENCE)
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -57,8 +59,8 @@ class Visit:
     def open(self) -> None:
         """Go to the page and wait until the server is ready and the model is known."""
         self.page.goto(self.site)
-        expect(self.page.locator(".top")).to_have_attribute("data-state", "ready", timeout=PATIENCE)
-        expect(self.page.locator("#card tr").first).to_be_visible(timeout=PATIENCE)
+        expect(self.page.locator(".top")).to_have_attribute("data-state", "ready")
+        expect(self.page.locator("#card tr").first).to_be_visible()
 
     def pick(self, *files: FilePayload | Path) -> None:
         """Choose files with the page's own input."""
@@ -76,7 +78,7 @@ class Visit:
 
     def expect_answer(self, label: str) -> None:
         """Wait for the large view to name this label."""
-        expect(self.page.locator("#detail")).to_have_attribute("data-state", "answered", timeout=PATIENCE)
+        expect(self.page.locator("#detail")).to_have_attribute("data-state", "answered")
         expect(self.page.locator("#detail-scores .name").first).to_have_text(label)
 
     def hear(self, selector: str) -> JSHandle:
@@ -121,6 +123,11 @@ class Visit:
 Open = Callable[..., Visit]
 
 
+def row(page: Page, name: str) -> Locator:
+    """Return the cell of the model's table with this name."""
+    return page.locator("#card tr").filter(has=page.locator("th", has_text=re.compile(f"^{name}$"))).locator("td")
+
+
 def payload(name: str, data: bytes, kind: str = "image/png") -> FilePayload:
     """Return a file as the browser's input takes it."""
     return {"name": name, "mimeType": kind, "buffer": data}
@@ -147,15 +154,17 @@ Serve = Callable[..., Running]
 
 @pytest.fixture(scope="session")
 def serve(colour_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """Start real TorchServe behind real nginx with the colour model; stop it yourself."""
+    """Start real TorchServe behind real nginx, with the colour model or others; stop it yourself."""
     state = str(tmp_path_factory.mktemp("state"))
+    store = tmp_path_factory.mktemp("store")
+    drawn.put_samples(store)
 
-    def start(name: str, port: int = 0) -> Running:
+    def start(name: str, port: int = 0, delay: int = 20, archives: Sequence[Path] = (colour_archive,)) -> Running:
         asked = Request(
-            wanted=(str(colour_archive),),
-            store=colour_archive.parent,
+            wanted=tuple(map(str, archives)),
+            store=store,
             name=name,
-            overrides=Overrides(workers=1, batch_size=8, max_batch_delay=20),
+            overrides=Overrides(workers=1, batch_size=8, max_batch_delay=delay),
             ports=Ports(port, management=0),
             gateway="nginx",
             card=lambda mar: card(mar).to_dict(),
@@ -195,14 +204,20 @@ def chromium(player: Playwright) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(chromium: Browser, site: str) -> Iterator[Open]:
+def visit(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Open the page in a fresh context; afterwards nothing may have gone wrong that the test did not provoke."""
     visits: list[Visit] = []
 
-    def start(allowed: Sequence[str] = (), ready: bool = True, browser: Browser | None = None, **options: Any) -> Visit:
+    def start(
+        allowed: Sequence[str] = (),
+        ready: bool = True,
+        browser: Browser | None = None,
+        site: str | None = None,
+        **options: Any,
+    ) -> Visit:
         permissions = ["clipboard-read", "clipboard-write"] + ([] if browser else ["camera"])
         context = (browser or chromium).new_context(permissions=permissions, **options)
-        made = Visit(context.new_page(), site, set(allowed))
+        made = Visit(context.new_page(), site or request.getfixturevalue("site"), set(allowed))
         visits.append(made)
         made.watch()
         if ready:

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import BLUE, GREEN, RED
-from tests.frontend.conftest import PATIENCE, Open, Visit, payload, require_chromium
+from tests.frontend.conftest import Open, Visit, payload, require_chromium
 
 pytestmark = pytest.mark.browser
 PHONE = {"width": 360, "height": 740}
@@ -53,7 +53,7 @@ def test_axe_finds_nothing(visit: Open, scheme: str, size: dict[str, int]) -> No
     assert axe(seen.page) == []
     assert not scrolls_sideways(seen.page)
     seen.page.get_by_role("button", name="Use the camera").click()
-    expect(seen.page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    expect(seen.page.locator("#shutter")).to_be_enabled()
     assert axe(seen.page) == []
     assert not scrolls_sideways(seen.page)
 
@@ -68,12 +68,32 @@ def test_dark_and_light_differ(visit: Open) -> None:
     assert dark[0] < 200 < 600 < dark[1]
 
 
-def test_forced_colours_and_no_motion(visit: Open) -> None:
-    seen = visit(forced_colors="active", reduced_motion="reduce")
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_nothing_moves_for_those_who_asked(visit: Open, motion: str) -> None:
+    wanted = motion == "no-preference"
+    seen = visit(allowed=["503"], ready=False, reduced_motion=motion)
+    page = seen.page
+    # A fake of a server that starts: the line in the header flies meanwhile.
+    page.route("**/ping", lambda route: route.fulfill(status=503, json={"status": "Unhealthy", "reason": "starting"}))
+    page.goto(seen.site)
+    expect(page.locator(".top")).to_have_attribute("data-state", "starting")
+    running = page.evaluate("document.getAnimations().filter((one) => one.playState === 'running').length")
+    assert (running > 0) == wanted
+    page.evaluate(
+        """() => {
+          window.scrolled = [];
+          Element.prototype.scrollIntoView = (options) => window.scrolled.push(options.behavior);
+        }"""
+    )
+    seen.pick(payload("red.png", RED))
+    expect(page.locator("#results")).to_be_visible()
+    assert page.evaluate("window.scrolled") == ["smooth" if wanted else "auto"]
+
+
+def test_forced_colours(visit: Open) -> None:
+    seen = visit(forced_colors="active")
     seen.pick(payload("red.png", RED), payload("green.png", GREEN))
     seen.wait_done(2)
-    moving = "document.getAnimations().filter((one) => one.playState === 'running').length"
-    assert seen.page.evaluate(moving) == 0
     # The colours of the time bar carry meaning, and stay.
     colours = "[...document.querySelectorAll('#detail-bar span')].map((one) => getComputedStyle(one).backgroundColor)"
     shown = seen.page.evaluate(colours)
@@ -106,7 +126,7 @@ def test_keyboard_alone(visit: Open) -> None:
     seen.wait_done(3)
     tab_to(page, "#shoot")
     keys.press("Enter")
-    expect(page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    expect(page.locator("#shutter")).to_be_enabled()
     keys.press("Escape")
     expect(page.locator("#camera")).to_be_hidden()
     expect(page.locator("#shoot")).to_be_focused()
@@ -143,7 +163,7 @@ def test_names_of_what_is_shown(visit: Open) -> None:
         expect(page.get_by_role(role)).to_have_count(1)
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
     expect(page.get_by_role("region", name="Answers")).to_be_visible()
-    expect(page.get_by_role("button", name=re.compile(r"red [\d.]+ % .*batch \d+ of \d+ .*red\.png"))).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile(r"red [\d.]+ % .*batch \d+: \d+ .*red\.png"))).to_be_visible()
     expect(page.locator("#grid").get_by_role("img", name=re.compile("forward .* ms"))).to_have_count(3)
     expect(page.locator("#grid").get_by_role("meter", name="red")).to_have_count(1)
     # What lies in a button is presentational: a reader would pass over its figures.

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, Playwright, expect
 
 from tests.conftest import GREEN
-from tests.frontend.conftest import CHROMIUM, PATIENCE, QUIET, Open, payload
+from tests.frontend.conftest import CHROMIUM, QUIET, Open, payload
 
 pytestmark = pytest.mark.browser
 
@@ -31,7 +31,7 @@ def test_camera_and_its_end(visit: Open) -> None:
     seen = visit()
     page = seen.page
     page.get_by_role("button", name="Use the camera").click()
-    expect(page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    expect(page.locator("#shutter")).to_be_enabled()
     track = page.evaluate_handle("document.querySelector('#viewfinder').srcObject.getTracks()[0]")
     assert track.evaluate("track => track.readyState") == "live"
     page.get_by_role("button", name="Take the picture").click()
@@ -47,7 +47,7 @@ def test_no_camera_is_said(visit: Open, player: Playwright) -> None:
     try:
         page = visit(browser=browser).page
         page.get_by_role("button", name="Use the camera").click()
-        expect(page.locator("#camera").get_by_role("alert")).to_contain_text("choose a file", timeout=PATIENCE)
+        expect(page.locator("#camera").get_by_role("alert")).to_contain_text("choose a file")
         with page.expect_file_chooser():
             page.get_by_role("button", name="Choose a file instead").click()
         expect(page.locator("#camera")).to_be_hidden()
@@ -77,7 +77,7 @@ def test_closed_and_opened_again_while_permission_is_asked_for(visit: Open, orde
             page.keyboard.press("Escape")
             expect(page.locator("#camera")).to_be_hidden()
     page.evaluate("order => order.forEach((at) => window.grants[at]())", order)
-    expect(page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    expect(page.locator("#shutter")).to_be_enabled()
     assert page.evaluate(states) == ["ended", "live"]
     page.get_by_role("button", name="Close").click()
     # A dialog tells of its end a moment after it.
@@ -87,7 +87,7 @@ def test_closed_and_opened_again_while_permission_is_asked_for(visit: Open, orde
 def test_an_unplugged_camera_is_said(visit: Open) -> None:
     page = visit().page
     page.get_by_role("button", name="Use the camera").click()
-    expect(page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    expect(page.locator("#shutter")).to_be_enabled()
     # A fake of the event alone: Chromium's drawn camera cannot be unplugged.
     page.evaluate("document.querySelector('#viewfinder').srcObject.getTracks()[0].dispatchEvent(new Event('ended'))")
     expect(page.locator("#camera").get_by_role("alert")).to_contain_text("The camera was disconnected")
@@ -98,7 +98,7 @@ def test_an_unplugged_camera_is_said(visit: Open) -> None:
 def test_a_camera_without_a_picture_is_said(visit: Open) -> None:
     page = visit().page
     page.get_by_role("button", name="Use the camera").click()
-    expect(page.locator("#shutter")).to_be_enabled(timeout=PATIENCE)
+    expect(page.locator("#shutter")).to_be_enabled()
     # A fake of a canvas that the browser has no memory for.
     page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = (done) => done(null); }")
     page.get_by_role("button", name="Take the picture").click()

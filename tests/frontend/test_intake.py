@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.conftest import BLUE, GREEN, RED
 from tests.frontend.conftest import Open, payload, transfer
@@ -15,6 +16,14 @@ pytestmark = pytest.mark.browser
 SPANS = re.compile(
     r"^# ms: (queue # ms, )?decode # ms, forward # ms, encode # ms, network # ms$".replace("#", r"[\d.]+")
 )
+
+
+def drop_from_disk(page: Page, *paths: Path) -> None:
+    """Drop what lies on the disk, as a file manager does."""
+    debugger = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        debugger.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": data})
 
 
 def test_pick(visit: Open) -> None:
@@ -41,6 +50,33 @@ def test_drop_anywhere(visit: Open) -> None:
     seen.wait_done(2)
     expect(seen.card("green.png").locator(".label")).to_have_text("green")
     expect(seen.card("red.png").locator(".label")).to_have_text("red")
+
+
+def test_what_is_dragged_away_again_leaves_no_veil(visit: Open) -> None:
+    seen = visit()
+    page = seen.page
+    carried = {"dataTransfer": transfer(page, [payload("green.png", GREEN)])}
+    for place in ("footer", "#card tr:first-child"):
+        page.dispatch_event(place, "dragenter", carried)
+    expect(page.locator("#drop")).to_be_visible()
+    # What lies under the pointer may be replaced meanwhile, and then nobody tells that it was left.
+    page.evaluate("document.querySelector('#card tr').remove()")
+    page.dispatch_event("html", "dragleave", carried)
+    expect(page.locator("#drop")).to_be_hidden()
+
+
+def test_a_dropped_folder_is_said(visit: Open, tmp_path: Path) -> None:
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "1.png").write_bytes(RED)
+    (tmp_path / "2.png").write_bytes(GREEN)
+    # Chromium's own word for what is behind the preview of a folder.
+    seen = visit(allowed=["net::ERR_FILE_NOT_FOUND"])
+    drop_from_disk(seen.page, tmp_path / "album", tmp_path / "2.png")
+    seen.wait_done(2)
+    expect(seen.card("2.png").locator(".label")).to_have_text("green")
+    expect(seen.card("album").locator(".text")).to_have_text(
+        "album could not be read from this device; choose it again, and files, not folders"
+    )
 
 
 def test_drop_without_a_file(visit: Open) -> None:
@@ -99,6 +135,30 @@ def test_each_of_two_equal_samples_can_be_saved(visit: Open) -> None:
     with page.expect_download() as download:
         page.get_by_role("link", name="Save the picture").click()
     assert download.value.failure() is None
+
+
+def test_delete_leaves_the_large_view_alone(visit: Open) -> None:
+    seen = visit()
+    seen.pick(payload("1.png", RED), payload("2.png", GREEN), payload("3.png", BLUE))
+    seen.wait_done(3)
+    seen.card("3.png").locator(".card").press("Delete")
+    expect(seen.card("2.png").locator(".card")).to_be_focused()
+    expect(seen.page.locator("#detail-name")).to_have_text("1.png")
+    expect(seen.page.locator("#done")).to_have_text("2 of 2")
+    # The grid goes with the last picture but one, and the focus must not go with it.
+    seen.card("2.png").locator(".card").press("Delete")
+    expect(seen.page.locator("#remove")).to_be_focused()
+    expect(seen.page.locator("#detail-name")).to_have_text("1.png")
+
+
+def test_a_name_that_is_html_stays_a_name(visit: Open) -> None:
+    seen = visit()
+    name = "<img src=x onerror=alert(1)>.png"
+    seen.pick(payload(name, RED), payload(name, GREEN))
+    seen.wait_done(2)
+    expect(seen.page.locator("#detail-name")).to_have_text(name)
+    expect(seen.page.locator("#grid .file")).to_have_text([name, name])
+    expect(seen.page.locator("[onerror]")).to_have_count(0)
 
 
 def test_remove_and_clear(visit: Open) -> None:

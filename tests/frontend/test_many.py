@@ -17,7 +17,7 @@ BROKEN = {
     "cut.jpg": (picture((20, 200, 60), (400, 300), "JPEG")[:1500], "422"),
     "empty.png": (b"", "400"),
 }
-BATCH = re.compile(r"^batch (\d+) of (\d+) pictures?$")
+BATCH = re.compile(r"^batch (\d+): (\d+) pictures?$")
 IN_FLIGHT = 6
 
 
@@ -35,6 +35,9 @@ def fifty() -> list[tuple[str, bytes, str | None]]:
 def test_fifty_pictures_with_three_broken_ones(visit: Open) -> None:
     seen = visit(allowed=[status for _, status in BROKEN.values()])
     page = seen.page
+    expect(page.locator("#card tr", has_text="served by")).to_contain_text(
+        re.compile(r"TorchServe behind nginx [\d.]+$")
+    )
     seen.pick(*(payload(name, data) for name, data, _ in fifty()))
     seen.wait_done(50)
     for name, _, label in fifty():
@@ -58,7 +61,7 @@ def test_fifty_pictures_with_three_broken_ones(visit: Open) -> None:
 
 
 def check_batches(page: Page) -> None:
-    """Every card says its batch; the summary counts them; none has more pictures than it says."""
+    """Every card says its batch; the summary counts them; some were shared, none has more pictures than it says."""
     sizes: dict[str, int] = {}
     ours: Counter[str] = Counter()
     for text in page.locator("#grid .batch").all_inner_texts():
@@ -67,6 +70,7 @@ def check_batches(page: Page) -> None:
         assert sizes.setdefault(found[1], int(found[2])) == int(found[2])
         ours[found[1]] += 1
     assert sum(ours.values()) == 50
+    assert max(ours.values()) > 1, "no two pictures shared a batch"
     assert all(ours[number] <= min(size, IN_FLIGHT) for number, size in sizes.items())
     expect(page.locator("#batches")).to_have_text(str(len(sizes)))
     expect(page.locator("#honest")).to_contain_text(f"at most {IN_FLIGHT} pictures from this page")

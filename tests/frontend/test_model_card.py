@@ -1,24 +1,16 @@
-"""What the page says of the model, and the choice among several."""
+"""What the page says of a model that knows all of itself, and of strange ones; their cards are fakes."""
 
 from __future__ import annotations
 
 import json
-import re
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.conftest import RED
-from tests.frontend.conftest import Open, payload
+from tests.frontend.conftest import Open, row
 
 pytestmark = pytest.mark.browser
 FINGERPRINT = "0123456789abcdef" * 4
-
-
-def row(page: Page, name: str) -> Any:
-    """Return the cell of the card's table with this name."""
-    return page.locator("#card tr").filter(has=page.locator("th", has_text=re.compile(f"^{name}$"))).locator("td")
 
 
 def fake_card(page: Page, **provenance: object) -> None:
@@ -26,7 +18,6 @@ def fake_card(page: Page, **provenance: object) -> None:
     card = {
         "bytes": 44_900_000,
         "fingerprint": FINGERPRINT,
-        "agreement": 0.995,
         "spec": {
             "labels": ["ants", "bees"],
             "engine": "torch",
@@ -41,18 +32,6 @@ def fake_card(page: Page, **provenance: object) -> None:
         },
     }
     page.route("**/catalog/*/*.json", lambda route: route.fulfill(json=card))
-
-
-def fake_second_version(page: Page) -> None:
-    """Fake a second version beside the one that is served: both answer on the default's path."""
-
-    def answer(route: Route) -> None:
-        response = route.fetch()
-        catalog = response.json()
-        catalog["models"].append({**catalog["models"][0], "version": "2.0", "default": False})
-        route.fulfill(response=response, json=catalog)
-
-    page.route("**/catalog.json", answer)
 
 
 def test_the_served_model(visit: Open) -> None:
@@ -78,7 +57,6 @@ def test_a_whole_card(visit: Open) -> None:
         "engine": "torch on cpu: no accelerator was found",
         "precision": "fp32: the archive asks for it",
         "accuracy": "94.8 % top-1 on 153 pictures (hymenoptera_data)",
-        "agreement": "99.5 %",
         "labels": "2: ants, bees",
         "data": "drawn shapes",
         "weights": "random",
@@ -105,23 +83,6 @@ def test_what_is_strange_in_a_card_stays_text(visit: Open) -> None:
     fake_card(seen.page, data="<img src=x onerror=alert(1)>")
     seen.open()
     expect(row(seen.page, "data")).to_have_text("<img src=x onerror=alert(1)>")
-
-
-def test_a_choice_of_versions_is_kept_in_the_address(visit: Open) -> None:
-    seen = visit(ready=False)
-    page = seen.page
-    fake_second_version(page)
-    seen.open()
-    expect(row(page, "version")).to_have_text("1.0")
-    page.get_by_role("combobox", name="Model", exact=True).select_option(label="colours 2.0")
-    expect(row(page, "version")).to_have_text("2.0")
-    assert page.url.endswith("#model=colours/2.0")
-    page.reload()
-    expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("colours/2.0")
-    expect(row(page, "version")).to_have_text("2.0")
-    seen.pick(payload("1.png", RED))
-    seen.expect_answer("red")
-    expect(page.locator("#detail-note")).to_contain_text("answered by colours 2.0")
 
 
 def test_the_development_gateway_is_named(visit: Open) -> None:

@@ -89,6 +89,7 @@ def test_too_many_bytes_of_no_picture(visit: Open, tmp_path: Path) -> None:
     seen.wait_done(1)
     expect(seen.page.locator("#detail-verdict")).to_contain_text("21 MB, over the server's limit of 20 MB")
     expect(seen.page.locator("#detail-verdict")).to_contain_text("this browser cannot read it as a picture")
+    expect(seen.page.locator("#retry")).to_be_hidden()
     assert bodies == []
 
 

@@ -1,0 +1,155 @@
+"""Two models and two versions of one, served at once: which of them answers, and what is said of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+from typer.testing import CliRunner
+
+from beeline.spec import Accuracy, ModelSpec, Provenance
+from cli.main import app
+from tests.conftest import GREEN, LABELS, RED, pack, write_checksums
+from tests.frontend.conftest import Open, Serve, Visit, payload, row
+
+pytestmark = pytest.mark.browser
+FRENCH, GERMAN = ("rouge", "vert", "bleu"), ("rot", "gruen", "blau")
+MEASURED = {
+    "accuracy": Accuracy(0.948, 153, "drawn colours"),
+    "provenance": Provenance(data="drawn colours", weights="random", licence="CC0-1.0"),
+}
+
+
+def renamed(source: Path, folder: Path, labels: tuple[str, ...], **changes: Any) -> Path:
+    """Return an archive of the colour model that calls the colours something else, in its self-test too."""
+    shutil.copytree(source, folder)
+    spec = dataclasses.replace(ModelSpec.load(folder), labels=labels, **changes)
+    spec.save(folder / "model_spec.json")
+    expected = folder / "golden" / "expected.json"
+    words = dict(zip(LABELS, labels, strict=True))
+    values = json.loads(expected.read_text())
+    for one in values["pictures"]:
+        one["top"] = [[words[label], score] for label, score in one["top"]]
+    expected.write_text(json.dumps(values))
+    write_checksums(folder, spec)
+    return pack(folder, folder.with_name(f"{spec.name}-{spec.version}.mar"))
+
+
+@pytest.fixture(scope="module")
+def archives(colour_model: Path, colour_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Archives by name and version; the second knows more of itself."""
+    folder = tmp_path_factory.mktemp("others")
+    return {
+        "colours/1.0": colour_archive,
+        "colours/2.0": renamed(colour_model, folder / "french", FRENCH, version="2.0", **MEASURED),
+        "farben/1.0": renamed(colour_model, folder / "german", GERMAN, name="farben"),
+    }
+
+
+@pytest.fixture(scope="module")
+def several(serve: Serve, archives: dict[str, Path]) -> Iterator[str]:
+    """The address of a site that serves all three."""
+    with serve("several", archives=list(archives.values())) as running:
+        yield running.state.inference
+
+
+def ask(seen: Visit, model: str, name: str, data: bytes, label: str) -> None:
+    """Choose a model on the page, and see that it is this one that answers."""
+    seen.page.get_by_role("combobox", name="Model", exact=True).select_option(model)
+    seen.pick(payload(name, data))
+    expect(seen.page.locator("#detail-name")).to_have_text(name)
+    seen.expect_answer(label)
+    expect(seen.page.locator("#detail-note")).to_have_text(f"answered by {model.replace('/', ' ')}")
+
+
+def test_the_chosen_one_answers(visit: Open, several: str) -> None:
+    seen = visit(site=several)
+    page = seen.page
+    listed = page.get_by_role("combobox", name="Model", exact=True).locator("option").all_inner_texts()
+    assert sorted(listed) == ["colours 1.0", "colours 2.0", "farben 1.0"]
+    for model, data, label in (
+        ("colours/2.0", RED, "rouge"),
+        ("farben/1.0", RED, "rot"),
+        ("colours/1.0", GREEN, "green"),
+        ("colours/2.0", GREEN, "vert"),
+    ):
+        ask(seen, model, f"{label}.png", data, label)
+        # An answer says which model gave it, and the code asks the same one.
+        answer = page.request.post(page.locator("#snippet").inner_text().split()[2], data=data)
+        assert next(iter(answer.json())) == label
+    # What was answered before keeps its answer.
+    expect(seen.card("rot.png").locator(".label")).to_have_text("rot")
+
+
+def test_the_choice_is_kept_in_the_address(visit: Open, several: str) -> None:
+    seen = visit(site=several)
+    page, choice = seen.page, seen.page.get_by_role("combobox", name="Model", exact=True)
+    first = choice.input_value()
+    choice.select_option("farben/1.0")
+    assert page.url.endswith("#model=farben/1.0")
+    page.reload()
+    expect(choice).to_have_value("farben/1.0")
+    expect(row(page, "name")).to_have_text("farben")
+    seen.pick(payload("1.png", RED))
+    seen.expect_answer("rot")
+    page.goto(several)
+    expect(choice).to_have_value(first)
+    # A link to a model, and back: without a name in the address it is the default again.
+    page.evaluate("location.hash = '#model=colours/2.0'")
+    expect(row(page, "version")).to_have_text("2.0")
+    page.go_back()
+    expect(choice).to_have_value(first)
+    expect(row(page, "version")).to_have_text(first.rpartition("/")[2])
+    page.go_forward()
+    expect(choice).to_have_value("colours/2.0")
+
+
+def inspected(mar: Path) -> dict[str, Any]:
+    """Return what the command says of an archive, but for where it lies."""
+    done = CliRunner().invoke(app, ["archive", "inspect", str(mar), "--json"])
+    assert done.exit_code == 0, done.output
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    del values["archive"]
+    return values
+
+
+def served_card(page: Page, site: str, model: str) -> dict[str, Any]:
+    """Return the card that the gateway serves, once a worker has told what it chose."""
+    for _ in range(300):
+        values: dict[str, Any] = page.request.get(f"{site}/catalog/{model}.json").json()
+        if "serving" in values:
+            return values
+        page.wait_for_timeout(100)
+    raise AssertionError(f"no worker of {model} told what it chose: {values}")
+
+
+@pytest.mark.parametrize("model", ["colours/1.0", "colours/2.0", "farben/1.0"])
+def test_the_card_is_what_inspect_says(visit: Open, several: str, archives: dict[str, Path], model: str) -> None:
+    seen = visit(ready=False, site=several)
+    page = seen.page
+    card = served_card(page, several, model)
+    serving = card.pop("serving")
+    assert card == inspected(archives[model])
+    page.goto(f"{several}/#model={model}")
+    spec = card["spec"]
+    device, precision = serving["device"], serving["precision"]
+    for name, text in {
+        "name": spec["name"],
+        "version": spec["version"],
+        "engine": f"{spec['engine']} on {device['value']}: {device['reason']}",
+        "precision": f"{spec['precision']}: {precision['reason']}",
+        "labels": f"3: {', '.join(spec['labels'])}",
+        "licence": spec["provenance"]["licence"],
+    }.items():
+        expect(row(page, name)).to_have_text(text)
+    measured = "94.8 % top-1 on 153 pictures (drawn colours)"
+    expect(row(page, "accuracy")).to_have_text(measured if spec["accuracy"] else "not measured")
+    expect(row(page, "fingerprint").locator("code")).to_have_attribute("title", card["fingerprint"])
+    assert precision["reason"]
+    assert device["reason"]
