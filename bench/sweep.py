@@ -67,7 +67,7 @@ class Sweep:
         done = {turn.settings for turn in self.journal.turns if turn.round == 1}
         left = [settings for settings in grid if settings not in done]
         typer.echo(f"{len(grid)} configurations, {len(left)} to measure")
-        for group in groups(left, self.options.together):
+        for group in groups(left, min(self.options.together, self.stand.room())):
             self._group(group)
         alone = standings([turn for turn in self.journal.turns if turn.round == 1], self.goal)
         rivals = [standing.settings for standing in alone if standing.settings != tuned][:_BEST]

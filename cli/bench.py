@@ -141,8 +141,8 @@ def compare(
     import shlex
     import sys
 
-    from bench.compare.comparison import Request
-    from bench.compare.comparison import compare as measure
+    from bench.compare.request import Request
+    from bench.compare.request import compare as measure
     from bench.compare.table import lines
     from bench.record import append
     from cli.console import fail, result, say

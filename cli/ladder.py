@@ -61,6 +61,6 @@ def tell(ladder: Ladder, record: Record, out: Path | None, as_json: bool) -> Non
         result(record.result, as_json, text.plain(record.result))
     else:
         stdout.print(text.rich(record.result), soft_wrap=False)
-        stdout.print("\n".join(text.notes(record.result)), markup=False, soft_wrap=False)
+        stdout.print("\n".join(text.sentences(record.result)), markup=False, soft_wrap=False)
     if ladder.asked is not None:
         raise typer.Exit(ladder.asked.exit_code) from ladder.asked

@@ -141,7 +141,7 @@ def _check_ports(asked: Ports, server: str) -> None:
     read = properties.load(ROOT / "config" / "config.properties", os.environ)
     front = choose("auto")
     wanted = addresses.resolve(read, asked, front.kind)
-    addresses.settle(wanted, kinds.named(server).highest_port, front.kind == "nginx")
+    addresses.settle(wanted, kinds.named(server).highest_port)
 
 
 def _trained(values: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ _SAMPLES = 5
 def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as model.name=resnet34")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
+    generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, whatever there may be.")] = False,
     weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
@@ -31,7 +32,7 @@ def train(
     begun = time.monotonic()
     named = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in named.items() if value is not None)]
-    planned = plan(words, say)
+    planned = plan(words, say, generated=generated)
 
     found_after = time.monotonic()
 

@@ -57,7 +57,9 @@ def tell(tuned: Tuned, out: Path | None, write: bool, as_json: bool) -> None:
 
 def _agreed(tuned: Tuned, write: bool) -> bool:
     """Say whether the file is to be changed; who interrupted the measuring is not asked."""
-    if write or tuned.asked is not None or not sys.stdin.isatty():
+    if tuned.asked is not None:
+        return False
+    if write or not sys.stdin.isatty():
         return write
     assert tuned.change is not None
     return typer.confirm(f"write this to {tuned.change.path}?", err=True)
@@ -69,4 +71,7 @@ def _about_file(tuned: Tuned, diff: str, written: bool) -> str:
     path = tuned.change.path
     if not diff:
         return f"{path} says so already"
-    return f"{path} is changed" if written else f"{path} is as it was; --write makes the change shown above"
+    if written:
+        return f"{path} is changed"
+    how = f"--resume {tuned.journal} --minutes 0 --write" if tuned.asked is not None else "--write"
+    return f"{path} is as it was; {how} makes the change shown above"

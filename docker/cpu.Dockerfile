@@ -27,7 +27,7 @@ COPY docker/train /usr/local/bin/
 ENTRYPOINT ["train"]
 
 FROM archive AS trained
-# Settings as `beeline train` takes them, each a word.
+# What `beeline train` takes, each a word: `--generated` draws the pictures, whatever could be downloaded.
 ARG TRAINING=""
 # hadolint ignore=SC2086
 RUN train ${TRAINING}
@@ -40,14 +40,19 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev pkgconf libjpeg62-turbo-dev zlib1g-dev libwebp-dev libtiff-dev
 COPY requirements/pillow-simd.txt requirements/main.txt /requirements/
-RUN if [ "$(uname -m)" = x86_64 ]; \
-    then CC=${SIMD_CC} pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow-simd.txt; \
-    else sed -n '/^pillow==/,/# via/p' /requirements/main.txt > /requirements/pillow.txt \
-         && pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow.txt; fi
+# Built by the setuptools of that file and by nothing that pip would fetch for itself, without a hash.
+RUN one() { sed -n "/^$1==/,/# via/p" "/requirements/$2.txt" > "/requirements/$1.one"; } \
+    && if [ "$(uname -m)" = x86_64 ]; \
+    then one setuptools pillow-simd && one pillow-simd pillow-simd \
+         && pip install --no-cache-dir --no-deps --require-hashes -r /requirements/setuptools.one \
+         && CC=${SIMD_CC} pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes -w /wheels -r /requirements/pillow-simd.one; \
+    else one pillow main \
+         && pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow.one; fi
 
 # ---- One environment a server, in which nothing is that no process imports.
 FROM ${PYTHON_IMAGE} AS torch
-# PyTorch's own builds without CUDA. Empty: wherever pip finds it.
+# PyTorch's own builds without CUDA. Empty: wherever pip finds it. It alone has a version and no hash: each index and
+# each platform has a build of its own under that version.
 ARG PYTORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements/main.in /requirements/
 # hadolint ignore=DL3013
@@ -99,7 +104,7 @@ RUN chmod -R a+rX /opt/beeline /usr/local/bin && python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
     BEELINE_STATE=/tmp/beeline \
     BEELINE_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
-    BEELINE_DRAIN_SECONDS=3 BEELINE_STOP_SECONDS=40 \
+    BEELINE_DRAIN_SECONDS=3 BEELINE_STOP_SECONDS=60 \
     BEELINE_LOG_MEGABYTES=2 BEELINE_LOG_FILES=1
 USER 10001:10001
 EXPOSE 8080
@@ -116,9 +121,8 @@ COPY --from=trained /opt/beeline/model_store /opt/beeline/model_store
 FROM base AS server
 ENV BEELINE_SERVER=torchserve
 COPY --from=environment-torchserve /opt/venv /opt/venv
-COPY --from=trained /opt/beeline/model_store /opt/beeline/model_store
 
-# ---- Its bill of materials, written by tools that are in no image: `make sbom`.
+# ---- Its bill of materials, written by tools that are in no image: `make sbom`. Nothing is trained for it.
 FROM server AS counted
 # hadolint ignore=DL3002
 USER 0
@@ -134,3 +138,4 @@ COPY --from=counted /bill /
 
 # ---- What a build without --target makes.
 FROM server AS torchserve
+COPY --from=trained /opt/beeline/model_store /opt/beeline/model_store

@@ -44,9 +44,9 @@ class Addresses:
 
     Attributes:
         inference: predictions, and the page too where there is a gateway.
-        management: the management API; behind nginx its own listener of it, on loopback.
+        management: the management API; behind a gateway its own listener of it, on loopback.
         backend: the server's own inference address: `inference` where there is no gateway.
-        control: the server's own management address: `management` where nginx does not stand before it.
+        control: the server's own management address: `management` where there is no gateway.
         page: a second address of page and API.
         metrics: the exporter's.
         tls: where page and API are spoken in TLS.
@@ -64,6 +64,11 @@ class Addresses:
     def public(self) -> tuple[Address, ...]:
         """Where the gateway listens without TLS."""
         return (self.inference, *([self.page] if self.page is not None else []))
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a gateway stands before the server."""
+        return self.metrics is not None
 
     def to_dict(self) -> dict[str, str | None]:
         """Return each as text."""
@@ -96,29 +101,25 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
         tls = DEFAULT_TLS if "beeline_tls_certificate" in properties.texts else None
         tls = found.get("beeline_tls_address", tls) if tls else None
         anywhere = Address("127.0.0.1", 0)
-        control = anywhere if gateway == "nginx" else management
-        addresses = Addresses(inference, management, anywhere, control, page, metrics, tls)
+        addresses = Addresses(inference, management, anywhere, anywhere, page, metrics, tls)
     _check(addresses, gateway, properties)
     return addresses
 
 
-def settle(addresses: Addresses, highest: int, guarded: bool = False) -> Addresses:
+def settle(addresses: Addresses, highest: int) -> Addresses:
     """Return the addresses with every port of 0 replaced by a free one.
 
     Args:
         addresses: what was resolved.
         highest: the server's last port.
-        guarded: whether nginx stands before management too.
 
     Raises:
         BeelineError: when a port is taken. Undetermined: when an address cannot be listened on.
     """
     wanted = {name: address for name, address in vars(addresses).items() if address is not None}
-    # Without a gateway the server's own addresses are the public ones; only nginx stands before management.
-    if addresses.metrics is None:
-        del wanted["backend"]
-    if not guarded:
-        del wanted["control"]
+    # Without a gateway the server's own addresses are the public ones.
+    if not addresses.guarded:
+        del wanted["backend"], wanted["control"]
     settled = ports.settle([(address, OPTIONS[name]) for name, address in wanted.items()], highest)
     found = dict(zip(wanted, settled, strict=True))
     return dataclasses.replace(addresses, **{"backend": found["inference"], "control": found["management"], **found})

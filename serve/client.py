@@ -45,12 +45,16 @@ class _Http:
         self._session.close()
 
     def request(self, method: str, path: str, timeout: float | None = None, **options: Any) -> requests.Response:
-        """Send one request.
+        """Send one request; only a GET and a prediction, which change nothing, are sent again where that breaks off.
 
         Raises:
             Undetermined: when nothing answers there, or not in time.
         """
-        for attempt in (1, 2):
+        repeatable = method == "GET" or path.startswith("/predictions/")
+        if not repeatable:
+            # On a connection of its own: a kept one may be closed by the server in this moment.
+            self._session.close()
+        for last in (False, True) if repeatable else (True,):
             try:
                 return self._session.request(method, f"{self.url}{path}", timeout=timeout or self.timeout, **options)
             except requests.Timeout as error:
@@ -60,7 +64,7 @@ class _Http:
             except requests.ConnectionError as error:
                 # Both servers close the connection after every answer of 400 or more, which a request
                 # sent at that moment meets; a second one opens a new connection.
-                if attempt == 2:
+                if last:
                     raise Undetermined(
                         f"nothing answers at {self.url}; start a server with `beeline serve up`, or give another URL"
                     ) from error

@@ -14,6 +14,9 @@ from serve.store import Archive
 # Around a picture in base64: the rest of the JSON, or multipart's headers.
 _ENVELOPE_BYTES = 65_536
 _DEFAULT = "default"
+_THREADS = "beeline_threads"
+# The reason for a rate that nobody has set.
+RATE = "10 times job_queue_size"
 _DEFAULTS = {
     "number_of_netty_threads": 4,
     "netty_client_threads": 2,
@@ -130,7 +133,7 @@ def resolve(
     }
     models = tuple(_model(archive, archives, properties, forced, cores, gpus) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
-    threads = Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
+    threads = _threads(properties, cores, workers)
     numbers = {
         key: Setting(properties.numbers[key], properties.source(key))
         if key in properties.numbers
@@ -139,7 +142,7 @@ def resolve(
     }
     queue = numbers["job_queue_size"].value
     if not numbers["beeline_requests_per_second"].value:
-        numbers["beeline_requests_per_second"] = Setting(10 * queue, "10 times job_queue_size")
+        numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     return Configuration(models, threads, numbers, properties.texts.get("vmargs", ""))
 
 
@@ -211,6 +214,13 @@ def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
         version, entry = next(iter(versions.items()))
         return entry, f"{file}, its entry for {archive.model} {version}"
     return Entry({}), f"{file} has no entry for {archive.model} {archive.version}"
+
+
+def _threads(properties: Properties, cores: int, workers: int) -> Setting:
+    """Return the threads of a worker: what the file or the environment says, else each worker's share of the cores."""
+    if _THREADS in properties.numbers:
+        return Setting(properties.numbers[_THREADS], properties.source(_THREADS))
+    return Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
 
 
 def _default_workers(cores: int, gpus: int) -> tuple[int, str]:

@@ -116,12 +116,12 @@ class Exporter:
         self._thread.join()
 
 
-def serve_metrics(address: tuple[str, int], collector: AnyCollector) -> Exporter:
+def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Exporter:
     """Serve `/metrics` in a thread.
 
     Args:
         address: host and port; a port of 0 takes a free one.
-        collector: what is asked on each scrape. Python's and the process' own metrics are not mixed in.
+        collectors: what is asked on each scrape. Python's and the process' own metrics are not mixed in.
 
     Raises:
         BeelineError: when the address cannot be listened on.
@@ -129,7 +129,8 @@ def serve_metrics(address: tuple[str, int], collector: AnyCollector) -> Exporter
     host, port = address
     shown = Address(host, port)
     registry = CollectorRegistry(auto_describe=True)
-    registry.register(collector)
+    for collector in collectors:
+        registry.register(collector)
     try:
         server = (_Server6 if ":" in host else _Server)(address, _Connection)
     except OSError as error:

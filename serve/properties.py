@@ -57,7 +57,8 @@ class Address:
     scheme: str = "http"
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
 
     @property
     def local(self) -> Address:
@@ -104,6 +105,7 @@ NUMBERS = {
     "number_of_netty_threads": Whole(1, 256, "threads"),
     "netty_client_threads": Whole(1, 256, "threads"),
     "max_response_size": Whole(1024, 2**31 - 1, "bytes"),
+    "beeline_threads": Whole(1, 256, "threads"),
     # The server's limit in base64 must stay a Java int.
     "beeline_max_image_bytes": Whole(1, 1_500_000_000, "bytes"),
     "beeline_max_image_pixels": Whole(1, 2**31 - 1, "pixels"),

@@ -152,6 +152,10 @@ def write_properties(server: Server, configuration: Configuration, addresses: Ad
     }
     for key in ("job_queue_size", "max_response_size", "number_of_netty_threads", "netty_client_threads"):
         common[key] = str(numbers[key].value)
+    if addresses.guarded:
+        # The gateway lets in what the server is to hold. After a deadline or a reload more may be here for a
+        # while, and the server's own words for a full queue would be those for one that is not ready.
+        common["job_queue_size"] = str(2 * numbers["job_queue_size"].value)
     with places.properties.open("w", encoding="utf-8") as file:
         javaproperties.dump({**common, **server.properties(configuration, places)}, file, timestamp=False)
 

@@ -91,6 +91,15 @@ def find(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple
     return archives
 
 
+def sha256(path: Path) -> str:
+    """Return a file's digest as the index has it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def names(archives: Iterable[Archive]) -> tuple[str, ...]:
     """Return the models' names, each once, in order."""
     return tuple(dict.fromkeys(archive.model for archive in archives))
@@ -143,13 +152,10 @@ def _check_index(path: Path, listed: bool) -> None:
     if expected is None:
         _unlisted(path, listed)
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    found = sha256(path)
+    if found != expected:
         raise ArchiveError(
-            f"{path} has sha256 {digest.hexdigest()[:12]}, {INDEX} says {str(expected)[:12]}; "
+            f"{path} has sha256 {found[:12]}, {INDEX} says {str(expected)[:12]}; "
             "it was changed after it was built: build it again with `beeline archive build`"
         )
 

@@ -98,7 +98,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         )
     try:
         target.sweep()
-        settled = addresses.settle(wanted, kind.highest_port, front.kind == "nginx")
+        settled = addresses.settle(wanted, kind.highest_port)
         started = _Start(target, kind, resolved, settled, archives, front, request, read)
         try:
             running = _spawn(started, lock, runtime, python, environ)
@@ -182,7 +182,8 @@ def _spawn(start: _Start, lock: int, runtime: java.Java, python: Path, environ: 
     if state.gateway:
         settings = local(start.front, start.addresses, resolved, places, start.properties, kind.versions)
         layout.lay_out(settings)
-        catalog.write(settings, resolved, start.archives, start.request.store, kind.name, start.request.card)
+        built = {archive.path.name: archive.path for archive in start.archives}
+        catalog.write(settings, resolved, start.archives, built, kind.name, start.request.card)
     read, write = os.pipe()
     try:
         with (target.logs / "supervisor.log").open("ab") as log:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -99,6 +99,7 @@ def find(
     held_out: float = 0.2,
     cache: Path = CACHE,
     environ: Mapping[str, str] = os.environ,
+    generated: bool = False,
 ) -> DataSet:
     """Return the first data there is: `folder`, `BEELINE_DATA`, the downloaded set, a generated one.
 
@@ -108,13 +109,17 @@ def find(
         held_out: the share of a single image folder that becomes the validation pictures.
         cache: where downloaded and generated pictures are kept.
         environ: the environment to read, for tests.
+        generated: draw a set and look for no other.
 
     Raises:
         DataError: for a folder that cannot be trained on. DownloadError: for a download that began and
             did not end well.
     """
     named = folder or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
-    if named is not None:
+    if generated:
+        say(f"using GENERATED pictures of {' and '.join(GENERATED_LABELS)}, as asked for: a drawn set, no photographs")
+        data = _drawn(cache, held_out)
+    elif named is not None:
         data = read(named, held_out, source=f"the folder {named}")
     else:
         try:
@@ -125,8 +130,7 @@ def find(
                 f"using GENERATED pictures of {' and '.join(GENERATED_LABELS)} instead: a drawn set, no photographs; "
                 f"set {VARIABLE} to a folder of your own"
             )
-            drawn = read(generate(cache), held_out, "generated circles and stripes", "drawn on this machine")
-            data = DataSet(drawn.name, drawn.source, drawn.train, drawn.val, drawn.split, generated=True)
+            data = _drawn(cache, held_out)
     for line in describe(data):
         say(line)
     return data
@@ -167,6 +171,11 @@ def labelled_pictures(folder: Path) -> LabelledPictures:
     """
     root = _root(folder)
     return _pictures(_child(root, _VAL) or root, least=1)
+
+
+def _drawn(cache: Path, held_out: float) -> DataSet:
+    data = read(generate(cache), held_out, "generated circles and stripes", "drawn on this machine")
+    return replace(data, generated=True)
 
 
 def describe(data: DataSet) -> list[str]:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from beeline import pixels
+from beeline.errors import ConfigError
 from train import config as configuration
 from train import data as pictures
 from train import weights as starting
@@ -61,14 +62,19 @@ def plan(
     say: Say,
     cache: Path = pictures.CACHE,
     environ: Mapping[str, str] = os.environ,
+    generated: bool = False,
 ) -> Plan:
     """Resolve configuration, find pictures and weights, and choose the recipe by what was found.
 
+    With `generated` the pictures are drawn, whatever could be found.
+
     Raises:
-        ConfigError: for an override or a file with a mistake. DataError, DownloadError, WeightsError: for
-            pictures or weights that were named and cannot be used.
+        ConfigError: for an override or a file with a mistake, or pictures of two sources. DataError, DownloadError,
+            WeightsError: for pictures or weights that were named and cannot be used.
     """
     config = configuration.compose(overrides, environ=environ)
+    if generated and any(word.startswith("data.folder=") for word in overrides):
+        raise ConfigError("generated pictures and a folder of pictures are both asked for; leave one out")
     if config.fit.recipe == "scratch":
         weights, reason = Weights("random", "none (random initialisation)"), "fit=scratch was asked for"
     else:
@@ -77,7 +83,7 @@ def plan(
         if not weights.pretrained:
             config = configuration.compose(overrides, "scratch", environ)
             reason = "there are no weights to start from"
-    data = pictures.find(_path(config.data.folder), say, config.data.held_out, cache, environ)
+    data = pictures.find(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
     say(f"recipe: {config.fit.recipe}, because {reason}")
     return Plan(config, data, weights, reason)
 

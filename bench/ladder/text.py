@@ -30,11 +30,11 @@ def plain(result: Mapping[str, Any]) -> str:
     cells = [heads, *([*one[:-1], "<- knee" if one[-1] else ""] for one in _cells(result))]
     widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(heads))]
     lines = ["  ".join(text.rjust(widths[i]) for i, text in enumerate(row)).rstrip() for row in cells]
-    return "\n".join((_title(result), "each: ms a batch (quartiles), ms per image", *lines, "", *notes(result)))
+    return "\n".join((_title(result), "each: ms a batch (quartiles), ms per image", *lines, "", *sentences(result)))
 
 
 def rich(result: Mapping[str, Any]) -> Table:
-    """Return the ladder as a table for a terminal; `notes` belong below it."""
+    """Return the ladder as a table for a terminal; `sentences` belong below it."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -48,19 +48,23 @@ def rich(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def notes(result: Mapping[str, Any]) -> list[str]:
-    """Return the sentences: knee, end, references, differences, what was not run."""
+def notes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the ladder says, each with what it is about: knee, end, references, differences, what was not run."""
     lines = []
     if result["knee"] is not None:
-        lines.append(f"knee: batch {result['knee']}, the smallest that is within 5 % of the cheapest image.")
-    lines.append(f"ended by: {result['ended']}.")
+        lines.append(("knee", f"batch {result['knee']}, the smallest within 5 % of the cheapest image"))
+    lines.append(("ended by", str(result["ended"])))
     for reference in result["reference"]:
         points = ", ".join(f"{each:g} at batch {batch}" for batch, each in reference["points"])
         worse = f", worse at {reference['worse_at']}" if reference.get("worse_at") else ""
-        lines.append(f"{reference['what']}, {reference['unit']}: {points}{worse}.")
-    lines += result["differences"]
-    lines += [f"{one['what']}: not run, {one['why']}." for one in result["not_run"]]
-    return lines
+        lines.append((reference["what"], f"{points}{worse} ({reference['unit']})"))
+    lines += [("shape", sentence) for sentence in result["differences"]]
+    return lines + [(one["what"], f"not run, {one['why']}") for one in result["not_run"]]
+
+
+def sentences(result: Mapping[str, Any]) -> list[str]:
+    """Return the notes as lines."""
+    return [f"{about}: {said}" for about, said in notes(result)]
 
 
 def titles(result: Mapping[str, Any]) -> dict[str, str]:

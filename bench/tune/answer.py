@@ -83,7 +83,7 @@ class Answer:
             )
         best = f"{self.best.settings}: {self.best.per_second:.1f} requests a second, {_p95(self.best)}"
         if self.best.failed:
-            best += f", {self.best.failed} requests failed"
+            best += f", {self.best.failed} requests failed or took over {self.goal.deadline:g} s"
         if self.best.holds:
             return f"{self.model}: {best}, which holds {self.goal.text}; {self._against()}."
         return f"{self.model}: nothing measured holds {self.goal.text}; the nearest is {best}; {self._instead()}."
@@ -166,9 +166,9 @@ class Answer:
         assert self.best is not None
         if self.goal.rate is not None:
             return "lower the rate, or serve it from more cores"
-        if self.best.failed:
-            return "look into why requests fail with `beeline bench load`"
         assert self.goal.p95_ms is not None
+        if self.best.failed and (self.best.p95_ms or 0) <= self.goal.p95_ms:
+            return "look into why requests fail with `beeline bench load`"
         if not self.best.p95_ms:
             return "no request was answered"
         clients = max(1, int(self.goal.clients * self.goal.p95_ms / self.best.p95_ms))

@@ -157,7 +157,7 @@ def _sift(
         elif goal.open:
             if found.p95_ms > _SLOWER * best.p95_ms:
                 why = f"{EXPECTED} p95 {found.p95_ms:.0f} ms, far over the best expected ({best.p95_ms:.0f} ms)"
-        elif goal.p95_ms is not None and found.p95_ms > _OVER * goal.p95_ms:
+        elif goal.p95_ms is not None and found.p95_ms > _OVER * max(goal.p95_ms, best.p95_ms):
             why = (
                 f"{EXPECTED} {found.per_second:.0f} answers a second, so that {goal.clients} clients wait "
                 f"{found.p95_ms:.0f} ms (p95), far over {goal.p95_ms:g} ms"

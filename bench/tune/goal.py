@@ -8,6 +8,9 @@ from beeline.errors import ConfigError
 
 # Of the arrivals, so many must be answered in the measured time; the rest is on its way when it ends.
 _ANSWERED = 0.97
+# A request without an answer for so many seconds, or so many times the budget, has failed: it holds no goal, and
+# the next turn waits for it.
+_DEADLINE, _TIMES = 10.0, 6
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Goal:
     def open(self) -> bool:
         """Whether arrivals come whatever the server does."""
         return self.rate is not None
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which a request has failed."""
+        return max(_DEADLINE, _TIMES * (self.p95_ms or 0.0) / 1000)
 
     @property
     def text(self) -> str:

@@ -101,7 +101,10 @@ class Race:
         until = self.clock() + (1 - _DECIDING) * self.left()
         running, stage = self._resume()
         while stage < len(_TURNS):
-            fresh = self._affordable(self._fresh(), running, _TURNS[stage], until)
+            # Nothing is to be decided between less than two.
+            fresh = self._affordable(
+                self._fresh(), running, _TURNS[stage], until if len(running) > 1 else self.deadline
+            )
             if not fresh:
                 break
             wanted = [*running, *fresh]
@@ -166,10 +169,8 @@ class Race:
         measured = {turn.settings for turn in self.log.turns}
         left = [each for each in self.promising if each not in measured]
         if not measured:
-            return [
-                self.configured,
-                *(each for each in spread(left, self.forecaster.cores) if each != self.configured),
-            ][:_WAVE]
+            first, *rest = spread(left, self.forecaster.cores)
+            return list(dict.fromkeys([first, self.configured, *rest]))[:_WAVE]
         by, best = self._forecaster(), choose(self._ranked(), self.goal)
         assert best is not None
         hopes = {each: self._hope(each, best, by) for each in left}

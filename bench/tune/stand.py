@@ -33,10 +33,10 @@ from serve.up import Request, up
 _JAVA_SECONDS = 4.0
 # Workers that start side by side slow each other down.
 _CROWDED = 1.3
+# TorchServe gives a worker up that takes two minutes.
+_BOOT_SECONDS = 60.0
 _OF_MEMORY = 0.8
 MOST_WORKERS = 48
-# A request that takes longer has failed: more than this never holds a budget, and the next turn waits for it.
-_DEADLINE = 10.0
 _SETTLE = 30.0
 
 
@@ -94,8 +94,8 @@ class Stand:
         Raises:
             BeelineError: when a worker does not start.
         """
-        for threads in sorted({settings.threads for settings in wanted}):
-            self._start([settings for settings in wanted if settings.threads == threads])
+        for group in together(wanted, self._most_at_once()):
+            self._start(group)
 
     def close(self, settings: Settings) -> None:
         """End a configuration's workers, which gives their memory back."""
@@ -129,7 +129,7 @@ class Stand:
             warm_up=warm_up,
             clients=None if self.goal.open else self.goal.clients,
             rate=self.goal.rate,
-            deadline=max(_DEADLINE, 6 * (self.goal.p95_ms or 0.0) / 1000),
+            deadline=self.goal.deadline,
         )
         summary = run(plan).summary()
         if summary["failed"]:
@@ -142,7 +142,7 @@ class Stand:
         each = self._per_worker
         if each is None:
             each = _CROWDED * self.cost.load_seconds / max(1, min(machine.cores(), workers))
-        return _JAVA_SECONDS * len({settings.threads for settings in wanted}) + each * workers
+        return _JAVA_SECONDS * len(together(wanted, self._most_at_once())) + each * workers
 
     def room(self) -> int:
         """Return how many more workers memory holds."""
@@ -166,6 +166,10 @@ class Stand:
         self._where.clear()
         if asked is not None:
             raise asked
+
+    def _most_at_once(self) -> int:
+        """Return how many workers may start side by side, so that none of them is given up."""
+        return max(1, int(_BOOT_SECONDS * machine.cores() / (_CROWDED * max(self.cost.load_seconds, 0.1))))
 
     def _start(self, wanted: Sequence[Settings]) -> None:
         began = time.monotonic()
@@ -203,6 +207,19 @@ class Stand:
 
     def _workers(self) -> int:
         return sum(settings.workers for settings in self._where)
+
+
+def together(wanted: Sequence[Settings], most: int) -> list[list[Settings]]:
+    """Return what one server is started with: the same threads, and at most so many workers in all."""
+    groups: list[list[Settings]] = []
+    for settings in sorted(wanted, key=lambda each: each.threads):
+        last = groups[-1] if groups else []
+        workers = sum(each.workers for each in last) + settings.workers
+        if last and last[0].threads == settings.threads and workers <= most:
+            last.append(settings)
+        else:
+            groups.append([settings])
+    return groups
 
 
 def _silent(line: str) -> None:

@@ -135,7 +135,6 @@ def _journal(request: Request, found: Model, sent: Pictures, environ: Mapping[st
         "clients": None if request.goal.open else request.goal.clients,
         "server": request.server,
         "pictures": sent.to_dict()["sha256"],
-        "configured": found.configured.to_dict(),
         "cores": machine.cores(),
     }
     if request.resume is not None:
@@ -172,7 +171,7 @@ class _Study:
                 self.say(f"interrupted ({asked})")
                 return asked
             self.say("time is up")
-        except BeelineError as error:
+        except (BeelineError, OSError) as error:
             # With an answer at hand, a server that failed late is no reason to keep it back.
             if not self.journal.turns:
                 raise

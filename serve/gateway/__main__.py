@@ -17,10 +17,11 @@ from pathlib import Path
 from beeline.errors import BeelineError
 from serve import metrics, store
 from serve.gateway import catalog, layout, nginx
+from serve.gateway.answers import OwnAnswers
 from serve.gateway.discovery import Discovery
 from serve.gateway.front import DevelopmentThread, Front, Nginx
 from serve.gateway.mirror import Mirror
-from serve.gateway.prober import Prober, together
+from serve.gateway.prober import Prober, closed_together, together
 from serve.gateway.settings import Settings
 from serve.logs import rotate
 
@@ -43,8 +44,9 @@ class Gateway:
             if settings.name is not None
             else Prober(settings, store.find(settings.store) if settings.store else (), self._woken.set)
         )
-        self.mirror = Mirror(settings) if settings.name is not None else None
+        self.mirror = Mirror(settings, self._woken.set) if settings.name is not None else None
         self._begun = time.monotonic()
+        self.own = OwnAnswers(settings.logs / nginx.ACCESS_LOG)
         self.collector = metrics.Collector(settings.worker_metrics) if settings.worker_metrics else None
 
     def run(self) -> None:
@@ -56,7 +58,8 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked)
         at = self.settings.metrics
-        exporter = metrics.serve_metrics((at.host, at.port), self.collector) if at and self.collector else None
+        told = [self.own, *([self.collector] if self.collector is not None else [])]
+        exporter = metrics.serve_metrics((at.host, at.port), *told) if at else None
         self.tell()
         self.front.start()
         self.prober.start()
@@ -86,21 +89,29 @@ class Gateway:
             if exporter is not None:
                 exporter.stop()
             self.prober.stop()
+            if self.mirror is not None:
+                self.mirror.stop()
+            self.own.close()
 
     def tell(self) -> None:
         """Write what `/ping` answers, and let the ready backends share the load, where either changed."""
-        values = together(self.prober.seen())
+        seen = self.prober.seen()
+        values, closed = together(seen), closed_together(seen)
         text = json.dumps(values)
         members, known = self.prober.members(), self.prober.backends()
         # Where none is ready the state alone keeps predictions out, and those on their way their backends.
         shared = (members or self._shared[0], known)
-        if shared != self._shared and (self.settings.name is not None or len(known) > 1):
-            self.front.share(*shared)
+        changed = shared != self._shared and (self.settings.name is not None or len(known) > 1)
+        # What is not taken is tried again in the next round.
+        if changed and self.front.share(*shared):
             self._shared = shared
         if self.mirror is not None and members:
-            self.mirror.refresh(members)
+            self.mirror.follow(members)
+            # Where the page hears for the first time that models are ready, it has their list.
+            if not self.mirror.settled:
+                return
         if text != self._said:
-            layout.write_state(self.settings, values["status"] == "Healthy", text)
+            layout.write_state(self.settings, values["status"] == "Healthy", text, closed=closed)
             if self.collector is not None:
                 self.collector.expect(wanted(values["models"]))
             self._said = text
@@ -110,7 +121,8 @@ class Gateway:
             self._state = state
 
     def keep(self) -> None:
-        """Do the small regular chores: rotate logs, put the workers' own choices into the cards."""
+        """Do the small regular chores: count and rotate logs, put the workers' own choices into the cards."""
+        self.own.read()
         renamed = [
             rotate(self.settings.logs / name, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
             for name in (nginx.ACCESS_LOG, nginx.ERROR_LOG)

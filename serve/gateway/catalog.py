@@ -26,7 +26,7 @@ def write(
     settings: Settings,
     configuration: Configuration,
     archives: Sequence[Archive],
-    store: Path,
+    built: Mapping[str, Path],
     server: str,
     card: Card | None,
 ) -> None:
@@ -36,7 +36,7 @@ def write(
         settings: the gateway's.
         configuration: what the models are served with, in the order of `archives`.
         archives: what is served.
-        store: where the archives were built; samples lie beside them.
+        built: by file name, where each archive was built; its samples lie beside it.
         server: `torchserve` or `mms`.
         card: reads an archive's card; a model without one of ours gets its name and version.
     """
@@ -45,7 +45,7 @@ def write(
         folder = settings.web / "catalog" / archive.model
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / f"{archive.version}.json", _card(archive, card))
-        models.append(_entry(model, archive, _samples(settings, archive, store), settings))
+        models.append(_entry(model, archive, _samples(settings, archive, built[archive.path.name].parent), settings))
     limits = {
         "bytes": settings.max_image,
         "pixels": configuration.numbers["beeline_max_image_pixels"].value,

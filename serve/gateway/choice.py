@@ -79,12 +79,12 @@ def local(
         folder=places.gateway,
         listen=addresses.public,
         tls=addresses.tls,
-        backends=(Backend(str(addresses.backend), str(addresses.control)),),
+        backends=(Backend(str(addresses.backend), str(addresses.control), str(places.metrics)),),
         store=places.store,
         versions=versions,
         logs=places.logs,
         metrics=addresses.metrics,
-        management=addresses.management if choice.kind == "nginx" else None,
+        management=addresses.management,
         worker_metrics=places.metrics,
     )
 
@@ -120,6 +120,7 @@ def public(
         log_megabytes=numbers["beeline_log_megabytes"],
         log_files=numbers["beeline_log_files"],
         tls=Tls(tls, *files) if files is not None and tls is not None else None,
+        defaults={model.model: model.version for model in configuration.models if model.default_version},
         **places,
     )
 

@@ -7,6 +7,7 @@ every container. Each container's own gateway knows whether its workers are read
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import requests
 
-from serve.gateway.prober import Seen
+from serve.gateway.prober import Seen, fittest
 from serve.gateway.settings import Backend, Name
 
 logger = logging.getLogger("discovery")
@@ -26,6 +27,7 @@ _ANSWER = 2.0
 # Two in a row, since one may be lost.
 _LOST = 2
 _BACK = 3
+_CLOSED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*@([A-Za-z0-9][A-Za-z0-9_.-]*)?")
 
 
 class Watched:
@@ -51,7 +53,8 @@ class Watched:
             answer = session.get(f"{self.backend.inference}/ping", timeout=_ANSWER)
             values = answer.json()
             reason = "ready" if answer.status_code == 200 else str(values.get("reason", values.get("message")))
-            seen = Seen(answer.status_code == 200, reason, _counts(values.get("models", {})))
+            ready = answer.status_code == 200
+            seen = Seen(ready, reason, _counts(values.get("models", {})), frozenset() if ready else _closed(values))
             self._failed = 0
             return seen
         except (requests.RequestException, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -65,7 +68,7 @@ class Watched:
         """Take one that was ready and then was not back after some good looks only: each change reloads nginx."""
         self._good = self._good + 1 if seen.ready else 0
         if seen.ready and self._left and self._good < _BACK:
-            return Seen(False, "ready again a moment ago", seen.models)
+            return Seen(False, "ready again a moment ago", seen.models, self.seen.closed)
         self._left = (self._left or self.seen.ready) and not seen.ready
         return seen
 
@@ -120,8 +123,9 @@ class Discovery:
         return [one.backend for one in self._sorted()]
 
     def members(self) -> list[str]:
-        """Return the inference addresses of the ready backends."""
-        return [one.backend.inference for one in self._sorted() if one.seen.ready]
+        """Return the inference addresses of the backends that share the load."""
+        watched = self._sorted()
+        return [watched[index].backend.inference for index in fittest([one.seen for one in watched])]
 
     def update(self, addresses: set[str]) -> None:
         """Watch these addresses and no others from now on."""
@@ -174,6 +178,18 @@ def _counts(models: Any) -> dict[str, dict[str, dict[str, int]]]:
         }
         for name, versions in models.items()
     }
+
+
+def _closed(values: dict[str, Any]) -> frozenset[str]:
+    """Return what a backend that is not ready refuses while it takes other predictions.
+
+    Raises:
+        ValueError: for a name that is no model's; files are named after it.
+    """
+    closed = frozenset(str(name) for name in values.get("closed", ()))
+    if wrong := [name for name in closed if not _CLOSED.fullmatch(name)]:
+        raise ValueError(f"closed names {wrong[0]!r}")
+    return closed
 
 
 def resolve(name: Name) -> set[str]:

@@ -28,7 +28,10 @@ _ERRORS = {
     501: ("NotImplemented", "the request has a transfer encoding other than chunked; send it without"),
     502: ("BadGateway", "the server broke the connection; try again"),
     503: ("NotReady", "the server is not ready; /ping says why, try again after Retry-After seconds"),
-    504: ("DeadlineExceeded", "no answer within {deadline} seconds; try again when the server is less busy"),
+    504: (
+        "DeadlineExceeded",
+        "no answer in time, which is {deadline} seconds at most; try again when the server is less busy",
+    ),
     505: ("HttpVersion", "this version of HTTP is not spoken here; use HTTP/1.1"),
 }
 STATUSES = tuple(_ERRORS)

@@ -25,6 +25,8 @@ class Exchange:
     status: int = CLIENT_GONE
     bytes_in: int = 0
     backends: list[str] = field(default_factory=list)
+    # Whether the answer is a server's, and not the gateway's own.
+    answered: bool = False
 
     def line(self, response: aiohttp.web.Response | None) -> str:
         """Return the log's line; without a response there is none."""
@@ -35,6 +37,7 @@ class Exchange:
             "client": request.remote,
             "request": f"{request.method} {request.raw_path} HTTP/{request.version.major}.{request.version.minor}",
             "status": self.status,
+            "from": "server" if self.answered else "gateway",
             "bytes_in": self.bytes_in,
             "bytes_out": 0 if response is None else response.content_length or 0,
             "seconds": round(time.monotonic() - self.begun, 3),

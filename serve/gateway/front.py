@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import subprocess
 import threading
@@ -13,7 +14,7 @@ from typing import Protocol
 import psutil
 
 from beeline.errors import BeelineError
-from serve import processes
+from serve import logs, processes
 from serve.gateway import nginx
 from serve.gateway.settings import Backend, Settings
 
@@ -21,6 +22,7 @@ from serve.gateway.settings import Backend, Settings
 _SPARE = 1.0
 _PATIENCE = 8.0
 _RELOAD = 5.0
+logger = logging.getLogger("gateway")
 
 
 class Front(Protocol):
@@ -36,8 +38,12 @@ class Front(Protocol):
             BeelineError: when it ended by itself.
         """
 
-    def share(self, members: Sequence[str], known: Sequence[Backend]) -> None:
-        """Send predictions to these backends from now on; `known` are those that are not ready too."""
+    def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
+        """Send predictions to these backends from now on; `known` are those that are not ready too.
+
+        Returns:
+            Whether that is so; otherwise it goes on as before, and is to be told again.
+        """
 
     def reopen_logs(self) -> None:
         """Go on in new log files: the old ones were renamed."""
@@ -70,17 +76,18 @@ class Nginx:
             self._workers = self._children()
             return
         self._end_workers()
-        log = self._settings.logs / nginx.ERROR_LOG
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-        raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {(lines or ['nothing'])[-1]}")
+        raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
 
-    def share(self, members: Sequence[str], known: Sequence[Backend]) -> None:
+    def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
         """Write the group anew and reload; requests on their way are answered by the old workers; see `Front`."""
         nginx.write_backends(self._settings, members, known)
         before = self._children()
         self._signal(signal.SIGHUP)
         # Whoever opens the door next must find the new group behind it.
-        self._wait_for_others(before)
+        if self._wait_for_others(before):
+            return True
+        logger.error("nginx has not taken its new configuration after %g s: %s", _RELOAD, self._last_word())
+        return False
 
     def reopen_logs(self) -> None:
         """See `Front`."""
@@ -98,6 +105,11 @@ class Nginx:
             self._process.wait()
         self._end_workers()
 
+    def _last_word(self) -> str:
+        log = self._settings.logs / nginx.ERROR_LOG
+        lines = logs.tail(log, 1) if log.is_file() else []
+        return lines[-1] if lines else "nothing"
+
     def _children(self) -> list[psutil.Process]:
         assert self._process is not None
         try:
@@ -105,8 +117,10 @@ class Nginx:
         except psutil.NoSuchProcess:
             return []
 
-    def _wait_for_others(self, before: Sequence[psutil.Process]) -> None:
-        """Wait until only others than these workers take requests; `check` finds out where it ended instead.
+    def _wait_for_others(self, before: Sequence[psutil.Process]) -> bool:
+        """Wait until only others than these workers take requests, and return whether that came true.
+
+        Where nginx ended instead, `check` finds that out.
 
         Its master lets those of before go on for a tenth of a second when the new ones are there.
         """
@@ -115,8 +129,9 @@ class Nginx:
         while self._process.poll() is None and time.monotonic() < deadline:
             children = self._children()
             if any(child not in before for child in children) and not any(map(_listening, before)):
-                return
+                return True
             time.sleep(0.01)
+        return self._process.poll() is not None
 
     def _end_workers(self) -> None:
         """A killed master leaves its workers listening."""
@@ -157,12 +172,15 @@ class DevelopmentThread:
             ready=settings.ready_file,
             unready=settings.unready_file,
             opened=settings.open_file,
+            closed=settings.closed_folder,
             max_bytes=settings.max_body,
-            in_flight=settings.in_flight * len(settings.backends),
+            in_flight=settings.in_flight,
             deadline=settings.deadline,
             stop=settings.stop,
             access_log=settings.logs / nginx.ACCESS_LOG,
             max_image=settings.max_image,
+            management=(at.host, at.port) if (at := settings.management) else None,
+            control=settings.backends[0].management if settings.backends else "",
         )
 
     def start(self) -> None:
@@ -175,9 +193,10 @@ class DevelopmentThread:
         if not self._thread.is_alive():
             raise BeelineError("the development proxy ended by itself; see supervisor.log")
 
-    def share(self, members: Sequence[str], known: Sequence[Backend]) -> None:
+    def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
         """See `Front`."""
         self._members = list(members)
+        return True
 
     def reopen_logs(self) -> None:
         """Do nothing: it opens its log for each line; see `Front`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from serve.gateway import errors, nginx
@@ -25,8 +26,8 @@ def lay_out(settings: Settings, page: Path = PAGE) -> None:
     settings.folder.mkdir()
     settings.folder.chmod(0o755)
     settings.logs.mkdir(parents=True, exist_ok=True)
-    for folder in (settings.web, settings.ready_file.parent, settings.folder / "errors"):
-        folder.mkdir()
+    for folder in (settings.web, settings.closed_folder, settings.folder / "errors"):
+        folder.mkdir(parents=True)
     for name in _FILES:
         source = page / name
         if source.is_dir():
@@ -44,7 +45,9 @@ def lay_out(settings: Settings, page: Path = PAGE) -> None:
         nginx.lay_out(settings)
 
 
-def write_state(settings: Settings, ready: bool, text: str, draining: bool = False) -> None:
+def write_state(
+    settings: Settings, ready: bool, text: str, draining: bool = False, closed: AbstractSet[str] = frozenset()
+) -> None:
     """Write what `/ping` answers; the file of the other state goes last or first, so that one is always there.
 
     Args:
@@ -52,11 +55,14 @@ def write_state(settings: Settings, ready: bool, text: str, draining: bool = Fal
         ready: which of the two answers it is.
         text: the answer.
         draining: whether predictions are let through all the same, as long as they were.
+        closed: the predictions that are not let through where others are, as in `Seen`.
     """
-    if ready:
-        settings.open_file.touch(0o644)
-    elif not draining:
-        settings.open_file.unlink(missing_ok=True)
+    if not draining:
+        _close(settings, closed)
+        if ready or closed:
+            settings.open_file.touch(0o644)
+        else:
+            settings.open_file.unlink(missing_ok=True)
     target = settings.ready_file if ready else settings.unready_file
     draft = target.with_suffix(".tmp")
     draft.write_text(text + "\n", encoding="utf-8")
@@ -64,6 +70,14 @@ def write_state(settings: Settings, ready: bool, text: str, draining: bool = Fal
     draft.replace(target)
     if not ready:
         settings.ready_file.unlink(missing_ok=True)
+
+
+def _close(settings: Settings, closed: AbstractSet[str]) -> None:
+    before = {path.name for path in settings.closed_folder.iterdir()}
+    for name in closed - before:
+        (settings.closed_folder / name).touch(0o644)
+    for name in before - closed:
+        (settings.closed_folder / name).unlink()
 
 
 def open_to_all(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -27,7 +28,7 @@ def run(url: str, config_file: Path, given: Ports, say: Say, environ: Mapping[st
     """Stand before the backends that a name resolves to, now and later, until told to stop.
 
     Args:
-        url: `http://NAME:PORT` of their gateways; their management is where `management_address` has its port.
+        url: `http://NAME:PORT` of their gateways; their management is on 8081.
         config_file: where addresses and limits are.
         given: the command line's ports.
         say: takes each line of progress.
@@ -48,7 +49,8 @@ def run(url: str, config_file: Path, given: Ports, say: Say, environ: Mapping[st
     read = properties.load(config_file, environ)
     choice = choose("nginx", environ)
     wanted = addresses.resolve(read, given, choice.kind)
-    settled = _settle(wanted)
+    told = "beeline_metrics_address" in read.addresses or given.metrics is not None
+    settled = _settle(wanted if told else dataclasses.replace(wanted, metrics=None))
     resolved = config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0)
     with instance.own_scratch() as top:
         settings = public(
@@ -63,6 +65,7 @@ def run(url: str, config_file: Path, given: Ports, say: Say, environ: Mapping[st
             versions=False,
             logs=logs(instance.state_folder(environ)),
             management=settled.management,
+            metrics=settled.metrics,
             name=Name(at.host, at.port, addresses.DEFAULTS["management_address"].port),
             management_from=() if settled.management.loopback else _allowed(environ),
         )
@@ -107,6 +110,8 @@ def _allowed(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def _settle(wanted: Addresses) -> Addresses:
     """Return the addresses that this gateway listens on, each port free."""
-    names = [name for name in ("inference", "page", "management", "tls") if getattr(wanted, name) is not None]
+    names = [
+        name for name in ("inference", "page", "management", "metrics", "tls") if getattr(wanted, name) is not None
+    ]
     found = ports.settle([(getattr(wanted, name), addresses.OPTIONS[name]) for name in names])
     return Addresses(**{**vars(wanted), **dict(zip(names, found, strict=True))})

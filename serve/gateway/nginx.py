@@ -14,12 +14,15 @@ from pathlib import Path
 from beeline.errors import Undetermined
 from serve.gateway.settings import Backend, Settings
 from serve.instance import ROOT
+from serve.properties import Address
 
 FILES = ROOT / "frontend" / "nginx"
 ACCESS_LOG, ERROR_LOG = "access.log", "gateway.log"
 # Debian keeps it where only root's PATH looks.
 _PLACES = ("/usr/sbin", "/usr/local/sbin")
 _OLDEST = (1, 22)
+# Bytes of the largest body that counts as middling; the configuration's maps tell the sizes apart.
+_MIDDLING = 1_000_000
 # What a backend's own gateway says where it did not ask its server: too many, broken off, not ready.
 _OF_GATEWAYS = " http_429 http_502 http_503"
 
@@ -85,22 +88,26 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
     Only the prober decides who is in: left to itself nginx would take a server out for ten seconds after
     one broken connection, and turn everybody away when that was the last.
     """
-    servers = [
-        f"    server {url.removeprefix('http://')} max_conns={settings.in_flight} max_fails=0;" for url in members
-    ]
+    servers = [f"server {url.removeprefix('http://')} max_conns={settings.in_flight} max_fails=0;" for url in members]
     # A group must not be empty. This address is never connected to.
     lines = ["zone predictions 128k;", "least_conn;", *(servers or ["server 127.0.0.1:1 down;"]), "keepalive 64;"]
     held = settings.in_flight * max(1, len(known))
+    free = shutil.disk_usage(settings.folder).free
     admission = [
         # Requests that still arrive count here too: one address may send as many again as the servers hold.
         f"limit_conn address {2 * held};",
         f"limit_req zone=rate burst={2 * held} nodelay;",
-        # All clients' together, so that bodies that are still to come fill half of what is free at the most.
-        f"limit_conn large {_large(settings)};",
+        # Bodies that are still to come fill half of what is free at the most, smaller ones a quarter.
+        *_places("large", free // 2 // settings.max_body),
+        *_places("middling", free // 4 // _MIDDLING),
         # Refusals and broken connections are in the access log; many a second would push all else out here.
         f"error_log {_quoted(settings.logs / ERROR_LOG)} crit;",
     ]
-    _write(settings, "upstream.conf", ["upstream predictions {", *(f"    {line.strip()}" for line in lines), "}"])
+    # Where nginx finds nobody with a place it names the group; after tries of all, that says nothing of places.
+    full = [f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions$" 1;', 'default "";']
+    blocks = {"upstream predictions": lines, "map $upstream_addr $full": full}
+    written = [line for name, block in blocks.items() for line in (f"{name} {{", *(f"    {one}" for one in block), "}")]
+    _write(settings, "upstream.conf", written)
     _write(settings, "admission.conf", admission)
     _write(settings, "management.conf", _management(settings, known))
 
@@ -109,11 +116,11 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     """Return the lines of every file of settings by its name."""
     access, error = (_quoted(settings.logs / name) for name in (ACCESS_LOG, ERROR_LOG))
     tls = settings.tls
-    again, connect = min(5000, 200 * settings.deadline), min(2000, 200 * settings.deadline)
-    listen = [f"listen {address.host}:{address.port} backlog=1024;" for address in settings.listen]
+    again, step = min(5000, 200 * settings.deadline), min(2000, 100 * settings.deadline)
+    listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
     if tls is not None:
         listen += [
-            f"listen {tls.address.host}:{tls.address.port} ssl http2 backlog=1024;",
+            f"listen {_at(tls.address)} ssl http2 backlog=1024;",
             f"ssl_certificate {_quoted(tls.certificate)};",
             f"ssl_certificate_key {_quoted(tls.key)};",
             "ssl_protocols TLSv1.2 TLSv1.3;",
@@ -132,15 +139,19 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             "limit_conn_zone $binary_remote_addr zone=address:2m;",
             f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
             "limit_conn_zone $large zone=large:64k;",
+            "limit_conn_zone $large_of zone=large_of:1m;",
+            "limit_conn_zone $middling zone=middling:64k;",
+            "limit_conn_zone $middling_of zone=middling_of:1m;",
         ],
         "listen.conf": listen,
         "limits.conf": [
             f"client_max_body_size {settings.max_body};",
-            # Together at most the deadline: how late another try may begin, its connection, its answer.
+            # Together the deadline: how late another try may begin, its connection, a stop while its body is sent,
+            # its answer. A first try that is never answered ends earlier, since nothing may begin after it.
             f"proxy_next_upstream_timeout {again}ms;",
-            f"proxy_connect_timeout {connect}ms;",
-            f"proxy_read_timeout {1000 * settings.deadline - again - connect}ms;",
-            f"proxy_send_timeout {1000 * settings.deadline - again - connect}ms;",
+            f"proxy_connect_timeout {step}ms;",
+            f"proxy_send_timeout {step}ms;",
+            f"proxy_read_timeout {1000 * settings.deadline - again - 2 * step}ms;",
         ],
         "retry.conf": [
             f"proxy_next_upstream error timeout non_idempotent{_OF_GATEWAYS if settings.name else ''};",
@@ -149,10 +160,11 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     }
 
 
-def _large(settings: Settings) -> int:
-    """Return how many of the largest bodies may lie in the temporary folder at once."""
+def _places(size: str, count: int) -> list[str]:
+    """Return how many bodies of a size may lie in the temporary folder at once: of all addresses, and of one."""
     # nginx takes no number over 65535.
-    return min(65_535, max(4, shutil.disk_usage(settings.folder).free // 2 // settings.max_body))
+    places = min(65_535, max(4, count))
+    return [f"limit_conn {size} {places};", f"limit_conn {size}_of {places // 2};"]
 
 
 def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
@@ -162,7 +174,7 @@ def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
     one = known[0].management if len(known) == 1 else ("several" if known else "none")
     return [
         "server {",
-        f"    listen {settings.management.host}:{settings.management.port};",
+        f"    listen {_at(settings.management)};",
         *(f"    allow {address};" for address in settings.management_from),
         *(["    deny all;"] if settings.management_from else []),
         f"    set $management {one};",
@@ -184,6 +196,11 @@ def _user() -> list[str]:
         return []
     nobody = pwd.getpwnam("nobody")
     return [f"user nobody {grp.getgrgid(nobody.pw_gid).gr_name};"]
+
+
+def _at(address: Address) -> str:
+    """Return host and port as nginx wants them."""
+    return str(address).partition("://")[2]
 
 
 def _quoted(path: Path) -> str:

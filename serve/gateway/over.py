@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from beeline.errors import BeelineError
 from serve import addresses, config, instance, machine, ports, properties, store
 from serve.addresses import Ports
+from serve.config import Configuration
 from serve.gateway import catalog, layout
 from serve.gateway.__main__ import Gateway
 from serve.gateway.catalog import Card
 from serve.gateway.choice import choose, public
 from serve.gateway.settings import Backend
 from serve.instance import State
+from serve.properties import Address
+from serve.server import Places
+from serve.store import Archive
 
 Say = Callable[[str], None]
+# Limits of the servers, which a gateway before them can only repeat.
+_SERVERS_OWN = (
+    "job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds"
+)  # fmt: skip
 
 
 def run(
@@ -47,10 +56,16 @@ def run(
     read = properties.load(config_file, environ)
     choice = choose("auto", environ)
     wanted = addresses.resolve(read, given, choice.kind)
-    listen = ports.settle(zip(wanted.public, ("--port", "--page-port"), strict=False))
-    served = Path(states[0].temporary) / "store"
+    told = wanted.metrics if "beeline_metrics_address" in read.addresses or given.metrics is not None else None
+    *listen, metrics = ports.settle(
+        [
+            *zip(wanted.public, ("--port", "--page-port"), strict=False),
+            (told or Address("127.0.0.1", 0), "--metrics-port"),
+        ]
+    )
+    served = store_of(states[0])
     archives = store.find(served)
-    resolved = config.resolve(read, archives, config.Overrides(), environ, machine.cores(), 0)
+    resolved = common(config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0), states, archives)
     with instance.own_scratch() as top:
         settings = public(
             choice,
@@ -59,18 +74,47 @@ def run(
             folder=top / "gateway",
             listen=tuple(listen),
             tls=wanted.tls,
-            backends=tuple(Backend(state.backend, state.management) for state in states),
+            backends=tuple(
+                Backend(state.backend, state.management, str(Places(Path(state.temporary), top).metrics))
+                for state in states
+            ),
             store=served,
             versions=all(state.server == "torchserve" for state in states),
             logs=top / "logs",
+            metrics=told and metrics,
         )
         layout.lay_out(settings)
-        originals = Path(next(iter(states[0].archives.values()))).parent
-        catalog.write(settings, resolved, archives, originals, states[0].server, card)
+        built = {name: Path(path) for name, path in states[0].archives.items()}
+        catalog.write(settings, resolved, archives, built, states[0].server, card)
         say(f"gateway: {choice.sentence}")
         say(f"before {', '.join(f'{state.name} ({state.backend})' for state in states)}: {listen[0].local}")
+        if told is not None:
+            say(f"metrics, the gateway's own answers alone: {metrics}/metrics")
         say("Ctrl-C stops it, and not the servers.")
         Gateway(settings).run()
+
+
+def common(own: Configuration, states: Sequence[State], archives: Sequence[Archive]) -> Configuration:
+    """Return the gateway's configuration with what the servers really run with, and no more than each of them takes.
+
+    Args:
+        own: what the gateway's own file says, for all that is not the servers'.
+        states: the servers'.
+        archives: what they serve; the models come in this order.
+    """
+    first = states[0].configuration
+    models = {model["archive"]: config.model_settings(model) for model in first["models"]}
+    limits = {
+        name: min((config.Setting(**state.configuration["numbers"][name]) for state in states), key=attrgetter("value"))
+        for name in _SERVERS_OWN
+    }
+    rate = "beeline_requests_per_second"
+    if own.numbers[rate].reason == config.RATE:
+        limits[rate] = config.Setting(10 * limits["job_queue_size"].value, config.RATE)
+    threads = config.Setting(**first["threads"])
+    return Configuration(
+        tuple(models[archive.path.name] for archive in archives), threads, {**own.numbers, **limits}, own.vmargs
+    )
 
 
 def check_same(states: Sequence[State]) -> None:
@@ -86,3 +130,15 @@ def check_same(states: Sequence[State]) -> None:
                 f"{state.name} ({state.server}) serves {', '.join(sorted(state.archives))}, {first.name} "
                 f"({first.server}) {', '.join(sorted(first.archives))}; one gateway needs servers that serve the same"
             )
+        for file in sorted(state.archives):
+            digests = [store.sha256(store_of(one) / file) for one in (state, first)]
+            if digests[0] != digests[1]:
+                raise BeelineError(
+                    f"{state.name} serves {file} with sha256 {digests[0][:12]}, {first.name} another one with "
+                    f"{digests[1][:12]}; one gateway needs servers that serve the same: start the older one again"
+                )
+
+
+def store_of(state: State) -> Path:
+    """Return the folder with what a server serves, as it was when it started."""
+    return Places(Path(state.temporary), Path()).store

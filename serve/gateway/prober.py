@@ -10,8 +10,8 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,21 @@ _STUCK = 15.0
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of one backend: `models` is `{name: {version: {"workers": n, "ready": n}}}`."""
+    """What is known of one backend: `models` is `{name: {version: {"workers": n, "ready": n}}}`.
+
+    Where it is not ready and some predictions are let through all the same, `closed` names the others:
+    `MODEL@VERSION`, and `MODEL@` for those that name no version.
+    """
 
     ready: bool
     reason: str
     models: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    closed: frozenset[str] = frozenset()
+
+    @property
+    def open(self) -> bool:
+        """Whether predictions of some model are let through."""
+        return self.ready or bool(self.closed)
 
 
 class Probe:
@@ -59,16 +69,18 @@ class Probe:
         versions: bool,
         deadline: float,
         answered: Callable[[], int | None] = lambda: None,
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = backend
         self.archives = archives
         self.seen = Seen(False, "starting")
         self._versions = versions
+        self._defaults = defaults or {}
         self._answered = answered
         self._heard = time.monotonic()
         self._management = ManagementClient(backend.management, timeout=_ANSWER)
-        # Room for golden pictures that are stuck in a server beside those that ask it anew.
-        self._pool = ThreadPoolExecutor(4 * len(archives), thread_name_prefix="canary")
+        # Golden pictures under way, those that are stuck in a server of before among them.
+        self._running: list[Future[str]] = []
         # Per archive: what was asked and when, and how many answers there had been by then.
         self._asked: dict[str, tuple[Future[str], float, int | None]] = {}
         # Per archive: why it does not answer rightly (None when it does), and when that was found out.
@@ -85,32 +97,42 @@ class Probe:
             # Busy is not dead: only silence for long, or a refused connection, is.
             if isinstance(error.__cause__, requests.Timeout) and time.monotonic() - self._heard < _SILENCE:
                 return self.seen
-            self._forget()
+            for archive in self.archives:
+                self._forget(archive.path.name)
             self.seen = Seen(False, f"the server does not answer ({error})")
             return self.seen
-        if missing:
-            self._forget()
-            self.seen = Seen(False, missing, models)
-            return self.seen
-        wrong = self._try_canaries()
-        self.seen = Seen(not wrong, wrong or "ready", models)
+        for key in missing:
+            self._forget(key)
+        wrong = {**missing, **self._try_canaries([one for one in self.archives if one.path.name not in missing])}
+        reason = next((wrong[one.path.name] for one in self.archives if one.path.name in wrong), "ready")
+        self.seen = Seen(
+            not wrong, reason, models, self._closed([one for one in self.archives if one.path.name in wrong])
+        )
         return self.seen
 
     def close(self) -> None:
-        """Stop asking."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop asking; what is under way ends by itself."""
         self._management.close()
 
-    def _forget(self) -> None:
+    def _forget(self, key: str) -> None:
         """Golden pictures of before tell nothing of the workers to come."""
-        self._canaries.clear()
-        self._asked.clear()
-        self._good.clear()
+        for known in (self._canaries, self._asked, self._good):
+            known.pop(key, None)
 
-    def _describe(self) -> tuple[dict[str, Any], str]:
-        """Return the workers of every model, and what keeps the server from being ready."""
+    def _closed(self, wrong: Sequence[Archive]) -> frozenset[str]:
+        """Return which predictions are to be refused for these; none where nothing is left, since all are then."""
+        if len(wrong) == len(self.archives):
+            return frozenset()
+        closed = {f"{one.model}@{one.version}" for one in wrong}
+        # Where nobody says which version answers a prediction that names none, it may be any.
+        return frozenset(
+            closed | {f"{one.model}@" for one in wrong if self._defaults.get(one.model) in (None, one.version)}
+        )
+
+    def _describe(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the workers of every model, and by archive what keeps it from being ready."""
         models: dict[str, Any] = {}
-        missing = ""
+        missing: dict[str, str] = {}
         for archive in self.archives:
             described = self._management.describe(archive.model, archive.version if self._versions else None)
             counts = {"workers": 0, "ready": 0}
@@ -118,30 +140,47 @@ class Probe:
                 counts = {"workers": described.min_workers, "ready": described.ready}
             models.setdefault(archive.model, {})[archive.version] = counts
             if described is None:
-                missing = missing or f"starting: {archive.model} {archive.version} is not loaded yet"
+                missing[archive.path.name] = f"starting: {archive.model} {archive.version} is not loaded yet"
             elif described.ready == 0:
-                missing = missing or f"0 of {described.min_workers} workers of {archive.model} are ready"
+                missing[archive.path.name] = f"0 of {described.min_workers} workers of {archive.model} are ready"
         return models, missing
 
-    def _try_canaries(self) -> str:
-        """Send golden pictures where it is time; return why one is not answered rightly, or nothing."""
-        wrong = ""
-        for archive in self.archives:
+    def _try_canaries(self, archives: Sequence[Archive]) -> dict[str, str]:
+        """Send golden pictures where it is time; return by archive why one is not answered rightly."""
+        wrong: dict[str, str] = {}
+        for archive in archives:
             key = archive.path.name
             now = time.monotonic()
             if key in self._asked and self._asked[key][0].done():
                 self._canaries[key] = (self._outcome(key, self._asked.pop(key)[0]), now)
             reason, when = self._canaries.get(key, ("its golden picture is not answered yet", float("-inf")))
             if key not in self._asked and now - when > (CANARY if reason is None else HASTY):
-                self._asked[key] = (self._pool.submit(self._ask, archive), now, self._answered())
+                self._begin(archive, now)
             elif key in self._asked and self._stuck(*self._asked[key][1:]):
                 reason = f"nobody has got an answer for {_STUCK:g} s, its golden picture neither"
-            wrong = wrong or (f"{archive.model} {archive.version}: {reason}" if reason else "")
+            if reason:
+                wrong[key] = f"{archive.model} {archive.version}: {reason}"
         return wrong
 
-    def _ask(self, archive: Archive) -> str:
-        with InferenceClient(self.backend.inference, timeout=self._deadline, patience=0) as inference:
-            return try_canary(inference, archive, archive.version if self._versions else None)
+    def _begin(self, archive: Archive, now: float) -> None:
+        """Send a golden picture in a thread, unless too many of before are not answered yet."""
+        self._running = [one for one in self._running if not one.done()]
+        if len(self._running) < 4 * len(self.archives):
+            future: Future[str] = Future()
+            self._running.append(future)
+            self._asked[archive.path.name] = (future, now, self._answered())
+            # A daemon: a frozen worker must not hold up the gateway's end.
+            threading.Thread(target=self._ask, args=(archive, future), name="canary", daemon=True).start()
+
+    def _ask(self, archive: Archive, future: Future[str]) -> None:
+        try:
+            with InferenceClient(self.backend.inference, timeout=self._deadline, patience=0) as inference:
+                future.set_result(try_canary(inference, archive, archive.version if self._versions else None))
+        except BeelineError as error:
+            future.set_exception(error)
+        except Exception as error:
+            logger.exception("a golden picture of %s cannot be sent", archive.model)
+            future.set_exception(error)
 
     def _stuck(self, since: float, before: int | None) -> bool:
         return before is not None and time.monotonic() - since > _STUCK and self._answered() == before
@@ -165,9 +204,15 @@ class Prober:
     """Watches every backend in a thread of its own, and tells when what is true of all of them changed."""
 
     def __init__(self, settings: Settings, archives: Sequence[Archive], changed: Callable[[], None]) -> None:
-        folder = settings.worker_metrics
         self.probes = [
-            Probe(backend, archives, settings.versions, settings.deadline, functools.partial(_answers, folder))
+            Probe(
+                backend,
+                archives,
+                settings.versions,
+                settings.deadline,
+                functools.partial(_answers, Path(backend.counts) if backend.counts else None),
+                settings.defaults,
+            )
             for backend in settings.backends
         ]
         self._changed = changed
@@ -199,8 +244,8 @@ class Prober:
         return [probe.backend for probe in self.probes]
 
     def members(self) -> list[str]:
-        """Return the inference addresses of the ready backends."""
-        return [probe.backend.inference for probe in self.probes if probe.seen.ready]
+        """Return the inference addresses of the backends that share the load."""
+        return [self.probes[index].backend.inference for index in fittest(self.seen())]
 
     def _watch(self, probe: Probe) -> None:
         while not self._stop.is_set():
@@ -225,6 +270,19 @@ def _answers(folder: Path | None) -> int | None:
     return sum(sum(one.answers.values()) for one in workers) if workers else None
 
 
+def fittest(seen: Sequence[Seen]) -> list[int]:
+    """Return which backends share the load: the ready ones, else those that let the most through, and the same."""
+    closed = closed_together(seen)
+    return [index for index, one in enumerate(seen) if one.open and one.closed == closed]
+
+
+def closed_together(seen: Sequence[Seen]) -> frozenset[str]:
+    """Return which predictions none of the fittest backends takes."""
+    return min(
+        (one.closed for one in seen if one.open), key=lambda closed: (len(closed), sorted(closed)), default=frozenset()
+    )
+
+
 def together(seen: Sequence[Seen]) -> dict[str, Any]:
     """Return `/ping`'s answer for all backends: healthy when one of them is, workers added up."""
     models: dict[str, dict[str, dict[str, int]]] = {}
@@ -237,4 +295,6 @@ def together(seen: Sequence[Seen]) -> dict[str, Any]:
     if any(one.ready for one in seen):
         return {"status": "Healthy", "models": models}
     reason = "; ".join(dict.fromkeys(one.reason for one in seen)) or "no backend is there"
-    return {"status": "Unhealthy", "reason": reason, "models": models}
+    closed = sorted(closed_together(seen))
+    # A gateway before this one lets through what is not named here.
+    return {"status": "Unhealthy", "reason": reason, "models": models, **({"closed": closed} if closed else {})}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ FILE = "settings.json"
 
 @dataclass(frozen=True)
 class Backend:
-    """One server behind the gateway: where it predicts, and where it is asked how its workers are."""
+    """One server behind the gateway: where it predicts, where it is asked how its workers are, where those count."""
 
     inference: str
     management: str
+    counts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Settings:
         logs: the folder of access.log and gateway.log.
         log_megabytes: size at which one is rotated.
         log_files: how many old ones are kept.
-        worker_metrics: where this machine's workers count; None when they run elsewhere.
+        worker_metrics: where the workers count that `/metrics` tells of; None where those of `backends` tell it.
         tls: None without a certificate.
         name: how backends on other hosts are found; None where `backends` lists them.
         management_from: the addresses that may ask for management; none named means all that reach it.
+        defaults: by model, the version that answers where a prediction names none.
     """
 
     folder: Path
@@ -94,6 +97,7 @@ class Settings:
     tls: Tls | None = None
     name: Name | None = None
     management_from: tuple[str, ...] = ()
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -114,6 +118,11 @@ class Settings:
     def open_file(self) -> Path:
         """There only while the gateway lets predictions through: a while longer than it is ready, when it stops."""
         return self.folder / "state" / "open"
+
+    @property
+    def closed_folder(self) -> Path:
+        """Has a file `MODEL@VERSION` for each prediction that is not let through while others are."""
+        return self.folder / "state" / "closed"
 
     @property
     def unready_file(self) -> Path:

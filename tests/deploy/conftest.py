@@ -7,10 +7,9 @@ import http.client
 import io
 import json
 import os
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,36 +21,25 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.docker.conftest import BUILD, run, wait_until
 from tests.docker.conftest import engine as engine
 
 # What the engine makes for a first swarm and leaves when that is left.
 _BRIDGE = "docker_gwbridge"
+# How an update ends, in Swarm's words.
+ENDED = ("completed", "paused", "rollback_completed", "rollback_paused")
 ACCEPT = "application/vnd.beeline+json"
 
 
 def docker(*words: str, settings: dict[str, str] | None = None, folder: Path = ROOT) -> str:
     """Run one command of the engine's client and return what it says."""
-    environ = {**os.environ, **(settings or {})}
-    done = subprocess.run(
-        ["docker", *words], cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=900
-    )
-    assert done.returncode == 0, f"docker {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}"
-    return done.stdout.strip()
-
-
-def wait(what: str, check: Callable[[], object], seconds: float = 300.0) -> None:
-    """Wait until it is true."""
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
-        time.sleep(0.5)
+    return run("docker", *words, cwd=folder, env={**os.environ, **(settings or {})}).strip()
 
 
 @pytest.fixture(scope="session")
 def images(engine: None) -> None:
     """The project's images as this tree makes them; as docker-compose.yml builds them."""
-    # Without the address of PyTorch's own index: pip finds a CPU build without it where these tests run.
-    docker("compose", "build", "backend", "gateway", settings={"PYTORCH_INDEX": os.environ.get("PYTORCH_INDEX", "")})
+    docker("compose", "build", "backend", "gateway", settings=BUILD)
 
 
 @contextmanager
@@ -67,7 +55,13 @@ def swarm() -> Iterator[None]:
     finally:
         docker("swarm", "leave", "--force")
         if not bridge:
-            docker("network", "rm", _BRIDGE)
+            wait_until(_without_bridge, "the swarm's bridge is removed", 60)
+
+
+def _without_bridge() -> bool:
+    """Remove what the engine may hold on to for a moment after the swarm is left."""
+    run("docker", "network", "rm", _BRIDGE, check=False)
+    return not docker("network", "ls", "--quiet", "--filter", f"name=^{_BRIDGE}$")
 
 
 @dataclass
@@ -104,13 +98,9 @@ class Stack:
 
         def done() -> bool:
             status = self.service("backend").get("UpdateStatus") or {}
-            return status.get("StartedAt") != before and status["State"] in (
-                "completed",
-                "rollback_completed",
-                "paused",
-            )
+            return status.get("StartedAt") != before and status.get("State") in ENDED
 
-        wait("the update of the backends", done, 600)
+        wait_until(done, "the update of the backends", 600)
         return str(self.service("backend")["UpdateStatus"]["State"])
 
     def left(self) -> dict[str, list[str]]:
@@ -123,7 +113,7 @@ class Stack:
     def remove(self) -> None:
         """Remove it, and see that nothing of it stays."""
         docker("stack", "rm", self.name)
-        wait("the end of the stack", lambda: not self.left(), 120)
+        wait_until(lambda: not self.left(), "the end of the stack", 120)
 
 
 @dataclass(frozen=True)
@@ -217,7 +207,8 @@ class Load:
         counts = dict(collections.Counter(each.said for each in self.answers))
         # Figures for whoever looks; none of them is a test.
         print(
-            f"{what}: {len(sent)} requests in {max(sent):.1f} s, {len(sent) / max(sent):.1f} a second, "
+            f"{what}: {len(sent)} requests in {max(sent):.1f} s, {len(sent) / max(sent):.1f} a second sent "
+            f"(at {self.rate:.1f}), "
             f"{len(self.failures())} failed; by version {counts}; "
             f"p50 {1000 * took[len(took) // 2]:.0f} ms, p99 {1000 * took[len(took) * 99 // 100]:.0f} ms, "
             f"longest {took[-1]:.1f} s"

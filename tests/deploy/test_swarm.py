@@ -19,7 +19,8 @@ from archive.build import build
 from archive.export import export_folder
 from tests.archive.conftest import TinyNet, tiny_request
 from tests.conftest import ROOT
-from tests.deploy.conftest import Load, Stack, build_image, docker, swarm, wait
+from tests.deploy.conftest import Load, Stack, build_image, docker, swarm
+from tests.docker.conftest import wait_until
 
 FILE = ROOT / "deploy" / "swarm.yml"
 NAME = "beeline-swarm-test"
@@ -97,7 +98,7 @@ def stack(images: None, stores: dict[str, Path]) -> Iterator[Stack]:
         with swarm():
             try:
                 running.deploy()
-                wait("the first backends", lambda: ready(running) == REPLICAS)
+                wait_until(lambda: ready(running) == REPLICAS, "the first backends")
                 yield running
             finally:
                 running.remove()
@@ -120,15 +121,15 @@ def ready(stack: Stack) -> int:
 
 
 def load(stack: Stack) -> Load:
-    """Return clients at 50 requests a second, or at what leaves room for a backend to start on a slow machine.
+    """Return clients at up to 50 requests a second: at what leaves room for a backend to start on this machine.
 
     Where others use its cores too it may not do 50 a second at all: requests that a full queue turns away are no
-    fault of an update.
+    fault of an update. What was sent is printed.
     """
     clients = Load("127.0.0.1", int(stack.settings["API_PORT"]), "/predictions/tiny", RATE)
     most = clients.capacity()
     clients.rate = min(RATE, most / 4)
-    print(f"\nat most {most:.0f} a second are answered here, so {clients.rate:.0f} a second are sent")
+    print(f"\nat most {most:.0f} a second are answered here now, so {clients.rate:.1f} a second are sent")
     return clients
 
 
@@ -136,19 +137,36 @@ def load(stack: Stack) -> Load:
 @pytest.mark.parametrize("name", ["backend", "gateway"])
 def test_what_confines_a_service_arrives(stack: Stack, name: str) -> None:
     limits = services(FILE)[name]["deploy"]["resources"]["limits"]
-    for container in stack.containers(name):
+    containers = stack.containers(name)
+    assert len(containers) == {"backend": REPLICAS, "gateway": 1}[name]
+    for container in containers:
         seen = json.loads(docker("inspect", container))[0]
         host, check = seen["HostConfig"], seen["Config"]["Healthcheck"]
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert host["PidsLimit"] == limits["pids"]
         assert host["Memory"] == {"backend": 6 << 30, "gateway": 1500 << 20}[name]
+        # Only the backend has such a limit: the gateway is the last that should wait for a core.
+        cores = int(stack.settings["BACKEND_CPUS"]) if name == "backend" else 0
+        assert host["NanoCpus"] == cores * 10**9
         assert [(each["Type"], each["Target"]) for each in host["Mounts"]] == [("tmpfs", "/tmp")]
         assert seen["Config"]["User"] == "10001:10001"
         # The patience is the file's, everything else the image's.
         assert (check["Test"], check["Interval"], check["Retries"]) == (["CMD", "healthcheck"], 5 * 10**9, 60)
         # What Swarm does not take: here, and not in silence.
         assert not host["SecurityOpt"]
+
+
+@pytest.mark.docker
+def test_placement_arrives(stack: Stack) -> None:
+    backend, gateway = (stack.service(name)["Spec"]["TaskTemplate"]["Placement"] for name in ("backend", "gateway"))
+    assert backend["Constraints"] == ["node.labels.beeline != no"]
+    assert backend["Preferences"] == [{"Spread": {"SpreadDescriptor": "node.labels.zone"}}]
+    # 0, no limit, is left out.
+    assert backend.get("MaxReplicas", 0) == 0
+    assert gateway["Constraints"] == ["node.labels.beeline_gateway != no"]
+    reserved = stack.service("backend")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]
+    assert reserved == {"NanoCPUs": 10**8, "MemoryBytes": 1 << 30}
 
 
 @pytest.mark.docker
@@ -162,7 +180,7 @@ def test_management_is_reached_inside_a_backend_alone(stack: Stack) -> None:
     for workers in (2, 1):
         said = docker("exec", backend, "beeline", "serve", "scale", "tiny", "--min", str(workers))
         assert f"tiny: {workers} workers ready" in said
-    wait("one worker a backend", lambda: ready(stack) == REPLICAS)
+    wait_until(lambda: ready(stack) == REPLICAS, "one worker a backend")
 
 
 def ports_of(stack: Stack, name: str) -> list[dict[str, Any]]:
@@ -171,7 +189,7 @@ def ports_of(stack: Stack, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.docker
 def test_a_new_version_comes_without_a_failed_request(stack: Stack) -> None:
-    """Backends of version 1.0 are replaced by those of 2.0 under 50 requests a second, each on its own connection.
+    """Backends of version 1.0 are replaced by those of 2.0 under up to 50 requests a second, each on a new connection.
 
     The model is a tiny network in the project's own handler and archive: at that rate two cores would not serve
     a ResNet-18 while another backend starts on them, and a full queue's 429 would be no fault of the update.

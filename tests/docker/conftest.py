@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +24,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "tests" / "pictures"
 CIRCLES, STRIPES = (PICTURES / f"{name}.jpg" for name in ("circles", "stripes"))
 PROJECT = "beeline-test"
+# That of a compose file without anything beside it.
+ALONE = f"{PROJECT}-alone"
 PAGE, API, MANAGEMENT = "http://localhost:8000", "http://localhost:8080", "http://localhost:8081"
+# Every container that these tests start without Compose has it.
+LABEL = "beeline-test"
+# What is built is the same whether anything can be downloaded or not: drawn pictures, and no weights to start from.
+# Small ones, since at the usual size the training would take longer than all tests of the result.
+BUILD = {"TRAINING": "--generated fit=scratch fit.epochs=10 model.resize=128 model.crop=112"}
+# Seconds that Compose and `docker stop` give a container to end.
+GRACE = "70"
 # Seconds for a container to become ready on a machine that others use too.
-PATIENCE = 240
+PATIENCE = 600
 
 
 def run(*command: str, check: bool = True, **options: Any) -> str:
@@ -36,7 +46,14 @@ def run(*command: str, check: bool = True, **options: Any) -> str:
     return done.stdout if check else done.stdout + done.stderr
 
 
-def wait_until(holds: Callable[[], bool], what: str, patience: float = PATIENCE) -> float:
+def fails(*command: str, **options: Any) -> str:
+    """Run a command that must not succeed, and return all that it said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode != 0, f"{' '.join(command)} succeeded:\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def wait_until(holds: Callable[[], object], what: str, patience: float = PATIENCE) -> float:
     """Wait until it holds; return the seconds that took."""
     begun = time.monotonic()
     while not holds():
@@ -53,36 +70,64 @@ def ping(url: str) -> int:
         return 0
 
 
-def predict(picture: Path = CIRCLES, url: str = API) -> requests.Response:
+def predict(picture: Path = CIRCLES, url: str = API, agent: str = "tests") -> requests.Response:
     """Send a picture over a connection of its own, so that none that was kept is blamed."""
-    return requests.put(f"{url}/predictions/resnet18", data=picture.read_bytes(), timeout=120)
+    headers = {"User-Agent": agent}
+    return requests.put(f"{url}/predictions/resnet18", data=picture.read_bytes(), headers=headers, timeout=120)
+
+
+def access_lines(text: str, agent: str = "") -> list[dict[str, Any]]:
+    """Return a gateway's line of each request that is in its output, of one agent where that is named."""
+    # Compose may put a code for terminals before each line.
+    found = [line.partition('{"time"') for line in text.splitlines()]
+    lines = [json.loads(sign + rest) for _, sign, rest in found if sign]
+    return [line for line in lines if agent in ("", line["agent"])]
+
+
+def asked(line: dict[str, Any]) -> list[str]:
+    """Return the backends that a request was given to, the one that answered last."""
+    return [each for each in str(line["backend"]).split(", ") if each]
 
 
 @dataclass
 class Load:
-    """What clients got: how many of each status, every failure in its words, and how often nobody took the call.
+    """What clients got: how many of each status, every failure in its words, and how often the door was shut.
 
-    `closing` is the time after which the door may be shut. The kernel takes a connection before nginx does, and
-    cuts it when nginx shuts the door first: of those that came later such a cut is no failure.
+    `agent` marks its requests in the gateway's log. `closing` is the time after which the door may be shut: of
+    what was sent later, a connection that is `refused` is no failure, nor one that is `cut`. The kernel takes a
+    connection before nginx does, and cuts those that nginx never saw when nginx shuts the door; a client cannot
+    tell, but nginx's log has none of them.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     refused: int = 0
+    cut: int = 0
     closing: float = float("inf")
+    agent: str = field(default_factory=lambda: f"load-{uuid.uuid4().hex}")
+
+    @property
+    def answered(self) -> int:
+        """How many requests were answered, whatever the answer."""
+        return self.statuses.total()
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more requests were answered."""
+        wanted = self.answered + more
+        wait_until(lambda: self.answered >= wanted, f"{more} more answers")
 
     def one(self, url: str) -> None:
         """Send one request and note what became of it."""
         sent = time.monotonic()
         try:
-            answer = predict(url=url)
+            answer = predict(url=url, agent=self.agent)
             self.statuses[answer.status_code] += 1
             if answer.status_code != 200:
                 self.failures.append(f"{answer.status_code}: {answer.text.strip()}")
         except requests.RequestException as error:
-            refused = isinstance(getattr(error.args[0], "reason", None), (NewConnectionError, ConnectTimeoutError))
-            if refused or (sent > self.closing and not isinstance(error, requests.Timeout)):
-                self.refused += 1
+            if sent > self.closing and not isinstance(error, requests.ReadTimeout):
+                unheard = isinstance(getattr(error.args[0], "reason", None), (NewConnectionError, ConnectTimeoutError))
+                self.cut, self.refused = self.cut + (not unheard), self.refused + unheard
                 time.sleep(0.05)
             else:
                 self.failures.append(f"{type(error).__name__}: {error}")
@@ -117,8 +162,7 @@ class Compose:
 
     def __call__(self, *words: str, check: bool = True, **variables: str) -> str:
         """Run a command of Compose in the copy."""
-        # Without the address of PyTorch's own index: pip finds a CPU build without it where these tests run.
-        environ = {**os.environ, "PYTORCH_INDEX": os.environ.get("PYTORCH_INDEX", ""), **variables}
+        environ = {**os.environ, **BUILD, **variables}
         return run(*self.spelling, "-p", PROJECT, *words, check=check, cwd=self.folder, env=environ)
 
     def containers(self, service: str) -> list[str]:
@@ -129,11 +173,10 @@ class Compose:
         """Return what a service's containers printed."""
         return self("logs", "--no-color", "--no-log-prefix", service)
 
-    def access_log(self) -> list[dict[str, Any]]:
-        """Return the gateway's line of each request."""
-        # Compose may put a code for terminals before each line.
-        found = [line.partition('{"time"') for line in self.logs("gateway").splitlines()]
-        return [json.loads(sign + rest) for _, sign, rest in found if sign]
+    def access_log(self, agent: str = "", least: int = 0) -> list[dict[str, Any]]:
+        """Return the gateway's line of each request, of one agent where that is named, once there are so many."""
+        wait_until(lambda: len(access_lines(self.logs("gateway"), agent)) >= least, f"the log has {least} requests")
+        return access_lines(self.logs("gateway"), agent)
 
 
 def inspect(container: str) -> dict[str, Any]:
@@ -148,11 +191,11 @@ def inside(container: str, *command: str, check: bool = True) -> str:
 
 
 def leftovers() -> str:
-    """Name every container, network and volume of the tests' project."""
-    label = f"label=com.docker.compose.project={PROJECT}"
-    return "".join(
-        run("docker", *what, "--filter", label, "-q") for what in (("ps", "-a"), ("network", "ls"), ("volume", "ls"))
-    )
+    """Name every container, network and volume that these tests made, under whatever project."""
+    project = "com.docker.compose.project"
+    labels = (f"{project}={PROJECT}", f"{project}={ALONE}", LABEL)
+    kinds = (("ps", "-a"), ("network", "ls"), ("volume", "ls"))
+    return "".join(run("docker", *kind, "--filter", f"label={label}", "-q") for kind in kinds for label in labels)
 
 
 @pytest.fixture(scope="session")
@@ -195,7 +238,7 @@ def lone(compose: Compose) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def start(image: str, *options: str, words: Sequence[str] = ()) -> str:
-        container = run("docker", "run", "--detach", *options, image, *words).strip()
+        container = run("docker", "run", "--detach", "--label", LABEL, *options, image, *words).strip()
         made.append(container)
         return container
 

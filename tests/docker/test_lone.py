@@ -14,13 +14,25 @@ import pytest
 import requests
 
 from archive.store import INDEX
+from bench.containers import CONFINED
 from tests.conftest import RED
-from tests.docker.conftest import CIRCLES, STRIPES, Compose, inside, inspect, ping, run, under_load, wait_until
+from tests.docker.conftest import (
+    CIRCLES,
+    GRACE,
+    LABEL,
+    STRIPES,
+    Compose,
+    access_lines,
+    inside,
+    inspect,
+    ping,
+    run,
+    under_load,
+    wait_until,
+)
 
 pytestmark = pytest.mark.docker
 CPU, MMS = "beeline-cpu:0.1.0", "beeline-mms:0.1.0"
-# As docker-compose.yml confines it.
-CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 Start = Callable[..., str]
 
 
@@ -65,7 +77,8 @@ def server(compose: Compose, request: pytest.FixtureRequest) -> Iterator[str]:
     """A container of each server, with the variables that users of the servers' own images know."""
     numbers = [f"--env={name}" for name in ("BATCH_SIZE=32", "WORKERS=2", "LINGER_MS=10")]
     published = "--publish=127.0.0.1:18080:8080"
-    container = run("docker", "run", "--detach", *CONFINED, *numbers, published, request.param).strip()
+    options = ("--label", LABEL, *CONFINED, *numbers, published)
+    container = run("docker", "run", "--detach", *options, request.param).strip()
     yield container
     run("docker", "rm", "--force", container)
 
@@ -75,7 +88,9 @@ def test_the_variables_of_the_servers_images(server: str) -> None:
     url = "http://localhost:18080"
     (model,) = requests.get(f"{url}/catalog.json", timeout=10).json()["models"]
     assert (model["batch_size"], model["max_batch_delay_ms"]) == (32, 10)
-    assert requests.get(f"{url}/ping", timeout=10).json()["models"]["resnet18"]["1.0"] == {"workers": 2, "ready": 2}
+    both = {"workers": 2, "ready": 2}
+    # It is ready with one of them already.
+    wait_until(lambda: requests.get(f"{url}/ping", timeout=10).json()["models"]["resnet18"]["1.0"] == both, "two ready")
     for picture, label in ((CIRCLES, "circles"), (STRIPES, "stripes")):
         answer = requests.put(f"{url}/predictions/resnet18", data=picture.read_bytes(), timeout=60)
         assert next(iter(answer.json())) == label
@@ -99,14 +114,19 @@ def test_management_is_off_unless_asked_for(server: str, lone: Start) -> None:
 def test_stopping_answers_what_was_accepted(server: str) -> None:
     url = ready(server)
     with under_load(url, clients=8) as load:
-        time.sleep(3)
+        load.wait_for(20)
         begun = time.monotonic()
         # Nearly all of BEELINE_DRAIN_SECONDS.
         load.closing = begun + 2
-        run("docker", "stop", "--time", "60", server)
+        run("docker", "stop", "--time", GRACE, server)
         seconds = time.monotonic() - begun
-    print(f"\nstopped in {seconds:.1f} s: {dict(load.statuses)}; {load.refused} connections were not taken any more")
+    print(
+        f"\nstopped in {seconds:.1f} s: {dict(load.statuses)}; {load.refused} connections were refused, {load.cut} cut"
+    )
     assert load.failures == []
+    lines = access_lines(run("docker", "logs", server), load.agent)
+    assert {line["status"] for line in lines} == {200}
+    assert 20 <= len(lines) <= load.statuses[200]
     state = inspect(server)["State"]
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
 

@@ -37,14 +37,16 @@ def test_another_port_takes_no_fixed_one_beside_it() -> None:
     assert resolve(Properties(FILE), Ports(9000, page=9001), "nginx").page == Address("127.0.0.1", 9001)
 
 
-def test_port_0_asks_for_free_ports_everywhere() -> None:
-    found = resolve(Properties(FILE), Ports(0), "nginx")
+@pytest.mark.parametrize(("gateway", "count"), [("nginx", 5), ("development", 5), ("none", 2)])
+def test_port_0_asks_for_free_ports_everywhere(gateway: str, count: int) -> None:
+    """Behind a gateway, that and the server listen on ports of their own, for management too."""
+    found = resolve(Properties(FILE), Ports(0), gateway)
     assert found.management.port == 0
-    assert resolve(Properties(FILE), Ports(0, management=9), "nginx").management.port == 9
+    assert resolve(Properties(FILE), Ports(0, management=9), gateway).management.port == 9
     settled = settle(found, 32_767)
     taken = {address.port for address in vars(settled).values() if address is not None}
     assert 0 not in taken
-    assert len(taken) == 4
+    assert len(taken) == count
 
 
 @pytest.mark.parametrize("key", ["management_address", "beeline_metrics_address"])

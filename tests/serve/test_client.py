@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from threading import Thread
+from typing import ClassVar
 
 import pytest
 
@@ -125,6 +126,41 @@ def test_silence_is_undetermined() -> None:
             pytest.raises(Undetermined, match="did not answer within"),
         ):
             client.predict("fake", b"")
+
+
+class Broken(BaseHTTPRequestHandler):
+    """Reads the first line of every request and hangs up."""
+
+    protocol_version = "HTTP/1.1"
+    raw_requestline: bytes
+    seen: ClassVar[list[str]] = []
+
+    def parse_request(self) -> bool:
+        self.seen.append(self.raw_requestline.decode().split()[0])
+        return False
+
+
+def test_only_what_changes_nothing_is_asked_for_twice() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with ManagementClient(url) as management, InferenceClient(url) as inference:
+                for ask, method, times in (
+                    (lambda: management.scale("fake", 1, 1), "PUT", 1),
+                    (lambda: management.register({"url": "fake.mar"}, timeout=5), "POST", 1),
+                    (lambda: management.unregister("fake", timeout=5), "DELETE", 1),
+                    (lambda: management.describe("fake"), "GET", 2),
+                    (lambda: inference.predict("fake", b"x"), "POST", 2),
+                ):
+                    Broken.seen.clear()
+                    with pytest.raises(Undetermined, match="nothing answers"):
+                        ask()
+                    assert Broken.seen == [method] * times
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class Busy(BaseHTTPRequestHandler):

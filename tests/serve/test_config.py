@@ -69,6 +69,25 @@ def test_threads_are_shared_by_the_workers_of_all_models() -> None:
     assert both.threads == Setting(2, "8 cores / 4 workers")
 
 
+def test_threads_that_are_given_win_over_the_share_of_the_cores(tmp_path: Path) -> None:
+    file = tmp_path / "config.properties"
+    file.write_text("beeline_threads=3\n")
+    assert resolved(properties=load(file)).threads == Setting(3, "config.properties")
+    said = resolved(properties=load(file, {"BEELINE_THREADS": "5"}))
+    assert said.threads == Setting(5, "environment BEELINE_THREADS")
+    assert "threads a worker 5 (environment BEELINE_THREADS)" in said.lines()
+
+
+@pytest.mark.parametrize("value", ["0", "many", "257"])
+def test_impossible_threads_are_one_sentence(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "config.properties"
+    file.write_text(f"beeline_threads={value}\n")
+    with pytest.raises(
+        ConfigError, match=f"beeline_threads is '{value}'; allowed: a whole number of threads, 1 to 256"
+    ):
+        load(file)
+
+
 @pytest.mark.parametrize(("cores", "gpus", "workers"), [(1, 0, 1), (2, 0, 1), (6, 0, 3), (64, 0, 4), (64, 2, 2)])
 def test_default_workers_come_from_the_machine(cores: int, gpus: int, workers: int) -> None:
     assert resolved(cores=cores, gpus=gpus).models[0].min_workers.value == workers

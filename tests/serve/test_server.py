@@ -34,9 +34,11 @@ def resolved() -> config.Configuration:
     return config.resolve(Properties(Path("config.properties")), archives, overrides, {}, 2, 0)
 
 
-def written(kind: server.Server, resolved: config.Configuration, places: Places) -> dict[str, str]:
+def written(
+    kind: server.Server, resolved: config.Configuration, places: Places, at: addresses.Addresses = ADDRESSES
+) -> dict[str, str]:
     places.temporary.mkdir()
-    server.write_properties(kind, resolved, ADDRESSES, places)
+    server.write_properties(kind, resolved, at, places)
     return javaproperties.loads(places.properties.read_text())
 
 
@@ -48,6 +50,16 @@ def test_torchserve_gets_its_numbers_from_its_file(resolved: config.Configuratio
     assert int(values["max_request_size"]) == resolved.max_request_size
     assert values["allowed_urls"] == f"file://{places.store}/.*"
     assert values["enable_model_api"] == values["install_py_dep_per_model"] == "false"
+
+
+@pytest.mark.parametrize("kind", [TorchServe(), Mms()])
+@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400"), ("development", "400")])
+def test_behind_a_gateway_the_queue_has_room_for_what_is_left_in_it(
+    kind: server.Server, gateway: str, queue: str, resolved: config.Configuration, places: Places
+) -> None:
+    """The gateway says 429 for a full one; the server's own 503 would be taken for one that is not ready."""
+    at = addresses.resolve(Properties(Path("config.properties")), Ports(), gateway)
+    assert written(kind, resolved, places, at)["job_queue_size"] == queue
 
 
 def test_the_projects_file_in_torchserves_form_says_the_same_as_ours(places: Places) -> None:

@@ -49,6 +49,8 @@ def test_a_run_is_trained_exported_and_reused(drawn: Path, random_weights: Path,
     ("words", "error", "sentence"),
     [
         (["model.nmae=x"], ConfigError, r"unknown key model\.nmae; did you mean"),
+        (["--data", "/missing", "--generated"], ConfigError, "generated pictures and a folder of pictures are both"),
+        (["data.folder=/missing", "--generated"], ConfigError, "leave one out"),
         (["--data", "/missing"], DataError, r"the data folder /missing is missing"),
     ],
 )

@@ -174,6 +174,18 @@ def test_without_a_network_generated_pictures_are_used_and_it_is_said(
     assert any("GENERATED pictures" in line and "no photographs" in line for line in said)
 
 
+def test_generated_pictures_are_drawn_whatever_there_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "generate", lambda cache: generate(cache, train=2, val=1))
+    monkeypatch.setattr(hymenoptera, "get", lambda *_: pytest.fail("pictures were looked for"))
+    said: list[str] = []
+    found = find(None, said.append, cache=tmp_path, environ={"BEELINE_DATA": str(folder)}, generated=True)
+    assert (found.generated, found.labels, len(found.train)) == (True, ("circles", "stripes"), 4)
+    assert "GENERATED pictures" in said[0]
+    assert "as asked for" in said[0]
+
+
 @pytest.fixture
 def archive(drawn: Path, make_zip: Any, server: Any) -> Any:
     """The server holds a zip of the drawn set as .jpg names, whose digest is the one expected."""

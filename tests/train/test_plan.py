@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import train.plan
+from train.generate import generate
 from train.plan import SHAPING, plan
 from train.progress import silent
 
@@ -95,6 +96,14 @@ def test_without_weights_the_recipe_is_scratch_and_says_why(
 def test_scratch_asked_for_looks_for_no_weights(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.weights.find", lambda *_: pytest.fail("weights were looked for"))
     assert not plan([*WORDS, "fit=scratch"], silent, environ=environ).weights.pretrained
+
+
+def test_generated_pictures_may_be_asked_for(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.generate", lambda cache: generate(cache, train=2, val=1))
+    made = plan(WORDS, silent, tmp_path, environ, generated=True)
+    assert (made.data.generated, made.data.labels) == (True, ("circles", "stripes"))
 
 
 def test_a_plan_imports_no_torch(environ: dict[str, str]) -> None:

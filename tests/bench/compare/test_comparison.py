@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from beeline.errors import ArchiveError, BeelineError, ConfigError
-from bench.compare.comparison import Request, check, compare, prepared, run
+from bench.compare.comparison import check, prepared, run
 from bench.compare.peer import DOCUMENTED, OURS, Bench, Numbers, Peer, Started
+from bench.compare.request import Request, compare
 from bench.compare.table import lines
 from bench.compare.turn import Check, Load, Turn
 from bench.compare.verdict import FASTER, SAME
@@ -70,7 +71,7 @@ class Turns:
         return Turn(self.rates[peer.name], 20.0, 0, 100.0, 1.0, 1, 1.0 if asked else None)
 
 
-def test_servers_take_turns_and_one_of_ours_is_entered_twice():
+def test_servers_take_turns_and_one_of_ours_is_entered_twice() -> None:
     turns = Turns(stock=10, other=20, mine=100)
     peers = [fake("stock"), fake("other"), fake("mine", OURS)]
     found = run(peers, BENCH, LOAD, 5, ASKED, lambda line: None, turns)
@@ -88,7 +89,7 @@ def test_servers_take_turns_and_one_of_ours_is_entered_twice():
     assert any(line.startswith("the same server twice (mine): no difference") for line in lines(found))
 
 
-def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on():
+def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on() -> None:
     turns = Turns(stock=10, fast=20, mine=30)
     turns.fail["stock"] = BeelineError("stock ended with exit code 1")
     peers = [fake("stock"), fake("gone", broken="no such wheel"), fake("fast"), fake("mine", OURS)]
@@ -105,14 +106,14 @@ def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on()
     assert "gone: no such wheel" in "\n".join(lines(found))
 
 
-def test_an_error_that_nobody_foresaw_is_a_row_too():
+def test_an_error_that_nobody_foresaw_is_a_row_too() -> None:
     turns = Turns(stock=10, mine=30)
     turns.fail["stock"] = RuntimeError("what")
     found = run([fake("stock"), fake("mine", OURS)], BENCH, LOAD, 1, None, lambda line: None, turns)
     assert found["rows"][0]["error"] == "RuntimeError: what"
 
 
-def test_asked_to_end_the_rounds_so_far_are_the_result():
+def test_asked_to_end_the_rounds_so_far_are_the_result() -> None:
     turns = Turns(stock=10, mine=30)
     turns.end_after = 4
     said: list[str] = []
@@ -122,7 +123,7 @@ def test_asked_to_end_the_rounds_so_far_are_the_result():
     assert said[-1] == "stopped (SIGINT); the rounds so far count"
 
 
-def test_the_archive_is_unpacked_and_removed_and_its_pictures_have_reference_labels(colour_archive: Path):
+def test_the_archive_is_unpacked_and_removed_and_its_pictures_have_reference_labels(colour_archive: Path) -> None:
     pictures = Pictures("p", ("0.png", "1.png", "2.png"), (RED, GREEN, BLUE))
     with prepared(colour_archive, CONFIG) as bench:
         assert (bench.name, bench.precision, bench.labels) == ("colours", "fp32", 3)
@@ -135,12 +136,12 @@ def test_the_archive_is_unpacked_and_removed_and_its_pictures_have_reference_lab
     assert check(bench, None) is None
 
 
-def test_what_is_no_archive_of_ours_is_said(tmp_path: Path):
+def test_what_is_no_archive_of_ours_is_said(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError), prepared(tmp_path / "none.mar", CONFIG):
         pass
 
 
-def test_our_numbers_are_those_of_serve_up_and_the_command_line(colour_archive: Path):
+def test_our_numbers_are_those_of_serve_up_and_the_command_line(colour_archive: Path) -> None:
     from serve.config import Overrides
 
     request = Request(colour_archive, colour_archive, overrides=Overrides(16, 1, 7))
@@ -149,11 +150,11 @@ def test_our_numbers_are_those_of_serve_up_and_the_command_line(colour_archive: 
     assert next(iter(request.known())) == "torchserve"
 
 
-def test_impossible_numbers_are_refused_before_anything_starts(colour_archive: Path):
+def test_impossible_numbers_are_refused_before_anything_starts(colour_archive: Path) -> None:
     with pytest.raises(ConfigError, match="--rounds is 0"):
         compare(Request(colour_archive, colour_archive, rounds=0), print)
 
 
-def test_an_unknown_server_is_refused_before_anything_starts(colour_archive: Path):
+def test_an_unknown_server_is_refused_before_anything_starts(colour_archive: Path) -> None:
     with pytest.raises(BeelineError, match="did you mean 'mosec'"):
         compare(Request(colour_archive, colour_archive, servers=("mosek",)), print)

@@ -97,7 +97,7 @@ def ended(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.server
-def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(make_peer: MakePeer, bench: Bench):
+def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(make_peer: MakePeer, bench: Bench) -> None:
     peer = make_peer()
     with peer.start(bench) as started:
         url = started.url + peer.wire.path
@@ -115,7 +115,7 @@ def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(make_peer
 @pytest.mark.server
 def test_a_peer_that_does_not_end_when_asked_is_ended(
     make_peer: MakePeer, bench: Bench, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(process, "_GRACE", 0.5)
     peer = make_peer("tiny", DOCUMENTED, "stubborn")
     with peer.start(bench) as started:
@@ -125,7 +125,7 @@ def test_a_peer_that_does_not_end_when_asked_is_ended(
 
 
 @pytest.mark.server
-def test_a_peer_that_ends_by_itself_says_why_and_leaves_nothing(make_peer: MakePeer, bench: Bench):
+def test_a_peer_that_ends_by_itself_says_why_and_leaves_nothing(make_peer: MakePeer, bench: Bench) -> None:
     peer = make_peer("tiny", DOCUMENTED, "broken")
     with peer.start(bench) as started:
         with pytest.raises(BeelineError, match="tiny ended with exit code 1; its log says: ValueError: no such model"):
@@ -136,7 +136,7 @@ def test_a_peer_that_ends_by_itself_says_why_and_leaves_nothing(make_peer: MakeP
 
 
 @pytest.mark.server
-def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(make_peer: MakePeer, bench: Bench):
+def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(make_peer: MakePeer, bench: Bench) -> None:
     peer = make_peer()
     missing = Process(
         *(peer.name, peer.kind, peer.pattern, peer.numbers, peer.wire, peer.environment),
@@ -147,7 +147,7 @@ def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(make_peer:
 
 
 @pytest.mark.server
-def test_a_whole_comparison_of_two_names_of_the_same_server(make_peer: MakePeer, bench: Bench):
+def test_a_whole_comparison_of_two_names_of_the_same_server(make_peer: MakePeer, bench: Bench) -> None:
     pictures = Pictures("p", ("a.png",), (RED,))
     peers = [make_peer("one"), make_peer("two"), make_peer("mine", OURS), make_peer("broken", OURS, "broken")]
     found = run(peers, bench, Load(pictures, 2, 0.5), 1, Check(pictures, ("red",)), lambda line: None, take)
@@ -164,14 +164,7 @@ def test_a_whole_comparison_of_two_names_of_the_same_server(make_peer: MakePeer,
     assert found["aa"]["server"] == "mine"
 
 
-@pytest.mark.server
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_comparison_that_is_asked_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path):
-    script = tmp_path / "compare.py"
-    peers = tmp_path / "peers" / "tiny"
-    peers.mkdir(parents=True)
-    (peers / "server.py").write_text(SERVER)
-    script.write_text(f"""
+SCRIPT = """
 import sys
 from pathlib import Path
 from bench.compare.comparison import run
@@ -189,7 +182,7 @@ class Here(Environment):
     def prepare(self, say):
         return self.python
 
-here = Path({str(tmp_path)!r})
+here = Path(sys.argv[1])
 peers = here / "peers"
 peer = Process("tiny", OURS, "a fake", Numbers(1, 1, 0), raw("/p"), Here("tiny", here, peers),
                lambda place, numbers, bench: [str(place.python), str(place.folder / "server.py")], folder=peers)
@@ -197,14 +190,30 @@ bench = Bench(here, "m", "fp32", 2, here, here)
 with signals.as_exceptions():
     found = run([peer], bench, Load(Pictures("p", ("a",), (b"x",)), 1, 600), 1, None, print)
 print("interrupted" if found["interrupted"] else "not", flush=True)
-""")
-    command = [sys.executable, str(script)]
+"""
+
+
+def a_comparison(folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Start one in a process of its own; return it and what it has started when its server runs."""
+    peers = folder / "peers" / "tiny"
+    peers.mkdir(parents=True)
+    (peers / "server.py").write_text(SERVER)
+    script = folder / "compare.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(folder)]
     asked = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean(os.environ))
+    deadline = time.monotonic() + 60
+    while len(found := psutil.Process(asked.pid).children(recursive=True)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return asked, found
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_comparison_that_is_asked_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    asked, found = a_comparison(tmp_path)
     try:
-        deadline = time.monotonic() + 60
-        while len(found := psutil.Process(asked.pid).children(recursive=True)) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
         asked.send_signal(number)
         said, _ = asked.communicate(timeout=60)
     finally:
@@ -212,3 +221,14 @@ print("interrupted" if found["interrupted"] else "not", flush=True)
         asked.wait()
     assert said.splitlines()[-1] == "interrupted"
     assert ended(found)
+
+
+@pytest.mark.server
+def test_what_a_killed_comparison_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    asked, found = a_comparison(tmp_path)
+    scratch = Path(found[0].cwd())
+    asked.kill()
+    asked.communicate()
+    assert {each.pid for each in found if each.is_running()} >= set(process.sweep())
+    assert ended(found)
+    assert not scratch.exists()

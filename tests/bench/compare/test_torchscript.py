@@ -35,7 +35,7 @@ def spec(file: str, form: str, crop: int = 16) -> ModelSpec:
 
 
 @pytest.mark.parametrize("scripted", [False, True], ids=["exported", "scripted"])
-def test_the_network_behind_the_archives_own_normalisation_is_taken_out(tmp_path: Path, scripted: bool):
+def test_the_network_behind_the_archives_own_normalisation_is_taken_out(tmp_path: Path, scripted: bool) -> None:
     from archive.graph import Graph
 
     network = Network().eval()
@@ -58,7 +58,7 @@ def test_the_network_behind_the_archives_own_normalisation_is_taken_out(tmp_path
     assert "uint8" not in str(model.graph)
 
 
-def test_a_model_that_normalises_in_its_own_way_gets_its_pixels_back(colour_model: Path, tmp_path: Path):
+def test_a_model_that_normalises_in_its_own_way_gets_its_pixels_back(colour_model: Path, tmp_path: Path) -> None:
     torchscript.write(colour_model, ModelSpec.load(colour_model), tmp_path)
     told = json.loads((tmp_path / torchscript.TOLD).read_text())
     red = (torch.tensor([220, 30, 40]) / 255 - torch.tensor(told["mean"])) / torch.tensor(told["std"])
@@ -68,7 +68,7 @@ def test_a_model_that_normalises_in_its_own_way_gets_its_pixels_back(colour_mode
     assert torch.allclose(logits, torch.tensor([[220.0, 30.0, 40.0]]) / 16 - 4)
 
 
-def test_what_cannot_be_converted_says_what_to_do(tmp_path: Path):
+def test_what_cannot_be_converted_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"no model")
     with pytest.raises(ArchiveError, match="name an fp32 archive of the same model with --reference"):
         torchscript.write(tmp_path, spec("model.pt2", "exported_program"), tmp_path)

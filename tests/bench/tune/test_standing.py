@@ -14,8 +14,10 @@ FAST, SLOW, OTHER = Settings(16, 2, 2, 1), Settings(8, 2, 2, 1), Settings(4, 1, 
 BUDGET = Goal(p95_ms=500)
 
 
-def turn(settings: Settings, per_second: float, p95_ms: float | None = 100.0, **more: object) -> Turn:
-    return Turn(settings, 1, 5.0, per_second, p95_ms, **{"failed": 0, **more})
+def turn(
+    settings: Settings, per_second: float, p95_ms: float | None = 100.0, failed: int = 0, growing: bool = False
+) -> Turn:
+    return Turn(settings, 1, 5.0, per_second, p95_ms, failed, growing)
 
 
 def test_the_most_throughput_within_the_budget_wins() -> None:

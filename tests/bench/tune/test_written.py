@@ -96,7 +96,7 @@ def test_a_lone_entry_of_another_version_is_the_one_that_is_read(own: Path) -> N
         'models = {"fake": {}}\n# after\n',
         'models:{"fake":{"1.0":{"batchSize":8}}}',
         'models={"other": {"1.0": {"batchSize": 3}},\\\n  "fake": {"1.0": {\\\n "batchSize" : 8 }}}\n',
-        'models={\\\r\n  "fake": {\\\r\n    "1.0": {\\\r\n      "batchSize": 8X',
+        'models={\\\r\n  "fake": {\\\r\n    "1.0": {\\\r\n  "batchSize": 8\\\r\n    }}\\\r\n}\r\njob_queue_size=5\r\n',
         'models={"f\\u0061ke": {"1.0": {"batchSize": 8}}}\n',
         'beeline_threads = 4\nmodels={"fake": {"1.0": {"minWorkers": 1, "maxWorkers": 9}}}\n',
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import http.server
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import requests
@@ -32,23 +33,31 @@ from serve.properties import Address
 ROOT = Path(__file__).resolve().parents[3]
 ONE_READY = {"workers": 1, "ready": 1}
 MakeArchive = Callable[..., Path]
+T = TypeVar("T")
 
 
 class StandIn:
     """A stand-in for a server, for faults that a real one cannot be made to have.
 
-    It predicts what a request's body tells it: `echo` (what arrived), `sleep SECONDS`, `hang up` (no answer),
-    `status CODE`; anything else gets a label. `ready` is what its management API says of its workers.
+    It predicts what a request's body tells it: `echo` (what arrived), `sleep SECONDS`, `hold` (until
+    `released`), `hang up` (no answer), `status CODE`; anything else gets a label. `ready` is what its management API
+    says of its workers, those of the models in `away` aside, which have none; `wrong` names models that answer
+    another label. While `frozen`, nobody gets an answer until it is `released`.
     """
 
     def __init__(self, inference: int = 0, management: int = 0) -> None:
         self.ready = True
         self.label = "red"
         self.form: object = None
+        self.away: set[str] = set()
+        self.wrong: set[str] = set()
+        self.frozen = False
         self.seen: list[str] = []
+        self.managed: list[tuple[str, str, str]] = []
         self.busy = 0
         self.most_busy = 0
         self.lock = threading.Lock()
+        self.released = threading.Event()
         self.inference = _serve(self, _Inference, inference)
         self.management = _serve(self, _Management, management)
 
@@ -58,6 +67,7 @@ class StandIn:
 
     def stop(self) -> None:
         """Refuse connections from now on."""
+        self.released.set()
         for each in (self.inference, self.management):
             each.shutdown()
             each.server_close()
@@ -81,10 +91,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class _Management(_Handler):
+    def do_PUT(self) -> None:
+        self.owner.managed.append((self.command, self.path, self.headers["Host"]))
+        self.answer(202, {"status": "Processing"})
+
+    def do_POST(self) -> None:
+        self.do_PUT()
+
+    def do_DELETE(self) -> None:
+        self.do_PUT()
+
     def do_GET(self) -> None:
+        self.owner.managed.append((self.command, self.path, self.headers["Host"]))
+        name = self.path.partition("?")[0].split("/")[2]
         worker = {"id": "1", "status": "READY" if self.owner.ready else "LOADING"}
-        counts = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1}
-        self.answer(200, [{"modelName": "fake", "modelVersion": "1.0", **counts, "workers": [worker]}])
+        wanted = 0 if name in self.owner.away else 1
+        counts = {"minWorkers": wanted, "maxWorkers": wanted, "batchSize": 1, "maxBatchDelay": 1}
+        self.answer(200, [{"modelName": name, "modelVersion": "1.0", **counts, "workers": [worker] * wanted}])
 
 
 class _Inference(_Handler):
@@ -111,13 +134,16 @@ class _Inference(_Handler):
             return
         if what == "sleep":
             time.sleep(float(value))
+        if what == "hold" or self.owner.frozen:
+            self.owner.released.wait(60)
         if what == "echo":
             self.answer(200, {"path": self.path, "headers": dict(self.headers)})
         elif what == "status":
             self.answer(int(value), {"code": int(value), "type": "FromTheServer", "message": "its own words"})
         else:
             timing = "decode;dur=1.00, forward;dur=2.00, encode;dur=0.10"
-            values = self.owner.form or {self.owner.label: 0.9, "other": 0.1}
+            label = "blue" if self.path.split("/")[2] in self.owner.wrong else self.owner.label
+            values = self.owner.form or {label: 0.9, "other": 0.1}
             self.answer(200, values, X_Batch_Size="1", Server_Timing=timing)
 
 
@@ -228,6 +254,16 @@ class Site:
     process: subprocess.Popen[bytes]
     backends: list[StandIn]
 
+    @property
+    def port(self) -> int:
+        """The first one that it listens on."""
+        return self.settings.listen[0].port
+
+    def release(self) -> None:
+        """Let every stand-in answer what it holds."""
+        for each in self.backends:
+            each.released.set()
+
     def predict(self, told: Any = "a picture", **options: Any) -> requests.Response:
         """Send one prediction."""
         return requests.post(f"{self.url}/predictions/fake", data=told, timeout=30, **options)
@@ -242,7 +278,7 @@ class Site:
                     return answer.json()
             except requests.ConnectionError:
                 assert self.process.poll() is None, "the gateway process ended"
-            assert time.monotonic() < deadline, f"/ping is not {'200' if ready else '503'} after 30 s"
+            assert time.monotonic() < deadline, f"/ping is not {'200' if ready else '503'} after 90 s"
             time.sleep(0.05)
 
     def wait_until_reason(self, part: str) -> str:
@@ -276,8 +312,7 @@ class Site:
 
     def raw(self, *parts: bytes, pause: float = 0.0) -> bytes:
         """Send bytes as they are and return all that comes back until the connection ends or 5 s are over."""
-        _, _, port = self.url.rpartition(":")
-        with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
             for part in parts:
                 connection.sendall(part)
                 time.sleep(pause)
@@ -304,35 +339,44 @@ class Site:
 Gateway = Callable[..., Site]
 
 
-def start(
-    make_fake: MakeArchive,
-    backends: int = 1,
-    wait: bool = True,
-    module: Sequence[str] = ("serve.gateway",),
-    **changes: Any,
-) -> Site:
-    """Start a gateway over so many stand-ins; `changes` replace settings. nginx must be installed.
+def development(kind: str) -> dict[str, object]:
+    """Return the settings that make a gateway of that kind, nginx or development."""
+    return {} if kind == "nginx" else {"program": None, "version": "aiohttp"}
 
-    `module` is what is run with the runtime folder: its name, and arguments before that.
-    """
-    found = nginx.find()
-    assert found is not None, "these tests need nginx: apt-get install nginx"
-    # Started by root, nginx's workers are nobody. pytest keeps its own folders to its user, and every
-    # session that starts closes them again.
-    folder = Path(tempfile.mkdtemp(prefix="beeline-test-"))
-    folder.chmod(0o755)
-    make_fake(folder / "store", expected="red")
-    stand_ins = [StandIn() for _ in range(backends)]
-    public, metrics, tls = settle([(Address("127.0.0.1", 0, scheme), "") for scheme in ("http", "http", "https")])
-    if "tls" in changes:
-        changes["tls"] = Tls(tls, *changes["tls"])
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 and its key, and return both files."""
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    make += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
+    return chain, key
+
+
+def at_once(calls: Sequence[Callable[[], requests.Response]]) -> list[requests.Response]:
+    """Make all calls at the same time, each in a thread of its own."""
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(lambda call: call(), calls))
+
+
+def wait_for(look: Callable[[], T], holds: Callable[[T], object] = bool, seconds: float = 60.0) -> T:
+    """Look until what is seen holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while not holds(seen := look()):
+        assert time.monotonic() < deadline, f"still {seen!r} after {seconds:g} s"
+        time.sleep(0.05)
+    return seen
+
+
+def settings_of(folder: Path, backends: tuple[Backend, ...] = (), **changes: Any) -> Settings:
+    """Return the settings of a gateway in a folder; `changes` replace some."""
     values: dict[str, Any] = {
         "folder": folder / "run",
-        "program": found[0],
-        "version": found[1],
-        "listen": (public,),
-        "metrics": metrics,
-        "backends": tuple(each.backend for each in stand_ins),
+        # A program that takes whatever it is told, where nothing is to run.
+        "program": shutil.which("true"),
+        "version": "1.22.1",
+        "listen": (Address("127.0.0.1", 8080),),
+        "backends": backends,
         "store": folder / "store",
         "versions": False,
         "max_body": 100_000,
@@ -347,7 +391,38 @@ def start(
         "log_megabytes": 10,
         "log_files": 3,
     }
-    settings = Settings(**{**values, **changes})
+    return Settings(**{**values, **changes})
+
+
+def start(
+    make_fake: MakeArchive,
+    backends: int = 1,
+    wait: bool = True,
+    module: Sequence[str] = ("serve.gateway",),
+    models: Sequence[str] = ("fake",),
+    counts: Path | None = None,
+    **changes: Any,
+) -> Site:
+    """Start a gateway over so many stand-ins; `changes` replace settings. nginx must be installed.
+
+    `module` is what is run with the runtime folder: its name, and arguments before that. `models` are what they serve,
+    `counts` the folder in which their workers count.
+    """
+    found = nginx.find()
+    assert found is not None, "these tests need nginx: apt-get install nginx"
+    # Started by root, nginx's workers are nobody. pytest keeps its own folders to its user, and every
+    # session that starts closes them again.
+    folder = Path(tempfile.mkdtemp(prefix="beeline-test-"))
+    folder.chmod(0o755)
+    for model in models:
+        make_fake(folder / "store", model, expected="red")
+    stand_ins = [StandIn() for _ in range(backends)]
+    public, metrics, tls = settle([(Address("127.0.0.1", 0, scheme), "") for scheme in ("http", "http", "https")])
+    if "tls" in changes:
+        changes["tls"] = Tls(tls, *changes["tls"])
+    given = {"program": found[0], "version": found[1], "listen": (public,), "metrics": metrics, **changes}
+    known = tuple(dataclasses.replace(each.backend, counts=str(counts) if counts else None) for each in stand_ins)
+    settings = settings_of(folder, known, **given)
     layout.lay_out(settings)
     with (folder / "process.log").open("w") as log:
         command = [sys.executable, "-m", *module, str(settings.folder)]
@@ -428,7 +503,7 @@ class Cluster:
     def front(self, wait: bool = True, **changes: Any) -> Site:
         """Start the gateway before the name."""
         listen = settle([(Address("127.0.0.1", 0), "") for _ in range(2)])
-        fixed = {"name": self.name, "store": None, "metrics": None, "listen": listen[:1], "management": listen[1]}
+        fixed = {"name": self.name, "store": None, "listen": listen[:1], "management": listen[1]}
         module = ("tests.serve.gateway.fake_dns", self.name.host, str(self._file))
         return self._gateway(backends=0, wait=wait, module=module, **{**fixed, **changes})
 

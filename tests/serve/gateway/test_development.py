@@ -20,7 +20,7 @@ import requests
 from beeline.errors import Undetermined
 from serve.gateway import nginx
 from serve.gateway.development import Development
-from tests.serve.gateway.conftest import StandIn
+from tests.serve.gateway.conftest import StandIn, wait_for
 
 UNREADY = {"status": "Unhealthy", "reason": "starting: 0 of 1 workers of fake are ready", "models": {}}
 
@@ -76,6 +76,11 @@ class Site:
             with contextlib.suppress(OSError):
                 each.stop()
 
+    def release(self) -> None:
+        """Let every stand-in answer what it holds."""
+        for each in self.backends:
+            each.released.set()
+
     def predict(self, told: Any = "a picture", path: str = "/predictions/fake", **options: Any) -> requests.Response:
         return requests.post(f"{self.url}{path}", data=told, timeout=30, **options)
 
@@ -110,11 +115,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 @pytest.fixture
 def site(start: Callable[..., Site]) -> Site:
     return start()
-
-
-def at_once(site: Site, told: list[str]) -> list[requests.Response]:
-    with concurrent.futures.ThreadPoolExecutor(len(told)) as pool:
-        return list(pool.map(site.predict, told))
 
 
 def test_only_what_a_prediction_needs_travels_further(site: Site) -> None:
@@ -279,13 +279,32 @@ def test_a_smuggled_request_is_refused_and_reaches_nobody(site: Site, head: str)
     assert site.backends[0].seen == []
 
 
-def test_the_servers_get_no_more_than_they_hold(site: Site) -> None:
-    answers = at_once(site, ["sleep 1"] * 12)
-    assert sorted(answer.status_code for answer in answers) == [200] * 4 + [429] * 8
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert (refused.headers["Retry-After"], refused.json()["type"]) == ("1", "TooManyRequests")
-    assert site.backends[0].most_busy == 4
+@pytest.mark.parametrize("backends", [1, 2])
+def test_each_server_gets_no_more_than_it_holds(start: Callable[..., Site], backends: int) -> None:
+    site = start(backends=backends, deadline=60.0)
+    with concurrent.futures.ThreadPoolExecutor(4 * backends) as pool:
+        held = [pool.submit(site.predict, "hold") for _ in range(4 * backends)]
+        wait_for(lambda: [each.busy for each in site.backends], lambda busy: busy == [4] * backends)
+        for _ in range(3):
+            refused = site.predict()
+            assert (refused.status_code, refused.json()["type"]) == (429, "TooManyRequests")
+            assert refused.headers["Retry-After"] == "1"
+        site.release()
+        assert [each.result().status_code for each in held] == [200] * 4 * backends
+    assert [each.most_busy for each in site.backends] == [4] * backends
     assert site.predict().status_code == 200
+
+
+def test_a_dead_server_gives_its_places_to_nobody(start: Callable[..., Site]) -> None:
+    site = start(backends=2, in_flight=2, deadline=60.0)
+    site.backends[1].stop()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        held = [pool.submit(site.predict, "hold") for _ in range(2)]
+        wait_for(lambda: site.backends[0].busy == 2)
+        answer = site.predict()
+        assert (answer.status_code, answer.json()["type"]) == (429, "TooManyRequests")
+        site.release()
+        assert [each.result().status_code for each in held] == [200, 200]
 
 
 def test_slow_clients_hold_none_of_the_servers_places(site: Site) -> None:
@@ -307,27 +326,23 @@ def test_a_body_that_stops_is_given_up(start: Callable[..., Site], monkeypatch: 
 
 
 def test_a_deadline_ends_in_504_and_frees_the_place(start: Callable[..., Site]) -> None:
-    site = start(deadline=0.3, in_flight=1)
-    answer = site.predict("sleep 1")
+    site = start(deadline=4.0, in_flight=1)
+    answer = site.predict("hold")
     assert (answer.status_code, answer.json()["type"]) == (504, "DeadlineExceeded")
     assert site.predict().status_code == 200
 
 
 def test_a_client_that_leaves_keeps_its_place_until_the_server_has_answered(start: Callable[..., Site]) -> None:
     """The server's queue does not know that nobody waits any more."""
-    site = start(in_flight=1)
+    site = start(in_flight=1, deadline=60.0)
     with socket.create_connection(("127.0.0.1", site.port)) as connection:
-        connection.sendall(b"POST /predictions/fake HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\nsleep 3")
-        while not site.backends[0].busy:
-            time.sleep(0.01)
+        connection.sendall(b"POST /predictions/fake HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nhold")
+        wait_for(lambda: site.backends[0].busy)
         assert site.predict().status_code == 429
-    # Seconds before the server answers, and the client has left.
+    wait_for(lambda: 499 in [line["status"] for line in site.log()])
     assert site.predict().status_code == 429
-    deadline = time.monotonic() + 10
-    while site.predict().status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert 499 in [line["status"] for line in site.log()]
+    site.release()
+    wait_for(lambda: site.predict().status_code == 200)
 
 
 def test_a_dead_server_is_passed_over_and_the_load_is_shared(start: Callable[..., Site]) -> None:
@@ -364,12 +379,71 @@ def test_the_access_log_is_json_with_the_timings(site: Site) -> None:
 def test_what_is_on_its_way_is_answered_before_the_end(site: Site) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         last = pool.submit(site.predict, "sleep 1")
-        while not site.backends[0].busy:
-            time.sleep(0.02)
+        wait_for(lambda: site.backends[0].busy)
         site.run(site.proxy.stop)
         assert last.result().status_code == 200
     with pytest.raises(requests.ConnectionError):
         site.predict()
+
+
+@pytest.fixture
+def managed(start: Callable[..., Site]) -> Site:
+    """A proxy with a management listener, whose port is its `port`."""
+    control = StandIn()
+    site = start(management=("127.0.0.1", 0), control=control.backend.management)
+    site.backends.append(control)
+    assert site.proxy.managed is not None
+    site.port = site.proxy.managed[1]
+    site.url = f"http://127.0.0.1:{site.port}"
+    return site
+
+
+def test_management_is_to_look_and_to_scale(managed: Site) -> None:
+    control = managed.backends[-1]
+    (model,) = requests.get(f"{managed.url}/models/fake?a=%2F", timeout=30).json()
+    assert model["modelName"] == "fake"
+    scaled = requests.put(f"{managed.url}/models/fake?min_worker=2", data="x", timeout=30)
+    assert (scaled.status_code, scaled.headers["X-Content-Type-Options"]) == (202, "nosniff")
+    assert control.managed == [
+        ("GET", "/models/fake?a=%2F", "localhost"),
+        ("PUT", "/models/fake?min_worker=2", "localhost"),
+    ]
+    control.stop()
+    assert requests.get(f"{managed.url}/models", timeout=30).json()["type"] == "BadGateway"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/models?url=http://127.0.0.1:9/evil.mar", {}, 405),
+        ("PUT", "/models", {}, 405),
+        ("DELETE", "/models/fake", {}, 405),
+        ("OPTIONS", "/models/fake", {}, 405),
+        ("POST", "/models?url=x.mar", {"Origin": "http://evil.example"}, 403),
+        ("GET", "/models", {"Origin": "null"}, 403),
+        ("GET", "/models", {"Host": "evil.example"}, 403),
+        ("GET", "/models", {"Host": "localhost.evil.example:8081"}, 403),
+        ("POST", "/workflows?url=evil.war", {}, 404),
+        ("PUT", "/models/fake/1.0/set-default", {}, 404),
+        ("GET", "/models/../token", {}, 404),
+        ("GET", "/models/%2e%2e/token", {}, 404),
+        ("GET", "//models", {}, 404),
+        ("POST", "/predictions/fake", {}, 404),
+        ("PUT", "/models/fake", {"Content-Length": "2000"}, 413),
+        ("PUT", "/models/fake", {"Transfer-Encoding": "chunked"}, 413),
+    ],
+)
+def test_management_takes_nothing_else_and_nothing_of_web_pages(
+    managed: Site, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    lines = {"Host": f"127.0.0.1:{managed.port}", "Connection": "close", **headers}
+    text = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
+    answer = managed.raw(text.encode())
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status, answer
+    assert json.loads(body)["code"] == status
+    assert (b"\r\nAllow: " in head) == (status == 405)
+    assert managed.backends[-1].managed == []
 
 
 def test_a_taken_port_is_one_sentence(site: Site, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import socket
 import threading
@@ -167,10 +166,14 @@ def test_silence_once_is_a_lost_packet_twice_is_an_end(peer: Peer, monkeypatch: 
         peer.stop()
         wait_for(lambda: not watched.seen.ready)
         assert "ConnectionError" in watched.seen.reason
+
         # Back after some good looks only, which is said in between.
-        wait_for(
-            lambda: [ready for ready, _ in itertools.groupby(one.ready for one in seen)] == [True, False, True, False]
-        )
+        def ended_twice() -> bool:
+            # On a busy machine it may have been silent once more in between.
+            states = iter([one.ready for one in seen])
+            return all(wanted in states for wanted in (True, False, True, False))
+
+        wait_for(ended_twice)
         assert "ready again a moment ago" in [one.reason for one in seen]
     finally:
         watched.stop()

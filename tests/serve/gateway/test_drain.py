@@ -25,7 +25,8 @@ def development(kind: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", ["nginx", "development"])
 def test_predictions_are_let_through_after_ping_says_no(gateway: Gateway, kind: str) -> None:
-    site = gateway(drain=3, **development(kind))
+    # Long enough that a slow machine's next requests come before its end.
+    site = gateway(drain=20, stop=30, deadline=60, **development(kind))
     began = time.monotonic()
     site.process.send_signal(signal.SIGTERM)
     assert site.wait_until(ready=False) == {
@@ -36,10 +37,10 @@ def test_predictions_are_let_through_after_ping_says_no(gateway: Gateway, kind: 
     assert site.predict().status_code == 200
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # It begins before the door is closed and ends after that.
-        last = pool.submit(site.predict, "sleep 4")
+        last = pool.submit(site.predict, "sleep 21")
         assert last.result().status_code == 200
     assert site.process.wait(timeout=30) == 0
-    assert time.monotonic() - began >= 3
+    assert time.monotonic() - began >= 20
     with pytest.raises(requests.ConnectionError):
         site.predict()
 
@@ -56,7 +57,7 @@ def test_what_is_under_way_too_long_is_cut(gateway: Gateway, kind: str) -> None:
 
 
 def test_one_that_was_not_ready_lets_nothing_through(gateway: Gateway) -> None:
-    site = gateway(wait=False, drain=3)
+    site = gateway(wait=False, drain=20)
     site.backends[0].label = "blue"
     site.wait_until_reason("expects")
     site.process.send_signal(signal.SIGTERM)
@@ -66,18 +67,18 @@ def test_one_that_was_not_ready_lets_nothing_through(gateway: Gateway) -> None:
 
 def test_a_second_signal_shortens_nothing(gateway: Gateway) -> None:
     """An engine that stops a container may send it to every process of it."""
-    site = gateway(drain=2)
+    site = gateway(drain=20)
     began = time.monotonic()
     for _ in range(3):
         site.process.send_signal(signal.SIGTERM)
         site.wait_until(ready=False)
     assert site.predict().status_code == 200
-    assert site.process.wait(timeout=30) == 0
-    assert time.monotonic() - began >= 2
+    assert site.process.wait(timeout=60) == 0
+    assert time.monotonic() - began >= 20
 
 
 def test_a_backend_that_drains_under_load_costs_nobody_an_answer(cluster: Cluster) -> None:
-    sites = [cluster.backend(host, drain=3) for host in cluster.HOSTS[:2]]
+    sites = [cluster.backend(host, drain=20) for host in cluster.HOSTS[:2]]
     cluster.resolve_to(*cluster.HOSTS[:2])
     site = cluster.front(in_flight=50)
     wait_for(lambda: len(members(site)) == 2)
@@ -96,13 +97,12 @@ def test_a_backend_that_drains_under_load_costs_nobody_an_answer(cluster: Cluste
             wait_for(lambda: members(site) == ["127.0.0.3"])
             # It left the group while its door was open still, so nobody had to be sent on.
             assert sites[0].process.poll() is None
-            assert sites[0].process.wait(timeout=30) == 0
+            assert sites[0].process.wait(timeout=60) == 0
         finally:
             over.append(True)
     assert all(each.exception() is None for each in running)
     assert set(statuses) == {200}
     assert not sent_on(site, len(statuses))
-    assert sites[0].settings.drain == 3
 
 
 def sent_on(site: Site, count: int) -> list[str]:

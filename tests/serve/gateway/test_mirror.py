@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from serve.gateway.mirror import Mirror
 from serve.gateway.settings import Name, Settings
 from tests.serve.gateway.conftest import Peer
+from tests.serve.gateway.test_discovery import wait_for
 
 
 @pytest.fixture
@@ -61,15 +64,101 @@ def test_list_cards_and_samples_are_copied(mirror: Mirror, peers: list[Peer]) ->
     assert peers[0].seen.count("/catalog.json") == 1, "nothing changed and it is not time yet"
 
 
-def test_cards_are_copied_again_when_it_is_time_and_samples_are_not(
+def test_cards_are_copied_again_when_it_is_time_and_samples_when_something_changed(
     mirror: Mirror, peers: list[Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve.gateway.mirror._AGAIN", 0.0)
-    for card in (b"{}", b'{"serving": {}}'):
-        peers[0].offer(content=card)
-        mirror.refresh([peers[0].url])
+    peer, sample = peers[0], "/samples/fake/1.0/a.png"
+    for card in (b"{}", b"{}", b'{"serving": {}}', b'{"serving": {}}'):
+        peer.offer(content=card)
+        mirror.refresh([peer.url])
         assert (mirror.settings.web / "catalog/fake/1.0.json").read_bytes() == card
-    assert peers[0].seen.count("/samples/fake/1.0/a.png") == 1
+    assert (peer.seen.count("/catalog/fake/1.0.json"), peer.seen.count(sample)) == (4, 2)
+
+
+@pytest.mark.parametrize("told_by", ["card", "catalog"])
+def test_another_model_of_the_same_name_and_version_has_its_own_pictures(
+    mirror: Mirror, peers: list[Peer], monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    monkeypatch.setattr("serve.gateway.mirror._AGAIN", 0.0)
+    peer, sample = peers[0], "/samples/fake/1.0/a.png"
+    peer.offer()
+    mirror.refresh([peer.url])
+    if told_by == "card":
+        peer.offer(content=b'{"fingerprint": "another"}')
+    else:
+        peer.offer(labels=3)
+    del peer.pages[sample]
+    mirror.refresh([peer.url])
+    assert (mirror.settings.web / sample[1:]).read_bytes() == b"a picture", "it cannot be had now"
+    mirror._due = 0.0
+    peer.pages[sample] = b"another picture"
+    mirror.refresh([peer.url])
+    assert (mirror.settings.web / sample[1:]).read_bytes() == b"another picture"
+
+
+def test_what_the_catalog_names_no_more_is_removed(
+    mirror: Mirror, peers: list[Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.gateway.mirror._AGAIN", 0.0)
+    (mirror.settings.web / "index.html").touch()
+    peers[0].offer("1.0")
+    mirror.refresh([peers[0].url])
+    assert "gateway/web/samples/fake/1.0/a.png" in files(mirror)
+    peers[0].offer("2.0")
+    mirror.refresh([peers[0].url])
+    wanted = ["catalog.json", "catalog/fake/2.0.json", "index.html", "samples/fake/2.0/a.png"]
+    assert files(mirror) == [f"gateway/web/{name}" for name in wanted]
+    assert not (mirror.settings.web / "samples/fake/1.0").exists()
+
+
+class Slow(dict[str, bytes]):
+    """Pages that nobody gets until it is said."""
+
+    def __init__(self, pages: dict[str, bytes]) -> None:
+        super().__init__(pages)
+        self.asked = 0
+        self.go = threading.Event()
+
+    def get(self, path: str, default: Any = None) -> Any:
+        self.asked += 1
+        self.go.wait(30)
+        return super().get(path, default)
+
+
+def test_a_backend_that_answers_slowly_holds_up_nobody(mirror: Mirror, peers: list[Peer]) -> None:
+    peers[0].offer()
+    slow = Slow(peers[0].pages)
+    peers[0].pages = slow
+    members = [peers[0].url]
+    begun = time.monotonic()
+    for _ in range(3):
+        mirror.follow(members)
+    wait_for(lambda: slow.asked == 1)
+    mirror.follow(members)
+    assert not mirror.settled
+    slow.go.set()
+    wait_for(lambda: mirror.settled)
+    assert catalog(mirror)["models"][0]["version"] == "1.0"
+    assert slow.asked == 3, "one copy: the list, a card, a sample"
+    assert time.monotonic() - begun < 30
+    mirror.stop()
+
+
+def test_readiness_waits_for_a_first_copy_a_while_only(
+    mirror: Mirror, peers: list[Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.gateway.mirror._FIRST", 0.1)
+    peers[0].offer()
+    slow = Slow(peers[0].pages)
+    peers[0].pages = slow
+    mirror.follow([peers[0].url])
+    wait_for(lambda: mirror.settled)
+    assert not (mirror.settings.web / "catalog.json").exists()
+    mirror.stop()
+    slow.go.set()
+    wait_for(lambda: not any(thread.name == "mirror" for thread in threading.enumerate()))
+    assert files(mirror) == [], "what came after the end is not kept"
 
 
 def test_the_one_that_joined_last_says_what_is_served(

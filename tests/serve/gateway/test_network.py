@@ -201,10 +201,11 @@ def test_headers_are_said_once_through_two_gateways(cluster: Cluster) -> None:
         "management by another method": ask(managed(site.settings), "DELETE"),
     }
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(site.predict, "sleep 2")
+        busy = pool.submit(site.predict, "hold")
         wait_for(lambda: backend.backends[0].busy > 0)
         # Its one place is taken: the backend's own gateway says so, and no server.
         answers["full, as its gateway says"] = ask(page, "POST", b"x")
+        backend.backends[0].released.set()
         assert busy.result().status_code == 200
     assert {what: answer[0] for what, answer in answers.items()} == {
         "an answer": 200,

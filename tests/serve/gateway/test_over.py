@@ -25,6 +25,7 @@ from serve.gateway import over
 from serve.running import Running
 from serve.up import Request, up
 from tests.conftest import RED
+from tests.serve.gateway.conftest import wait_for
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,7 +45,8 @@ def servers(colour_archive: Path, environ: dict[str, str]) -> Iterator[list[Runn
                 wanted=(str(colour_archive),),
                 store=colour_archive.parent,
                 name=name,
-                overrides=Overrides(workers=1),
+                # Every request waits in its server for others, so some are there whenever one dies.
+                overrides=Overrides(workers=1, batch_size=64, max_batch_delay=200),
                 ports=Ports(0),
                 gateway="none",
             )
@@ -75,12 +77,12 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
         while not shared(servers, found[1]):
             assert time.monotonic() < deadline, "the two do not share the load"
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            under_way = [pool.submit(ask, number) for number in range(400)]
-            while sum(each.done() for each in under_way) < 50:
-                time.sleep(0.01)
+            under_way = [pool.submit(ask, number) for number in range(200)]
+            wait_for(lambda: sum(each.done() for each in under_way), lambda count: count >= 50)
             java = servers[0].state.java
             assert java is not None
             psutil.Process(java).kill()
+            assert sum(each.running() for each in under_way) == 8
             assert {each.result() for each in under_way} == {(200, "")}
     finally:
         process.send_signal(signal.SIGINT)

@@ -16,8 +16,11 @@ import psutil
 import pytest
 import requests
 
+from beeline.answer import Answer
+from beeline.timing import Metrics
 from serve import processes
-from tests.serve.gateway.conftest import Gateway, Site, StandIn
+from serve.gateway.prober import _STUCK
+from tests.serve.gateway.conftest import Gateway, Site, StandIn, certificate, development, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -45,6 +48,32 @@ def test_ready_is_workers_and_a_golden_picture(gateway: Gateway) -> None:
     assert site.predict().status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["nginx", "development"])
+def test_one_model_that_fails_closes_no_other(gateway: Gateway, kind: str) -> None:
+    site = gateway(models=("fake", "other"), **development(kind))
+    server = site.backends[0]
+
+    def asked() -> tuple[int, int, int]:
+        other = requests.post(f"{site.url}/predictions/other", data="x", timeout=30).status_code
+        version = requests.post(f"{site.url}/predictions/other/1.0", data="x", timeout=30).status_code
+        return site.predict().status_code, other, version
+
+    assert asked() == (200, 200, 200)
+    server.away.add("other")
+    assert site.wait_until(ready=False)["reason"] == "0 of 0 workers of other are ready"
+    wait_for(asked, lambda seen: seen == (200, 503, 503))
+    server.away.clear()
+    site.wait_until(ready=True)
+    assert asked() == (200, 200, 200)
+    server.wrong.add("other")
+    assert "expects 'red'" in site.wait_until_reason("expects")
+    wait_for(asked, lambda seen: seen == (200, 503, 503))
+    # What no archive has is the server's to refuse.
+    assert requests.post(f"{site.url}/predictions/nobody", data="x", timeout=30).status_code == 200
+    server.ready = False
+    wait_for(asked, lambda seen: seen == (503, 503, 503))
+
+
 def test_a_server_that_is_gone_is_not_ready_and_comes_back(gateway: Gateway) -> None:
     site = gateway()
     server = site.backends[0]
@@ -67,26 +96,72 @@ def test_an_answer_of_another_form_is_no_readiness_and_stops_no_watch(gateway: G
 
 
 def test_a_reload_cuts_nothing_that_is_under_way(gateway: Gateway) -> None:
-    site = gateway(backends=2, deadline=30)
+    site = gateway(backends=2, deadline=60)
     site.wait_until_members(2)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        long = [pool.submit(site.predict, "sleep 11") for _ in range(4)]
-        while sum(each.busy for each in site.backends) < 4:
-            time.sleep(0.05)
+        url = f"{site.url}/predictions/long"
+        long = [pool.submit(requests.post, url, data="hold", timeout=60) for _ in range(4)]
+        wait_for(lambda: sum(each.seen.count("/predictions/long") for each in site.backends) == 4)
+        assert all("/predictions/long" in each.seen for each in site.backends)
         site.backends[1].ready = False
         site.wait_until_members(1)
+        site.release()
         assert [each.result().status_code for each in long] == [200] * 4
 
 
-def test_a_busy_server_stays_ready(gateway: Gateway) -> None:
+def test_a_busy_server_stays_ready(gateway: Gateway, tmp_path: Path) -> None:
     """Its golden picture waits like any request; it must not take the server out while clients get answers."""
-    site = gateway(in_flight=2, deadline=20)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        busy = [pool.submit(site.predict, "sleep 6") for _ in range(2)]
-        while not all(each.done() for each in busy):
-            assert requests.get(f"{site.url}/ping", timeout=5).status_code == 200
-            time.sleep(0.3)
-    assert [each.result().status_code for each in busy] == [200, 200]
+    counts = Metrics("fake", "1.0", {}, tmp_path)
+    site = gateway(in_flight=2, deadline=90, counts=tmp_path)
+    server = site.backends[0]
+    # Held back for longer than somebody's answer may take, the golden picture that comes after ten seconds too.
+    server.frozen = True
+    asked = server.seen.count("/predictions/fake")
+    wait_for(lambda: server.seen.count("/predictions/fake") > asked)
+    end = time.monotonic() + _STUCK + 5
+    while time.monotonic() < end:
+        counts.count([Answer(200, "OK", "{}")], [1.0], {})
+        counts.write()
+        ping = requests.get(f"{site.url}/ping", timeout=5)
+        assert ping.status_code == 200, ping.text
+        time.sleep(0.3)
+    # From here on nobody gets one.
+    assert f"nobody has got an answer for {_STUCK:g} s" in site.wait_until_reason("nobody")
+    server.frozen = False
+    site.release()
+    site.wait_until(ready=True)
+
+
+def test_a_gateway_ends_though_a_golden_picture_is_never_answered(gateway: Gateway) -> None:
+    site = gateway(deadline=600)
+    server = site.backends[0]
+    server.frozen = True
+    asked = server.seen.count("/predictions/fake")
+    wait_for(lambda: server.seen.count("/predictions/fake") > asked)
+    site.process.send_signal(signal.SIGINT)
+    assert site.process.wait(timeout=40) == 0
+    assert not server.released.is_set()
+
+
+def test_a_reload_that_nginx_refuses_is_said_and_tried_again(gateway: Gateway) -> None:
+    site = gateway(backends=2)
+    site.wait_until_members(2)
+    spoilt = site.settings.folder / "settings" / "limits.conf"
+    good = spoilt.read_text()
+    spoilt.write_text("no such directive;\n")
+    site.backends[1].ready = False
+    log = site.settings.folder.parent / "process.log"
+    wait_for(log.read_text, lambda text: "nginx has not taken its new configuration" in text)
+    assert 'unknown directive "no"' in log.read_text().split("has not taken")[1]
+    assert site.predict().status_code == 200
+    spoilt.write_text(good)
+
+    def left_out() -> bool:
+        before = site.backends[1].seen.count("/predictions/fake")
+        assert [site.predict().status_code for _ in range(4)] == [200] * 4
+        return site.backends[1].seen.count("/predictions/fake") == before
+
+    wait_for(left_out)
 
 
 def test_the_load_is_shared_and_a_dead_server_is_taken_out(gateway: Gateway) -> None:
@@ -106,9 +181,8 @@ def test_the_load_is_shared_and_a_dead_server_is_taken_out(gateway: Gateway) -> 
 def test_what_is_on_its_way_is_answered_before_the_end(gateway: Gateway) -> None:
     site = gateway()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        last = pool.submit(site.predict, "sleep 1.5")
-        while not site.backends[0].busy:
-            time.sleep(0.02)
+        last = pool.submit(requests.post, f"{site.url}/predictions/last", data="sleep 1.5", timeout=30)
+        wait_for(lambda: "/predictions/last" in site.backends[0].seen)
         site.process.send_signal(signal.SIGTERM)
         assert last.result().status_code == 200
     assert site.process.wait(timeout=30) == 0
@@ -131,7 +205,6 @@ def test_nginx_ends_with_its_parent_however_that_ends(gateway: Gateway, number: 
 def test_a_killed_nginx_ends_the_process_and_leaves_nothing(gateway: Gateway) -> None:
     """The supervisor above starts it anew."""
     site = gateway()
-    time.sleep(1.5)
     master = int((site.settings.folder / "nginx.pid").read_text())
     os.kill(master, signal.SIGKILL)
     assert site.process.wait(timeout=30) == 1
@@ -139,10 +212,7 @@ def test_a_killed_nginx_ends_the_process_and_leaves_nothing(gateway: Gateway) ->
 
 
 def test_tls_with_a_mounted_certificate(gateway: Gateway, tmp_path: Path) -> None:
-    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    make += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*make, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
+    chain, key = certificate(tmp_path)
     site = gateway(tls=(chain, key))
     assert site.settings.tls is not None
     url = str(site.settings.tls.address)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -24,9 +24,9 @@ from serve.scale import scale
 from serve.status import status
 from serve.up import Request, up
 from tests.conftest import BLUE, RED
+from tests.serve.gateway.conftest import at_once, wait_for
 
 pytestmark = pytest.mark.server
-T = TypeVar("T")
 
 
 @pytest.fixture(scope="module", params=[("torchserve", "nginx"), ("mms", "nginx"), ("torchserve", "development")])
@@ -35,10 +35,16 @@ def running(
 ) -> Iterator[Running]:
     """A server behind a gateway; its tests leave it ready with one worker."""
     server, gateway = request.param
+    # A store with samples of another model of that name and version; those beside the archive count.
+    store = tmp_path_factory.mktemp("store")
+    (store / "samples" / "colours" / "1.0").mkdir(parents=True)
+    others = [{"file": "other.png", "label": "blue", "source": "another store"}]
+    (store / "samples" / "colours" / "1.0" / "samples.json").write_text(json.dumps(others))
+    (store / "samples" / "colours" / "1.0" / "other.png").write_bytes(RED)
     asked = Request(
         server,
         (str(colour_archive),),
-        colour_archive.parent,
+        store,
         name=f"{server}-{gateway}",
         overrides=Overrides(workers=1, batch_size=4, max_batch_delay=20),
         ports=Ports(0, page=0),
@@ -68,6 +74,7 @@ def test_the_catalog_says_what_is_served_and_samples_are_answered(running: Runni
     assert (model["name"], model["batch_size"], model["max_batch_delay_ms"]) == ("colours", 4, 20)
     assert catalog["limits"] == {"bytes": 20_000_000, "pixels": 50_000_000, "in_flight": 200, "deadline_s": 60}
     assert catalog["gateway"]["kind"] == running.state.gateway_kind
+    assert "another store" not in str(model["samples"])
     for sample in model["samples"]:
         picture = requests.get(f"{url}{sample['url']}", timeout=30).content
         answer = requests.post(f"{url}{model['predictions']}", data=picture, timeout=30)
@@ -79,10 +86,7 @@ def test_the_catalog_says_what_is_served_and_samples_are_answered(running: Runni
     assert str(Path(running.state.temporary).parent) not in str(card)
 
 
-def test_management_behind_nginx_takes_what_a_person_needs_and_nothing_of_web_pages(running: Running) -> None:
-    if running.state.gateway_kind != "nginx":
-        assert running.state.addresses["management"] == running.state.management
-        return
+def test_management_takes_what_a_person_needs_and_nothing_of_web_pages(running: Running) -> None:
     url = running.state.addresses["management"]
     assert url != running.state.management
     assert requests.get(f"{url}/models", timeout=30).json()["models"]
@@ -133,14 +137,24 @@ def test_headers_and_fields_that_servers_obey_change_nothing(running: Running) -
     url = f"{running.state.inference}/predictions/colours?describe=True&explain=True"
     orders = {"describe": "True", "explain": "True", "url_path": "v2", "X-Request-Start": "t=1"}
     fields = {"describe": ("x", RED, "True"), "explain": ("x", b"True", "True")}
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        poisoned = [pool.submit(requests.post, url, data=RED, headers=orders, timeout=30) for _ in range(2)]
-        poisoned.append(pool.submit(requests.post, url, files=fields, timeout=30))
-        neighbour = pool.submit(requests.post, url, data=BLUE, timeout=30)
-    assert next(iter(neighbour.result().json())) == "blue"
-    for answer in poisoned:
-        assert answer.result().status_code in (200, 400), answer.result().text
-        assert "queue;dur=" in answer.result().headers["Server-Timing"]
+
+    def together() -> bool:
+        """Send them at once with a neighbour, and return whether all were in one batch."""
+        answers = at_once(
+            [
+                lambda: requests.post(url, data=RED, headers=orders, timeout=30),
+                lambda: requests.put(url, data=RED, headers=orders, timeout=30),
+                lambda: requests.post(url, files=fields, timeout=30),
+                lambda: requests.post(url, data=BLUE, timeout=30),
+            ]
+        )
+        assert next(iter(answers[-1].json())) == "blue"
+        for answer in answers:
+            assert answer.status_code in (200, 400), answer.text
+            assert "queue;dur=" in answer.headers["Server-Timing"]
+        return all(answer.headers["X-Batch-Size"] == "4" for answer in answers)
+
+    wait_for(together)
 
 
 def test_a_worker_that_dies_is_counted_and_ping_says_it(running: Running) -> None:
@@ -249,7 +263,7 @@ def test_a_start_with_a_strict_umask(colour_archive: Path, tmp_path: Path) -> No
 
 def test_stopping_answers_what_is_on_its_way(colour_archive: Path, tmp_path: Path) -> None:
     """A batch that waits to be filled is under way when the server is told to stop."""
-    overrides = Overrides(workers=1, batch_size=64, max_batch_delay=3000)
+    overrides = Overrides(workers=1, batch_size=64, max_batch_delay=5000)
     asked = Request(
         "torchserve",
         (str(colour_archive),),
@@ -262,9 +276,17 @@ def test_stopping_answers_what_is_on_its_way(colour_archive: Path, tmp_path: Pat
         url = f"{running.state.inference}/predictions/colours"
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             under_way = [pool.submit(requests.post, url, data=RED, timeout=60) for _ in range(8)]
-            time.sleep(1)
+            backend = int(running.state.backend.rpartition(":")[2])
+            wait_for(functools.partial(connections, running, backend), lambda count: count >= 8)
             running.stop()
             assert [each.result().status_code for each in under_way] == [200] * 8
+
+
+def connections(running: Running, port: int) -> int:
+    """Return how many requests nginx has at the server on this port: it opens a connection for each at once."""
+    found = [psutil.Process(each["pid"]) for each in status_of(running)["processes"] if each["kind"] == "nginx"]
+    opened = [each for process in found for each in process.net_connections(kind="tcp")]
+    return sum(each.status == psutil.CONN_ESTABLISHED and each.raddr.port == port for each in opened)
 
 
 def samples(url: str) -> dict[tuple[str, str], float]:
@@ -280,12 +302,3 @@ def samples(url: str) -> dict[tuple[str, str], float]:
 
 def status_of(running: Running) -> dict[str, Any]:
     return status(running.instance.folder.parent, running.instance.name)["servers"][0]
-
-
-def wait_for(look: Callable[[], T], holds: Callable[[T], bool], seconds: float = 60.0) -> T:
-    """Look until what is seen holds, and return it."""
-    deadline = time.monotonic() + seconds
-    while not holds(seen := look()):
-        assert time.monotonic() < deadline, f"still {seen!r} after {seconds} s"
-        time.sleep(0.1)
-    return seen

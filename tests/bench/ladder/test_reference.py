@@ -7,7 +7,7 @@ import pytest
 from bench.ladder.fit import fit
 from bench.ladder.reference import REFERENCES, Reference, differences
 from bench.ladder.row import OUT_OF_MEMORY, Row
-from tests.bench.test_ladder_climb import measured, row
+from tests.bench.ladder.test_climb import measured, row
 
 
 def test_a_line_is_found_again() -> None:

@@ -1,0 +1,38 @@
+"""nginx's configuration as it is written, without nginx."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from serve.gateway import layout
+from serve.gateway.settings import Backend
+from serve.properties import Address
+from tests.serve.gateway.conftest import settings_of
+
+BACKEND = Backend("http://127.0.0.1:1", "http://127.0.0.1:2")
+
+
+def written(folder: Path, name: str, **changes: object) -> str:
+    """Return one file of the configuration that these settings make."""
+    settings = settings_of(folder, (BACKEND,), **changes)
+    layout.lay_out(settings)
+    return (settings.folder / "settings" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("deadline", [1, 5, 10, 60, 600])
+def test_all_times_of_a_prediction_together_are_its_deadline(tmp_path: Path, deadline: int) -> None:
+    times = re.findall(r"proxy_(\w+)_timeout (\d+)ms;", written(tmp_path, "limits.conf", deadline=deadline))
+    assert [name for name, _ in times] == ["next_upstream", "connect", "send", "read"]
+    assert sum(int(milliseconds) for _, milliseconds in times) == 1000 * deadline
+    assert all(int(milliseconds) > 0 for _, milliseconds in times)
+    # Most of it is the server's.
+    assert int(times[-1][1]) >= 600 * deadline
+
+
+def test_an_address_of_ipv6_has_brackets(tmp_path: Path) -> None:
+    listen = (Address("::1", 8080), Address("::", 8000))
+    lines = written(tmp_path, "listen.conf", listen=listen).splitlines()
+    assert [line.split()[1] for line in lines] == ["[::1]:8080", "[::]:8000"]

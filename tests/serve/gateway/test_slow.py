@@ -1,0 +1,118 @@
+"""Clients that are slow, or say half of what they want: they take up room of their own, and nobody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import shutil
+import socket
+import threading
+import time
+import types
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from tests.serve.gateway.conftest import Gateway, Site, wait_for
+
+pytestmark = pytest.mark.server
+# All of 127/8 is this machine: each such address is another client's.
+SLOW, OTHER = "127.0.0.2", "127.0.0.3"
+
+
+@contextlib.contextmanager
+def begun(site: Site, address: str, count: int, length: int) -> Iterator[list[socket.socket]]:
+    """Begin so many requests with bodies of that length, and send a byte of each every second."""
+    found: list[socket.socket] = []
+    over = threading.Event()
+
+    def trickle() -> None:
+        while not over.wait(1):
+            for connection in list(found):
+                with contextlib.suppress(OSError):
+                    connection.send(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        for _ in range(count):
+            found.append(socket.create_connection(("127.0.0.1", site.port), 30, (address, 0)))
+            head = f"POST /predictions/slow HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\nx"
+            found[-1].sendall(head.encode())
+            found[-1].setblocking(False)
+        yield found
+    finally:
+        over.set()
+        thread.join()
+        for connection in found:
+            connection.close()
+
+
+def status(site: Site, address: str, length: int) -> int:
+    """Send a whole body of that length from an address of its own, and return the answer's status."""
+    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30, source_address=(address, 0))
+    try:
+        connection.request("POST", "/predictions/fake", bytes(length))
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def refused(connections: list[socket.socket]) -> int:
+    """Return how many of them were answered 429 already."""
+    count = 0
+    for connection in connections:
+        with contextlib.suppress(BlockingIOError):
+            count += connection.recv(12, socket.MSG_PEEK).endswith(b"429")
+    return count
+
+
+@pytest.mark.parametrize("length", [1_000_000, 300_000])
+def test_bodies_in_files_fill_no_disk_and_leave_room_for_another_address(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """The temporary folder has room for 8 of these; more of one address than half are sent away."""
+    free = {1_000_000: 2 * 8 * 2_000_000, 300_000: 4 * 8 * 1_000_000}[length]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+    site = gateway(in_flight=50, max_body=2_000_000)
+    with begun(site, SLOW, 20, length) as slow:
+        wait_for(lambda: refused(slow), lambda count: count == 16)
+        assert status(site, OTHER, length) == 200
+        assert status(site, SLOW, length) == 429
+        # What nginx keeps in memory is no matter.
+        assert status(site, SLOW, 200_000) == 200
+        with begun(site, OTHER, 4, length) as more:
+            wait_for(lambda: status(site, "127.0.0.4", length), lambda code: code == 429)
+            assert refused(more) == 0
+
+
+def test_half_a_header_is_given_up_and_keeps_nobody_out(gateway: Gateway) -> None:
+    """Connections count for their address once their header is there; until then a short time bounds them."""
+    site = gateway()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", site.port), 30)) for _ in range(500)]
+        for connection in slow:
+            connection.sendall(b"POST /predictions/fake HTTP/1.1\r\nHost: x\r\nX-Half: of")
+        assert site.predict().status_code == 200
+        assert requests.get(f"{site.url}/ping", timeout=30).status_code == 200
+        assert {connection.recv(99)[9:12] for connection in slow} <= {b"408", b""}
+
+
+def test_slow_clients_hold_none_of_the_servers_places(gateway: Gateway) -> None:
+    """More of them than the server holds requests; their bodies come a byte at a time."""
+    site = gateway(in_flight=4)
+    slow = [socket.create_connection(("127.0.0.1", site.port), timeout=30) for _ in range(6)]
+    for connection in slow:
+        connection.sendall(b"POST /predictions/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+    for _ in range(4):
+        for connection in slow:
+            connection.sendall(b"x")
+        assert site.predict().status_code == 200
+        time.sleep(0.5)
+    assert "/predictions/slow" not in site.backends[0].seen
+    for connection in slow[:4]:
+        connection.sendall(b"x")
+    assert {connection.recv(999).split()[1] for connection in slow[:4]} == {b"200"}
+    for connection in slow:
+        connection.close()
