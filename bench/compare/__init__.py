@@ -1,0 +1,1 @@
+"""Compare servers: the same model and pictures, in turn and repeated."""
