@@ -180,7 +180,7 @@ def _column(one: Mapping[str, Any]) -> dict[str, str]:
 def _checked(found: Mapping[str, Any] | None) -> str:
     if not found:
         return "not asked"
-    return f"{found['tool']}: {number(found['per_second'])}/s; ours are {found['ratio']:.3f} of it"
+    return f"{found['tool']}: {number(found['per_second'])}/s, ours {found['ratio']:.3f} of it"
 
 
 def _thresholds(runs: Sequence[Run]) -> list[Block]:

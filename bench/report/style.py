@@ -66,7 +66,8 @@ svg .axis {{ fill: var(--dim); }} svg .strong {{ font-weight: 600; }}
 .scroll:focus-visible, summary:focus-visible {{ outline: 3px solid var(--s0); outline-offset: 3px; }}
 table {{ border-collapse: collapse; min-width: min(26rem, 100%);
   font-size: .88rem; font-variant-numeric: tabular-nums; }}
-caption {{ text-align: left; padding-bottom: .45rem; }}
+caption {{ text-align: left; padding-bottom: .45rem; white-space: normal; }}
+caption span {{ display: inline-block; position: sticky; left: 0; max-width: min(54rem, 90vw); }}
 th, td {{ border-bottom: 1px solid var(--line); padding: .36rem .6rem; text-align: right; vertical-align: top;
   white-space: nowrap; }}
 thead th {{ color: var(--dim); font-weight: 600; vertical-align: bottom; }} .words :is(th, td) {{ text-align: left; }}
@@ -78,6 +79,9 @@ summary {{ cursor: pointer; padding: .3rem 0; color: var(--dim); font-size: .88r
 details caption {{ display: none; }}
 @media (max-width: 40rem) {{
   body {{ font-size: 15px; padding: 1.1rem .9rem 3rem; }} figure {{ padding: .7rem; margin-inline: -.3rem; }}
+  th, td {{ padding: .34rem .45rem; }} tbody th, .words td {{ white-space: normal; }}
+  .words tbody th {{ min-width: 6.5rem; max-width: 9rem; overflow-wrap: anywhere; }}
+  .words td.long {{ min-width: 12rem; }}
   .chart text {{ font-size: 21px; }} .line {{ stroke-width: 3; }} .figures {{ grid-template-columns: 1fr 1fr; }}
 }}
 """

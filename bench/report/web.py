@@ -72,7 +72,7 @@ def _table(table: Table) -> str:
     # Who has no pointer scrolls it with the keyboard.
     inside = (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table{style}>'
-        f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<caption><span>{caption}</span></caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     return f"<details><summary>{caption}</summary>{inside}</details>" if table.folded else inside
 

@@ -21,8 +21,9 @@ _LONG = 10.0
 # After each of these rounds, one that is worse than the best by more than this part is out.
 _MARGINS = (0.25, 0.15, 0.10)
 _FINALISTS = 3
-# So many are measured first; in each later round, so many that may be better than the best.
-_WAVE, _AGAIN = 8, 5
+# So many are measured first, which gives some answer and tells what a start takes; then so many that differ most;
+# in each later round, so many that may be better than the best.
+_FIRST, _WAVE, _AGAIN = 2, 6, 5
 # What a doubling of the batch may change beyond the forecast, as a part of one.
 _UNKNOWN = 0.03
 # A share of the time is kept for the rounds that decide.
@@ -101,17 +102,29 @@ class Race:
         until = self.clock() + (1 - _DECIDING) * self.left()
         running, stage = self._resume()
         while stage < len(_TURNS):
-            # Nothing is to be decided between less than two.
-            fresh = self._affordable(
-                self._fresh(), running, _TURNS[stage], until if len(running) > 1 else self.deadline
-            )
+            fresh = self._explore(stage, running, until)
             if not fresh:
                 break
-            wanted = [*running, *fresh]
-            self._round(stage, wanted)
-            running = self._cut(wanted, _MARGINS[stage])
+            running = self._cut([*running, *fresh], _MARGINS[stage])
             stage += 1
         self._decide(max(stage, len(_TURNS)), running)
+
+    def _explore(self, stage: int, running: Sequence[Settings], until: float) -> list[Settings]:
+        """Measure those still in the race and some new ones; return the new ones."""
+        # Nothing is to be decided between less than two.
+        end = until if len(running) > 1 else self.deadline
+        fresh = self._affordable(self._fresh(), running, _TURNS[stage], end)
+        if not fresh:
+            return []
+        begins = not self.log.turns
+        self._round(stage, [*running, *fresh])
+        if begins:
+            # The first ones told what a start takes, and are some answer whatever becomes of the others.
+            others = self._affordable(self._fresh(), fresh, _TURNS[stage], until)
+            if others:
+                self._round(stage, others)
+                fresh += others
+        return fresh
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -168,9 +181,11 @@ class Race:
         """Return what to measure for the first time: first what differs most, then the leaders' neighbours."""
         measured = {turn.settings for turn in self.log.turns}
         left = [each for each in self.promising if each not in measured]
-        if not measured:
-            first, *rest = spread(left, self.forecaster.cores)
-            return list(dict.fromkeys([first, self.configured, *rest]))[:_WAVE]
+        if len(measured) <= _FIRST:
+            different = spread(self.promising, self.forecaster.cores)
+            if not measured:
+                return list(dict.fromkeys([different[0], self.configured]))
+            return [each for each in different if each not in measured][:_WAVE]
         by, best = self._forecaster(), choose(self._ranked(), self.goal)
         assert best is not None
         hopes = {each: self._hope(each, best, by) for each in left}

@@ -57,12 +57,9 @@ def write_state(
         draining: whether predictions are let through all the same, as long as they were.
         closed: the predictions that are not let through where others are, as in `Seen`.
     """
-    if not draining:
-        _close(settings, closed)
-        if ready or closed:
-            settings.open_file.touch(0o644)
-        else:
-            settings.open_file.unlink(missing_ok=True)
+    if ready:
+        # Whoever sees it ready is let through.
+        _open(settings, closed)
     target = settings.ready_file if ready else settings.unready_file
     draft = target.with_suffix(".tmp")
     draft.write_text(text + "\n", encoding="utf-8")
@@ -70,12 +67,18 @@ def write_state(
     draft.replace(target)
     if not ready:
         settings.ready_file.unlink(missing_ok=True)
+        if closed:
+            _open(settings, closed)
+        elif not draining:
+            settings.open_file.unlink(missing_ok=True)
 
 
-def _close(settings: Settings, closed: AbstractSet[str]) -> None:
+def _open(settings: Settings, closed: AbstractSet[str]) -> None:
+    """Let predictions through, all but those."""
     before = {path.name for path in settings.closed_folder.iterdir()}
     for name in closed - before:
         (settings.closed_folder / name).touch(0o644)
+    settings.open_file.touch(0o644)
     for name in before - closed:
         (settings.closed_folder / name).unlink()
 

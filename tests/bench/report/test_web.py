@@ -173,7 +173,7 @@ def test_the_two_classes_of_a_comparison_share_no_chart_and_no_table() -> None:
     assert "ours-" not in documented
     assert "ours-mosec" in engine
     assert "litserve" not in engine
-    tables = {table.split("</caption>")[0]: table for table in html.split("<caption>")[1:]}
+    tables = {table.split("</span>")[0]: table for table in html.split("<caption><span>")[1:]}
     assert "ours-" not in tables["As documented, every column"].split("</table>")[0]
     assert "litserve" not in tables["Our engine, every column"].split("</table>")[0]
 

@@ -76,7 +76,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "_WORKERS", (1, 2))
     monkeypatch.setattr(race, "_TURNS", (1.5, 1.5))
     monkeypatch.setattr(race, "_LONG", 1.5)
-    monkeypatch.setattr(race, "_WAVE", 2)
+    monkeypatch.setattr(race, "_WAVE", 1)
     monkeypatch.setattr(race, "_AGAIN", 1)
     monkeypatch.setattr(race, "_MOST_ROUNDS", 1)
 

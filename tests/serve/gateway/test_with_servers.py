@@ -7,6 +7,10 @@ import functools
 import json
 import os
 import signal
+import socket
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +161,88 @@ def test_headers_and_fields_that_servers_obey_change_nothing(running: Running) -
     wait_for(together)
 
 
+def test_a_request_that_is_smuggled_oversized_slow_or_cut_harms_only_itself(running: Running) -> None:
+    """Meanwhile a neighbour gets right answers, and afterwards the same workers are there."""
+    before = workers(running)
+    port = int(running.state.inference.rpartition(":")[2])
+    start = "POST /predictions/colours HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    hidden = "POST /models/hidden HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+
+    def send(head: str, *parts: bytes, pause: float = 0.0) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(f"{start}{head}\r\n\r\n".encode())
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+            return connection.makefile("rb").read()
+
+    def cut() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(f"{start}Content-Length: {len(RED)}\r\n\r\n".encode() + RED[: len(RED) // 2])
+
+    over, right = threading.Event(), []
+
+    def ask() -> None:
+        while not over.is_set():
+            answer = requests.post(f"{running.state.inference}/predictions/colours", data=BLUE, timeout=60)
+            right.append(answer.status_code == 200 and next(iter(answer.json())) == "blue")
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        neighbour = pool.submit(ask)
+        try:
+            # A byte a second, for longer than any batch waits, then the rest.
+            bytes_of = [RED[number : number + 1] for number in range(8)]
+            slow = pool.submit(send, f"Content-Length: {len(RED)}", *bytes_of, pause=1.0)
+            slower = pool.submit(send, f"Content-Length: {len(RED)}", *bytes_of, RED[8:], pause=1.0)
+            while not slower.done():
+                both = f"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"
+                assert send(both).split()[1] == b"400"
+                assert send("Content-Length: 4\r\nContent-Length: 5", b"abcde").split()[1] == b"400"
+                assert send("Content-Length: 90000000").split()[1] == b"413"
+                cut()
+                time.sleep(0.2)
+            answer = slower.result()
+            assert answer.split()[1] == b"200", answer
+            assert next(iter(json.loads(answer.partition(b"\r\n\r\n")[2]))) == "red"
+            # One that stops is given up after a pause of ten seconds.
+            assert slow.result().partition(b" ")[2][:3] in (b"", b"408")
+        finally:
+            over.set()
+        neighbour.result()
+    assert len(right) > 10
+    assert all(right)
+    assert workers(running) == before
+    assert "hidden" not in requests.get(f"{running.state.management}/models", timeout=30).text
+
+
+@pytest.mark.parametrize("server", ["torchserve", "mms"])
+def test_many_more_clients_than_it_holds_are_told_to_come_back(
+    colour_archive: Path, tmp_path: Path, server: str
+) -> None:
+    numbers = tmp_path / "config.properties"
+    numbers.write_text("job_queue_size=8\nbeeline_requests_per_second=100000\n")
+    overrides = Overrides(workers=1, batch_size=4, max_batch_delay=20)
+    asked = Request(
+        server,
+        (str(colour_archive),),
+        colour_archive.parent,
+        numbers,
+        overrides=overrides,
+        ports=Ports(0),
+        gateway="nginx",
+    )
+    with up(asked, print, {**os.environ, "BEELINE_STATE": str(tmp_path / "state")}) as running_up:
+        before, url = workers(running_up), f"{running_up.state.inference}/predictions/colours"
+        answers = at_once([lambda: requests.post(url, data=RED, timeout=90)] * 200)
+        codes = Counter(answer.status_code for answer in answers)
+        assert set(codes) == {200, 429}, codes
+        assert {next(iter(answer.json())) for answer in answers if answer.status_code == 200} == {"red"}
+        assert {answer.headers.get("Retry-After") for answer in answers if answer.status_code == 429} == {"1"}
+        assert workers(running_up) == before
+        assert requests.get(f"{running_up.state.inference}/ping", timeout=30).status_code == 200
+        assert requests.post(url, data=RED, timeout=30).status_code == 200
+
+
 def test_a_worker_that_dies_is_counted_and_ping_says_it(running: Running) -> None:
     metrics = f"{running.state.addresses['metrics']}/metrics"
     before = samples(metrics).get(("beeline_worker_restarts_total", ""), 0)
@@ -298,6 +384,11 @@ def samples(url: str) -> dict[tuple[str, str], float]:
         for sample in family.samples
         if "le" not in sample.labels
     }
+
+
+def workers(running: Running) -> set[int]:
+    """Return the process ids of its workers."""
+    return {each["pid"] for each in status_of(running)["processes"] if each["kind"] == "worker"}
 
 
 def status_of(running: Running) -> dict[str, Any]:
