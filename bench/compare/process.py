@@ -147,7 +147,9 @@ def _lives(owner: str) -> bool:
     """Whether the comparison with this process id lives, and is none that got the id later."""
     pid, _, born = owner.partition("-")
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(born)) < _SAME_BIRTH
+        process = psutil.Process(int(pid))
+        same = abs(process.create_time() - float(born)) < _SAME_BIRTH
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, ValueError):
         return False
 
