@@ -21,7 +21,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup serve test test-server test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench lock clean
+.PHONY: help setup serve test test-server test-bench test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,13 +43,16 @@ serve: ## everything: data, training, archive, a running server (SERVER=mms; ARG
 		exec .venv/bin/beeline quickstart --server $(SERVER) $(ARGS) --setup-seconds $$((SECONDS - start))
 
 test: setup ## the fast tests: no server, no training
-	@$(TOGETHER) -m "not server and not browser and not docker and not train and not shared and not readme"
+	@$(TOGETHER) -m "not server and not bench and not browser and not docker and not train and not shared and not readme"
 
 test-server: setup ## the tests on real TorchServe, Multi Model Server and nginx
 	@$(TOGETHER) -m "server and not shared and not train and not docker"
 
 test-browser: setup ## the page in a real Chromium, before real servers
 	@$(TOGETHER) -m browser
+
+test-bench: setup ## the tests that measure on real servers: some minutes, on a machine with nothing else to do
+	@.venv/bin/pytest -q -m bench
 
 test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED names their folder)
 	@.venv/bin/pytest -q -m "shared and not train and not readme and not docker"
@@ -71,7 +74,7 @@ test-docker: setup ## the images, Compose and Swarm, on a real container engine
 test-readme: setup ## every command block of the README, with real pictures
 	@.venv/bin/pytest -q -m readme
 
-test-all: test test-server test-browser test-shared test-train test-docker test-readme ## every tier
+test-all: test test-server test-bench test-browser test-shared test-train test-docker test-readme ## every tier
 
 check: setup ## format, lint, types, the layers between rooms, Dockerfiles and compose files
 	@.venv/bin/ruff format --check --quiet . || { .venv/bin/ruff format --diff --quiet .; exit 1; }

@@ -96,7 +96,7 @@ def ended(processes: list[psutil.Process]) -> bool:
     return not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(make_peer: MakePeer, bench: Bench) -> None:
     peer = make_peer()
     with peer.start(bench) as started:
@@ -112,7 +112,7 @@ def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(make_peer
     assert not scratch.exists()
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_a_peer_that_does_not_end_when_asked_is_ended(
     make_peer: MakePeer, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_peer_that_does_not_end_when_asked_is_ended(
     assert ended(found)
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_a_peer_that_ends_by_itself_says_why_and_leaves_nothing(make_peer: MakePeer, bench: Bench) -> None:
     peer = make_peer("tiny", DOCUMENTED, "broken")
     with peer.start(bench) as started:
@@ -135,7 +135,7 @@ def test_a_peer_that_ends_by_itself_says_why_and_leaves_nothing(make_peer: MakeP
     assert ended(found)
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(make_peer: MakePeer, bench: Bench) -> None:
     peer = make_peer()
     missing = Process(
@@ -146,7 +146,7 @@ def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(make_peer:
         missing.start(bench)
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_a_whole_comparison_of_two_names_of_the_same_server(make_peer: MakePeer, bench: Bench) -> None:
     pictures = Pictures("p", ("a.png",), (RED,))
     peers = [make_peer("one"), make_peer("two"), make_peer("mine", OURS), make_peer("broken", OURS, "broken")]
@@ -209,7 +209,7 @@ def a_comparison(folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Proce
     return asked, found
 
 
-@pytest.mark.server
+@pytest.mark.bench
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_comparison_that_is_asked_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     asked, found = a_comparison(tmp_path)
@@ -223,7 +223,7 @@ def test_a_comparison_that_is_asked_to_end_leaves_nothing(number: signal.Signals
     assert ended(found)
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_what_a_killed_comparison_left_is_swept_by_the_next(tmp_path: Path) -> None:
     asked, found = a_comparison(tmp_path)
     scratch = Path(found[0].cwd())

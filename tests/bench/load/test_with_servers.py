@@ -17,7 +17,7 @@ from serve.up import Request, up
 from tests.conftest import BLUE, RED
 
 
-@pytest.mark.server
+@pytest.mark.bench
 @pytest.mark.parametrize("server", ["torchserve", "mms"])
 def test_batches_and_stages_are_seen_through_the_gateway(server: str, colour_archive: Path, tmp_path: Path) -> None:
     asked = Request(

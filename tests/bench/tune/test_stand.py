@@ -39,7 +39,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.server
+@pytest.mark.bench
 @pytest.mark.parametrize("server", ["torchserve", "mms"])
 def test_configurations_stand_side_by_side(temporary: Path, colour_archive: Path, server: str) -> None:
     found = model.find(str(colour_archive), colour_archive.parent, CONFIG, {})

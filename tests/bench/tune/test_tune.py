@@ -81,7 +81,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "_MOST_ROUNDS", 1)
 
 
-@pytest.mark.server
+@pytest.mark.bench
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("server", ["torchserve", "mms"])
 def test_a_short_tuning_answers_and_changes_the_file(
@@ -149,7 +149,7 @@ def interrupted(place: Place, command: list[str], when: str, number: signal.Sign
     return code, json.loads(out.splitlines()[-1]), text
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_ctrl_c_in_the_middle_leaves_an_answer_that_goes_on(place: Place, colour_archive: Path) -> None:
     before = place.config.read_bytes()
     goal = ("--p95", "5s", "--minutes", "3")
@@ -169,7 +169,7 @@ def test_ctrl_c_in_the_middle_leaves_an_answer_that_goes_on(place: Place, colour
     assert place.left() == ([], [])
 
 
-@pytest.mark.server
+@pytest.mark.bench
 def test_sigterm_while_servers_start_leaves_a_forecast_and_nothing_else(place: Place, colour_archive: Path) -> None:
     command = place.command(colour_archive, "--rate", "50", "--minutes", "3", "--write")
     before = place.config.read_bytes()
