@@ -216,7 +216,7 @@ def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             shutil.copy2(ROOT / name, folder / name)
     made = Compose(folder)
     begun = time.monotonic()
-    made("--profile", "mms", "build", "--quiet")
+    made("--profile", "mms", "--profile", "archive", "build", "--quiet")
     print(f"\nimages built in {time.monotonic() - begun:.0f} s")
     yield made
     made("--profile", "*", "down", "--volumes", "--remove-orphans")
