@@ -103,7 +103,7 @@ class _Management(_Handler):
 
     def do_GET(self) -> None:
         self.owner.managed.append((self.command, self.path, self.headers["Host"]))
-        name = self.path.partition("?")[0].split("/")[2]
+        name = "".join(self.path.partition("?")[0].split("/")[2:3]) or "fake"
         worker = {"id": "1", "status": "READY" if self.owner.ready else "LOADING"}
         wanted = 0 if name in self.owner.away else 1
         counts = {"minWorkers": wanted, "maxWorkers": wanted, "batchSize": 1, "maxBatchDelay": 1}
