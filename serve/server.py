@@ -202,11 +202,11 @@ def lay_out(
     places.store.mkdir(mode=0o700)
     places.metrics.mkdir(mode=0o700)
     for archive in archives:
-        _keep(archive.path.resolve(), places.store / archive.path.name)
+        keep(archive.path.resolve(), places.store / archive.path.name)
     write_properties(server, configuration, addresses, places)
 
 
-def _keep(source: Path, target: Path) -> None:
+def keep(source: Path, target: Path) -> None:
     """Keep what is served as it is now, whatever is built meanwhile: archives are replaced, never rewritten."""
     try:
         target.hardlink_to(source)

@@ -116,7 +116,8 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     """Return the lines of every file of settings by its name."""
     access, error = (_quoted(settings.logs / name) for name in (ACCESS_LOG, ERROR_LOG))
     tls = settings.tls
-    again, step = min(5000, 200 * settings.deadline), min(2000, 100 * settings.deadline)
+    again, connect = min(5000, 200 * settings.deadline), min(2000, 100 * settings.deadline)
+    send = min(5000, 100 * settings.deadline)
     listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
     if tls is not None:
         listen += [
@@ -149,9 +150,9 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             # Together the deadline: how late another try may begin, its connection, a stop while its body is sent,
             # its answer. A first try that is never answered ends earlier, since nothing may begin after it.
             f"proxy_next_upstream_timeout {again}ms;",
-            f"proxy_connect_timeout {step}ms;",
-            f"proxy_send_timeout {step}ms;",
-            f"proxy_read_timeout {1000 * settings.deadline - again - 2 * step}ms;",
+            f"proxy_connect_timeout {connect}ms;",
+            f"proxy_send_timeout {send}ms;",
+            f"proxy_read_timeout {1000 * settings.deadline - again - connect - send}ms;",
         ],
         "retry.conf": [
             f"proxy_next_upstream error timeout non_idempotent{_OF_GATEWAYS if settings.name else ''};",

@@ -18,7 +18,7 @@ from serve.gateway.choice import choose, public
 from serve.gateway.settings import Backend
 from serve.instance import State
 from serve.properties import Address
-from serve.server import Places
+from serve.server import Places, keep
 from serve.store import Archive
 
 Say = Callable[[str], None]
@@ -63,10 +63,15 @@ def run(
             (told or Address("127.0.0.1", 0), "--metrics-port"),
         ]
     )
-    served = store_of(states[0])
-    archives = store.find(served)
-    resolved = common(config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0), states, archives)
+    own = config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0)
     with instance.own_scratch() as top:
+        # The server whose they are may end before this gateway does.
+        served = top / "store"
+        served.mkdir(mode=0o700)
+        for name in states[0].archives:
+            keep(store_of(states[0]) / name, served / name)
+        archives = store.find(served)
+        resolved = common(own, states, archives)
         settings = public(
             choice,
             resolved,

@@ -17,6 +17,18 @@ B64 = base64.b64encode(DATA).decode()
 LIMITS = Limits(max_bytes=1000)
 
 
+def form(*parts: tuple[str, bytes], boundary: str = "----x", end: bytes = b"--\r\n") -> bytes:
+    """Return a multipart body of parts, each a disposition and its bytes."""
+    line = f"--{boundary}".encode()
+    body = b"".join(
+        line + f"\r\nContent-Disposition: form-data; {each}\r\n\r\n".encode() + data + b"\r\n" for each, data in parts
+    )
+    return body + line + end
+
+
+FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -40,8 +52,15 @@ LIMITS = Limits(max_bytes=1000)
         {"body": {"data": base64.encodebytes(DATA).decode()}},
         {"body": {"data": f"data:image/jpeg;base64,{B64}"}},
         DATA,
+        # As the gateway passes a form on: whole.
+        {"body": form((FILE, DATA))},
+        {"body": bytearray(form(('name="note"', b"hello"), (FILE, DATA)))},
+        {"body": form(('name="note"', b"hello"), ('filename="name=note"; name=data', DATA))},
+        {"body": form(('name="data"', json.dumps({"data": B64}).encode()), boundary="b")},
+        {"body": form((FILE, DATA), end=b"--")},
+        {"body": form(*[(f'name="{number}"', b"x") for number in range(99)], (FILE, DATA))},
     ],
-    ids=str,
+    ids=lambda row: str(row)[:60],
 )
 def test_the_same_bytes_come_out(row: object) -> None:
     assert extract(row, LIMITS) == DATA
@@ -54,6 +73,9 @@ def test_the_same_bytes_come_out(row: object) -> None:
         ({"body": b""}, EmptyBody, "no picture"),
         ({"body": None}, EmptyBody, "no picture"),
         (None, EmptyBody, "no picture"),
+        ({"body": form(('name="upload"', b""))}, EmptyBody, "no picture"),
+        ({"body": form(*[('name="a"', b"x")] * 101)}, BadEncoding, "101 parts"),
+        ({"body": form((FILE, DATA), end=b"")}, BadEncoding, "does not end"),
         ({"body": {"data": ""}}, EmptyBody, "no picture"),
         ({"body": {"dat": B64}}, BadEncoding, "dat"),
         ({"body": [B64]}, BadEncoding, "list"),

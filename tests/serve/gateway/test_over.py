@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
+import contextlib
+import itertools
 import os
 import re
 import signal
@@ -17,12 +18,11 @@ import psutil
 import pytest
 import requests
 
-from beeline.errors import BeelineError
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.counts import load
-from serve.gateway import over
 from serve.running import Running
+from serve.status import status
 from serve.up import Request, up
 from tests.conftest import RED
 from tests.serve.gateway.conftest import wait_for
@@ -64,9 +64,11 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
     )
     try:
         assert process.stdout is not None
-        line = next(line for line in process.stdout if line.startswith("before one"))
-        found = re.search(r": (http://127\S+)$", line)
-        assert found is not None, line
+        said = "".join(itertools.takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout))
+        found = re.search(r"^before one .*: (http://127\S+)$", said, re.MULTILINE)
+        metrics = re.search(r"^metrics, .*: (http://127\S+)$", said, re.MULTILINE)
+        assert found is not None, said
+        assert metrics is not None, said
         url = f"{found[1]}/predictions/colours"
 
         def ask(_: int) -> tuple[int, str]:
@@ -84,11 +86,36 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
             psutil.Process(java).kill()
             assert sum(each.running() for each in under_way) == 8
             assert {each.result() for each in under_way} == {(200, "")}
+        assert requests.get(f"{found[1]}/nothing", timeout=30).status_code == 404
+        own = 'beeline_gateway_answers_total{status="404"} 1.0'
+        wait_for(lambda: requests.get(metrics[1], timeout=30).text, lambda text: own in text)
+        assert "beeline_answers_total" not in requests.get(metrics[1], timeout=30).text
+        # The counts of its workers tell that the other one is stuck.
+        with frozen(servers[1]):
+            wait_for(
+                lambda: requests.get(f"{found[1]}/ping", timeout=30).json().get("reason", ""),
+                lambda reason: "nobody has got an answer" in reason,
+            )
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
     assert requests.post(f"{servers[1].state.backend}/predictions/colours", data=RED, timeout=30).status_code == 200
+
+
+@contextlib.contextmanager
+def frozen(server: Running) -> Iterator[None]:
+    """Stop its workers where they are."""
+    seen = status(server.instance.folder.parent, server.instance.name)["servers"][0]
+    workers = [psutil.Process(each["pid"]) for each in seen["processes"] if each["kind"] == "worker"]
+    assert workers
+    for worker in workers:
+        worker.suspend()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.resume()
 
 
 def shared(servers: list[Running], url: str) -> bool:
@@ -108,13 +135,3 @@ def shared(servers: list[Running], url: str) -> bool:
 
 def answered(server: Running) -> int:
     return sum(one.answers["200"] for one in load(Path(server.state.temporary) / "metrics") if "200" in one.answers)
-
-
-def test_servers_of_different_models_are_no_group(servers: list[Running]) -> None:
-    first = servers[0].state
-    over.check_same([first, servers[1].state])
-    other = dataclasses.replace(first, name="other", archives={"other.mar": "/nowhere/other.mar"})
-    with pytest.raises(
-        BeelineError, match=r"other \(torchserve\) serves other.mar, one .* servers that serve the same"
-    ):
-        over.check_same([first, other])

@@ -11,7 +11,7 @@ import time
 import pytest
 import requests
 
-from tests.serve.gateway.conftest import Gateway, Site, at_once, wait_for
+from tests.serve.gateway.conftest import Gateway, Site, at_once, development, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -292,6 +292,18 @@ def test_the_access_log_is_json_with_the_timings(gateway: Gateway) -> None:
     assert line["timing"] == "decode;dur=1.00, forward;dur=2.00, encode;dur=0.10"
     assert line["seconds"] >= 0
     assert line["backend"] == site.backends[0].backend.inference.removeprefix("http://")
+
+
+@pytest.mark.parametrize("kind", ["nginx", "development"])
+def test_the_access_log_is_json_whatever_bytes_come(gateway: Gateway, kind: str) -> None:
+    site = gateway(**development(kind))
+    head = b"Host: x\r\nConnection: close\r\nContent-Length: 1\r\nUser-Agent: \xff\xc3(\r\n\r\nx"
+    assert site.raw(b"POST /predictions/fake HTTP/1.1\r\n" + head).split()[1] == b"200"
+    assert site.raw(b"POST /predictions/fake?\xe4\xff HTTP/1.1\r\n" + head).split()[1] in (b"200", b"400")
+    assert site.raw(b"\x16\x03\x01\xff\xe4\r\n\r\n").split()[1] == b"400"
+    assert site.predict().status_code == 200
+    lines = [line for line in site.log(2) if "/predictions/fake" in line["request"]]
+    assert {line["from"] for line in lines if line["status"] == 200} == {"server"}
 
 
 def test_logs_are_rotated_and_go_on(gateway: Gateway) -> None:

@@ -67,6 +67,14 @@ def test_limits_and_batches_are_those_of_the_servers(
     assert (model.batch_size.value, model.max_batch_delay.value) == (32, 9)
 
 
+def test_servers_of_different_models_are_no_group(tmp_path: Path, make_fake: MakeArchive) -> None:
+    make_fake(tmp_path / "one" / "store")
+    make_fake(tmp_path / "two" / "store", "other")
+    states = [server(tmp_path, name, "") for name in ("one", "two")]
+    with pytest.raises(BeelineError, match=r"two \(torchserve\) serves other.mar, one .* servers that serve the same"):
+        over.check_same(states)
+
+
 def test_archives_of_one_name_are_to_be_the_same_file(tmp_path: Path, make_fake: MakeArchive) -> None:
     make_fake(tmp_path / "one" / "store")
     make_fake(tmp_path / "two" / "store")
