@@ -1,9 +1,9 @@
 """What a container costs: the same archive in the CPU image and under bare `serve up`, in turns.
 
 Run as `python -m bench.containers --picture ant.jpg`, with `ab` on the PATH, a container engine, and the image
-built (docker-compose.yml). Both serve the archive that is in the image, with the same numbers; one is idle
-while the other is asked, and each goes first as often as the other. Their libraries are not the same: the image
-has Pillow-SIMD.
+built (docker-compose.yml). Both serve the archive that is in the image, or those of `--store`, with the same numbers;
+one is idle while the other is asked, each goes first as often as the other, and a turn of each before does not count.
+Their libraries are not the same: the image has Pillow-SIMD.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--se
 def main(
     picture: Annotated[Path, typer.Option(help="What is sent.")],
     image: Annotated[str, typer.Option(help="The CPU image.")] = "beeline-cpu:0.1.0",
+    store: Annotated[Path | None, typer.Option(help="A folder of archives. [default: the image's own]")] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each.")] = 7,
     requests: Annotated[int, typer.Option(help="Requests a turn.")] = 400,
     clients: Annotated[int, typer.Option(help="Keep-alive clients.")] = 50,
@@ -48,13 +49,16 @@ def main(
     """Measure and print a table."""
     numbers = {"BATCH_SIZE": "16", "WORKERS": "2", "LINGER_MS": "5"}
     options = [f"--env={name}={value}" for name, value in numbers.items()]
+    if store is not None:
+        options.append(f"--volume={store.resolve()}:/model_store:ro")
     container = _docker("run", "--detach", *CONFINED, *options, "--publish=127.0.0.1::8080", image)
     try:
         with tempfile.TemporaryDirectory(prefix="containers-") as folder:
-            store = Path(folder) / "store"
-            _docker("cp", f"{container}:{_STORE}", str(store))
+            if store is None:
+                store = Path(folder) / "store"
+                _docker("cp", f"{container}:{_STORE}", str(store))
             asked = Request(
-                store=store,
+                store=store.resolve(),
                 name="bench-bare",
                 overrides=Overrides(16, 2, 5),
                 ports=Ports(0),
@@ -66,10 +70,12 @@ def main(
                 with InferenceClient(urls["container"]) as client:
                     client.predict(model, picture.read_bytes())
                 found: dict[str, list[float]] = {name: [] for name in urls}
-                for number in range(rounds):
+                for number in range(rounds + 1):
                     # What a turn leaves behind, warm or hot, is there for the second one of a pair.
                     for name in sorted(urls, reverse=bool(number % 2)):
                         found[name].append(_turn(f"{urls[name]}/predictions/{model}", picture, requests, clients))
+                # What comes first finds Java cold.
+                found = {name: rates[1:] for name, rates in found.items()}
                 pillow = {"bare": PIL.__version__, "container": _docker("exec", container, "python", "-c", _PILLOW)}
     finally:
         _docker("rm", "--force", container)

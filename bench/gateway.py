@@ -1,7 +1,8 @@
 """What the gateway costs: CPU time a request, and throughput with and without it, in one run.
 
-A no-op model on real TorchServe, so that nothing hides the cost. `ab` asks the server itself and then the
-gateway before it, in turns; the gateway's CPU time is what its processes used meanwhile. Run it as
+A no-op model on real TorchServe, so that nothing hides the cost. `ab` asks the server itself and the gateway
+before it in turns, each first in every other pair, after a turn of each that does not count; the gateway's CPU
+time is what its processes used meanwhile. Run it as
 `python -m bench.gateway --picture some.jpg`; needs nginx and ab (Debian: nginx, apache2-utils).
 """
 
@@ -72,11 +73,14 @@ def main(
             gateway="nginx",
         )
         with up(asked, typer.echo, {**os.environ, "BEELINE_STATE": folder}) as running:
+            targets = (("server", running.state.backend), ("gateway", running.state.inference))
             found = [
                 _turn(target, url, running, picture, requests, clients)
-                for _ in range(rounds)
-                for target, url in (("server", running.state.backend), ("gateway", running.state.inference))
+                for number in range(rounds + 1)
+                for target, url in (targets if number % 2 else targets[::-1])
             ]
+            # What comes first finds Java cold.
+            del found[: len(targets)]
     values = summary(found, picture, clients)
     typer.echo(text(values))
     if out is not None:

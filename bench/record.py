@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +23,12 @@ _PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd
 def utc() -> str:
     """Return the time now, in UTC, as records have it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def command_line(program: str, words: Sequence[str]) -> str:
+    """Return the command line of a record: of paths only the last part, as they are this machine's."""
+    short = [word if "://" in word else Path(word).name if "/" in word else word for word in words]
+    return f"{program} {shlex.join(short)}"
 
 
 @dataclass(frozen=True)

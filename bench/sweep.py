@@ -24,7 +24,7 @@ import typer
 from beeline.errors import BeelineError, ConfigError
 from bench import record
 from bench.pictures import Pictures
-from bench.record import Record
+from bench.record import Record, command_line
 from bench.tune import ladder, model
 from bench.tune.goal import Goal, milliseconds
 from bench.tune.model import Model
@@ -203,7 +203,7 @@ def main(
         typer.echo(f"interrupted ({asked}); --resume {journal.path} goes on from there", err=True)
         raise typer.Exit(asked.exit_code) from asked
     values = result(found.name, goal, alone, beside, choice) | {"seconds": round(time.monotonic() - began, 1)}
-    made = Record.now("sweep", " ".join(["python", "-m", "bench.sweep", *sys.argv[1:]]), values, sent, started=started)
+    made = Record.now("sweep", command_line("python -m bench.sweep", sys.argv[1:]), values, sent, started=started)
     if out is not None:
         record.append(out, made)
     for standing in beside:

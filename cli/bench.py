@@ -87,9 +87,9 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server."""
-    import shlex
     import sys
 
+    from bench.record import command_line
     from bench.tune.goal import Goal, milliseconds
     from bench.tune.tune import Request
     from bench.tune.tune import tune as measure
@@ -100,7 +100,7 @@ def tune(
     request = Request(
         wanted=archive,
         goal=Goal(None if p95 is None else milliseconds(p95), rate, clients),
-        command=shlex.join(["beeline", *sys.argv[1:]]),
+        command=command_line("beeline", sys.argv[1:]),
         picture=picture,
         pictures=pictures,
         minutes=minutes,
@@ -138,13 +138,12 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
-    import shlex
     import sys
 
     from bench.compare.request import Request
     from bench.compare.request import compare as measure
     from bench.compare.table import lines
-    from bench.record import append
+    from bench.record import append, command_line
     from cli.console import fail, result, say
     from serve import signals
     from serve.config import Overrides
@@ -159,7 +158,7 @@ def compare(
         seconds=seconds,
         overrides=Overrides(batch_size, workers, max_batch_delay),
         reference=reference,
-        command=shlex.join(["beeline", *sys.argv[1:]]),
+        command=command_line("beeline", sys.argv[1:]),
         config_file=config.resolve() if config else Request.config_file,
     )
     if request.servers == ("list",):
@@ -200,9 +199,9 @@ def table(
     from bench.ladder.ladder import measure
     from bench.ladder.plan import Plan
     from bench.ladder.text import progress
-    from bench.record import Record, utc
+    from bench.record import Record, command_line, utc
     from cli.console import say
-    from cli.ladder import archive_of, command, tell
+    from cli.ladder import archive_of, tell
     from serve import signals
 
     sent = picture or pictures
@@ -227,7 +226,8 @@ def table(
         except signals.Asked as asked:
             say(f"stopped before anything was measured ({asked})")
             raise typer.Exit(asked.exit_code) from asked
-    tell(ladder, Record.now("table", command(sys.argv[1:]), ladder.to_dict(), read, started=started), out, as_json)
+    made = Record.now("table", command_line("beeline", sys.argv[1:]), ladder.to_dict(), read, started=started)
+    tell(ladder, made, out, as_json)
 
 
 @app.command()

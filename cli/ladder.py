@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,14 +36,6 @@ def archive_of(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="beeline-table-") as scratch:
         say(f"building {source} into an archive, which is removed afterwards ...")
         yield build(exported_folder(source), Path(scratch), check=False).path
-
-
-def command(words: Sequence[str]) -> str:
-    """Return the command line for a record: of paths only the last part, as they are this machine's."""
-    import shlex
-
-    short = [word if "://" in word else Path(word).name if "/" in word else word for word in words]
-    return shlex.join(["beeline", *short])
 
 
 def tell(ladder: Ladder, record: Record, out: Path | None, as_json: bool) -> None:

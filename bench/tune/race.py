@@ -17,7 +17,7 @@ from bench.tune.turns import Round, Turn
 
 # Seconds of a turn in the rounds that look for candidates, then in those that decide.
 _TURNS = (4.0, 5.0, 6.0)
-_LONG = 10.0
+_LONG = 6.0
 # After each of these rounds, one that is worse than the best by more than this part is out.
 _MARGINS = (0.25, 0.15, 0.10)
 _FINALISTS = 3
@@ -28,7 +28,7 @@ _FIRST, _WAVE, _AGAIN = 2, 6, 5
 _UNKNOWN = 0.03
 # A share of the time is kept for the rounds that decide.
 _DECIDING = 0.35
-_MOST_ROUNDS = 5
+_MOST_ROUNDS = 8
 # A turn lasts this many times as long as a client waits for one answer, or its percentile says nothing;
 # at a rate, it has so many arrivals. Slow models get longer turns, up to this factor.
 _CYCLES, _ARRIVALS, _LONGER = 4.0, 300, 6.0
@@ -138,7 +138,7 @@ class Race:
             cycle = self.goal.clients / max(self._forecaster().of(settings).per_second, 0.1)
             needed = _CYCLES * cycle
         first = all(turn.settings != settings for turn in self.log.turns)
-        warm_up = max(2.0 if first else 1.0, min(1.5 * cycle, 2 * seconds))
+        warm_up = max(2.0, min(1.5 * cycle, 2 * seconds)) if first else max(1.0, min(cycle, 2 * seconds))
         return max(seconds, min(needed, _LONGER * seconds)), warm_up, max(cycle, 0.5)
 
     def _resume(self) -> tuple[list[Settings], int]:

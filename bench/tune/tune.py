@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 # Parts of the time: for the ladder of all numbers of threads, and for stopping the servers at the end.
 _LADDER, _STOP = 0.2, 0.04
-_LADDER_SECONDS, _STOP_SECONDS = 10.0, 8.0
+_LADDER_SECONDS, _STOP_SECONDS = 6.0, 8.0
 # Beyond its deadline the race is ended by an alarm: a server that does not start is no reason to wait on.
 _ALARM = 1.0
 

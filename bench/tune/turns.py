@@ -23,7 +23,7 @@ class Turn:
         settings: what was measured.
         round: turns of the same round were close to each other in time.
         seconds: how long was measured.
-        per_second: answers of 200 a second.
+        per_second: answers of 200 a second; in few seconds a batch of each worker more or less.
         p95_ms: of those, in milliseconds; None where there was none.
         failed: requests that were not answered 200.
         growing: open loop: whether ever more requests waited.

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from bench.record import read
-from cli.ladder import archive_of, command
+from cli.ladder import archive_of
 from tests.bench.ladder.test_ladder import faking, with_handler
 from tests.cli.test_main import beeline, sentence
 from tests.conftest import BLUE, RED, ROOT
@@ -95,8 +95,3 @@ def test_a_run_is_measured_as_the_archive_that_it_would_become(colour_model: Pat
         assert archive.name == "colours.mar"
         assert archive.is_file()
     assert not archive.exists()
-
-
-def test_a_command_line_keeps_addresses_and_loses_folders() -> None:
-    words = ["bench", "table", "/some/where/a.mar", "--url", "http://127.0.0.1:8080/x", "--most", "8"]
-    assert command(words) == "beeline bench table a.mar --url http://127.0.0.1:8080/x --most 8"
