@@ -216,11 +216,11 @@ class Load:
 
 
 def photograph(seed: int) -> bytes:
-    """Return a JPEG of a photograph's size: blurred colours and grain, as the camera has."""
+    """Return a JPEG with what makes photographs large: blurred colours and grain, as the camera has."""
     random = np.random.default_rng(seed)
     colours = Image.fromarray(random.integers(0, 256, (6, 9, 3), dtype=np.uint8))
-    grain = random.normal(0, 12, (333, 500, 3))
-    pixels = np.asarray(colours.resize((500, 333), Image.Resampling.BICUBIC)) + grain
+    grain = random.normal(0, 12, (213, 320, 3))
+    pixels = np.asarray(colours.resize((320, 213), Image.Resampling.BICUBIC)) + grain
     target = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target, "JPEG", quality=90)
     return target.getvalue()

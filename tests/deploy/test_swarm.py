@@ -128,7 +128,7 @@ def load(stack: Stack) -> Load:
     """
     clients = Load("127.0.0.1", int(stack.settings["API_PORT"]), "/predictions/tiny", RATE)
     most = clients.capacity()
-    clients.rate = min(RATE, most / 4)
+    clients.rate = min(RATE, 0.6 * most)
     print(f"\nat most {most:.0f} a second are answered here now, so {clients.rate:.1f} a second are sent")
     return clients
 
