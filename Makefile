@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SERVER ?= torchserve
 SBOM ?= .beeline/sbom
+# What `make bench` measures, and what the tuner is to hold.
+WHAT ?= gateway overload containers table tune compare
+GOAL ?= --p95 1s --clients 16
 # Processes that share the tests of a tier, a file at a time: real servers spend half of their time waiting.
 PARALLEL ?= 2
 TOGETHER := .venv/bin/pytest -q -n $(PARALLEL) --dist loadfile
@@ -21,7 +24,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup serve test test-server test-bench test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench lock clean
+.PHONY: help setup serve test test-server test-bench test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench $(WHAT:%=bench-%) lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -86,15 +89,34 @@ check: setup ## format, lint, types, the layers between rooms, Dockerfiles and c
 		for file in docker-compose.yml awsei-docker-compose.yml; do docker compose -f $$file config --quiet || exit 1; done; \
 		else echo "make: no docker compose here, so the compose files were not checked"; fi
 
-bench: setup ## what gateway and container cost, and an overload of a minute (MAR and PICTURE name what to use)
-	@test -n '$(MAR)' -a -n '$(PICTURE)' || { echo "make: name them: make bench MAR=model_store/resnet18.mar" \
-		"PICTURE=.beeline/samples/ants.jpg" >&2; exit 2; }
+bench: setup ## measure all that bench/ can, in about two hours (MAR, PICTURE, PICTURES; WHAT="table tune" for some)
+	@test -n '$(MAR)' -a -n '$(PICTURE)' -a -n '$(PICTURES)' || { echo "make: name them: make bench" \
+		"MAR=model_store/resnet18.mar PICTURE=.beeline/samples/ants.jpg PICTURES=folder" >&2; exit 2; }
 	@mkdir -p bench/results
+	@for what in $(WHAT); do $(MAKE) -s --no-print-directory bench-$$what || exit 1; done
+
+bench-gateway:
 	@.venv/bin/python -m bench.gateway --picture '$(PICTURE)' --out bench/results/gateway.json
+
+bench-overload:
 	@.venv/bin/python -m bench.overload --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/overload.json
+
+bench-containers:
 	@if docker image inspect beeline-cpu:0.1.0 >/dev/null 2>&1; \
-		then .venv/bin/python -m bench.containers --picture '$(PICTURE)' --out bench/results/containers.json; \
+		then .venv/bin/python -m bench.containers --picture '$(PICTURE)' --rounds 12 --requests 300 \
+			--out bench/results/containers.json; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
+
+bench-table:
+	@.venv/bin/beeline bench table '$(MAR)' --pictures '$(PICTURES)' --least 64 --out bench/results/table.jsonl
+
+bench-tune:
+	@.venv/bin/beeline bench tune '$(MAR)' $(GOAL) --pictures '$(PICTURES)' --out bench/results/tune.jsonl
+	@.venv/bin/python -m bench.sweep '$(MAR)' $(GOAL) --pictures '$(PICTURES)' --tuned bench/results/tune.jsonl \
+		--out bench/results/tune.jsonl
+
+bench-compare:
+	@.venv/bin/beeline bench compare '$(MAR)' --picture '$(PICTURE)' --out bench/results/compare.jsonl
 
 lock: setup ## resolve requirements/*.in again, with hashes and without an index
 	@set -e; for name in uv main mms sbom; do $(LOCK) requirements/$$name.in -o requirements/$$name.txt; done
