@@ -49,7 +49,7 @@ class Options:
 
     seconds: float = 6.0
     warm_up: float = 2.0
-    rounds: int = 4
+    rounds: int = 8
     together: int = 18
 
 
@@ -177,7 +177,7 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 6.0,
     warm_up: Annotated[float, typer.Option(help="Seconds of load before it.")] = 2.0,
-    rounds: Annotated[int, typer.Option(help="Rounds side by side at the end.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Rounds side by side at the end.")] = 8,
     together: Annotated[int, typer.Option(help="Workers that are up at the same time, at most.")] = 18,
     resume: Annotated[Path | None, typer.Option(help="Go on with the file that an interrupted sweep told.")] = None,
     out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,

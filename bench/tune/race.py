@@ -185,7 +185,16 @@ class Race:
             different = spread(self.promising, self.forecaster.cores)
             if not measured:
                 return list(dict.fromkeys([different[0], self.configured]))
-            return [each for each in different if each not in measured][:_WAVE]
+            others = [each for each in different if each not in measured]
+            # Where the clients just fill the workers' batches, waiting for all of them decides.
+            leader = choose(self._ranked(), self.goal)
+            assert leader is not None
+            waiting = [
+                each
+                for each in neighbours(leader.settings, left)
+                if each.max_batch_delay > leader.settings.max_batch_delay
+            ]
+            return list(dict.fromkeys([*others[:1], *waiting, *others[1:]]))[:_WAVE]
         by, best = self._forecaster(), choose(self._ranked(), self.goal)
         assert best is not None
         hopes = {each: self._hope(each, best, by) for each in left}

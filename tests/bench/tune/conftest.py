@@ -96,6 +96,7 @@ class FakeServer:
     now: float = 0.0
     interrupt_at: float = math.inf
     most_workers: int = 40
+    start: float = 2.0
     opened: set[Settings] = field(default_factory=set)
     closed: list[Settings] = field(default_factory=list)
     runs: list[Settings] = field(default_factory=list)
@@ -117,7 +118,7 @@ class FakeServer:
         self.closed.append(settings)
 
     def opening_seconds(self, wanted: Sequence[Settings]) -> float:
-        return 4 + 2.0 * sum(settings.workers for settings in wanted)
+        return 4 + self.start * sum(settings.workers for settings in wanted)
 
     def room(self) -> int:
         return self.most_workers - sum(settings.workers for settings in self.opened)

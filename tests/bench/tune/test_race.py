@@ -46,6 +46,17 @@ def test_the_choice_is_within_a_twentieth_of_the_best_of_a_sweep(make_trial: Mak
     assert min(shares) >= 0.92, shares
 
 
+def test_clients_that_just_fill_the_workers_get_the_delay_that_lets_them(make_trial: MakeTrial) -> None:
+    """Starts that take long leave time for few configurations; one that waits for whole batches is among the first."""
+    shares = []
+    for seed in range(12):
+        machine = Machine(a_ms=30.0, b_ms=60.0)
+        trial = make_trial(Goal(p95_ms=5000, clients=16), machine, seed=seed, start=4.8)
+        trial.race().run()
+        shares.append(chosen(trial)[0] / best_of_all(trial.machine, trial.goal))
+    assert sorted(shares)[2] >= 0.95, shares
+
+
 def test_a_noisier_machine_leads_further_astray_but_not_far(make_trial: MakeTrial) -> None:
     shares = []
     for seed in range(12):
