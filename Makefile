@@ -24,7 +24,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup serve test test-server test-bench test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench $(WHAT:%=bench-%) lock clean
+.PHONY: help setup serve test test-server test-bench test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench bench-gateway bench-overload bench-containers bench-table bench-tune bench-compare lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -89,7 +89,7 @@ check: setup ## format, lint, types, the layers between rooms, Dockerfiles and c
 		for file in docker-compose.yml awsei-docker-compose.yml; do docker compose -f $$file config --quiet || exit 1; done; \
 		else echo "make: no docker compose here, so the compose files were not checked"; fi
 
-bench: setup ## measure all that bench/ can, in about two hours (MAR, PICTURE, PICTURES; WHAT="table tune" for some)
+bench: setup ## what the README's figures are from, in about two hours (MAR, PICTURE, PICTURES; WHAT="table tune")
 	@test -n '$(MAR)' -a -n '$(PICTURE)' -a -n '$(PICTURES)' || { echo "make: name them: make bench" \
 		"MAR=model_store/resnet18.mar PICTURE=.beeline/samples/ants.jpg PICTURES=folder" >&2; exit 2; }
 	@mkdir -p bench/results
@@ -103,7 +103,7 @@ bench-overload:
 
 bench-containers:
 	@if docker image inspect beeline-cpu:0.1.0 >/dev/null 2>&1; \
-		then .venv/bin/python -m bench.containers --picture '$(PICTURE)' --rounds 12 --requests 300 \
+		then .venv/bin/python -m bench.containers --picture '$(PICTURE)' --mar '$(MAR)' --rounds 12 --requests 300 \
 			--out bench/results/containers.json; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
 

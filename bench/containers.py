@@ -1,13 +1,14 @@
 """What a container costs: the same archive in the CPU image and under bare `serve up`, in turns.
 
 Run as `python -m bench.containers --picture ant.jpg`, with `ab` on the PATH, a container engine, and the image
-built (docker-compose.yml). Both serve the archive that is in the image, or those of `--store`, with the same numbers;
+built (docker-compose.yml). Both serve the archive that is in the image, or `--mar`, with the same numbers;
 one is idle while the other is asked, each goes first as often as the other, and a turn of each before does not count.
 Their libraries are not the same: the image has Pillow-SIMD.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import copyfile
 from typing import Annotated
 
 import PIL
@@ -40,7 +42,7 @@ CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--se
 def main(
     picture: Annotated[Path, typer.Option(help="What is sent.")],
     image: Annotated[str, typer.Option(help="The CPU image.")] = "beeline-cpu:0.1.0",
-    store: Annotated[Path | None, typer.Option(help="A folder of archives. [default: the image's own]")] = None,
+    mar: Annotated[Path | None, typer.Option(help="The archive to serve. [default: the image's own]")] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each.")] = 7,
     requests: Annotated[int, typer.Option(help="Requests a turn.")] = 400,
     clients: Annotated[int, typer.Option(help="Keep-alive clients.")] = 50,
@@ -49,36 +51,35 @@ def main(
     """Measure and print a table."""
     numbers = {"BATCH_SIZE": "16", "WORKERS": "2", "LINGER_MS": "5"}
     options = [f"--env={name}={value}" for name, value in numbers.items()]
-    if store is not None:
-        options.append(f"--volume={store.resolve()}:/model_store:ro")
-    container = _docker("run", "--detach", *CONFINED, *options, "--publish=127.0.0.1::8080", image)
-    try:
-        with tempfile.TemporaryDirectory(prefix="containers-") as folder:
-            if store is None:
-                store = Path(folder) / "store"
-                _docker("cp", f"{container}:{_STORE}", str(store))
-            asked = Request(
-                store=store.resolve(),
-                name="bench-bare",
-                overrides=Overrides(16, 2, 5),
-                ports=Ports(0),
-                gateway="nginx",
-            )
-            with up(asked, typer.echo, {**os.environ, "BEELINE_STATE": folder}) as running:
-                model = str(running.state.configuration["models"][0]["model"])
-                urls = {"bare": running.state.inference, "container": f"http://{_docker('port', container, '8080')}"}
-                with InferenceClient(urls["container"]) as client:
-                    client.predict(model, picture.read_bytes())
-                found: dict[str, list[float]] = {name: [] for name in urls}
-                for number in range(rounds + 1):
-                    # What a turn leaves behind, warm or hot, is there for the second one of a pair.
-                    for name in sorted(urls, reverse=bool(number % 2)):
-                        found[name].append(_turn(f"{urls[name]}/predictions/{model}", picture, requests, clients))
-                # What comes first finds Java cold.
-                found = {name: rates[1:] for name, rates in found.items()}
-                pillow = {"bare": PIL.__version__, "container": _docker("exec", container, "python", "-c", _PILLOW)}
-    finally:
-        _docker("rm", "--force", container)
+    with tempfile.TemporaryDirectory(prefix="containers-") as folder, contextlib.ExitStack() as stack:
+        store = Path(folder) / "store"
+        if mar is not None:
+            _only(mar, store)
+            options.append(f"--volume={store}:/model_store:ro")
+        container = _docker("run", "--detach", *CONFINED, *options, "--publish=127.0.0.1::8080", image)
+        stack.callback(_docker, "rm", "--force", container)
+        if mar is None:
+            _docker("cp", f"{container}:{_STORE}", str(store))
+        asked = Request(
+            store=store,
+            name="bench-bare",
+            overrides=Overrides(16, 2, 5),
+            ports=Ports(0),
+            gateway="nginx",
+        )
+        with up(asked, typer.echo, {**os.environ, "BEELINE_STATE": folder}) as running:
+            model = str(running.state.configuration["models"][0]["model"])
+            urls = {"bare": running.state.inference, "container": f"http://{_docker('port', container, '8080')}"}
+            with InferenceClient(urls["container"]) as client:
+                client.predict(model, picture.read_bytes())
+            found: dict[str, list[float]] = {name: [] for name in urls}
+            for number in range(rounds + 1):
+                # What a turn leaves behind, warm or hot, is there for the second one of a pair.
+                for name in sorted(urls, reverse=bool(number % 2)):
+                    found[name].append(_turn(f"{urls[name]}/predictions/{model}", picture, requests, clients))
+            # What comes first finds Java cold.
+            found = {name: rates[1:] for name, rates in found.items()}
+            pillow = {"bare": PIL.__version__, "container": _docker("exec", container, "python", "-c", _PILLOW)}
     ratios = sorted(inside / bare for bare, inside in zip(found["bare"], found["container"], strict=True))
     low, high = interval(ratios)
     cheap = low >= 1 - MOST
@@ -108,6 +109,18 @@ def main(
     )
     if out is not None:
         out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _only(mar: Path, store: Path) -> None:
+    """Make a store of one archive, which a container's user may read; it serves what an index lists."""
+    try:
+        index = json.loads((mar.parent / "index.json").read_text(encoding="utf-8"))
+        listed = {**index, "archives": {mar.name: index["archives"][mar.name]}}
+    except (OSError, ValueError, KeyError) as error:
+        raise Undetermined(f"{mar} is not listed in the index.json beside it ({error}); build it there") from error
+    store.mkdir(mode=0o755)
+    copyfile(mar, store / mar.name)
+    (store / "index.json").write_text(json.dumps(listed), encoding="utf-8")
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:

@@ -27,8 +27,12 @@ def utc() -> str:
 
 def command_line(program: str, words: Sequence[str]) -> str:
     """Return the command line of a record: of paths only the last part, as they are this machine's."""
-    short = [word if "://" in word else Path(word).name if "/" in word else word for word in words]
-    return f"{program} {shlex.join(short)}"
+
+    def short(word: str) -> str:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return option + equals + (Path(value).name if "/" in value and "://" not in value else value)
+
+    return f"{program} {shlex.join(map(short, words))}"
 
 
 @dataclass(frozen=True)

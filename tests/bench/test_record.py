@@ -67,6 +67,15 @@ def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
 
 
 def test_a_command_line_keeps_addresses_and_loses_folders() -> None:
-    words = ["bench", "table", "/some/where/a.mar", "--url", "http://127.0.0.1:8080/x", "--fail-if", "p95>1s"]
-    said = "beeline bench table a.mar --url http://127.0.0.1:8080/x --fail-if 'p95>1s'"
+    words = [
+        "bench",
+        "table",
+        "/some/where/a.mar",
+        "--url",
+        "http://127.0.0.1:8080/x",
+        "--out=/a/b",
+        "--fail-if",
+        "p95>1s",
+    ]
+    said = "beeline bench table a.mar --url http://127.0.0.1:8080/x --out=b --fail-if 'p95>1s'"
     assert record.command_line("beeline", words) == said

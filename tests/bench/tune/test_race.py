@@ -47,12 +47,16 @@ def test_the_choice_is_within_a_twentieth_of_the_best_of_a_sweep(make_trial: Mak
 
 
 def test_clients_that_just_fill_the_workers_get_the_delay_that_lets_them(make_trial: MakeTrial) -> None:
-    """Starts that take long leave time for few configurations; one that waits for whole batches is among the first."""
+    """The first round ends at 26 s, and new configurations may take until 64 s of 99.
+
+    That is time for two more, one of them with a longer delay; a later look for one would come too late.
+    """
     shares = []
     for seed in range(12):
-        machine = Machine(a_ms=30.0, b_ms=60.0)
-        trial = make_trial(Goal(p95_ms=5000, clients=16), machine, seed=seed, start=4.8)
+        machine = Machine(a_ms=10.0, b_ms=120.0)
+        trial = make_trial(Goal(p95_ms=5000, clients=16), machine, seconds=99.0, seed=seed, start=3.0)
         trial.race().run()
+        assert any(each.max_batch_delay > CONFIGURED.max_batch_delay for each in trial.server.runs)
         shares.append(chosen(trial)[0] / best_of_all(trial.machine, trial.goal))
     assert sorted(shares)[2] >= 0.95, shares
 

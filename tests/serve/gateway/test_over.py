@@ -21,6 +21,8 @@ import requests
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.counts import load
+from serve.gateway import over
+from serve.gateway.settings import Settings
 from serve.running import Running
 from serve.status import status
 from serve.up import Request, up
@@ -86,6 +88,10 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
             psutil.Process(java).kill()
             assert sum(each.running() for each in under_way) == 8
             assert {each.result() for each in under_way} == {(200, "")}
+        # What the prober knows the models from stays when that server and its folder are gone.
+        served = store_of_gateway(process.pid)
+        assert served != over.store_of(servers[0].state)
+        assert (served / "colours.mar").is_file()
         assert requests.get(f"{found[1]}/nothing", timeout=30).status_code == 404
         own = 'beeline_gateway_answers_total{status="404"} 1.0'
         wait_for(lambda: requests.get(metrics[1], timeout=30).text, lambda text: own in text)
@@ -101,6 +107,13 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
         process.communicate(timeout=30)
     assert process.returncode == 0
     assert requests.post(f"{servers[1].state.backend}/predictions/colours", data=RED, timeout=30).status_code == 200
+
+
+def store_of_gateway(pid: int) -> Path:
+    """Return the folder of archives that the gateway's process was told."""
+    commands = [child.cmdline() for child in psutil.Process(pid).children(recursive=True)]
+    folder = next(words[-1] for words in commands if "serve.gateway" in words)
+    return Path(Settings.load(Path(folder)).store)
 
 
 @contextlib.contextmanager

@@ -299,10 +299,11 @@ def test_the_access_log_is_json_whatever_bytes_come(gateway: Gateway, kind: str)
     site = gateway(**development(kind))
     head = b"Host: x\r\nConnection: close\r\nContent-Length: 1\r\nUser-Agent: \xff\xc3(\r\n\r\nx"
     assert site.raw(b"POST /predictions/fake HTTP/1.1\r\n" + head).split()[1] == b"200"
-    assert site.raw(b"POST /predictions/fake?\xe4\xff HTTP/1.1\r\n" + head).split()[1] in (b"200", b"400")
+    odd = site.raw(b"POST /predictions/fake?\xe4\xff HTTP/1.1\r\n" + head).split()[1]
+    assert odd in (b"200", b"400")
     assert site.raw(b"\x16\x03\x01\xff\xe4\r\n\r\n").split()[1] == b"400"
     assert site.predict().status_code == 200
-    lines = [line for line in site.log(2) if "/predictions/fake" in line["request"]]
+    lines = [line for line in site.log(2 + (odd == b"200")) if "/predictions/fake" in line["request"]]
     assert {line["from"] for line in lines if line["status"] == 200} == {"server"}
 
 

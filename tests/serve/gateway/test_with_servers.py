@@ -169,8 +169,11 @@ def test_a_form_of_half_a_million_fields_harms_only_itself(running: Running) -> 
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         bombs = [pool.submit(requests.post, url, data=bomb, headers=kind, timeout=90) for _ in range(2)]
-        while not all(each.done() for each in bombs):
-            assert next(iter(requests.post(url, data=BLUE, timeout=90).json())) == "blue"
+        neighbours = 0
+        # The harm was a pause of 34 seconds and more.
+        while neighbours == 0 or not all(each.done() for each in bombs):
+            assert next(iter(requests.post(url, data=BLUE, timeout=20).json())) == "blue"
+            neighbours += 1
     for each in bombs:
         assert (each.result().status_code, each.result().json()["type"]) == (400, "BadEncoding")
     fine = requests.post(url, files={"picture": ("a.png", RED, "image/png")}, timeout=90)
