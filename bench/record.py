@@ -25,12 +25,21 @@ def utc() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def without_user(url: str) -> str:
+    """Return an address without the user and the password that it may hold."""
+    scheme, marks, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + marks + host.rpartition("@")[2] + slash + path
+
+
 def command_line(program: str, words: Sequence[str]) -> str:
-    """Return the command line of a record: of paths only the last part, as they are this machine's."""
+    """Return the command line of a record: of paths only the last part, of addresses no user and password."""
 
     def short(word: str) -> str:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return option + equals + (Path(value).name if "/" in value and "://" not in value else value)
+        if "://" in value:
+            return option + equals + without_user(value)
+        return option + equals + (Path(value).name or value if "/" in value else value)
 
     return f"{program} {shlex.join(map(short, words))}"
 

@@ -19,7 +19,7 @@ from bench.load.run import run
 from bench.load.target import answer_bytes
 from bench.load.text import text
 from bench.load.threshold import Threshold, Verdict
-from bench.record import Record
+from bench.record import Record, without_user
 from serve import signals
 
 
@@ -72,7 +72,7 @@ def measure(asked: Asked, console: Console) -> Measured:
     verdicts = [threshold.judge(found) for threshold in asked.thresholds]
     values = {
         **found,
-        "url": plan.url,
+        "url": without_user(plan.url),
         "thresholds": [asdict(verdict) for verdict in verdicts],
         "ceiling_per_second": own.per_second,
         "client_limited": limit is not None,
@@ -121,7 +121,7 @@ def _command(asked: Asked) -> str:
     """Return the command line that measures it again; of paths only the last part."""
     plan = asked.plan
     one = len(plan.pictures.bodies) == 1 and Path(plan.pictures.source).suffix
-    words = [plan.url, "--picture" if one else "--pictures", Path(plan.pictures.source).name]
+    words = [without_user(plan.url), "--picture" if one else "--pictures", Path(plan.pictures.source).name]
     words += ["--clients", str(plan.clients)] if plan.rate is None else ["--rate", f"{plan.rate:g}"]
     words += ["--seconds", f"{plan.seconds:g}", "--warm-up", f"{plan.warm_up:g}", "--seed", str(plan.seed)]
     words += [] if plan.rate is None or plan.poisson else ["--evenly"]

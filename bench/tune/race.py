@@ -192,7 +192,7 @@ class Race:
             waiting = [
                 each
                 for each in neighbours(leader.settings, left)
-                if each.max_batch_delay > leader.settings.max_batch_delay
+                if each.max_batch_delay > leader.settings.max_batch_delay and not self.goal.open
             ]
             return list(dict.fromkeys([*others[:1], *waiting, *others[1:]]))[:_WAVE]
         by, best = self._forecaster(), choose(self._ranked(), self.goal)

@@ -17,6 +17,8 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.parser import BytesHeaderParser
+from email.utils import collapse_rfc2231_value
 
 from beeline.errors import BadEncoding, ConfigError, EmptyBody, TooManyBytes
 from beeline.pixels import MAX_PIXELS, kind_of
@@ -25,9 +27,8 @@ MAX_BYTES = 20_000_000
 _MOST_JSON_MARKS = 1_000
 _MOST_PARTS = 100
 _MOST_HEAD = 8_192
-# The first line of a form; nothing else that is taken begins so.
-_BOUNDARY = re.compile(rb"--[^\r\n]{1,70}\r\n")
-_NAME = re.compile(rb'^Content-Disposition:.*?;\s*name="?([^";\r\n]*)', re.IGNORECASE | re.MULTILINE)
+# The first line of a form, perhaps after an empty one; nothing else that is taken begins so.
+_OPENING = re.compile(rb"(?:\r?\n)*(--[^\r\n]{1,70}?)[ \t]*(\r?\n)")
 _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
 
 
@@ -80,8 +81,8 @@ def extract(row: object, limits: Limits) -> bytes:
         row = _choose(row)
     if isinstance(row, memoryview):
         row = bytes(row)
-    if isinstance(row, (bytes, bytearray)) and _BOUNDARY.match(row):
-        row = _choose(_fields(row))
+    if isinstance(row, (bytes, bytearray)) and (opening := _OPENING.match(row)):
+        row = _choose(_fields(row, opening))
     if isinstance(row, (bytes, bytearray)) and row.lstrip()[:1] in (b"{", b"["):
         row = _parse(row)
     if isinstance(row, (dict, list)):
@@ -108,21 +109,36 @@ def _choose(row: Mapping[object, object]) -> object:
     return next((value for value in row.values() if value), None)
 
 
-def _fields(body: bytes | bytearray) -> dict[object, object]:
-    """Return the parts of a multipart body by their names (RFC 7578); of several with one name the last."""
-    boundary = body.partition(b"\r\n")[0]
-    count = body.count(b"\r\n" + boundary)
+def _fields(body: bytes | bytearray, opening: re.Match[bytes]) -> dict[object, object]:
+    """Return the parts of a multipart body (RFC 7578), files first, under their names or their places."""
+    boundary, newline = opening[1], opening[2]
+    delimiter = newline + boundary
+    count = body.count(delimiter)
     if count > _MOST_PARTS:
         raise BadEncoding(f"the form has {count} parts; allowed: {_MOST_PARTS}, and one picture among them")
-    *parts, end = body.split(b"\r\n" + boundary)
-    if not end.startswith(b"--"):
+    # A form without any field is its last line alone.
+    closed, start = count == 0 and boundary.endswith(b"--"), opening.end()
+    parts: list[tuple[bool, str | None, bytes]] = []
+    while not closed and start and (end := body.find(delimiter, start - len(newline))) >= 0:
+        parts.append(_part(bytes(body[start:end]), newline))
+        after = end + len(delimiter)
+        closed = body[after : after + 2] == b"--"
+        start = body.find(b"\n", after) + 1
+    if not closed:
         raise BadEncoding("the form does not end with its boundary; send it with a common client")
     fields: dict[object, object] = {}
-    for part in parts:
-        head, _, data = part.removeprefix(boundary).partition(b"\r\n\r\n")
-        name = _NAME.search(head, 0, _MOST_HEAD)
-        fields[name[1].decode("latin-1") if name else None] = data
+    for place, (_, name, data) in enumerate(sorted(parts, key=lambda part: not part[0])):
+        fields[place if name is None or name in fields else name] = data
     return fields
+
+
+def _part(part: bytes, newline: bytes) -> tuple[bool, str | None, bytes]:
+    """Return whether a part is a file, its name and its bytes."""
+    head, _, data = (b"", b"", part[len(newline) :]) if part.startswith(newline) else part.partition(2 * newline)
+    headers = BytesHeaderParser().parsebytes(head[:_MOST_HEAD])
+    name = headers.get_param("name", header="content-disposition")
+    is_file = headers.get_param("filename", header="content-disposition") is not None
+    return is_file, None if name is None else collapse_rfc2231_value(name), data
 
 
 def _parse(body: bytes | bytearray) -> object:

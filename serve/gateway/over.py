@@ -68,8 +68,14 @@ def run(
         # The server whose they are may end before this gateway does.
         served = top / "store"
         served.mkdir(mode=0o700)
-        for name in states[0].archives:
-            keep(store_of(states[0]) / name, served / name)
+        try:
+            for name in states[0].archives:
+                keep(store_of(states[0]) / name, served / name)
+        except OSError as error:
+            raise BeelineError(
+                f"the archives of {states[0].name} cannot be kept ({error}); it may have been stopped meanwhile: name "
+                "servers that run"
+            ) from error
         archives = store.find(served)
         resolved = common(own, states, archives)
         settings = public(

@@ -13,8 +13,7 @@ from serve.gateway.exchange import Exchange
 from serve.gateway.refusals import Refused
 
 # Nothing else that a client says goes further; Content-Length is made anew from the body.
-_PASSED_ON = ("Content-Type", "Accept")
-_FORMS = ("application/x-www-form-urlencoded", "multipart/")
+_PASSED_ON = ("Accept",)
 # What belongs to one connection, or is said anew here.
 _NOT_PASSED_BACK = {
     "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "date", "server",
@@ -73,10 +72,13 @@ class Servers:
         self, session: aiohttp.ClientSession, exchange: Exchange, url: str, body: bytes
     ) -> aiohttp.web.Response:
         headers = {name: value for name in _PASSED_ON if (value := exchange.request.headers.get(name)) is not None}
-        if headers.get("Content-Type", "").lower().startswith(_FORMS):
-            # The servers' front ends would take forms apart; see nginx's configuration.
-            headers["Content-Type"] = "application/octet-stream"
-        headers |= {"Host": "beeline", "X-Request-Id": exchange.id, "X-Request-Start": f"t={time.time():.3f}"}
+        # Whatever it is called: the servers' front ends would take forms apart; see nginx's configuration.
+        headers |= {
+            "Content-Type": "application/octet-stream",
+            "Host": "beeline",
+            "X-Request-Id": exchange.id,
+            "X-Request-Start": f"t={time.time():.3f}",
+        }
         answer = await session.request(
             exchange.request.method,
             url,

@@ -66,13 +66,13 @@ def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
         record.append(tmp_path / "results.jsonl", made(result={"p95_ms": float("nan")}))
 
 
-def test_a_command_line_keeps_addresses_and_loses_folders() -> None:
+def test_a_command_line_keeps_addresses_and_loses_folders_and_passwords() -> None:
     words = [
         "bench",
         "table",
         "/some/where/a.mar",
         "--url",
-        "http://127.0.0.1:8080/x",
+        "http://me:p@ss@127.0.0.1:8080/x",
         "--out=/a/b",
         "--fail-if",
         "p95>1s",

@@ -177,13 +177,19 @@ def test_whoever_hangs_up_keeps_his_place_until_the_server_has_answered(gateway:
     assert requests.get(f"{site.url}/ping", timeout=5).status_code == 200
 
 
-def test_a_body_without_a_type_is_no_form(gateway_once: Site) -> None:
-    """So curl --data-binary calls it one; both servers answer 500 to what is none."""
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert gateway_once.predict("echo", headers=form).json()["headers"]["Content-Type"] == "application/octet-stream"
-    assert (
-        gateway_once.predict("echo", headers={"Content-Type": "text/x"}).json()["headers"]["Content-Type"] == "text/x"
+@pytest.mark.parametrize("kind", ["nginx", "development"])
+@pytest.mark.parametrize(
+    "said",
+    [" application/x-www-form-urlencoded", " multipart/form-data; boundary=b", "\tmultipart/form-data; boundary=b"],
+)
+def test_no_body_is_a_form_to_the_servers(gateway: Gateway, kind: str, said: str) -> None:
+    """So curl --data-binary calls it one, to which both servers answer 500; and nginx leaves a tab where it was."""
+    site = gateway(**development(kind))
+    head = (
+        f"POST /predictions/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\nContent-Type:{said}"
     )
+    answer = site.raw(head.encode() + b"\r\n\r\nx")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]["Content-Type"] == "application/octet-stream"
 
 
 @pytest.mark.parametrize(
