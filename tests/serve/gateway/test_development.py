@@ -137,7 +137,7 @@ def test_only_what_a_prediction_needs_travels_further(site: Site) -> None:
     assert seen["headers"] == {
         "Host": "beeline",
         "Content-Length": "4",
-        "Content-Type": "image/jpeg",
+        "Content-Type": "application/octet-stream",
         "Accept": "application/vnd.beeline+json",
     }
 

@@ -42,7 +42,7 @@ def test_only_what_a_prediction_needs_travels_further(gateway: Gateway) -> None:
     assert seen["headers"] == {
         "Host": "beeline",
         "Content-Length": "4",
-        "Content-Type": "image/jpeg",
+        "Content-Type": "application/octet-stream",
         "Accept": "application/vnd.beeline+json",
     }
 
