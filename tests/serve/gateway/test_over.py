@@ -113,7 +113,9 @@ def store_of_gateway(pid: int) -> Path:
     """Return the folder of archives that the gateway's process was told."""
     commands = [child.cmdline() for child in psutil.Process(pid).children(recursive=True)]
     folder = next(words[-1] for words in commands if "serve.gateway" in words)
-    return Path(Settings.load(Path(folder)).store)
+    store = Settings.load(Path(folder)).store
+    assert store is not None
+    return store
 
 
 @contextlib.contextmanager
