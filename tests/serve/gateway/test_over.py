@@ -22,7 +22,6 @@ from serve.addresses import Ports
 from serve.config import Overrides
 from serve.counts import load
 from serve.gateway import over
-from serve.gateway.settings import Settings
 from serve.running import Running
 from serve.status import status
 from serve.up import Request, up
@@ -110,12 +109,11 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
 
 
 def store_of_gateway(pid: int) -> Path:
-    """Return the folder of archives that the gateway's process was told."""
-    commands = [child.cmdline() for child in psutil.Process(pid).children(recursive=True)]
-    folder = next(words[-1] for words in commands if "serve.gateway" in words)
-    store = Settings.load(Path(folder)).store
-    assert store is not None
-    return store
+    """Return the folder of archives beside the gateway's own configuration, which its nginx was started with."""
+    commands = [" ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True)]
+    folders = {found[1] for each in commands if (found := re.search(r"(/\S+)/gateway/", each))}
+    assert len(folders) == 1, commands
+    return Path(folders.pop()) / "store"
 
 
 @contextlib.contextmanager
