@@ -89,7 +89,7 @@ def test_an_interrupted_sweep_measures_nothing_twice(tmp_path: Path) -> None:
     alone = [turn.settings for turn in made.journal.turns if turn.round == 1]
     assert sorted(alone) == sorted(wanted)
     beside = [(turn.round, turn.settings) for turn in made.journal.turns if turn.round > 1]
-    assert len(beside) == len(set(beside)) == 4 * 4
+    assert len(beside) == len(set(beside)) == Options().rounds * 4
     with pytest.raises(BeelineError, match="compares other configurations"):
         swept(tmp_path, tuned)[0].run(wanted, Settings(4, 1, 1, 1))
 
