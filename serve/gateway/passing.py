@@ -12,8 +12,6 @@ import aiohttp.web
 from serve.gateway.exchange import Exchange
 from serve.gateway.refusals import Refused
 
-# Nothing else that a client says goes further; Content-Length is made anew from the body.
-_PASSED_ON = ("Accept",)
 # What belongs to one connection, or is said anew here.
 _NOT_PASSED_BACK = {
     "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length", "date", "server",
@@ -71,14 +69,16 @@ class Servers:
     async def _once(
         self, session: aiohttp.ClientSession, exchange: Exchange, url: str, body: bytes
     ) -> aiohttp.web.Response:
-        headers = {name: value for name in _PASSED_ON if (value := exchange.request.headers.get(name)) is not None}
-        # Whatever it is called: the servers' front ends would take forms apart; see nginx's configuration.
-        headers |= {
+        # Nothing that a client says goes further but Accept; Content-Length is made anew from the body. Whatever that
+        # is called: the servers' front ends would take forms apart; see nginx's configuration.
+        headers = {
             "Content-Type": "application/octet-stream",
             "Host": "beeline",
             "X-Request-Id": exchange.id,
             "X-Request-Start": f"t={time.time():.3f}",
         }
+        if (accept := exchange.request.headers.get("Accept")) is not None:
+            headers["Accept"] = accept
         answer = await session.request(
             exchange.request.method,
             url,

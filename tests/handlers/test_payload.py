@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,7 @@ def test_the_same_bytes_come_out(row: object) -> None:
         ({"body": form(*[('name="a"', b"x")] * 101)}, BadEncoding, "101 parts"),
         ({"body": form((FILE, DATA), end=b"")}, BadEncoding, "does not end"),
         ({"body": form((FILE, DATA)).partition(b"\r\n------x--")[0]}, BadEncoding, "does not end"),
+        ({"body": form(('a*0="b"; a*="c"', DATA))}, BadEncoding, "Content-Disposition"),
         ({"body": b"--b--\r\n"}, EmptyBody, "no picture"),
         ({"body": b"--b\r\n--b--\r\n"}, EmptyBody, "no picture"),
         ({"body": {"data": ""}}, EmptyBody, "no picture"),
@@ -132,3 +134,16 @@ def test_limits_come_from_the_environment() -> None:
     for text in ("0", "-1", "20MB", "1.5", "²"):
         with pytest.raises(ConfigError, match="BEELINE_MAX_BYTES is"):
             Limits.from_environment({"BEELINE_MAX_BYTES": text})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\n" * 20_000_000, b"\r\n" * 10_000_000, b"--x" + b" " * 20_000_000, b"--" + b"\t " * 10_000_000],
+    ids=["lines", "empty lines", "padding", "blanks"],
+)
+def test_what_only_begins_like_a_form_costs_no_memory(body: bytes) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooManyBytes):
+        extract({"body": body}, LIMITS)
+    # Kilobytes: the body and a copy, not the gigabytes of a pattern that goes back over every line.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
