@@ -56,6 +56,7 @@ def build(
     check: bool = True,
     reuse: bool = False,
     handlers: Path = HANDLERS,
+    measured: dict[str, float | str] | None = None,
 ) -> Built:
     """Build `<name>.mar` from an exported folder, verify it, and only then put it into the store.
 
@@ -69,6 +70,7 @@ def build(
         check: verify before the archive replaces an older one.
         reuse: where the same bytes lie in the store already, leave them and what was verified then.
         handlers: the source root of what ships.
+        measured: for the index, what choosing engine and precision found.
 
     Raises:
         BeelineError: why it cannot be built or does not verify; the store is left as it was.
@@ -88,7 +90,7 @@ def build(
         if reuse and expected_sha256(path) == digest and path.is_file() and file_sha256(path) == digest:
             return Built(path, digest, size, spec, time.perf_counter() - start, reused=True)
         verified = _verify(draft, path) if check else None
-        put(store, draft, path.name, Entry(digest, spec.name, spec.version, spec.fingerprint(), size))
+        put(store, draft, path.name, Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured))
     return Built(path, digest, size, spec, time.perf_counter() - start, verified)
 
 
@@ -103,14 +105,15 @@ def _verify(draft: Path, path: Path) -> verify.Verified:
 def _check_export(export: Path) -> ModelSpec:
     """Read the spec and make sure that model, geometry code and goldens are those of the export."""
     spec = ModelSpec.load(export)
-    model = export / spec.model.file
-    if not model.is_file():
-        raise ArchiveError(f"{model} is missing; export the model again")
-    actual = file_sha256(model)
-    if actual != spec.model.sha256:
-        raise ArchiveError(
-            f"{model} has sha256 {actual[:SHORT]}, its spec says {spec.model.sha256[:SHORT]}; export the model again"
-        )
+    for name, expected in spec.model.digests.items():
+        model = export / name
+        if not model.is_file():
+            raise ArchiveError(f"{model} is missing; export the model again")
+        actual = file_sha256(model)
+        if actual != expected:
+            raise ArchiveError(
+                f"{model} has sha256 {actual[:SHORT]}, its spec says {expected[:SHORT]}; export the model again"
+            )
     if spec.geometry_sha256 != pixels.digest():
         raise ArchiveError(
             f"{export} was exported with another version of beeline/pixels.py ({spec.geometry_sha256[:SHORT]}, here "
@@ -130,7 +133,8 @@ def _stage(
     if handler is not None:
         entry_file = _check_handler(handler, payload)
         shutil.copyfile(handler, payload / entry_file)
-    shutil.copyfile(export / spec.model.file, payload / spec.model.file)
+    for name in spec.model.digests:
+        shutil.copyfile(export / name, payload / name)
     shutil.copyfile(export / FILE_NAME, payload / FILE_NAME)
     (payload / FOLDER).mkdir()
     pictures = json.loads((export / FOLDER / EXPECTED).read_text(encoding="utf-8"))["pictures"]

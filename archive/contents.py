@@ -92,7 +92,7 @@ def _check_identity(mar: Path, record: dict[str, Any], spec: ModelSpec, digests:
     """Tie the spec to the record, the model and the geometry code, each by its digest."""
     for what, expected, actual in (
         ("the spec's fingerprint", record.get("fingerprint"), spec.fingerprint()),
-        (spec.model.file, spec.model.sha256, digests.get(spec.model.file)),
+        *((name, expected, digests.get(name)) for name, expected in spec.model.digests.items()),
         (GEOMETRY_CODE, spec.geometry_sha256, digests.get(GEOMETRY_CODE)),
     ):
         if expected != actual:

@@ -19,7 +19,7 @@ from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
 from archive.mistakes import check_names
 from archive.presets import rgb
 from beeline import pixels
-from beeline.engine import TorchEngine
+from beeline.engine_torch import TorchEngine
 from beeline.errors import ArchiveError
 from beeline.golden import FOLDER
 from beeline.spec import FILE_NAME, Accuracy, Artifact, Geometry, ModelSpec, Provenance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from archive import contents
 from archive.digest import SHORT, file_sha256
 from beeline.golden import FOLDER
-from beeline.spec import ModelSpec
+from beeline.spec import Agreement, ModelSpec
 
 _FIRST = 8
 
@@ -62,6 +63,7 @@ class Card:
             ("input", f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"),
             ("engine", f"{spec.engine}, {spec.precision}, {spec.model.format.replace('_', ' ')}"),
             ("accuracy", measured),
+            *([("agreement", _agreement(spec.agreement))] if spec.agreement else []),
             ("data", pictures),
             ("weights", source.weights),
             ("licence", source.licence),
@@ -85,7 +87,7 @@ def card(mar: Path) -> Card:
     version = hashlib.sha256("".join(f"{name} {code[name]}\n" for name in sorted(code)).encode()).hexdigest()
     parts = {"model": 0, "handler": 0, "golden": 0, "other": 0}
     for name, size in held.sizes.items():
-        parts[_part(name, held.spec.model.file)] += size
+        parts[_part(name, held.spec.model.digests)] += size
     return Card(
         mar=mar,
         sha256=file_sha256(mar),
@@ -99,14 +101,21 @@ def card(mar: Path) -> Card:
     )
 
 
-def _part(name: str, model: str) -> str:
-    if name == model:
+def _part(name: str, model: Collection[str]) -> str:
+    if name in model:
         return "model"
     if name.endswith(".py"):
         return "handler"
     if name.startswith(f"{FOLDER}/"):
         return "golden"
     return "other"
+
+
+def _agreement(found: Agreement) -> str:
+    return (
+        f"{found.top1:.1%} the same first label as fp32 on {found.pictures} pictures ({found.data}); probabilities "
+        f"moved by at most {found.moved_99:.3f} on 99 of 100, {found.moved:.3f} on one"
+    )
 
 
 def _size(count: int) -> str:

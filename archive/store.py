@@ -21,13 +21,18 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of one archive."""
+    """What the index says of one archive.
+
+    `measured` is what each engine and precision took where they were compared to choose one, in milliseconds a
+    picture, or why it was refused. It is here and not in the archive, whose bytes depend on the choice alone.
+    """
 
     sha256: str
     name: str
     version: str
     fingerprint: str
     bytes: int
+    measured: dict[str, float | str] | None = None
 
 
 @dataclass(frozen=True)

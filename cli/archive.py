@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
 # Options that an exported folder has not settled.
-_OF_ANY = ("source", "handler", "model_config", "samples", "store", "verify", "reuse", "as_json")
+_OF_ANY = (
+    "source", "engine", "precision", "pictures", "calibration", "agreement", "moved", "handler", "model_config",
+    "samples", "store", "verify", "reuse", "as_json",
+)  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
@@ -54,6 +57,16 @@ def build(
     blind_to: Annotated[
         list[str] | None, typer.Option(help="A mistake the goldens need not notice: channels, exif ...; repeat it.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="torch, openvino, or auto: the fastest here.")] = "torch",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16, int8 or auto. [default: fp32; auto with --engine auto]")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Photographs to judge a fast variant by.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Photographs to calibrate int8 with. [default: half of --pictures]")
+    ] = None,
+    agreement: Annotated[float, typer.Option(help="Part of first labels that must be fp32's.")] = 0.99,
+    moved: Annotated[float, typer.Option(help="How far probabilities may move on 99 of 100 pictures.")] = 0.1,
     handler: Annotated[Path | None, typer.Option(help="A file with one subclass of VisionHandler.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A model-config.yaml to put in.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Pictures for the page. [of the run's validation]")] = None,
@@ -70,6 +83,7 @@ def build(
     from beeline.spec import Provenance
     from cli import samples as page
     from cli.console import result, say
+    from cli.variants import prepared
 
     if (source is None) == (model is None):
         given = "both a folder and --model are" if source else "neither a folder nor --model is"
@@ -101,8 +115,19 @@ def build(
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
             _export(model, architecture, request, export, uint8_input)
+        made, measured = prepared(
+            export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved)
+        )
         say("building" + (" and verifying ..." if verify else " ..."))
-        built = room.build(export, store or STORE, handler=handler, config=model_config, check=verify, reuse=reuse)
+        built = room.build(
+            made,
+            store or STORE,
+            handler=handler,
+            config=model_config,
+            check=verify,
+            reuse=reuse,
+            measured=measured,
+        )
         placed, about = page.put(built, export, samples, chosen)
     values = {
         "archive": str(built.path),
@@ -113,6 +138,9 @@ def build(
         "fingerprint": built.spec.fingerprint(),
         "seconds": round(built.seconds, 3),
         "reused": built.reused,
+        "engine": built.spec.engine,
+        "precision": built.spec.precision,
+        "measured": measured,
         "verified": built.verified.to_dict() if built.verified else None,
         "samples": str(placed) if placed else None,
     }

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beeline import golden, pixels
+from beeline import engine, golden, pixels
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities, with_headers
 from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
 from beeline.context import header, send, swallows_errors
-from beeline.engine import TorchEngine
 from beeline.errors import ModelError, RequestError
 from beeline.mms import keep_answers_whole
 from beeline.payload import Limits, extract
@@ -67,7 +66,7 @@ class VisionHandler:
         self.spec = ModelSpec.load(folder)
         self.limits = Limits.from_environment()
         golden.check_files(folder, self.spec)
-        self.engine = TorchEngine(folder, self.spec, gpu_id=gpu_id)
+        self.engine = engine.load(folder, self.spec, gpu_id=gpu_id)
         replayed = golden.replay(folder, self.spec, self.engine.forward)
         self.pool = DecodePool(int(self.engine.threads.value))
         self.budget = PixelBudget(self.limits.max_pixels)

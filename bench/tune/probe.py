@@ -43,14 +43,13 @@ def main() -> None:
 
 def _loaded(folder: Path, threads: int, paths: list[Path]) -> Any:
     """Return a function that decodes so many pictures and runs the model on them, as a worker does."""
-    from beeline import pixels
+    from beeline import engine, pixels
     from beeline.batch import DecodePool, Failed, Ok
-    from beeline.engine import TorchEngine
     from beeline.errors import RequestError
     from beeline.spec import ModelSpec
 
     spec = ModelSpec.load(folder)
-    engine = TorchEngine(folder, spec, threads=threads)
+    loaded = engine.load(folder, spec, threads=threads)
     pool = DecodePool(threads)
     bodies = [path.read_bytes() for path in paths]
 
@@ -64,7 +63,7 @@ def _loaded(folder: Path, threads: int, paths: list[Path]) -> Any:
     def batch(size: int) -> None:
         rows = pool.map(decode, [bodies[index % len(bodies)] for index in range(size)])
         if rows.good:
-            engine.forward(rows.stack())
+            loaded.forward(rows.stack())
 
     return batch
 

@@ -1,18 +1,18 @@
-"""The model artifact: load it, choose device, precision and threads with a reason, warm up, forward."""
+"""Engines: what the handler asks of a runtime, and the one that an archive is made for."""
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from beeline.errors import ArchiveError, ConfigError
+from beeline.errors import ConfigError
 from beeline.payload import positive
 from beeline.spec import ModelSpec
 
@@ -25,83 +25,64 @@ class Choice:
     reason: str
 
 
-class TorchEngine:
-    """PyTorch on the CPU or a CUDA device, for exported programs and TorchScript files.
+class Engine(Protocol):
+    """A loaded model: uint8 pictures in, scores out."""
 
-    The graph takes uint8 `[N, crop, crop, 3]` and returns float `[N, classes]`.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        spec: ModelSpec,
-        device: str | None = None,
-        threads: int | None = None,
-        gpu_id: int | None = None,
-        environ: Mapping[str, str] = os.environ,
-    ) -> None:
-        """Load the artifact and run it once, so that no client pays for the first pass.
-
-        Args:
-            folder: where the artifact lies.
-            spec: names the file and its format.
-            device: `auto`, `cpu` or `cuda[:index]`; None reads `BEELINE_DEVICE`.
-            threads: intra-op threads; None reads `BEELINE_THREADS`.
-            gpu_id: the device that the server assigned to this worker, for `auto`.
-            environ: the environment to read, for tests.
-
-        Raises:
-            ConfigError: for a device that is not there. ArchiveError: for an artifact that does not load.
-        """
-        self.spec = spec
-        self.threads = _threads(threads, environ)
-        torch.set_num_threads(int(self.threads.value))
-        self.device = _device(device or environ.get("BEELINE_DEVICE") or "auto", gpu_id)
-        self.precision = Choice(spec.precision, "as the archive was built")
-        self._device = torch.device(self.device.value)
-        try:
-            self._model = self._load(folder / spec.model.file)
-            self._warm_up()
-        except Exception as error:
-            why = " ".join(str(error).split())[:300]
-            raise ArchiveError(
-                f"{spec.model.file} does not run as {spec.model.format} on {self.device.value} ({why}); build it again"
-            ) from error
+    threads: Choice
 
     @property
     def choice(self) -> dict[str, Choice]:
-        """Return device, precision and threads, each with its reason."""
-        return {"device": self.device, "precision": self.precision, "threads": self.threads}
+        """Return engine, device, precision and threads, each with its reason."""
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.
-
-        Raises:
-            RuntimeError: as PyTorch raises it.
-        """
-        with torch.inference_mode():
-            output = self._model(torch.from_numpy(pixels).to(self._device))
-            return np.asarray(output.float().cpu().numpy())
-
-    def _load(self, path: Path) -> Any:
-        if self.spec.model.format == "torchscript":
-            return torch.jit.load(str(path), map_location=self._device).eval()  # type: ignore[no-untyped-call]
-        program = torch.export.load(path)
-        if self._device.type != "cpu":
-            from torch.export.passes import move_to_device_pass
-
-            program = move_to_device_pass(program, self._device)
-        return program.module()
-
-    def _warm_up(self) -> None:
-        size, classes = self.spec.geometry.crop, len(self.spec.labels)
-        for count in (1, 2):
-            shape = self.forward(np.zeros((count, size, size, 3), np.uint8)).shape
-            if shape != (count, classes):
-                raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")
+        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1."""
 
 
-def _threads(asked: int | None, environ: Mapping[str, str]) -> Choice:
+# Module, class, and the package that brings the runtime.
+_ENGINES = {
+    "torch": ("beeline.engine_torch", "TorchEngine", "torch"),
+    "openvino": ("beeline.engine_openvino", "OpenVinoEngine", "openvino"),
+    "onnxruntime": ("beeline.engine_onnxruntime", "OnnxRuntimeEngine", "onnxruntime"),
+}
+
+
+def load(
+    folder: Path,
+    spec: ModelSpec,
+    device: str | None = None,
+    threads: int | None = None,
+    gpu_id: int | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Engine:
+    """Load the artifact on the engine that its spec names, and run it once.
+
+    Args:
+        folder: where the artifact lies.
+        spec: names the engine, the file and its format.
+        device: `auto`, `cpu` or `cuda[:index]`; None reads `BEELINE_DEVICE`.
+        threads: of one forward pass; None reads `BEELINE_THREADS`.
+        gpu_id: the device that the server assigned to this worker, for `auto`.
+        environ: the environment to read, for tests.
+
+    Raises:
+        ConfigError: for a runtime or a device that is not there.
+        ArchiveError: for an artifact that does not load.
+    """
+    module, name, package = _ENGINES[spec.engine]
+    try:
+        made: Callable[..., Engine] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise ConfigError(
+            f"{spec.name} {spec.version} is made for the engine {spec.engine}, which is not installed here; install "
+            f"{package}, or build the archive with --engine torch"
+        ) from error
+    return made(folder, spec, device=device, threads=threads, gpu_id=gpu_id, environ=environ)
+
+
+def threads_of(asked: int | None, environ: Mapping[str, str]) -> Choice:
+    """Return how many threads a forward pass takes."""
     if asked is not None:
         return Choice(str(asked), "asked for")
     if environ.get("BEELINE_THREADS"):
@@ -109,16 +90,29 @@ def _threads(asked: int | None, environ: Mapping[str, str]) -> Choice:
     return Choice("1", "no BEELINE_THREADS: one thread a worker, since servers start a worker a core")
 
 
-def _device(asked: str, gpu_id: int | None) -> Choice:
-    if asked == "auto":
-        if torch.cuda.is_available():
-            return Choice(f"cuda:{gpu_id or 0}", "a CUDA device is there")
-        return Choice("cpu", "no CUDA device is there")
-    name, _, index = asked.partition(":")
-    if name not in ("cpu", "cuda") or (index and not index.isdigit()) or (name == "cpu" and index):
-        raise ConfigError(f"BEELINE_DEVICE is {asked!r}; allowed: auto, cpu, cuda or cuda:<index>")
-    if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
+def on_cpu(device: str | None, environ: Mapping[str, str], engine: str) -> Choice:
+    """Return the device of an engine that runs on CPUs alone.
+
+    Raises:
+        ConfigError: where another one is asked for.
+    """
+    asked = device or environ.get("BEELINE_DEVICE") or "auto"
+    if asked not in ("auto", "cpu"):
         raise ConfigError(
-            f"BEELINE_DEVICE is {asked!r}; this machine has {torch.cuda.device_count()} CUDA devices: use auto"
+            f"BEELINE_DEVICE is {asked!r}, and this archive's engine, {engine}, runs on CPUs: use auto or cpu, or "
+            "build the archive with --engine torch"
         )
-    return Choice(asked if name == "cpu" else f"cuda:{index or gpu_id or 0}", "asked for")
+    return Choice("cpu", f"{engine} runs on CPUs" if asked == "auto" else "asked for")
+
+
+def warm_up(forward: Callable[[NDArray[np.uint8]], NDArray[np.float32]], spec: ModelSpec) -> None:
+    """Run one and two black pictures, so that no client pays for the first pass.
+
+    Raises:
+        ValueError: for an output of another shape than the labels ask for.
+    """
+    size, classes = spec.geometry.crop, len(spec.labels)
+    for count in (1, 2):
+        shape = forward(np.zeros((count, size, size, 3), np.uint8)).shape
+        if shape != (count, classes):
+            raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")

@@ -38,7 +38,7 @@ def check_files(folder: Path, spec: ModelSpec) -> None:
         raise _differs("the spec's fingerprint", fingerprint, spec.fingerprint())
     if spec.geometry_sha256 != pixels.digest():
         raise _differs("the geometry code beeline/pixels.py", spec.geometry_sha256, pixels.digest())
-    for name, expected in sorted({**files, spec.model.file: spec.model.sha256}.items()):
+    for name, expected in sorted({**files, **spec.model.digests}.items()):
         try:
             actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         except OSError as error:

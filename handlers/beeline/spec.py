@@ -21,11 +21,11 @@ from beeline.errors import SpecError, did_you_mean
 
 SCHEMA = 1
 FILE_NAME = "model_spec.json"
-FORMATS = ("exported_program", "torchscript")
+FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
 OUTPUTS = ("logits", "probabilities")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
-ENGINES = ("torch",)
-PRECISIONS = ("fp32", "fp16", "bf16")
+ENGINES = ("torch", "openvino", "onnxruntime")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,13 +49,22 @@ class Geometry:
 class Artifact:
     """The model file: its name beside the spec, its format, its sha256 and the architecture in it.
 
-    Its graph takes uint8 `[N, crop, crop, 3]` RGB and returns float32 `[N, len(labels)]`.
+    Its graph takes uint8 `[N, crop, crop, 3]` RGB and returns float32 `[N, len(labels)]`. Where the format keeps
+    its weights in a second file, `weights` and `weights_sha256` are that one's.
     """
 
     file: str
     format: str
     sha256: str
     architecture: str = "unknown"
+    weights: str | None = None
+    weights_sha256: str | None = None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each file of it by name."""
+        second = {} if self.weights is None or self.weights_sha256 is None else {self.weights: self.weights_sha256}
+        return {self.file: self.sha256, **second}
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,21 @@ class Accuracy:
     """Top-1 accuracy in [0, 1] on `pictures` labelled pictures of the set named `data`."""
 
     top1: float
+    pictures: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a variant answers beside the fp32 reference, on `pictures` pictures of `data` that nothing was fitted to.
+
+    `top1` is the part with the same first label, in [0, 1]; `moved` the largest difference of any probability, and
+    `moved_99` what 99 of 100 pictures stay within.
+    """
+
+    top1: float
+    moved: float
+    moved_99: float
     pictures: int
     data: str
 
@@ -98,6 +122,7 @@ class ModelSpec:
     top_k: int = 5
     tolerance: float = 0.02
     accuracy: Accuracy | None = None
+    agreement: Agreement | None = None
     provenance: Provenance = field(default_factory=Provenance)
     schema: int = SCHEMA
 
@@ -134,19 +159,25 @@ class ModelSpec:
         _one_of("engine", self.engine, ENGINES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("output", self.output, OUTPUTS)
-        _check(
-            "/" not in self.model.file and self.model.file not in ("", ".", ".."),
-            "model.file",
-            self.model.file,
-            "a file name beside model_spec.json",
-        )
-        for key, digest in (("model.sha256", self.model.sha256), ("geometry_sha256", self.geometry_sha256)):
+        digests = {"model.sha256": self.model.sha256, "geometry_sha256": self.geometry_sha256}
+        files = {"model.file": self.model.file}
+        if self.model.weights is not None or self.model.weights_sha256 is not None:
+            files["model.weights"] = self.model.weights or ""
+            digests["model.weights_sha256"] = self.model.weights_sha256 or ""
+        for key, name in files.items():
+            _check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
+        for key, digest in digests.items():
             _check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
         _check(self.top_k >= 1, "top_k", self.top_k, "at least 1")
         _check(0 < self.tolerance <= 0.5, "tolerance", self.tolerance, "over 0, at most 0.5")
         if self.accuracy is not None:
             _check(0 <= self.accuracy.top1 <= 1, "accuracy.top1", self.accuracy.top1, "0 to 1")
             _check(self.accuracy.pictures >= 1, "accuracy.pictures", self.accuracy.pictures, "at least 1")
+        if self.agreement is not None:
+            for key in ("top1", "moved", "moved_99"):
+                value = getattr(self.agreement, key)
+                _check(0 <= value <= 1, f"agreement.{key}", value, "0 to 1")
+            _check(self.agreement.pictures >= 1, "agreement.pictures", self.agreement.pictures, "at least 1")
 
     def fingerprint(self) -> str:
         """Return the sha256 of the whole spec in canonical JSON: it covers model and geometry code by their digests."""

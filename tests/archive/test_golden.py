@@ -15,7 +15,7 @@ from PIL import Image
 from archive import golden
 from archive.export import export_folder
 from archive.mistakes import MISTAKES
-from beeline.engine import TorchEngine
+from beeline.engine_torch import TorchEngine
 from beeline.errors import ArchiveError, SelfTestError
 from beeline.golden import Forward, replay
 from beeline.spec import ModelSpec

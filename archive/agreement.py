@@ -1,0 +1,137 @@
+"""How far a fast variant's answers are from the fp32 reference's, and whether that is near enough."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beeline import pixels
+from beeline.answer import probabilities
+from beeline.errors import ArchiveError, RequestError
+from beeline.golden import Forward
+from beeline.spec import Agreement, Geometry
+
+# Fewer say too little: of 50 pictures one that differs is 2 %.
+LEAST_PICTURES = 50
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a variant has to keep: the part of equal first labels, and how near 99 of 100 pictures' probabilities stay."""
+
+    top1: float = 0.99
+    moved: float = 0.10
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Decoded pictures, uint8 `[N, crop, crop, 3]`: some to calibrate with, others to judge by; none is in both."""
+
+    calibration: NDArray[np.uint8]
+    judged: NDArray[np.uint8]
+    source: str
+
+
+def read(judged: Path, calibration: Path | None, geometry: Geometry, most: int = 500) -> Pictures:
+    """Decode the pictures of one folder or two, so that no file, whatever its name, is in both parts.
+
+    Args:
+        judged: a folder of pictures, at any depth. Without `calibration` it is split in two by digests.
+        calibration: a folder of pictures to calibrate with; what is in `judged` too is only judged by.
+        geometry: of the model.
+        most: pictures of each part at most, the first ones by their digests.
+
+    Raises:
+        ArchiveError: when a folder is missing, or there are too few.
+    """
+    found = _by_digest(judged)
+    if calibration is None:
+        # The last digit decides, the first ones give the order.
+        other = {digest: data for digest, data in found.items() if int(digest[-1], 16) % 2}
+    else:
+        other = _by_digest(calibration)
+    mine = {digest: data for digest, data in found.items() if calibration is not None or digest not in other}
+    other = {digest: data for digest, data in other.items() if digest not in mine}
+    parts = _decoded(other, geometry, most), _decoded(mine, geometry, most)
+    if min(map(len, parts)) < LEAST_PICTURES:
+        raise ArchiveError(
+            f"there are {len(parts[0])} pictures to calibrate with and {len(parts[1])} to judge by in "
+            f"{judged if calibration is None else f'{calibration} and {judged}'}; at least {LEAST_PICTURES} of each "
+            "are needed: name a larger folder with --pictures, or another one to calibrate with by --calibration"
+        )
+    return Pictures(np.stack(parts[0]), np.stack(parts[1]), judged.resolve().name)
+
+
+def _by_digest(folder: Path) -> dict[str, bytes]:
+    if not folder.is_dir():
+        raise ArchiveError(f"the folder of pictures {folder} is missing")
+    bodies = (path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    return {hashlib.sha256(body).hexdigest(): body for body in bodies}
+
+
+def _decoded(bodies: Mapping[str, bytes], geometry: Geometry, most: int) -> list[NDArray[np.uint8]]:
+    found: list[NDArray[np.uint8]] = []
+    for digest in sorted(bodies):
+        if len(found) == most:
+            break
+        try:
+            found.append(pixels.decode(bodies[digest], geometry))
+        except RequestError:
+            # Notes and labels lie among pictures, and a broken one could not be served either.
+            continue
+    return found
+
+
+def scores(forward: Forward, crops: NDArray[np.uint8], output: str) -> NDArray[np.float64]:
+    """Return the probabilities of pictures, `[N, classes]`.
+
+    Args:
+        forward: the model.
+        crops: uint8 `[N, crop, crop, 3]`.
+        output: what the model returns, as its spec says.
+    """
+    parts = [forward(crops[start : start + _BATCH]) for start in range(0, len(crops), _BATCH)]
+    return probabilities(np.concatenate(parts), output)
+
+
+def measure(reference: NDArray[np.float64], found: NDArray[np.float64], source: str) -> Agreement:
+    """Compare probabilities, `[N, classes]` each.
+
+    A variant whose numbers are not finite agrees on nothing.
+    """
+    moved = np.abs(reference - found).max(axis=1)
+    moved = np.where(np.isfinite(moved), moved, 1.0)
+    same = (reference.argmax(axis=1) == found.argmax(axis=1)) & np.isfinite(found).all(axis=1)
+    within = np.sort(moved)[int(np.ceil(0.99 * len(moved))) - 1]
+    return Agreement(
+        round(float(same.mean()), 5), round(float(moved.max()), 4), round(float(within), 4), len(moved), source
+    )
+
+
+def check(found: Agreement, gate: Gate, what: str) -> None:
+    """Refuse a variant that is too far from the reference.
+
+    Raises:
+        ArchiveError: saying by how much.
+    """
+    wrong = []
+    if found.top1 < gate.top1:
+        wrong.append(
+            f"{found.top1:.1%} of the first labels are the fp32 reference's, {gate.top1 - found.top1:.1%} fewer than "
+            f"the {gate.top1:.1%} asked for"
+        )
+    if found.moved_99 > gate.moved:
+        wrong.append(
+            f"on one of 100 pictures a probability moves by {found.moved_99:.3f} or more, {gate.moved:.3f} are allowed"
+        )
+    if wrong:
+        raise ArchiveError(
+            f"{what} is refused: {'; '.join(wrong)} ({found.pictures} pictures of {found.data}); take a higher "
+            "precision, or allow it with --agreement and --moved"
+        )

@@ -1,0 +1,70 @@
+"""Engine and precision of an archive that is built: the ones asked for, or the fastest that passes the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beeline.errors import ConfigError, did_you_mean
+
+
+def prepared(
+    export: Path,
+    scratch: Path,
+    asked: tuple[str, str | None],
+    pictures: tuple[Path | None, Path | None],
+    gate: tuple[float, float],
+) -> tuple[Path, dict[str, float | str] | None]:
+    """Return the folder to build of, and for `auto` what each variant took or why it was refused.
+
+    Args:
+        export: of the fp32 model for PyTorch.
+        scratch: a folder for variants.
+        asked: engine and precision, each perhaps `auto`.
+        pictures: to judge by, and to calibrate with.
+        gate: the part of equal first labels, and how far probabilities may move on 99 of 100 pictures.
+
+    Raises:
+        ConfigError: for what is not known, or without pictures.
+        ArchiveError: when the gate refuses it.
+    """
+    from archive import agreement, torch_model, variant
+    from beeline.spec import ModelSpec
+    from cli.console import say
+
+    engine, precision = asked
+    known = variant.known()
+    for word, option, names in (
+        (engine, "--engine", {each.engine for each in known}),
+        (precision, "--precision", {each.precision for each in known}),
+    ):
+        if word not in (None, "auto", *names):
+            raise ConfigError(f"{option} is {word!r}{did_you_mean(str(word), ('auto', *sorted(names)))}")
+    wanted = [
+        each
+        for each in known
+        if engine in ("auto", each.engine)
+        and (precision or ("auto" if engine == "auto" else "fp32")) in ("auto", each.precision)
+    ]
+    if not wanted:
+        both = ", ".join(map(str, known))
+        raise ConfigError(f"there is no {engine} {precision} here; allowed: {both}")
+    if [str(each) for each in wanted] == ["torch fp32"]:
+        return export, None
+    judged, calibration = pictures
+    if judged is None:
+        raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
+    spec = ModelSpec.load(export)
+    read = agreement.read(judged, calibration, spec.geometry)
+    photometry = torch_model.photometry(export, spec)
+    allowed = agreement.Gate(*gate)
+    if len(wanted) == 1:
+        folder = scratch / "variant"
+        folder.mkdir()
+        say(f"making {wanted[0]} and comparing it with fp32 on {len(read.judged)} pictures ...")
+        variant.make(export, folder, wanted[0], read, allowed, photometry)
+        return folder, None
+    say(f"trying {len(wanted)} variants on {len(read.judged)} pictures ...")
+    folder, tried = variant.fastest(export, scratch, read, allowed, photometry, wanted, say)
+    return folder, {
+        str(each.wanted): each.refused or "" if each.milliseconds is None else each.milliseconds for each in tried
+    }

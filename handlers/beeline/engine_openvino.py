@@ -1,0 +1,87 @@
+"""The engine of OpenVINO models, on CPUs; a whole graph is compiled for the instructions that the CPU has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from beeline.engine import Choice, on_cpu, threads_of, warm_up
+from beeline.errors import ArchiveError
+from beeline.spec import ModelSpec
+
+# What the CPU plug-in computes the rest in where the graph says nothing; int8 layers are in the graph itself.
+_COMPUTED_IN = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU, for its own format: `model.xml`, its weights beside it in `model.bin`.
+
+    The graph takes uint8 `[N, crop, crop, 3]` and returns float `[N, classes]`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        device: str | None = None,
+        threads: int | None = None,
+        gpu_id: int | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Compile the artifact and run it once; see `beeline.engine.load`.
+
+        Raises:
+            ConfigError: for a device other than the CPU. ArchiveError: for an artifact that does not load.
+        """
+        self.spec = spec
+        self.threads = threads_of(threads, environ)
+        self.device = on_cpu(device, environ, "openvino")
+        self.engine = Choice("openvino", "as the archive was built")
+        self.precision = Choice(spec.precision, "as the archive was built")
+        try:
+            core = openvino.Core()
+            model = core.read_model(folder / spec.model.file)
+            # A worker answers a batch at a time, so one stream with all of its threads. They are not pinned: the
+            # workers of one machine would all be pinned to its first cores.
+            self._compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "NUM_STREAMS": 1,
+                    "INFERENCE_NUM_THREADS": int(self.threads.value),
+                    "ENABLE_CPU_PINNING": False,
+                    "INFERENCE_PRECISION_HINT": _COMPUTED_IN[spec.precision],
+                },
+            )
+            self._request = self._compiled.create_infer_request()
+            warm_up(self.forward, spec)
+        except Exception as error:
+            why = " ".join(str(error).split())[:300]
+            raise ArchiveError(
+                f"{spec.model.file} does not run on OpenVINO {openvino.__version__} ({why}); build it again"
+            ) from error
+
+    @property
+    def choice(self) -> dict[str, Choice]:
+        """Return engine, device, precision and threads, each with its reason."""
+        return {
+            "engine": self.engine,
+            "device": self.device,
+            "precision": self.precision,
+            "threads": self.threads,
+        }
+
+    def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.
+
+        Raises:
+            RuntimeError: as OpenVINO raises it.
+        """
+        # The request's own memory is overwritten by the next batch, so the scores are copied out of it.
+        result = self._request.infer([pixels], share_inputs=True, share_outputs=True)
+        return np.array(result[0], dtype=np.float32)
