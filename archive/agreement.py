@@ -23,7 +23,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Gate:
-    """What a variant has to keep: the part of equal first labels, and how near 99 of 100 pictures' probabilities stay."""
+    """What a variant has to keep: the part of equal first labels, and probabilities, on 99 of 100 pictures."""
 
     top1: float = 0.99
     moved: float = 0.10

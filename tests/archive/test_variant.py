@@ -1,0 +1,143 @@
+"""Variants: each engine answers as the fp32 reference, is the same bytes each time, and is refused when it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from archive import agreement, torch_model, variant
+from archive.agreement import Gate, Pictures
+from archive.build import build
+from archive.digest import file_sha256
+from archive.variant import CONVERTERS, Wanted
+from beeline import engine
+from beeline.errors import ArchiveError, ConfigError
+from beeline.spec import Artifact, ModelSpec
+from tests.archive.test_agreement import SMALL, draw
+
+FAST = [wanted for wanted in variant.known() if wanted != Wanted("torch", "fp32")]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """Small pictures of noise."""
+    return agreement.read(draw(tmp_path_factory.mktemp("pictures"), 240), None, SMALL)
+
+
+def made(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate = Gate()) -> ModelSpec:
+    out.mkdir()
+    return variant.make(export, out, wanted, pictures, gate, torch_model.photometry(export, ModelSpec.load(export)))
+
+
+@pytest.mark.parametrize("wanted", FAST, ids=str)
+def test_a_variant_is_verified_and_answers_every_batch_size(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, wanted: Wanted
+) -> None:
+    spec = made(tiny_export, tmp_path / "variant", wanted, pictures)
+    assert (spec.engine, spec.precision) == (wanted.engine, wanted.precision)
+    assert spec.agreement is not None
+    assert spec.agreement.top1 >= 0.99
+    assert spec.agreement.pictures == len(pictures.judged)
+    built = build(tmp_path / "variant", tmp_path / "store")
+    assert built.verified is not None
+    assert built.verified.choice["engine"][0] == wanted.engine
+    forward = engine.load(tmp_path / "variant", spec).forward
+    whole = forward(pictures.judged[:7])
+    for size in (1, 2, 5):
+        assert np.allclose(forward(pictures.judged[:size]), whole[:size], atol=1e-3)
+    # What an earlier batch returned is not written over by the next one.
+    kept = whole.copy()
+    forward(pictures.judged[7:14])
+    assert np.array_equal(whole, kept)
+
+
+@pytest.mark.parametrize("wanted", FAST, ids=str)
+def test_the_same_choice_gives_the_same_bytes(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, wanted: Wanted
+) -> None:
+    digests = []
+    for name in ("one", "two"):
+        made(tiny_export, tmp_path / name, wanted, pictures)
+        digests.append(build(tmp_path / name, tmp_path / f"{name}-store", check=False).sha256)
+    assert digests[0] == digests[1]
+
+
+def test_the_photometry_is_read_off_the_graph(tiny_export: Path) -> None:
+    mean, std = torch_model.photometry(tiny_export, ModelSpec.load(tiny_export))
+    assert np.allclose(mean, (0.485, 0.456, 0.406), atol=1e-5)
+    assert np.allclose(std, (0.229, 0.224, 0.225), atol=1e-5)
+
+
+def test_a_variant_that_answers_otherwise_is_refused(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A converter that keeps the model but has a fault in its engine: every fourth picture's scores are turned round."""
+
+    class Faulty:
+        def __init__(self, inner: engine.Engine) -> None:
+            self.inner = inner
+
+        def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            scores = self.inner.forward(pixels)
+            scores[::4] = -scores[::4]
+            return scores
+
+    real = engine.load
+
+    def load(folder: Path, spec: ModelSpec, **options: object) -> object:
+        loaded = real(folder, spec, device="cpu")
+        return Faulty(loaded) if spec.engine == "openvino" else loaded
+
+    monkeypatch.setattr(engine, "load", load)
+    with pytest.raises(ArchiveError, match=r"openvino fp32 is refused: 7\d\.\d% of the first labels"):
+        made(tiny_export, tmp_path / "variant", Wanted("openvino", "fp32"), pictures)
+
+
+def test_variants_are_made_of_the_reference_alone(tiny_export: Path, tmp_path: Path, pictures: Pictures) -> None:
+    made(tiny_export, tmp_path / "one", Wanted("openvino", "fp32"), pictures)
+    with pytest.raises(ArchiveError, match="is openvino fp32 already"):
+        made(tmp_path / "one", tmp_path / "two", Wanted("openvino", "int8"), pictures)
+
+
+def test_the_fastest_of_those_that_pass_is_taken(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, top1: float) -> Artifact:
+        raise ArchiveError("it cannot be converted")
+
+    monkeypatch.setitem(CONVERTERS, "openvino", (refused, ("fp32",)))
+    said: list[str] = []
+    folder, tried = variant.fastest(
+        tiny_export,
+        tmp_path,
+        pictures,
+        Gate(),
+        torch_model.photometry(tiny_export, ModelSpec.load(tiny_export)),
+        [Wanted("torch", "fp32"), Wanted("openvino", "fp32")],
+        said.append,
+    )
+    assert folder == tiny_export
+    assert [each.milliseconds is None for each in tried] == [False, True]
+    assert "it cannot be converted" in said[1]
+
+
+def test_a_worker_without_the_runtime_says_what_to_install(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = dataclasses.replace(ModelSpec.load(tiny_export), engine="openvino")
+    monkeypatch.setitem(engine._ENGINES, "openvino", ("no_such_runtime.engine", "Engine", "no_such_runtime"))
+    with pytest.raises(ConfigError, match=r"engine openvino, which is not installed here; install no_such_runtime"):
+        engine.load(tiny_export, spec)
+
+
+def test_every_file_of_the_model_is_covered(tiny_export: Path, tmp_path: Path, pictures: Pictures) -> None:
+    made(tiny_export, tmp_path / "variant", Wanted("openvino", "fp32"), pictures)
+    weights = tmp_path / "variant" / "model.bin"
+    before = file_sha256(weights)
+    body = bytearray(weights.read_bytes())
+    body[len(body) // 2] ^= 1
+    weights.write_bytes(body)
+    with pytest.raises(ArchiveError, match=rf"model.bin has sha256 .* its spec says {before[:8]}"):
+        build(tmp_path / "variant", tmp_path / "store", check=False)
