@@ -28,9 +28,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return agreement.read(draw(tmp_path_factory.mktemp("pictures"), 240), None, SMALL)
 
 
-def made(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate = Gate()) -> ModelSpec:
+def made(export: Path, out: Path, wanted: Wanted, pictures: Pictures) -> ModelSpec:
     out.mkdir()
-    return variant.make(export, out, wanted, pictures, gate, torch_model.photometry(export, ModelSpec.load(export)))
+    return variant.make(export, out, wanted, pictures, Gate(), torch_model.photometry(export, ModelSpec.load(export)))
 
 
 @pytest.mark.parametrize("wanted", FAST, ids=str)
@@ -75,7 +75,7 @@ def test_the_photometry_is_read_off_the_graph(tiny_export: Path) -> None:
 def test_a_variant_that_answers_otherwise_is_refused(
     tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A converter that keeps the model but has a fault in its engine: every fourth picture's scores are turned round."""
+    """A fault that is made here: of every fourth picture the engine turns the scores round."""
 
     class Faulty:
         def __init__(self, inner: engine.Engine) -> None:
