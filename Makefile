@@ -17,7 +17,10 @@ UV := .venv/bin/uv
 READY := .venv/.ready
 # What the servers ask for and no process in an image imports; Pillow-SIMD is in Pillow's place.
 UNUSED := pillow wheel packaging
-LOCK := $(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header
+# OpenVINO and NNCF send nothing where the package that would is not there. So it is left out, and what is locked is
+# installed as it is, without asking what it depends on.
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
+	--no-emit-package openvino-telemetry
 
 # The first Python that really runs, is 3.10 to 3.12 and has venv with pip.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
@@ -37,7 +40,7 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@echo "setting up .venv with $$($(PYTHON) --version): once, about 5 GB with PyTorch's CUDA parts"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --compile-bytecode -r requirements/main.txt
+	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -22,9 +22,13 @@ def package_folders() -> list[str]:
     return [folder for folder in sys.path if folder and str(Path(folder).resolve()) in installed]
 
 
-def hidden_packages() -> list[str]:
-    """Return the top-level names that are installed here but that no worker can count on."""
-    allowed = _with_requirements(WORKER_PACKAGES)
+def hidden_packages(runtime: Iterable[str] = ()) -> list[str]:
+    """Return the top-level names that are installed here but that no worker can count on.
+
+    Args:
+        runtime: distributions that the archive's engine needs besides `WORKER_PACKAGES`.
+    """
+    allowed = _with_requirements((*WORKER_PACKAGES, *runtime))
     return sorted(
         name
         for name, owners in metadata.packages_distributions().items()

@@ -27,6 +27,9 @@ MISTAKES = {
 }
 # Noticed or refused; the last one is recorded where it is noticed, since a square picture cannot tell.
 REQUIRED = ("labels", "channels", "normalisation", "exif")
+# What a conversion of the model can get wrong. The others are of the geometry code, which is the same source file
+# in every archive of an export, whatever engine it is for.
+OF_THE_MODEL = ("labels", "channels", "normalisation")
 ORIENTATION = 0x0112
 
 # Mean and standard deviation, per RGB channel.

@@ -18,8 +18,10 @@ from typing import Any
 
 from archive import contents, fake_context, isolation, safety, worker_process
 from beeline.answer import Answer
+from beeline.engine import runtime
 from beeline.errors import ArchiveError, Undetermined, did_you_mean
 from beeline.golden import CHECKSUMS
+from beeline.spec import FILE_NAME, ModelSpec
 
 SERVERS = ("torchserve", "mms")
 BATCH_SIZE = 16
@@ -171,7 +173,7 @@ class Runner:
             "server": self.server,
             "batch_size": self.batch_size,
             "packages": isolation.package_folders(),
-            "hidden": isolation.hidden_packages(),
+            "hidden": isolation.hidden_packages(_runtime(folder)),
             "rooms": list(isolation.ROOMS),
             "context": str(Path(fake_context.__file__).resolve()),
         }
@@ -229,3 +231,10 @@ class Runner:
         error = ArchiveError(f"the handler of {self.mar} {what}: its process ended with {ended}; run it with --debug")
         error.__cause__ = WorkerTraceback(self.log() or "the worker wrote nothing")
         return error
+
+
+def _runtime(folder: Path) -> tuple[str, ...]:
+    """Return the distribution that the engine of an unpacked archive is; of somebody else's archive, none."""
+    if not (folder / FILE_NAME).is_file():
+        return ()
+    return (runtime(ModelSpec.load(folder).engine),)

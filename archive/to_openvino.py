@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
+import logging
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +45,17 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         ArchiveError: for a model that OpenVINO cannot read.
         ConfigError: where OpenVINO or NNCF is not installed.
     """
-    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-    os.environ.setdefault("NNCF_TELEMETRY_DISABLED", "1")
+    # Both report their use through this package where they can import it.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ModuleNotFoundError as error:
-        raise ConfigError("OpenVINO is not installed here; install requirements/openvino.txt") from error
+        raise ConfigError("OpenVINO is not installed here; install the package openvino") from error
     try:
-        model = openvino.convert_model(module(folder, spec), example_input=_example(spec))
+        with warnings.catch_warnings():
+            # Of PyTorch's own code, about PyTorch's own code.
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(module(folder, spec), example_input=_example(spec))
     except Exception as error:
         why = " ".join(str(error).split())[:300]
         raise ArchiveError(
@@ -56,8 +63,10 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         ) from error
     crop = spec.geometry.crop
     model.reshape(openvino.PartialShape([-1, crop, crop, 3]))
+    _name(model)
     if precision == "int8":
         model = _quantised(model, spec, pictures, top1)
+        _name(model)
     openvino.save_model(model, out / FILE, compress_to_fp16=False)
     return Artifact(
         FILE,
@@ -67,6 +76,13 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         weights=WEIGHTS,
         weights_sha256=file_sha256(out / WEIGHTS),
     )
+
+
+def _name(model: Any) -> None:
+    """Number the operations: OpenVINO's own names count on from what the process made before."""
+    model.set_friendly_name("model")
+    for number, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name().lower()}_{number}")
 
 
 def _example(spec: ModelSpec) -> Any:
@@ -79,7 +95,7 @@ def _quantised(model: Any, spec: ModelSpec, pictures: Pictures, top1: float) -> 
     try:
         import nncf
     except ModuleNotFoundError as error:
-        raise ConfigError("NNCF, which int8 needs, is not installed here; install requirements/openvino.txt") from error
+        raise ConfigError("NNCF, which int8 needs, is not installed here; install the package nncf") from error
     import openvino
 
     crops = pictures.calibration
@@ -92,11 +108,14 @@ def _quantised(model: Any, spec: ModelSpec, pictures: Pictures, top1: float) -> 
         same = [float(int(compiled(one)[0].argmax()) == label) for one, label in zip(data, labels, strict=False)]
         return sum(same) / len(same), same
 
-    return nncf.quantize_with_accuracy_control(
-        model,
-        calibration_dataset=nncf.Dataset(ones),
-        validation_dataset=nncf.Dataset(control),
-        validation_fn=agreement,
-        max_drop=1 - top1,
-        subset_size=len(ones),
-    )
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+    # Its progress bars are in nobody's terms.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return nncf.quantize_with_accuracy_control(
+            model,
+            calibration_dataset=nncf.Dataset(ones),
+            validation_dataset=nncf.Dataset(control),
+            validation_fn=agreement,
+            max_drop=1 - top1,
+            subset_size=len(ones),
+        )

@@ -15,7 +15,7 @@ WORKDIR /opt/beeline
 COPY requirements/uv.txt requirements/main.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/uv.txt \
     && uv venv --quiet .venv \
-    && uv pip install --quiet --require-hashes --compile-bytecode -r requirements/main.txt
+    && uv pip install --quiet --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 COPY pyproject.toml ./
 COPY handlers handlers
 COPY archive archive

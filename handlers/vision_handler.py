@@ -68,7 +68,7 @@ class VisionHandler:
         golden.check_files(folder, self.spec)
         self.engine = engine.load(folder, self.spec, gpu_id=gpu_id)
         replayed = golden.replay(folder, self.spec, self.engine.forward)
-        self.pool = DecodePool(int(self.engine.threads.value))
+        self.pool = DecodePool(int(self.engine.choice["threads"].value))
         self.budget = PixelBudget(self.limits.max_pixels)
         pixels.set_limit(self.limits.max_pixels)
         choice = {name: dataclasses.asdict(made) for name, made in self.engine.choice.items()}

@@ -215,7 +215,7 @@ def _forward(engine: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Return the forward pass alone, and what brings a stacked batch to its device first."""
     import torch
 
-    device = torch.device(engine.device.value)
+    device = torch.device(engine.choice["device"].value)
     if device.type == "cpu":
         return engine.forward, lambda pixels: pixels
     # The engine's own `forward` copies there and back; its network alone is not offered.

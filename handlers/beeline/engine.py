@@ -26,13 +26,9 @@ class Choice:
 
 
 class Engine(Protocol):
-    """A loaded model: uint8 pictures in, scores out."""
+    """A loaded model: uint8 pictures in, scores out; `choice` is what `choices` returned for it."""
 
-    threads: Choice
-
-    @property
-    def choice(self) -> dict[str, Choice]:
-        """Return engine, device, precision and threads, each with its reason."""
+    choice: dict[str, Choice]
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1."""
@@ -44,6 +40,11 @@ _ENGINES = {
     "openvino": ("beeline.engine_openvino", "OpenVinoEngine", "openvino"),
     "onnxruntime": ("beeline.engine_onnxruntime", "OnnxRuntimeEngine", "onnxruntime"),
 }
+
+
+def runtime(name: str) -> str:
+    """Return the package that an engine of this name needs."""
+    return _ENGINES[name][2]
 
 
 def load(
@@ -79,6 +80,17 @@ def load(
             f"{package}, or build the archive with --engine torch"
         ) from error
     return made(folder, spec, device=device, threads=threads, gpu_id=gpu_id, environ=environ)
+
+
+def choices(spec: ModelSpec, device: Choice, threads: Choice) -> dict[str, Choice]:
+    """Return engine, device, precision and threads, each with its reason, as logs, metrics and page show them."""
+    built = "as the archive was built"
+    return {
+        "engine": Choice(spec.engine, built),
+        "device": device,
+        "precision": Choice(spec.precision, built),
+        "threads": threads,
+    }
 
 
 def threads_of(asked: int | None, environ: Mapping[str, str]) -> Choice:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from beeline.engine import Choice, on_cpu, threads_of, warm_up
+from beeline.engine import choices, on_cpu, threads_of, warm_up
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 
@@ -36,12 +36,9 @@ class OnnxRuntimeEngine:
             ConfigError: for a device other than the CPU. ArchiveError: for an artifact that does not load.
         """
         self.spec = spec
-        self.threads = threads_of(threads, environ)
-        self.device = on_cpu(device, environ, "onnxruntime")
-        self.engine = Choice("onnxruntime", "as the archive was built")
-        self.precision = Choice(spec.precision, "as the archive was built")
+        self.choice = choices(spec, on_cpu(device, environ, "onnxruntime"), threads_of(threads, environ))
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(self.threads.value)
+        options.intra_op_num_threads = int(self.choice["threads"].value)
         options.inter_op_num_threads = 1
         # Threads that wait for work by spinning take the core from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -57,16 +54,6 @@ class OnnxRuntimeEngine:
             raise ArchiveError(
                 f"{spec.model.file} does not run on ONNX Runtime {onnxruntime.__version__} ({why}); build it again"
             ) from error
-
-    @property
-    def choice(self) -> dict[str, Choice]:
-        """Return engine, device, precision and threads, each with its reason."""
-        return {
-            "engine": self.engine,
-            "device": self.device,
-            "precision": self.precision,
-            "threads": self.threads,
-        }
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.

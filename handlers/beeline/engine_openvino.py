@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from beeline.engine import Choice, on_cpu, threads_of, warm_up
+from beeline.engine import choices, on_cpu, threads_of, warm_up
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 
@@ -39,10 +39,7 @@ class OpenVinoEngine:
             ConfigError: for a device other than the CPU. ArchiveError: for an artifact that does not load.
         """
         self.spec = spec
-        self.threads = threads_of(threads, environ)
-        self.device = on_cpu(device, environ, "openvino")
-        self.engine = Choice("openvino", "as the archive was built")
-        self.precision = Choice(spec.precision, "as the archive was built")
+        self.choice = choices(spec, on_cpu(device, environ, "openvino"), threads_of(threads, environ))
         try:
             core = openvino.Core()
             model = core.read_model(folder / spec.model.file)
@@ -53,7 +50,7 @@ class OpenVinoEngine:
                 "CPU",
                 {
                     "NUM_STREAMS": 1,
-                    "INFERENCE_NUM_THREADS": int(self.threads.value),
+                    "INFERENCE_NUM_THREADS": int(self.choice["threads"].value),
                     "ENABLE_CPU_PINNING": False,
                     "INFERENCE_PRECISION_HINT": _COMPUTED_IN[spec.precision],
                 },
@@ -65,16 +62,6 @@ class OpenVinoEngine:
             raise ArchiveError(
                 f"{spec.model.file} does not run on OpenVINO {openvino.__version__} ({why}); build it again"
             ) from error
-
-    @property
-    def choice(self) -> dict[str, Choice]:
-        """Return engine, device, precision and threads, each with its reason."""
-        return {
-            "engine": self.engine,
-            "device": self.device,
-            "precision": self.precision,
-            "threads": self.threads,
-        }
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from beeline.engine import Choice, threads_of, warm_up
+from beeline.engine import Choice, choices, threads_of, warm_up
 from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import ModelSpec
 
@@ -45,24 +45,18 @@ class TorchEngine:
             ConfigError: for a device that is not there. ArchiveError: for an artifact that does not load.
         """
         self.spec = spec
-        self.threads = threads_of(threads, environ)
-        torch.set_num_threads(int(self.threads.value))
-        self.device = _device(device or environ.get("BEELINE_DEVICE") or "auto", gpu_id)
-        self.precision = Choice(spec.precision, "as the archive was built")
-        self._device = torch.device(self.device.value)
+        chosen = _device(device or environ.get("BEELINE_DEVICE") or "auto", gpu_id)
+        self.choice = choices(spec, chosen, threads_of(threads, environ))
+        torch.set_num_threads(int(self.choice["threads"].value))
+        self._device = torch.device(chosen.value)
         try:
             self._model = self._load(folder / spec.model.file)
             warm_up(self.forward, spec)
         except Exception as error:
             why = " ".join(str(error).split())[:300]
             raise ArchiveError(
-                f"{spec.model.file} does not run as {spec.model.format} on {self.device.value} ({why}); build it again"
+                f"{spec.model.file} does not run as {spec.model.format} on {chosen.value} ({why}); build it again"
             ) from error
-
-    @property
-    def choice(self) -> dict[str, Choice]:
-        """Return device, precision and threads, each with its reason."""
-        return {"device": self.device, "precision": self.precision, "threads": self.threads}
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.

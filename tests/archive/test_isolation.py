@@ -21,3 +21,8 @@ def test_what_only_this_environment_has_is_hidden_and_what_torch_needs_is_not() 
     hidden = set(isolation.hidden_packages())
     assert {"torchvision", "lightning", "typer", "yaml", "ts", "pytest"} <= hidden
     assert not {"torch", "numpy", "PIL", "sympy", "filelock", "typing_extensions", "psutil"} & hidden
+
+
+def test_an_engines_runtime_is_seen_where_the_archive_needs_it() -> None:
+    assert "openvino" in isolation.hidden_packages()
+    assert "openvino" not in isolation.hidden_packages(("openvino",))

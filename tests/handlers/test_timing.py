@@ -165,9 +165,10 @@ def test_the_handler_counts_what_it_answered(
     loaded = read(tmp_path)
     assert (loaded["model"], loaded["version"], loaded["answers"]) == ("colours", "1.0", {})
     assert {name: made["value"] for name, made in loaded["choice"].items()} == {
-        "device": handler.engine.device.value,
+        "engine": "torch",
+        "device": handler.engine.choice["device"].value,
         "precision": "fp32",
-        "threads": handler.engine.threads.value,
+        "threads": handler.engine.choice["threads"].value,
     }
     assert all(made["reason"] for made in loaded["choice"].values())
     context = Context("colours", "", {}, 8, None, "0.12.0")
