@@ -64,7 +64,7 @@ class Mms:
                 say(f"installing Multi Model Server into {self.venv} (once, some minutes without a warm cache) ...")
                 if not python.exists():
                     _uv("venv", "--quiet", "--allow-existing", "--python", sys.executable, str(self.venv))
-                install = ("pip", "install", "--quiet", "--python", str(python), "--require-hashes")
+                install = ("pip", "install", "--quiet", "--python", str(python), "--require-hashes", "--no-deps")
                 _uv(*install, "--compile-bytecode", "-r", str(self.lock_file))
                 stamp.write_text(wanted)
         self.site(python)

@@ -58,7 +58,7 @@ def _set(values: dict[str, Any], path: str, value: object) -> None:
         ("geometry.crop", 22.5, "a whole number"),
         ("geometry.interpolation", "bilinaer", "did you mean 'bilinear'"),
         ("model.file", "../model.pt2", "model.file is"),
-        ("model.format", "onnx", "model.format is 'onnx'"),
+        ("model.format", "caffe", "model.format is 'caffe'"),
         ("model.sha256", "abc", "64 hexadecimal digits"),
         ("tolerance", 0, "tolerance is 0"),
         ("tolerance", float("nan"), "tolerance is nan"),
