@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,10 +32,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoded pictures, uint8 `[N, crop, crop, 3]`: some to calibrate with, others to judge by; none is in both."""
+    """Decoded pictures, uint8 `[N, crop, crop, 3]`: some to calibrate with, others to judge by; none is in both.
+
+    `judged` are decoded in full, as the reference sees them, and `served` the same ones as a worker will decode them.
+    """
 
     calibration: NDArray[np.uint8]
     judged: NDArray[np.uint8]
+    served: NDArray[np.uint8]
+    geometry: Geometry
     source: str
 
 
@@ -44,7 +50,7 @@ def read(judged: Path, calibration: Path | None, geometry: Geometry, most: int =
     Args:
         judged: a folder of pictures, at any depth. Without `calibration` it is split in two by digests.
         calibration: a folder of pictures to calibrate with; what is in `judged` too is only judged by.
-        geometry: of the model.
+        geometry: of the model, as it will be served.
         most: pictures of each part at most, the first ones by their digests.
 
     Raises:
@@ -58,14 +64,17 @@ def read(judged: Path, calibration: Path | None, geometry: Geometry, most: int =
         other = _by_digest(calibration)
     mine = {digest: data for digest, data in found.items() if calibration is not None or digest not in other}
     other = {digest: data for digest, data in other.items() if digest not in mine}
-    parts = _decoded(other, geometry, most), _decoded(mine, geometry, most)
+    full = dataclasses.replace(geometry, decoding="full")
+    parts = _decoded(other, full, most), _decoded(mine, full, most)
     if min(map(len, parts)) < LEAST_PICTURES:
         raise ArchiveError(
             f"there are {len(parts[0])} pictures to calibrate with and {len(parts[1])} to judge by in "
             f"{judged if calibration is None else f'{calibration} and {judged}'}; at least {LEAST_PICTURES} of each "
             "are needed: name a larger folder with --pictures, or another one to calibrate with by --calibration"
         )
-    return Pictures(np.stack(parts[0]), np.stack(parts[1]), judged.resolve().name)
+    calibrating, judging = map(np.stack, parts)
+    served = judging if geometry == full else np.stack(_decoded(mine, geometry, most))
+    return Pictures(calibrating, judging, served, geometry, judged.resolve().name)
 
 
 def _by_digest(folder: Path) -> dict[str, bytes]:

@@ -87,7 +87,7 @@ def decode(
 
     Args:
         data: the encoded picture.
-        geometry: resize, crop and interpolation, in pixels.
+        geometry: resize, crop and interpolation, in pixels, and how JPEGs are decoded.
         max_pixels: the most pixels that the header may declare.
         hold: called with the number of pixels before they are decoded; the context it returns is
             held until they are freed (the worker bounds its memory with it).
@@ -96,7 +96,11 @@ def decode(
         RequestError: one of its 4xx, with a sentence for the sender.
     """
     image = probe(data, max_pixels)
+    # A progressive JPEG's coefficients are held whole, whatever is decoded of them.
     with hold(max(image.width * image.height, image.info.get(_HELD, 0))):
+        if geometry.decoding == "scaled":
+            # JPEG alone offers it: a half, a quarter or an eighth, as long as the shorter side still is `resize`.
+            image.draft(None, (geometry.resize, geometry.resize))
         small = resize_crop(_upright(image), geometry)
         # Freed before the hold ends, which gives large memory back to the system.
         del image

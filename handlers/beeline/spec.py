@@ -24,6 +24,7 @@ FILE_NAME = "model_spec.json"
 FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
 OUTPUTS = ("logits", "probabilities")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
+DECODINGS = ("full", "scaled")
 ENGINES = ("torch", "openvino", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -38,11 +39,15 @@ class Geometry:
 
     Both are pixels; `interpolation` is the resize filter, always antialiased. The same two steps as
     torchvision's `Resize(resize)` and `CenterCrop(crop)` on a Pillow image.
+
+    `decoding` is `full`, the reference that models are trained with, or `scaled`: a JPEG whose shorter side is at
+    least twice `resize` is decoded at a half, a quarter or an eighth of its size.
     """
 
     resize: int
     crop: int
     interpolation: str = "bilinear"
+    decoding: str = "full"
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ class ModelSpec:
             f"crop ({size.crop}) to 8192 pixels",
         )
         _one_of("geometry.interpolation", size.interpolation, INTERPOLATIONS)
+        _one_of("geometry.decoding", size.decoding, DECODINGS)
         _one_of("model.format", self.model.format, FORMATS)
         _one_of("engine", self.engine, ENGINES)
         _one_of("precision", self.precision, PRECISIONS)

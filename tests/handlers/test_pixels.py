@@ -218,3 +218,39 @@ def test_real_photographs_get_torchvisions_pixels(shared_data: Path) -> None:
     for path in sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[::8]:
         ours = pixels.decode(path.read_bytes(), GEOMETRY).astype(int)
         assert np.abs(ours - independent_reference(path.read_bytes())).max() <= 1, path.name
+
+
+SCALED = Geometry(256, 224, decoding="scaled")
+
+
+@pytest.mark.parametrize("size", [(500, 333), (511, 900)])
+def test_a_jpeg_of_less_than_twice_the_size_is_decoded_in_full_either_way(size: tuple[int, int]) -> None:
+    data = png(noise(*size), "JPEG", quality=90)
+    assert np.array_equal(pixels.decode(data, SCALED), pixels.decode(data, GEOMETRY))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(512, 700), (4032, 3024), (1031, 2057)])
+def test_a_large_jpeg_decoded_at_a_part_of_its_size_is_the_same_picture(
+    size: tuple[int, int], progressive: bool, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # As smooth as a photograph of so many pixels is; what a turned or moved picture would differ by is 40 and more.
+    picture = noise(160, 160).resize(size, Image.Resampling.BICUBIC)
+    data = png(picture, "JPEG", quality=90, progressive=progressive, exif=exif)
+    full, scaled = (pixels.decode(data, geometry).astype(int) for geometry in (GEOMETRY, SCALED))
+    assert not np.array_equal(full, scaled)
+    assert np.abs(full - scaled).mean() < 4
+
+
+def test_only_jpegs_are_decoded_at_a_part_of_their_size() -> None:
+    data = png(noise(1200, 900))
+    assert np.array_equal(pixels.decode(data, SCALED), pixels.decode(data, GEOMETRY))
+
+
+def test_a_large_picture_cut_off_is_refused_when_it_is_scaled_too() -> None:
+    data = png(noise(1200, 900), "JPEG")
+    with pytest.raises(TruncatedImage):
+        pixels.decode(data[: len(data) // 2], SCALED)
