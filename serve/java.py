@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from beeline.errors import Undetermined
 
 OLDEST = 17
+# Up to so many cores a front end of 400 requests a second is not short of time, and what compiles it is missed by the
+# model.
+FEW_CORES = 4
 _VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
@@ -22,6 +25,23 @@ class Java:
     command: Path
     major: int
     reason: str
+
+
+def options(cores: int, vmargs: Sequence[str]) -> list[str]:
+    """Return how Java is to compile and to collect: on few cores with as little of them as it can.
+
+    On two cores, in the first 1500 requests after a start, Java took 3.5 ms of CPU time a request, with the quick
+    compiler alone 0.8 ms; ResNet-18 in int8 went from 57.8 to 68.0 requests/s. The serial collector saves 70 to 160 MB
+    and costs nothing. A model that computes nothing gets 1650 requests/s so, 1900 otherwise.
+
+    Args:
+        cores: that may be used.
+        vmargs: the user's own, which win.
+    """
+    if cores > FEW_CORES:
+        return []
+    theirs = any(re.fullmatch(r"-XX:[+-]Use\w+GC", each) for each in vmargs)
+    return ["-XX:TieredStopAtLevel=1", *([] if theirs else ["-XX:+UseSerialGC"])]
 
 
 def find(environ: Mapping[str, str]) -> Java:

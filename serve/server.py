@@ -12,11 +12,12 @@ from typing import Protocol
 
 import javaproperties
 
+from serve import machine
 from serve.addresses import Addresses
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.instance import ROOT
-from serve.java import Java
+from serve.java import Java, options
 from serve.store import Archive
 
 # glibc moves these thresholds by itself unless they are set, so memory of a burst stays. These values
@@ -125,6 +126,7 @@ def command(server: Server, java: Java, python: Path, places: Places, vmargs: st
         "-XX:-UsePerfData",
         # What Netty does for speed, newer Javas warn of.
         *(("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow") if java.major >= 24 else ()),
+        *options(machine.cores(), shlex.split(vmargs)),
         *shlex.split(vmargs),
         "-cp",
         str(site / server.package / "frontend" / "*"),

@@ -53,3 +53,9 @@ def test_what_was_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         java.find({"JAVA_HOME": str(tmp_path / "old"), "PATH": str(broken.parent)})
     assert f"JAVA_HOME ({old}) is Java 11" in str(caught.value)
     assert f"the PATH ({broken}) is no Java that runs" in str(caught.value)
+
+
+def test_on_few_cores_java_spares_them_and_the_users_own_words_win() -> None:
+    assert java.options(2, ["-Xmx1g"]) == ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+    assert java.options(2, ["-XX:+UseG1GC"]) == ["-XX:TieredStopAtLevel=1"]
+    assert java.options(16, []) == []
