@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SERVER ?= torchserve
 SBOM ?= .beeline/sbom
+# What the processor must have for Pillow-SIMD: that of 2013 and later does.
+SIMD_CC ?= cc -mavx2
 # What `make bench` measures, and what the tuner is to hold.
 WHAT ?= gateway overload containers table tune compare
 GOAL ?= --p95 1s --clients 16
@@ -27,7 +29,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup serve test test-server test-bench test-browser test-shared test-train test-docker test-readme test-all sbom screenshots check bench bench-gateway bench-overload bench-containers bench-table bench-tune bench-compare lock clean
+.PHONY: help setup simd pillow serve test test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots check bench bench-gateway bench-overload bench-containers bench-table bench-tune bench-compare lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,6 +45,17 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+simd: setup ## Pillow-SIMD in Pillow's place in .venv (x86-64, a C compiler, libjpeg's headers; `make pillow` undoes it)
+	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow
+	@CC="$(SIMD_CC)" $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps \
+		--no-build-isolation --compile-bytecode -r requirements/pillow-simd.txt || { $(MAKE) -s pillow; exit 1; }
+	@.venv/bin/python -c 'from beeline import pixels; print("Pillow is", pixels.pillow_version())'
+
+pillow: ## Pillow itself again
+	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow-simd pillow
+	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode \
+		-r requirements/main.txt
 
 serve: ## everything: data, training, archive, a running server (SERVER=mms; ARGS="--port 9000")
 	@start=$$SECONDS; $(MAKE) -s --no-print-directory setup && \
@@ -76,6 +89,9 @@ screenshots: setup ## pictures of the page: desktop, phone, dark, fifty at once 
 
 test-docker: setup ## the images, Compose and Swarm, on a real container engine
 	@.venv/bin/pytest -q -s -m docker
+
+test-gpu: setup ## the tests on a CUDA device, which no other tier runs
+	@.venv/bin/pytest -q -m gpu
 
 test-readme: setup ## every command block of the README, with real pictures
 	@.venv/bin/pytest -q -m readme

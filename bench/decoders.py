@@ -103,9 +103,10 @@ def _pillow(decoding: str) -> tuple[Decode, str]:
 
 def _simplejpeg() -> tuple[Decode, str]:
     import simplejpeg
+    from PIL import Image
+
     from beeline import pixels
     from beeline.spec import Geometry
-    from PIL import Image
 
     def decode(data: bytes) -> NDArray[np.uint8]:
         return pixels.resize_crop(Image.fromarray(simplejpeg.decode_jpeg(data)), Geometry(RESIZE, CROP))
@@ -160,6 +161,6 @@ def turn(name: str, pictures: Path, most: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--turn"]:
-        print(json.dumps(turn(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))))
+        sys.stdout.write(json.dumps(turn(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))))
     else:
         typer.run(main)

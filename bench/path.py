@@ -100,7 +100,7 @@ def summary(turns: list[Turn]) -> dict[str, Any]:
 
 
 def _alone(mar: Path, pictures: Pictures, workers: int, batch: int) -> tuple[str, float, float]:
-    """Return the model's name, pictures a second of all workers together, and one worker's milliseconds for a batch of one."""
+    """Return the model's name, pictures a second of all workers, and one worker's milliseconds for a single one."""
     plan = Ladder(mar, pictures, device="cpu", repeats=_REPEATS)
     with ExitStack() as stack:
         loaded = [stack.enter_context(Worker(plan)) for _ in range(workers)]

@@ -68,11 +68,15 @@ RUN rm -rf torch/include torch/share torch/test /opt/venv/share \
     && find torch/bin -type f -not -name torch_shm_manager -delete \
     && find torch \( -name '*.a' -o -name '*.pyi' \) -delete
 
+# Of OpenVINO its other devices and its readers of other formats: 80 of 178 MB.
+ENV OPENVINO_UNUSED=".*(_gpu_.*|_npu_.*|cache[.]json|openvino_(onnx|tensorflow|tensorflow_lite|pytorch|paddle|jax|gguf)_frontend[.]so.*|/include/.*|/cmake/.*)"
+
 FROM torch AS environment-torchserve
 COPY requirements/image-torchserve.txt /requirements/
 COPY --from=pillow /wheels /wheels
 RUN pip --python /opt/venv install --no-cache-dir --no-deps /wheels/*.whl \
     && pip --python /opt/venv install --no-cache-dir --no-deps --require-hashes -r /requirements/image-torchserve.txt \
+    && find openvino -regextype egrep -regex "${OPENVINO_UNUSED}" -delete \
     && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"'
 
 FROM torch AS environment-mms
@@ -80,6 +84,7 @@ COPY requirements/image-mms.txt /requirements/
 COPY --from=pillow /wheels /wheels
 RUN pip --python /opt/venv install --no-cache-dir --no-deps /wheels/*.whl \
     && pip --python /opt/venv install --no-cache-dir --no-deps --require-hashes -r /requirements/image-mms.txt \
+    && find openvino -regextype egrep -regex "${OPENVINO_UNUSED}" -delete \
     && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"'
 
 # ---- What both servers' images share.

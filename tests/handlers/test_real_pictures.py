@@ -12,39 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image, ImageOps
 from torchvision import transforms
 from ts.context import Context, RequestProcessor
 
-from archive.export import ExportRequest, export_folder
-from archive.labels import read_labels
+from archive.presets import IMAGENET_MEAN, IMAGENET_STD
 from beeline import pixels
-from beeline.spec import Geometry, ModelSpec
 from serve.server import MALLOC
-from tests.conftest import write_checksums
 from vision_handler import VisionHandler
 
 pytestmark = pytest.mark.shared
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(scope="module")
-def network(shared_data: Path) -> torch.nn.Module:
-    network: torch.nn.Module = torchvision.models.resnet18()
-    network.load_state_dict(torch.load(shared_data / "weights" / "resnet18-imagenet-pq.pth", weights_only=True))
-    return network.eval()
-
-
-@pytest.fixture(scope="module")
-def model_folder(network: torch.nn.Module, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("imagenet") / "export"
-    labels = read_labels(shared_data / "imagenet_samples" / "index_to_name.json")
-    request = ExportRequest("resnet18", "1.0", labels, Geometry(256, 224), MEAN, STD, "resnet18")
-    export_folder(network, request, folder)
-    write_checksums(folder, ModelSpec.load(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +42,8 @@ def tops(handler: VisionHandler, pictures: list[bytes]) -> list[str | int]:
 
 def reference_top(network: torch.nn.Module, labels: tuple[str, ...], image: Image.Image) -> str:
     """Answer as torchvision's documentation does it: resize, centre crop, to tensor, normalise, argmax."""
-    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    norm = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), norm]
     with torch.inference_mode():
         return labels[int(network(transforms.Compose(steps)(image)[None]).argmax())]
 
