@@ -60,7 +60,11 @@ class Card:
             ("model", f"{spec.name} {spec.version}, {spec.model.architecture}"),
             ("labels", f"{len(spec.labels)}: {first}"),
             ("answers", f"the best {min(spec.top_k, len(spec.labels))}, from {spec.output}"),
-            ("input", f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"),
+            (
+                "input",
+                f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"
+                + (", large JPEGs decoded at a part of their size" if size.decoding == "scaled" else ""),
+            ),
             ("engine", f"{spec.engine}, {spec.precision}, {spec.model.format.replace('_', ' ')}"),
             ("accuracy", measured),
             *([("agreement", _agreement(spec.agreement))] if spec.agreement else []),

@@ -26,14 +26,13 @@ def hidden_packages(runtime: Iterable[str] = ()) -> list[str]:
     """Return the top-level names that are installed here but that no worker can count on.
 
     Args:
-        runtime: distributions that the archive's engine needs besides `WORKER_PACKAGES`.
+        runtime: what the archive's engine imports besides `WORKER_PACKAGES`.
     """
-    allowed = _with_requirements((*WORKER_PACKAGES, *runtime))
-    return sorted(
-        name
-        for name, owners in metadata.packages_distributions().items()
-        if not any(_normal(owner) in allowed for owner in owners)
-    )
+    installed = metadata.packages_distributions()
+    # Some runtimes come in several distributions, as onnxruntime and onnxruntime-gpu.
+    owned = (owner for name in runtime for owner in installed.get(name, (name,)))
+    allowed = _with_requirements((*WORKER_PACKAGES, *owned))
+    return sorted(name for name, owners in installed.items() if not any(_normal(owner) in allowed for owner in owners))
 
 
 def _with_requirements(names: Iterable[str]) -> set[str]:

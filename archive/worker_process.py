@@ -56,7 +56,7 @@ class Worker:
         """
         folder = Path(command["folder"])
         sys.path[:] = [str(folder), *sys.path, *command["packages"]]
-        _hide(frozenset(command["hidden"]))
+        _hide(frozenset(command["hidden"]), frozenset(command["packages"]))
         os.chdir(folder)
         # TorchServe and Multi Model Server put nothing else on the path: what the archive lacks must fail here.
         for room in command["rooms"]:
@@ -99,14 +99,17 @@ class Worker:
         return {"answers": answers}
 
 
-def _hide(names: frozenset[str]) -> None:
-    """Make installed packages that no worker has look as if they were not there."""
+def _hide(names: frozenset[str], folders: frozenset[str]) -> None:
+    """Make installed packages that no worker has look as if they were not there.
+
+    Only where packages are installed: setuptools, which PyTorch's compiler imports, brings some of the same names.
+    """
 
     class WorkerPathFinder(PathFinder):
         @classmethod
         def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-            if fullname.partition(".")[0] in names:
-                return None
+            if path is None and fullname in names:
+                path = [folder for folder in sys.path if folder not in folders]
             return PathFinder.find_spec(fullname, path, target)
 
     sys.meta_path[:] = [WorkerPathFinder if finder is PathFinder else finder for finder in sys.meta_path]

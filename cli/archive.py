@@ -18,8 +18,8 @@ app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_he
 
 # Options that an exported folder has not settled.
 _OF_ANY = (
-    "source", "engine", "precision", "pictures", "calibration", "agreement", "moved", "handler", "model_config",
-    "samples", "store", "verify", "reuse", "as_json",
+    "source", "engine", "precision", "pictures", "calibration", "agreement", "moved", "decoding", "handler",
+    "model_config", "samples", "store", "verify", "reuse", "as_json",
 )  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -57,15 +57,18 @@ def build(
     blind_to: Annotated[
         list[str] | None, typer.Option(help="A mistake the goldens need not notice: channels, exif ...; repeat it.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="torch, openvino, or auto: the fastest here.")] = "torch",
+    engine: Annotated[
+        str, typer.Option(help="torch, torch_compile, openvino, onnxruntime, or auto: the fastest here.")
+    ] = "torch",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, int8 or auto. [default: fp32; auto with --engine auto]")
+        str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto. [default: fp32; auto with --engine auto]")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Photographs to judge a fast variant by.")] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Photographs to calibrate int8 with. [default: half of --pictures]")
     ] = None,
     agreement: Annotated[float, typer.Option(help="Part of first labels that must be fp32's.")] = 0.99,
+    decoding: Annotated[str, typer.Option(help="full, or scaled: large JPEGs at a half, a quarter ...")] = "full",
     moved: Annotated[float, typer.Option(help="How far probabilities may move on 99 of 100 pictures.")] = 0.1,
     handler: Annotated[Path | None, typer.Option(help="A file with one subclass of VisionHandler.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A model-config.yaml to put in.")] = None,
@@ -116,7 +119,7 @@ def build(
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
             _export(model, architecture, request, export, uint8_input)
         made, measured = prepared(
-            export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved)
+            export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding
         )
         say("building" + (" and verifying ..." if verify else " ..."))
         built = room.build(

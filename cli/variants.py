@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from beeline.errors import ConfigError, did_you_mean
@@ -13,6 +14,7 @@ def prepared(
     asked: tuple[str, str | None],
     pictures: tuple[Path | None, Path | None],
     gate: tuple[float, float],
+    decoding: str = "full",
 ) -> tuple[Path, dict[str, float | str] | None]:
     """Return the folder to build of, and for `auto` what each variant took or why it was refused.
 
@@ -22,13 +24,14 @@ def prepared(
         asked: engine and precision, each perhaps `auto`.
         pictures: to judge by, and to calibrate with.
         gate: the part of equal first labels, and how far probabilities may move on 99 of 100 pictures.
+        decoding: `full`, or `scaled` for JPEGs at a part of their size.
 
     Raises:
         ConfigError: for what is not known, or without pictures.
         ArchiveError: when the gate refuses it.
     """
     from archive import agreement, torch_model, variant
-    from beeline.spec import ModelSpec
+    from beeline.spec import DECODINGS, ModelSpec
     from cli.console import say
 
     engine, precision = asked
@@ -48,13 +51,16 @@ def prepared(
     if not wanted:
         both = ", ".join(map(str, known))
         raise ConfigError(f"there is no {engine} {precision} here; allowed: {both}")
-    if [str(each) for each in wanted] == ["torch fp32"]:
+    spec = ModelSpec.load(export)
+    if decoding not in DECODINGS:
+        raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")
+    geometry = dataclasses.replace(spec.geometry, decoding=decoding)
+    if wanted == [variant.REFERENCE] and geometry == spec.geometry:
         return export, None
     judged, calibration = pictures
     if judged is None:
         raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
-    spec = ModelSpec.load(export)
-    read = agreement.read(judged, calibration, spec.geometry)
+    read = agreement.read(judged, calibration, geometry)
     photometry = torch_model.photometry(export, spec)
     allowed = agreement.Gate(*gate)
     if len(wanted) == 1:

@@ -37,6 +37,7 @@ class Engine(Protocol):
 # Module, class, and the package that brings the runtime.
 _ENGINES = {
     "torch": ("beeline.engine_torch", "TorchEngine", "torch"),
+    "torch_compile": ("beeline.engine_torch_compile", "TorchCompileEngine", "torch"),
     "openvino": ("beeline.engine_openvino", "OpenVinoEngine", "openvino"),
     "onnxruntime": ("beeline.engine_onnxruntime", "OnnxRuntimeEngine", "onnxruntime"),
 }
@@ -100,6 +101,18 @@ def threads_of(asked: int | None, environ: Mapping[str, str]) -> Choice:
     if environ.get("BEELINE_THREADS"):
         return Choice(str(positive(environ, "BEELINE_THREADS", 1)), "BEELINE_THREADS")
     return Choice("1", "no BEELINE_THREADS: one thread a worker, since servers start a worker a core")
+
+
+def parsed_device(asked: str) -> tuple[str, int | None]:
+    """Return `auto`, `cpu` or `cuda`, and of `cuda:<index>` the index.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    name, colon, index = asked.partition(":")
+    if name not in ("auto", "cpu", "cuda") or (colon and (name != "cuda" or not index.isdecimal())):
+        raise ConfigError(f"BEELINE_DEVICE is {asked!r}; allowed: auto, cpu, cuda or cuda:<index>")
+    return name, int(index) if index else None
 
 
 def on_cpu(device: str | None, environ: Mapping[str, str], engine: str) -> Choice:

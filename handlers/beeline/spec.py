@@ -25,7 +25,7 @@ FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
 OUTPUTS = ("logits", "probabilities")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 DECODINGS = ("full", "scaled")
-ENGINES = ("torch", "openvino", "onnxruntime")
+ENGINES = ("torch", "torch_compile", "openvino", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

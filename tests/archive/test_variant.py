@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from archive import agreement, torch_model, variant
 from archive.agreement import Gate, Pictures
@@ -128,6 +130,68 @@ def test_the_fastest_of_those_that_pass_is_taken(
     assert folder == tiny_export
     assert [each.milliseconds is None for each in tried] == [False, True]
     assert "it cannot be converted" in said[1]
+
+
+def test_what_this_machine_lacks_is_left_out_and_said(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    reasons = {str(wanted): variant.left_out(wanted) for wanted in variant.known()}
+    assert [name for name, why in reasons.items() if why is None] == [
+        "torch fp32",
+        "openvino fp32",
+        "openvino bf16",
+    ]
+    assert reasons["torch fp16"] == "fp16 is for CUDA devices, and none is there"
+    assert reasons["onnxruntime int8"] == "onnxscript and nncf are not installed here"
+    assert "install g++" in str(reasons["torch_compile bf16"])
+    said: list[str] = []
+    folder, tried = variant.fastest(
+        tiny_export, tmp_path, pictures, GATE, MADE_UP, [variant.REFERENCE, Wanted("torch", "fp16")], said.append
+    )
+    assert folder == tiny_export
+    assert tried[1].refused == f"left out: {reasons['torch fp16']}"
+    assert said[1] == "  torch fp16 is left out: fp16 is for CUDA devices, and none is there"
+
+
+def test_where_nothing_is_let_through_it_says_why_of_each(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ArchiveError, match=r"torch fp16: left out: fp16 is for CUDA devices.*take --engine auto"):
+        variant.fastest(tiny_export, tmp_path, pictures, GATE, MADE_UP, [Wanted("torch", "fp16")], print)
+
+
+def test_the_reference_is_the_first_variant_and_pytorchs_files_are_its_own(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures
+) -> None:
+    assert variant.known()[0] == variant.REFERENCE
+    assert len(set(variant.known())) == len(variant.known())
+    spec = made(tiny_export, tmp_path / "variant", Wanted("torch", "bf16"), pictures)
+    assert spec.model == ModelSpec.load(tiny_export).model
+    assert file_sha256(tmp_path / "variant" / spec.model.file) == spec.model.sha256
+
+
+def test_scaled_decoding_is_a_variant_judged_by_what_the_worker_will_see(tiny_export: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for number in range(130):
+        values = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(values).resize((200, 160)).save(folder / f"{number}.jpg")
+    geometry = dataclasses.replace(ModelSpec.load(tiny_export).geometry, decoding="scaled")
+    read = agreement.read(folder, None, geometry)
+    assert not np.array_equal(read.judged, read.served)
+    spec = made(tiny_export, tmp_path / "variant", variant.REFERENCE, read)
+    assert spec.geometry == geometry
+    assert spec.agreement is not None
+    assert spec.agreement.moved > 0
+    built = build(tmp_path / "variant", tmp_path / "store")
+    assert built.verified is not None
 
 
 def test_a_worker_without_the_runtime_says_what_to_install(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
