@@ -6,7 +6,7 @@ SBOM ?= .beeline/sbom
 # What the processor must have for Pillow-SIMD: that of 2013 and later does.
 SIMD_CC ?= cc -mavx2
 # What `make bench` measures, and what the tuner is to hold.
-WHAT ?= gateway overload containers table tune compare
+WHAT ?= gateway overload containers path decoders table tune compare
 GOAL ?= --p95 1s --clients 16
 # Processes that share the tests of a tier, a file at a time: real servers spend half of their time waiting.
 PARALLEL ?= 2
@@ -29,7 +29,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup simd pillow serve test test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots check bench bench-gateway bench-overload bench-containers bench-table bench-tune bench-compare lock clean
+.PHONY: help setup simd pillow serve test test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-table bench-tune bench-compare lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -125,6 +125,12 @@ bench-containers:
 		then .venv/bin/python -m bench.containers --picture '$(PICTURE)' --mar '$(MAR)' --rounds 12 --requests 300 \
 			--out bench/results/containers.json; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
+
+bench-path:
+	@.venv/bin/python -m bench.path --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/path.json
+
+bench-decoders:
+	@.venv/bin/python -m bench.decoders --pictures '$(PICTURES)' --out bench/results/decoders.json
 
 bench-table:
 	@.venv/bin/beeline bench table '$(MAR)' --pictures '$(PICTURES)' --least 64 --out bench/results/table.jsonl

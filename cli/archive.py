@@ -12,8 +12,6 @@ from beeline.errors import BeelineError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from archive.export import ExportRequest
-
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
 # Options that an exported folder has not settled.
@@ -84,6 +82,7 @@ def build(
     from archive import build as room
     from archive.store import STORE
     from beeline.spec import Provenance
+    from cli import brought
     from cli import samples as page
     from cli.console import result, say
     from cli.variants import prepared
@@ -100,11 +99,11 @@ def build(
         else:
             assert model is not None
             overrides = {"resize": resize, "crop": crop, "interpolation": interpolation}
-            request = _request(
+            request = brought.request(
                 model,
                 labels,
                 (preset, architecture),
-                {**overrides, "mean": _numbers("mean", mean), "std": _numbers("std", std)},
+                {**overrides, "mean": brought.numbers("mean", mean), "std": brought.numbers("std", std)},
                 {
                     "name": name or architecture or model.stem,
                     "version": version,
@@ -117,7 +116,7 @@ def build(
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            _export(model, architecture, request, export, uint8_input)
+            brought.export(model, architecture, request, export, uint8_input)
         made, measured = prepared(
             export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding
         )
@@ -274,46 +273,6 @@ def find_archive(mar: Path) -> Path:
 
     named = STORE / (mar.name if mar.suffix == ".mar" else f"{mar.name}.mar")
     return named if not mar.exists() and len(mar.parts) == 1 and named.exists() else mar
-
-
-def _request(
-    model: Path,
-    labels: Path | None,
-    preset: tuple[str, str | None],
-    overrides: dict[str, object],
-    facts: dict[str, object],
-) -> ExportRequest:
-    from archive import presets
-    from archive.export import ExportRequest
-    from archive.labels import read_labels
-
-    if labels is None:
-        raise BeelineError(f"the model {model} comes without labels; add --labels FILE, one a line in output order")
-    chosen = presets.find(*preset).override(**overrides)  # type: ignore[arg-type]
-    return ExportRequest(
-        labels=read_labels(labels),
-        geometry=chosen.geometry,
-        mean=chosen.mean,
-        std=chosen.std,
-        architecture=preset[1] or "unknown",
-        **facts,  # type: ignore[arg-type]
-    )
-
-
-def _export(model: Path, architecture: str | None, request: ExportRequest, out: Path, uint8_input: bool) -> None:
-    from archive.artifact import load_network
-    from archive.export import export_folder
-
-    export_folder(load_network(model, architecture), request, out, takes_uint8=uint8_input)
-
-
-def _numbers(key: str, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise BeelineError(f"--{key} is {text!r}; allowed: three numbers, as 0.5,0.5,0.5") from error
 
 
 def _table(rows: list[tuple[str, str]]) -> Table:

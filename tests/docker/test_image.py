@@ -37,7 +37,7 @@ if pathlib.Path("/opt/beeline/model_store").is_dir():
     import importlib.util
     server = "ts" if importlib.util.find_spec("ts") else "mms"
     importlib.import_module(server + ".model_service_worker")
-    import vision_handler, torch
+    import vision_handler, torch, beeline.engine_openvino
     program = torch.export.load(folder / "model.pt2").module()
     crop = json.loads((folder / "model_spec.json").read_text())["geometry"]["crop"]
     program(torch.zeros(1, crop, crop, 3, dtype=torch.uint8))

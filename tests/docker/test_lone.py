@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 
 from archive.store import INDEX
+from archive.variant import Wanted
+from beeline import pixels
+from beeline.spec import ModelSpec
 from bench.containers import CONFINED
-from tests.conftest import RED
+from tests.conftest import BLUE, GREEN, RED, pack
 from tests.docker.conftest import (
     CIRCLES,
     GRACE,
@@ -30,6 +34,7 @@ from tests.docker.conftest import (
     under_load,
     wait_until,
 )
+from tests.handlers.test_engines import converted
 
 pytestmark = pytest.mark.docker
 CPU, MMS = "beeline-cpu:0.1.0", "beeline-mms:0.1.0"
@@ -137,6 +142,20 @@ def test_a_mounted_store_is_served(lone: Start, colour_archive: Path, tmp_path: 
     answer = requests.put(f"{ready(container)}/predictions/colours", data=RED, timeout=60)
     assert next(iter(answer.json())) == "red"
     assert "archives: /model_store" in run("docker", "logs", container, check=False)
+
+
+@pytest.mark.parametrize("image", [CPU, MMS])
+def test_an_archive_for_openvino_is_served(lone: Start, colour_model: Path, tmp_path: Path, image: str) -> None:
+    """In the images OpenVINO lacks what reads other formats, and its other devices."""
+    variant = tmp_path / "variant"
+    variant.mkdir()
+    geometry = ModelSpec.load(colour_model).geometry
+    crops = np.stack([pixels.decode(data, geometry) for data in (RED, GREEN, BLUE)] * 20)
+    converted(colour_model, variant, Wanted("openvino", "int8"), crops, 0.1)
+    folder = store(tmp_path / "store", pack(variant, tmp_path / "colours.mar"))
+    container = lone(image, *CONFINED, "--volume", f"{folder}:/model_store:ro", "--env=WORKERS=1")
+    answer = requests.put(f"{ready(container)}/predictions/colours", data=BLUE, timeout=60)
+    assert next(iter(answer.json())) == "blue"
 
 
 def test_what_is_not_listed_is_not_served(lone: Start, colour_archive: Path, tmp_path: Path) -> None:
