@@ -69,3 +69,15 @@ def test_a_file_that_cannot_be_written_is_named(before: Path, tmp_path: Path) ->
     records, labels = files.read([before])
     with pytest.raises(BeelineError, match="cannot be written"):
         files.write(records, labels, tmp_path, None)
+
+
+def test_a_comparison_that_was_interrupted_before_a_servers_first_turn_is_drawn(tmp_path: Path) -> None:
+    found = fake.compare()
+    found.result["interrupted"] = True
+    for row in found.result["rows"][1:]:
+        row.update(per_second=[], p95_ms=[], ratio=None, interval=None, verdict=None, error=None)
+    path = tmp_path / "interrupted.jsonl"
+    append(path, found)
+    _, said = files.write(*files.read([path]), tmp_path / "page.html", None)
+    assert "litserve" in said
+    assert "not measured" in said
