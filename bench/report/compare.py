@@ -102,7 +102,11 @@ def _table(run: Run, name: str, alone: bool) -> Table:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if not row["per_second"]:
         # Without an error it was not its turn yet when somebody ended the comparison.
-        return (str(row["server"]), "could not be measured" if row["error"] else "not measured", *["-"] * (len(_HEADS) - 2))
+        return (
+            str(row["server"]),
+            "could not be measured" if row["error"] else "not measured",
+            *["-"] * (len(_HEADS) - 2),
+        )
     return (
         str(row["server"]),
         number(statistics.median(row["per_second"])),
