@@ -99,8 +99,8 @@ def test_every_awkward_picture_gets_its_status(
 ) -> None:
     """Every status is the reference's; in fp32 every label too, in bf16 19 of 20.
 
-    In int8 four of five: of a thousand labels the gate would refuse this model (37 and 38 of 41 were seen), and one that
-    answers for its neighbour has next to none.
+    In int8 four of five: with its thousand labels the gate would refuse this model (37 and 38 of 41 were seen), and
+    one that answers for its neighbour has next to none.
     """
     samples = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))
     geometry = ModelSpec.load(model_folder).geometry
