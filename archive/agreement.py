@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from beeline import pixels
 from beeline.answer import probabilities
-from beeline.errors import ArchiveError, RequestError
+from beeline.errors import ArchiveError, ConfigError, RequestError
 from beeline.golden import Forward
 from beeline.spec import Agreement, Geometry
 
@@ -28,6 +28,17 @@ class Gate:
 
     top1: float = 0.99
     moved: float = 0.10
+
+    def __post_init__(self) -> None:
+        """Check the numbers; a percentage is not a part.
+
+        Raises:
+            ConfigError: naming the one that is impossible.
+        """
+        if not 0 < self.top1 <= 1:
+            raise ConfigError(f"--agreement is {self.top1:g}; allowed: over 0, at most 1, such as 0.99")
+        if not 0 <= self.moved <= 1:
+            raise ConfigError(f"--moved is {self.moved:g}; allowed: 0 to 1, such as 0.1")
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,30 @@ def read(judged: Path, calibration: Path | None, geometry: Geometry, most: int =
             "are needed: name a larger folder with --pictures, or another one to calibrate with by --calibration"
         )
     calibrating, judging = map(np.stack, parts)
-    served = judging if geometry == full else np.stack(_decoded(mine, geometry, most))
+    served = judging
+    if geometry != full:
+        judging, served = _differing(mine, full, geometry, most, judged)
     return Pictures(calibrating, judging, served, geometry, judged.resolve().name)
+
+
+def _differing(
+    bodies: Mapping[str, bytes], full: Geometry, geometry: Geometry, most: int, folder: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Decode in both ways, and keep the pictures that differ: the others say nothing of the difference."""
+    pairs = []
+    for digest in sorted(bodies):
+        both = _decoded({digest: bodies[digest]}, full, 1), _decoded({digest: bodies[digest]}, geometry, 1)
+        if all(both) and not np.array_equal(both[0][0], both[1][0]):
+            pairs.append((both[0][0], both[1][0]))
+        if len(pairs) == most:
+            break
+    if len(pairs) < LEAST_PICTURES:
+        raise ArchiveError(
+            f"of the pictures to judge by in {folder} {len(pairs)} are JPEGs of at least twice {geometry.resize} "
+            f"pixels, which scaled decoding is for; at least {LEAST_PICTURES} are needed: name such photographs with "
+            "--pictures, or take --decoding full"
+        )
+    return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
 
 
 def _by_digest(folder: Path) -> dict[str, bytes]:

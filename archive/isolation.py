@@ -12,6 +12,8 @@ from pathlib import Path
 ROOMS = ("archive", "bench", "cli", "serve", "train")
 # What the code in an archive may count on: what handlers/ imports, and psutil, which both servers require.
 WORKER_PACKAGES = ("torch", "numpy", "pillow", "psutil")
+# What brings the import PIL where it took Pillow's place.
+_IN_PLACE = ("pillow-simd",)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -31,7 +33,7 @@ def hidden_packages(runtime: Iterable[str] = ()) -> list[str]:
     installed = metadata.packages_distributions()
     # Some runtimes come in several distributions, as onnxruntime and onnxruntime-gpu.
     owned = (owner for name in runtime for owner in installed.get(name, (name,)))
-    allowed = _with_requirements((*WORKER_PACKAGES, *owned))
+    allowed = _with_requirements((*WORKER_PACKAGES, *_IN_PLACE, *owned))
     return sorted(name for name, owners in installed.items() if not any(_normal(owner) in allowed for owner in owners))
 
 

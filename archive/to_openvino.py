@@ -45,18 +45,20 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
             # Of PyTorch's own code, about PyTorch's own code.
             warnings.simplefilter("ignore")
             model = openvino.convert_model(module(folder, spec), example_input=_example(spec))
+        crop = spec.geometry.crop
+        model.reshape(openvino.PartialShape([-1, crop, crop, 3]))
+        _name(model)
+        if precision == "int8":
+            model = quantised(model, pictures, top1, _compiled, lambda compiled, one: compiled(one)[0])
+            _name(model)
+        openvino.save_model(model, out / FILE, compress_to_fp16=False)
+    except ConfigError:
+        raise
     except Exception as error:
         why = " ".join(str(error).split())[:300]
         raise ArchiveError(
             f"{spec.model.file} cannot be converted for OpenVINO ({why}); take --engine torch"
         ) from error
-    crop = spec.geometry.crop
-    model.reshape(openvino.PartialShape([-1, crop, crop, 3]))
-    _name(model)
-    if precision == "int8":
-        model = quantised(model, pictures, top1, _compiled, lambda compiled, one: compiled(one)[0])
-        _name(model)
-    openvino.save_model(model, out / FILE, compress_to_fp16=False)
     return Artifact(
         FILE,
         "openvino",

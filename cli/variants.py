@@ -56,6 +56,11 @@ def prepared(
         raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")
     geometry = dataclasses.replace(spec.geometry, decoding=decoding)
     if wanted == [variant.REFERENCE] and geometry == spec.geometry:
+        if pictures != (None, None):
+            raise ConfigError(
+                "--pictures and --calibration are for a fast variant, and this is the fp32 reference: add --engine, "
+                "--precision or --decoding, or leave them out"
+            )
         return export, None
     judged, calibration = pictures
     if judged is None:

@@ -40,7 +40,7 @@ def options(cores: int, vmargs: Sequence[str]) -> list[str]:
     """
     if cores > FEW_CORES:
         return []
-    theirs = any(re.fullmatch(r"-XX:[+-]Use\w+GC", each) for each in vmargs)
+    theirs = any(re.match(r"-XX:[+-]Use\w+GC$|-XX:Flags|@", each) for each in vmargs)
     return ["-XX:TieredStopAtLevel=1", *([] if theirs else ["-XX:+UseSerialGC"])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,12 @@ class Server(Protocol):
         """
 
 
+def _from_environment(environ: Mapping[str, str]) -> list[str]:
+    """Return the options that Java takes from variables of its own."""
+    names = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+    return [word for name in names for word in shlex.split(environ.get(name, ""))]
+
+
 def command(server: Server, java: Java, python: Path, places: Places, vmargs: str) -> list[str]:
     """Return the command line that starts the server.
 
@@ -126,7 +133,7 @@ def command(server: Server, java: Java, python: Path, places: Places, vmargs: st
         "-XX:-UsePerfData",
         # What Netty does for speed, newer Javas warn of.
         *(("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow") if java.major >= 24 else ()),
-        *options(machine.cores(), shlex.split(vmargs)),
+        *options(machine.cores(), [*shlex.split(vmargs), *_from_environment(os.environ)]),
         *shlex.split(vmargs),
         "-cp",
         str(site / server.package / "frontend" / "*"),

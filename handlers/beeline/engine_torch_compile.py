@@ -34,7 +34,13 @@ class TorchCompileEngine(TorchEngine):
 
         # How many threads a loop takes is compiled into it.
         cache = cache_folder(environ) / f"torch-{torch.__version__}-threads-{self.choice['threads'].value}"
-        cache.mkdir(mode=0o700, exist_ok=True)
+        try:
+            cache.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the compiler's cache {cache} cannot be made ({error.strerror}); name one that can be written to "
+                "by BEELINE_COMPILE_CACHE"
+            ) from error
         # Read at each compilation, so it is to be set before the first.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         # A pool of compiling processes would live as long as the worker, each with a PyTorch of its own.

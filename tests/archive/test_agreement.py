@@ -11,7 +11,7 @@ from PIL import Image
 
 from archive import agreement
 from archive.agreement import Gate
-from beeline.errors import ArchiveError
+from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import Agreement, Geometry
 
 SMALL = Geometry(36, 32)
@@ -91,3 +91,15 @@ def test_a_refusal_says_by_how_much(found: Agreement, said: str) -> None:
 
 def test_what_is_near_enough_passes() -> None:
     agreement.check(Agreement(0.99, 0.4, 0.1, 200, "val"), Gate(), "openvino int8")
+
+
+@pytest.mark.parametrize("numbers", [(99, 0.1), (0, 0.1), (float("nan"), 0.1), (0.99, float("nan")), (0.99, -0.1)])
+def test_a_limit_that_would_let_everything_or_nothing_pass_is_refused(numbers: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="allowed"):
+        Gate(*numbers)
+
+
+def test_pictures_that_scaled_decoding_does_not_touch_judge_nothing_of_it(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "small", 160)
+    with pytest.raises(ArchiveError, match=r"0 are JPEGs of at least twice 36 pixels"):
+        agreement.read(folder, None, Geometry(36, 32, decoding="scaled"))

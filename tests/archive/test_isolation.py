@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
+
+import pytest
 
 from archive import isolation
 
@@ -26,3 +29,9 @@ def test_what_only_this_environment_has_is_hidden_and_what_torch_needs_is_not() 
 def test_an_engines_runtime_is_seen_where_the_archive_needs_it() -> None:
     assert "openvino" in isolation.hidden_packages()
     assert "openvino" not in isolation.hidden_packages(("openvino",))
+
+
+def test_pillow_simd_in_pillows_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = {**metadata.packages_distributions(), "PIL": ["pillow-simd"]}
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
+    assert "PIL" not in isolation.hidden_packages()

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from archive.build import build
+from beeline.errors import ConfigError
+from beeline.spec import FILE_NAME, Artifact, Geometry, ModelSpec
 from cli.main import main
+from cli.variants import prepared
 from tests.conftest import BLUE, RED, ROOT
 
 
@@ -217,3 +220,12 @@ def test_an_unexpected_error_is_a_sentence_too(
         assert isinstance(caught.value, SystemExit)
         assert caught.value.code == 2
         assert "unexpected KeyError: 'a bug'; run it again with --debug" in capsys.readouterr().err
+
+
+def test_pictures_without_a_variant_to_judge_are_refused_rather_than_ignored(tmp_path: Path) -> None:
+    spec = ModelSpec(
+        "m", "1", ("a", "b"), Geometry(36, 32), Artifact("model.pt2", "exported_program", "0" * 64), "0" * 64
+    )
+    spec.save(tmp_path / FILE_NAME)
+    with pytest.raises(ConfigError, match="--pictures and --calibration are for a fast variant"):
+        prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1))

@@ -58,4 +58,5 @@ def test_what_was_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_on_few_cores_java_spares_them_and_the_users_own_words_win() -> None:
     assert java.options(2, ["-Xmx1g"]) == ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     assert java.options(2, ["-XX:+UseG1GC"]) == ["-XX:TieredStopAtLevel=1"]
+    assert java.options(2, ["@arguments"]) == ["-XX:TieredStopAtLevel=1"]
     assert java.options(16, []) == []

@@ -88,6 +88,16 @@ def test_the_command_keeps_to_the_instances_own_folders(resolved: config.Configu
     assert "--disable-token-auth" in command
 
 
+def test_a_collector_named_in_the_environment_is_the_only_one(
+    resolved: config.Configuration, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+UseParallelGC")
+    monkeypatch.setattr("serve.machine.cores", lambda: 2)
+    command = server.command(TorchServe(), Java(Path("/java"), 17, "test"), Path(sys.executable), places, "")
+    assert "-XX:TieredStopAtLevel=1" in command
+    assert "-XX:+UseSerialGC" not in command
+
+
 def test_what_would_lead_a_server_astray_is_dropped() -> None:
     environ = {"TS_CONFIG_FILE": "x", "MMS_CONFIG_FILE": "x", "PYTHONPATH": "x", "PYTHONHASHSEED": "0", "HOME": "/h"}
     assert server.clean(environ) == {"PYTHONHASHSEED": "0", "HOME": "/h"}
