@@ -55,39 +55,45 @@ class Pictures:
     source: str
 
 
-def read(judged: Path, calibration: Path | None, geometry: Geometry, most: int = 500) -> Pictures:
+def read(
+    judged: Path, calibration: Path | None, geometry: Geometry, calibrates: bool = True, most: int = 500
+) -> Pictures:
     """Decode the pictures of one folder or two, so that no file, whatever its name, is in both parts.
 
     Args:
         judged: a folder of pictures, at any depth. Without `calibration` it is split in two by digests.
         calibration: a folder of pictures to calibrate with; what is in `judged` too is only judged by.
         geometry: of the model, as it will be served.
+        calibrates: whether anything will be calibrated; where nothing is, all pictures judge.
         most: pictures of each part at most, the first ones by their digests.
 
     Raises:
         ArchiveError: when a folder is missing, or there are too few.
     """
-    found = _by_digest(judged)
-    if calibration is None:
+    mine, other = _by_digest(judged), {}
+    if calibrates and calibration is None:
         # The last digit decides, the first ones give the order.
-        other = {digest: data for digest, data in found.items() if int(digest[-1], 16) % 2}
-    else:
-        other = _by_digest(calibration)
-    mine = {digest: data for digest, data in found.items() if calibration is not None or digest not in other}
-    other = {digest: data for digest, data in other.items() if digest not in mine}
+        other = {digest: data for digest, data in mine.items() if int(digest[-1], 16) % 2}
+        mine = {digest: data for digest, data in mine.items() if digest not in other}
+    elif calibrates and calibration is not None:
+        other = {digest: data for digest, data in _by_digest(calibration).items() if digest not in mine}
     full = dataclasses.replace(geometry, decoding="full")
-    parts = _decoded(other, full, most), _decoded(mine, full, most)
-    if min(map(len, parts)) < LEAST_PICTURES:
+    calibrating, judging = _decoded(other, full, most), _decoded(mine, full, most)
+    if min(len(judging), len(calibrating) if calibrates else LEAST_PICTURES) < LEAST_PICTURES:
+        folders = judged if calibration is None else f"{calibration} and {judged}"
         raise ArchiveError(
-            f"there are {len(parts[0])} pictures to calibrate with and {len(parts[1])} to judge by in "
-            f"{judged if calibration is None else f'{calibration} and {judged}'}; at least {LEAST_PICTURES} of each "
-            "are needed: name a larger folder with --pictures, or another one to calibrate with by --calibration"
+            f"there are {len(calibrating)} pictures to calibrate with and {len(judging)} to judge by in {folders}; at "
+            f"least {LEAST_PICTURES} of each are needed: name a larger folder with --pictures, or another one to "
+            "calibrate with by --calibration"
+            if calibrates
+            else f"there are {len(judging)} pictures to judge by in {judged}; at least {LEAST_PICTURES} are needed: "
+            "name a larger folder with --pictures"
         )
-    calibrating, judging = map(np.stack, parts)
-    served = judging
+    crops = np.stack(judging)
+    served = crops
     if geometry != full:
-        judging, served = _differing(mine, full, geometry, most, judged)
-    return Pictures(calibrating, judging, served, geometry, judged.resolve().name)
+        crops, served = _differing(mine, full, geometry, most, judged)
+    return Pictures(np.stack(calibrating) if calibrating else crops[:0], crops, served, geometry, judged.resolve().name)
 
 
 def _differing(

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from archive.agreement import Pictures
+from archive.agreement import Gate, Pictures
+from beeline.answer import probabilities
 from beeline.errors import ConfigError
 
-# So many calibrate and control; more change the ranges no longer.
+# So many calibrate, and so many others control; more change the ranges no longer.
 _CALIBRATION, _CONTROL = 200, 200
+# So little of a picture's mark is how far its probabilities move: it ranks layers between which no picture decides.
+_NEAR = 1e-3
 # A runnable graph, and one picture, uint8 `[1, crop, crop, 3]`, to its scores.
 Scores = Callable[[Any, NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -30,17 +33,20 @@ def without_telemetry() -> None:
 def quantised(
     model: Any,
     pictures: Pictures,
-    top1: float,
+    gate: Gate,
+    output: str,
     runnable: Callable[[Any], Any],
     scores: Scores,
     feed: Callable[[NDArray[np.uint8]], Any] = lambda one: one,
 ) -> Any:
-    """Return the graph in int8 so that the part `top1` of first labels stays, on the pictures that calibrate.
+    """Return the graph in int8, less the layers that the gate does not let through on pictures that calibrated nothing.
 
     Args:
         model: a graph that NNCF knows, in fp32.
-        pictures: those to calibrate with are used; those to judge by are not looked at.
-        top1: the part of equal first labels to keep.
+        pictures: of those to calibrate with every second one calibrates and the others control, since a graph flatters
+            the pictures that its ranges were taken from; those to judge by are not looked at.
+        gate: so many pictures are to keep their first label, with no probability that moves by more than it allows.
+        output: what the model returns, as its spec says.
         runnable: makes a graph runnable.
         scores: runs what `runnable` made, or what NNCF made of the graph in its place.
         feed: turns a picture into what NNCF gives the graph.
@@ -49,21 +55,29 @@ def quantised(
         ConfigError: where NNCF is not installed.
     """
     without_telemetry()
+    # PyTorch's part for extensions, which NNCF loads, warns where a compiler for CUDA is and no CUDA device.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import nncf
     except ModuleNotFoundError as error:
         raise ConfigError("NNCF, which int8 needs, is not installed here; install the package nncf") from error
-    ones = [crop[None] for crop in pictures.calibration[:_CALIBRATION]]
-    control = [crop[None] for crop in pictures.calibration[:_CONTROL]]
-    first = runnable(model)
-    labels = [int(scores(first, one)[0].argmax()) for one in control]
+    ones = [crop[None] for crop in pictures.calibration[0::2][:_CALIBRATION]]
+    reference = runnable(model)
+    # Each with its probabilities, since NNCF has some of them judged apart, those that most is lost on, to rank layers.
+    control = [
+        (crop[None], probabilities(scores(reference, crop[None]), output)[0])
+        for crop in pictures.calibration[1::2][:_CONTROL]
+    ]
 
-    def agreement(made: Any, data: Any) -> tuple[float, list[float]]:
-        ready = runnable(made)
-        same = [float(int(scores(ready, one)[0].argmax()) == label) for one, label in zip(data, labels, strict=False)]
-        return sum(same) / len(same), same
+    def kept(made: Any, data: Any) -> tuple[float, list[float]]:
+        ready, marks = runnable(made), []
+        for one, expected in data:
+            found = probabilities(scores(ready, one), output)[0]
+            moved = float(np.abs(found - expected).max())
+            marks.append(float(found.argmax() == expected.argmax() and moved <= gate.moved) - _NEAR * moved)
+        return sum(marks) / len(marks), marks
 
     logging.getLogger("nncf").setLevel(logging.WARNING)
     # Its progress bars are in nobody's terms, and its warnings about libraries that it uses.
@@ -72,8 +86,8 @@ def quantised(
         return nncf.quantize_with_accuracy_control(
             model,
             calibration_dataset=nncf.Dataset(ones, feed),
-            validation_dataset=nncf.Dataset(control),
-            validation_fn=agreement,
-            max_drop=1 - top1,
+            validation_dataset=nncf.Dataset(control, lambda each: feed(each[0])),
+            validation_fn=kept,
+            max_drop=1 - gate.top1 + _NEAR,
             subset_size=len(ones),
         )

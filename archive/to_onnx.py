@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from archive.agreement import Pictures
+from archive.agreement import Gate, Pictures
 from archive.digest import file_sha256
 from archive.int8 import quantised
 from archive.torch_model import module
@@ -17,7 +17,7 @@ FILE = "model.onnx"
 PACKAGES = {"fp32": ("onnx", "onnxscript"), "int8": ("onnx", "onnxscript", "nncf")}
 
 
-def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, top1: float) -> Artifact:
+def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
     """Write `model.onnx` into `out` and say what it is.
 
     Args:
@@ -26,7 +26,7 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         out: an existing folder.
         precision: one of `PACKAGES`.
         pictures: see `archive.int8.quantised`.
-        top1: likewise.
+        gate: likewise.
 
     Raises:
         ArchiveError: for a model that PyTorch cannot write as ONNX.
@@ -48,7 +48,8 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
             model = quantised(
                 model,
                 pictures,
-                top1,
+                gate,
+                spec.output,
                 _session,
                 lambda session, one: session.run(None, {INPUT: one})[0],
                 lambda one: {INPUT: one},

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from archive.agreement import Pictures
+from archive.agreement import Gate, Pictures
 from archive.digest import file_sha256
 from archive.int8 import quantised, without_telemetry
 from archive.torch_model import module
@@ -17,11 +17,11 @@ FILE, WEIGHTS = "model.xml", "model.bin"
 PACKAGES = {"fp32": ("openvino",), "bf16": ("openvino",), "int8": ("openvino", "nncf")}
 
 
-def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, top1: float) -> Artifact:
+def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
     """Write `model.xml` and `model.bin` into `out` and say what they are.
 
     bf16 differs from fp32 in how the worker computes, not in the file. In int8 accuracy is controlled: layers are put
-    back into fp32, those that cost most agreement first, until `top1` holds on the pictures that calibrate.
+    back into fp32, those that cost most agreement first, until `gate` holds on pictures that did not calibrate.
 
     Args:
         folder: of the export, with the fp32 model.
@@ -29,7 +29,7 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         out: an existing folder.
         precision: one of `PACKAGES`.
         pictures: see `archive.int8.quantised`.
-        top1: likewise.
+        gate: likewise.
 
     Raises:
         ArchiveError: for a model that OpenVINO cannot read.
@@ -49,7 +49,7 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         model.reshape(openvino.PartialShape([-1, crop, crop, 3]))
         _name(model)
         if precision == "int8":
-            model = quantised(model, pictures, top1, _compiled, lambda compiled, one: compiled(one)[0])
+            model = quantised(model, pictures, gate, spec.output, _compiled, lambda compiled, one: compiled(one)[0])
             _name(model)
         openvino.save_model(model, out / FILE, compress_to_fp16=False)
     except ConfigError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from archive.agreement import Pictures
+from archive.agreement import Gate, Pictures
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, ModelSpec
 
@@ -13,7 +13,7 @@ PACKAGES = {"bf16": ("torch",), "fp16": ("torch",)}
 COMPILED_PACKAGES = {"fp32": ("torch",), "bf16": ("torch",), "fp16": ("torch",)}
 
 
-def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, top1: float) -> Artifact:
+def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
     """Copy the model into `out`: what the worker computes in is said by the spec alone.
 
     Args:
@@ -22,7 +22,7 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         out: an existing folder.
         precision: one of `PACKAGES`.
         pictures: not looked at.
-        top1: not looked at.
+        gate: not looked at.
     """
     for name in spec.model.digests:
         shutil.copyfile(folder / name, out / name)
@@ -30,7 +30,7 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
 
 
 def convert_for_compiler(
-    folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, top1: float
+    folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate
 ) -> Artifact:
     """Copy the model into `out`; see `convert`.
 
@@ -42,4 +42,4 @@ def convert_for_compiler(
             f"{spec.model.file} is {spec.model.format}, which torch.compile cannot read; take --engine torch, or bring "
             "the model as an exported program"
         )
-    return convert(folder, spec, out, precision, pictures, top1)
+    return convert(folder, spec, out, precision, pictures, gate)

@@ -26,7 +26,7 @@ from beeline.golden import EXPECTED, FOLDER, Forward, replay
 from beeline.spec import FILE_NAME, Artifact, ModelSpec
 
 Say = Callable[[str], None]
-Convert = Callable[[Path, ModelSpec, Path, str, Pictures, float], Artifact]
+Convert = Callable[[Path, ModelSpec, Path, str, Pictures, Gate], Artifact]
 # Goldens that move by more would let a real mistake pass.
 _MOST_TOLERANCE = 0.15
 _MARGIN = 1.5
@@ -128,7 +128,7 @@ def make(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate
     spec = ModelSpec.load(export)
     if Wanted(spec.engine, spec.precision) != REFERENCE:
         raise ArchiveError(f"{export} is {spec.engine} {spec.precision} already; variants are made of the fp32 export")
-    artifact = CONVERTERS[wanted.engine].convert(export, spec, out, wanted.precision, pictures, gate.top1)
+    artifact = CONVERTERS[wanted.engine].convert(export, spec, out, wanted.precision, pictures, gate)
     made = dataclasses.replace(
         spec,
         model=artifact,

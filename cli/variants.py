@@ -65,7 +65,15 @@ def prepared(
     judged, calibration = pictures
     if judged is None:
         raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
-    read = agreement.read(judged, calibration, geometry)
+    # A lone one that cannot be made here says so itself.
+    tried = [each for each in wanted if len(wanted) == 1 or variant.left_out(each) is None]
+    calibrates = any(each.precision == "int8" for each in tried)
+    if calibration is not None and not calibrates:
+        raise ConfigError(
+            f"--calibration is {calibration}, and only int8 is calibrated; leave it out: --pictures judge, or add "
+            "--precision int8"
+        )
+    read = agreement.read(judged, calibration, geometry, calibrates)
     photometry = torch_model.photometry(export, spec)
     allowed = agreement.Gate(*gate)
     if len(wanted) == 1:
@@ -75,7 +83,7 @@ def prepared(
         variant.make(export, folder, wanted[0], read, allowed, photometry)
         return folder, None
     say(f"trying {len(wanted)} variants on {len(read.judged)} pictures ...")
-    folder, tried = variant.fastest(export, scratch, read, allowed, photometry, wanted, say)
+    folder, results = variant.fastest(export, scratch, read, allowed, photometry, wanted, say)
     return folder, {
-        str(each.wanted): each.refused or "" if each.milliseconds is None else each.milliseconds for each in tried
+        str(each.wanted): each.refused or "" if each.milliseconds is None else each.milliseconds for each in results
     }

@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from beeline.engine import choices, on_cpu, threads_of, warm_up
+from beeline.engine import choices, lone_threads_of, on_cpu, threads_of, warm_up
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 
@@ -40,22 +40,14 @@ class OpenVinoEngine:
         """
         self.spec = spec
         self.choice = choices(spec, on_cpu(device, environ, "openvino"), threads_of(threads, environ))
+        own = int(self.choice["threads"].value)
+        self.choice["lone_threads"] = lone_threads_of(own, environ)
+        lone = int(self.choice["lone_threads"].value)
         try:
             core = openvino.Core()
             model = core.read_model(folder / spec.model.file)
-            # A worker answers a batch at a time, so one stream with all of its threads. They are not pinned: the
-            # workers of one machine would all be pinned to its first cores.
-            self._compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "NUM_STREAMS": 1,
-                    "INFERENCE_NUM_THREADS": int(self.choice["threads"].value),
-                    "ENABLE_CPU_PINNING": False,
-                    "INFERENCE_PRECISION_HINT": _COMPUTED_IN[spec.precision],
-                },
-            )
-            self._request = self._compiled.create_infer_request()
+            self._request = _request(core, model, spec, own)
+            self._lone = self._request if lone == own else _request(core, model, spec, lone)
             warm_up(self.forward, spec)
         except Exception as error:
             why = " ".join(str(error).split())[:300]
@@ -69,6 +61,23 @@ class OpenVinoEngine:
         Raises:
             RuntimeError: as OpenVINO raises it.
         """
+        request = self._lone if len(pixels) == 1 else self._request
         # The request's own memory is overwritten by the next batch, so the scores are copied out of it.
-        result = self._request.infer([pixels], share_inputs=True, share_outputs=True)
+        result = request.infer([pixels], share_inputs=True, share_outputs=True)
         return np.array(result[0], dtype=np.float32)
+
+
+def _request(core: openvino.Core, model: openvino.Model, spec: ModelSpec, threads: int) -> openvino.InferRequest:
+    # A worker answers a batch at a time, so one stream with all of its threads. They are not pinned: the workers of
+    # one machine would all be pinned to its first cores.
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        {
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": _COMPUTED_IN[spec.precision],
+        },
+    )
+    return compiled.create_infer_request()

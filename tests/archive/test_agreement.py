@@ -55,6 +55,13 @@ def test_the_order_of_files_changes_nothing(tmp_path: Path) -> None:
     assert np.array_equal(agreement.read(folder, None, SMALL).judged, first.judged)
 
 
+def test_where_nothing_is_calibrated_all_pictures_judge(tmp_path: Path) -> None:
+    read = agreement.read(draw(tmp_path / "a", 60), None, SMALL, calibrates=False)
+    assert (len(read.judged), len(read.calibration)) == (60, 0)
+    with pytest.raises(ArchiveError, match=r"there are 20 pictures to judge by in .*at least 50 are needed"):
+        agreement.read(draw(tmp_path / "b", 20), None, SMALL, calibrates=False)
+
+
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"at least 50 of each .*--pictures"):
         agreement.read(draw(tmp_path / "a", 20), None, SMALL)

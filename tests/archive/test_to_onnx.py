@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from archive import agreement, to_onnx
-from archive.agreement import Pictures
+from archive.agreement import Gate, Pictures
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 from tests.archive.test_agreement import SMALL, draw
@@ -26,7 +26,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 def test_one_file_for_any_batch_with_nothing_of_its_origin(
     tiny_export: Path, tmp_path: Path, pictures: Pictures, precision: str
 ) -> None:
-    artifact = to_onnx.convert(tiny_export, ModelSpec.load(tiny_export), tmp_path, precision, pictures, 0.95)
+    artifact = to_onnx.convert(tiny_export, ModelSpec.load(tiny_export), tmp_path, precision, pictures, Gate(0.95, 1.0))
     assert (artifact.file, artifact.format, artifact.weights) == ("model.onnx", "onnx", None)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     model = onnx.load(tmp_path / "model.onnx")
@@ -45,4 +45,4 @@ def test_torchscript_is_refused_with_the_fix(tiny_export: Path, tmp_path: Path, 
     spec = ModelSpec.load(tiny_export)
     scripted = dataclasses.replace(spec, model=dataclasses.replace(spec.model, format="torchscript"))
     with pytest.raises(ArchiveError, match=r"cannot be written as ONNX .*torchscript.*take --engine torch"):
-        to_onnx.convert(tiny_export, scripted, tmp_path, "fp32", pictures, 0.95)
+        to_onnx.convert(tiny_export, scripted, tmp_path, "fp32", pictures, Gate(0.95, 1.0))

@@ -113,7 +113,7 @@ def test_variants_are_made_of_the_reference_alone(tiny_export: Path, tmp_path: P
 def test_the_fastest_of_those_that_pass_is_taken(
     tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, top1: float) -> Artifact:
+    def refused(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
         raise ArchiveError("it cannot be converted")
 
     monkeypatch.setitem(CONVERTERS, "openvino", Converter(refused, {"fp32": ("openvino",)}))

@@ -229,3 +229,5 @@ def test_pictures_without_a_variant_to_judge_are_refused_rather_than_ignored(tmp
     spec.save(tmp_path / FILE_NAME)
     with pytest.raises(ConfigError, match="--pictures and --calibration are for a fast variant"):
         prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1))
+    with pytest.raises(ConfigError, match="only int8 is calibrated; leave it out"):
+        prepared(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, tmp_path), (0.99, 0.1))

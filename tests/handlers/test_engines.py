@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from archive import variant
-from archive.agreement import Pictures
+from archive.agreement import Gate, Pictures
 from archive.variant import CONVERTERS, Wanted
 from beeline import pixels
 from beeline.spec import ModelSpec
@@ -31,7 +31,7 @@ def converted(folder: Path, out: Path, wanted: Wanted, crops: NDArray[np.uint8],
     spec = ModelSpec.load(folder)
     shutil.copytree(folder / "golden", out / "golden")
     pictures = Pictures(crops, crops, crops, spec.geometry, "drawn")
-    artifact = CONVERTERS[wanted.engine].convert(folder, spec, out, wanted.precision, pictures, 0.9)
+    artifact = CONVERTERS[wanted.engine].convert(folder, spec, out, wanted.precision, pictures, Gate(0.9, 1.0))
     made = dataclasses.replace(
         spec, model=artifact, engine=wanted.engine, precision=wanted.precision, tolerance=tolerance
     )

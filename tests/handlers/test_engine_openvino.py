@@ -1,0 +1,69 @@
+"""The OpenVINO engine: a lone picture may take more threads than a batch does, and gets the same answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from archive import to_openvino
+from archive.agreement import Gate, Pictures
+from beeline.engine_openvino import OpenVinoEngine
+from beeline.errors import ConfigError
+from beeline.spec import ModelSpec
+
+
+@pytest.fixture(scope="module")
+def folder(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that names a colour, for OpenVINO."""
+    spec = ModelSpec.load(colour_model)
+    out = tmp_path_factory.mktemp("openvino")
+    none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
+    pictures = Pictures(none, none, none, spec.geometry, "none")
+    made = to_openvino.convert(colour_model, spec, out, "fp32", pictures, Gate())
+    dataclasses.replace(spec, model=made, engine="openvino").save(out / "model_spec.json")
+    shutil.copytree(colour_model / "golden", out / "golden")
+    return out
+
+
+def loaded(folder: Path, **environ: str) -> OpenVinoEngine:
+    return OpenVinoEngine(folder, ModelSpec.load(folder), environ=environ)
+
+
+def threads(request: object) -> int:
+    return int(request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))  # type: ignore[attr-defined]
+
+
+def test_a_lone_picture_takes_its_own_threads_and_gets_the_same_answer(folder: Path) -> None:
+    engine = loaded(folder, BEELINE_THREADS="1", BEELINE_LONE_THREADS="2")
+    choice = engine.choice["lone_threads"]
+    assert (engine.choice["threads"].value, choice.value, choice.reason) == ("1", "2", "BEELINE_LONE_THREADS")
+    assert (threads(engine._request), threads(engine._lone)) == (1, 2)
+    crop = engine.spec.geometry.crop
+    pixels = np.random.default_rng(0).integers(0, 256, (5, crop, crop, 3), dtype=np.uint8)
+    whole = engine.forward(pixels)
+    alone = np.concatenate([engine.forward(pixels[i : i + 1]) for i in range(5)])
+    assert np.allclose(alone, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("environ", "lone"),
+    [
+        ({"BEELINE_THREADS": "2"}, "2"),
+        ({"BEELINE_THREADS": "2", "BEELINE_LONE_THREADS": "2"}, "2"),
+        # Never fewer than a batch takes.
+        ({"BEELINE_THREADS": "2", "BEELINE_LONE_THREADS": "1"}, "2"),
+    ],
+)
+def test_where_it_takes_no_more_the_model_is_compiled_once(folder: Path, environ: dict[str, str], lone: str) -> None:
+    engine = loaded(folder, **environ)
+    assert engine.choice["lone_threads"].value == lone
+    assert engine._lone is engine._request
+
+
+def test_threads_that_are_none_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="BEELINE_LONE_THREADS is 'many'"):
+        loaded(folder, BEELINE_LONE_THREADS="many")
