@@ -24,6 +24,10 @@ UNUSED := pillow wheel packaging
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
 	--no-emit-package openvino-telemetry
 
+PILLOW := $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps -r .venv/pillow.txt
+PILLOW_SIMD = CC="$(SIMD_CC)" $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps \
+	--no-build-isolation -r requirements/pillow-simd.txt
+
 # The first Python that really runs, is 3.10 to 3.12 and has venv with pip.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
@@ -42,20 +46,24 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@echo "setting up .venv with $$($(PYTHON) --version): once, about 5 GB with PyTorch's CUDA parts"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@# Pillow and Pillow-SIMD are one folder: what `make simd` put there goes first.
+	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow-simd 2>/dev/null
 	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Both are fetched, and the second is built, before what is there is taken away; then they are in the cache.
 simd: setup ## Pillow-SIMD in Pillow's place in .venv (x86-64, a C compiler, libjpeg's headers; `make pillow` undoes it)
+	@$(PILLOW_SIMD) --target .venv/fetched && rm -rf .venv/fetched
 	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow
-	@CC="$(SIMD_CC)" $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps \
-		--no-build-isolation --compile-bytecode -r requirements/pillow-simd.txt || { $(MAKE) -s pillow; exit 1; }
+	@$(PILLOW_SIMD) --compile-bytecode
 	@.venv/bin/python -c 'from beeline import pixels; print("Pillow is", pixels.pillow_version())'
 
 pillow: ## Pillow itself again
+	@awk '/^[^ ]/ {mine = /^pillow==/} mine' requirements/main.txt >.venv/pillow.txt
+	@$(PILLOW) --target .venv/fetched && rm -rf .venv/fetched
 	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow-simd pillow
-	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode \
-		-r requirements/main.txt
+	@$(PILLOW) --compile-bytecode
 
 serve: ## everything: data, training, archive, a running server (SERVER=mms; ARGS="--port 9000")
 	@start=$$SECONDS; $(MAKE) -s --no-print-directory setup && \

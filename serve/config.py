@@ -28,10 +28,13 @@ _DEFAULTS = {
     "beeline_log_files": 3,
     "beeline_deadline_seconds": 60,
     "beeline_stop_seconds": 8,
-    # 0: none, or from the queue's size.
+    # 0: none, or from the queue's size, or from the cores.
     "beeline_drain_seconds": 0,
     "beeline_requests_per_second": 0,
+    "beeline_lone_threads": 0,
 }
+# A lone picture is shared by so many cores at most; beyond them nothing was measured.
+_LONE = 4
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,13 @@ class Configuration:
                 because.setdefault(setting.reason, []).append(f"{name} {setting.value}")
             shown = "; ".join(f"{', '.join(numbers)} ({reason})" for reason, numbers in because.items())
             out.append(f"{model.model} {model.version}: {shown}")
-        out.append(f"threads a worker {self.threads.value} ({self.threads.reason})")
-        chosen = [f"{name} {value.value}" for name, value in self.numbers.items() if value.reason != _DEFAULT]
+        lone = self.numbers["beeline_lone_threads"]
+        out.append(
+            f"threads a worker {self.threads.value} ({self.threads.reason}); OpenVINO's for a lone picture "
+            f"{lone.value} ({lone.reason})"
+        )
+        rest = {name: value for name, value in self.numbers.items() if name != "beeline_lone_threads"}
+        chosen = [f"{name} {value.value}" for name, value in rest.items() if value.reason != _DEFAULT]
         return out + ([", ".join(chosen)] if chosen else [])
 
 
@@ -143,6 +151,8 @@ def resolve(
     queue = numbers["job_queue_size"].value
     if not numbers["beeline_requests_per_second"].value:
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
+    if not numbers["beeline_lone_threads"].value:
+        numbers["beeline_lone_threads"] = Setting(min(cores, _LONE), f"{cores} cores, at most {_LONE}")
     return Configuration(models, threads, numbers, properties.texts.get("vmargs", ""))
 
 

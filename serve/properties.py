@@ -96,7 +96,7 @@ class Address:
 
 BATCH_SIZE = Whole(1, 1024, "requests")
 WORKERS = Whole(1, 256, "processes")
-# From 1: MMS takes 0 for "not given" and would wait its own default of 100 ms.
+# From 1: both servers take 0 for "not given" and would wait their own default of 100 ms.
 DELAY = Whole(1, 60_000, "milliseconds")
 TIMEOUT = Whole(1, 86_400, "seconds")
 
@@ -106,6 +106,7 @@ NUMBERS = {
     "netty_client_threads": Whole(1, 256, "threads"),
     "max_response_size": Whole(1024, 2**31 - 1, "bytes"),
     "beeline_threads": Whole(1, 256, "threads"),
+    "beeline_lone_threads": Whole(1, 256, "threads"),
     # The server's limit in base64 must stay a Java int.
     "beeline_max_image_bytes": Whole(1, 1_500_000_000, "bytes"),
     "beeline_max_image_pixels": Whole(1, 2**31 - 1, "pixels"),

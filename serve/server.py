@@ -184,6 +184,7 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
         "BEELINE_MAX_PIXELS": str(numbers["beeline_max_image_pixels"].value),
         "BEELINE_METRICS_DIR": str(places.metrics),
         "BEELINE_THREADS": threads,
+        "BEELINE_LONE_THREADS": str(numbers["beeline_lone_threads"].value),
         "OMP_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
         **MALLOC,

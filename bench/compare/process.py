@@ -38,7 +38,7 @@ QUIET = {
     "OTEL_SDK_DISABLED": "true",
 }
 # What would set threads that no documentation sets.
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BEELINE_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ export function showModel(model, card, served) {
     ["engine", chosen(spec.engine, card?.serving?.device)],
     ["precision", chosen(spec.precision, card?.serving?.precision)],
     ["threads", card?.serving?.threads && chosen(null, card.serving.threads)],
+    ["threads, lone picture", card?.serving?.lone_threads && chosen(null, card.serving.lone_threads)],
     ["accuracy", accuracy(spec.accuracy)],
     ["agreement", agreement(spec.agreement)],
     ["labels", spec.labels ? labels(spec.labels) : unknown(model.labels)],

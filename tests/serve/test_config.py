@@ -75,7 +75,19 @@ def test_threads_that_are_given_win_over_the_share_of_the_cores(tmp_path: Path) 
     assert resolved(properties=load(file)).threads == Setting(3, "config.properties")
     said = resolved(properties=load(file, {"BEELINE_THREADS": "5"}))
     assert said.threads == Setting(5, "environment BEELINE_THREADS")
-    assert "threads a worker 5 (environment BEELINE_THREADS)" in said.lines()
+    assert any(line.startswith("threads a worker 5 (environment BEELINE_THREADS); ") for line in said.lines())
+
+
+@pytest.mark.parametrize(("cores", "lone"), [(1, 1), (2, 2), (64, 4)])
+def test_a_lone_picture_gets_the_cores_up_to_four(cores: int, lone: int) -> None:
+    configuration = resolved(cores=cores)
+    assert configuration.numbers["beeline_lone_threads"] == Setting(lone, f"{cores} cores, at most 4")
+    assert any(f"OpenVINO's for a lone picture {lone} ({cores} cores" in line for line in configuration.lines())
+
+
+def test_a_lone_pictures_threads_may_be_given() -> None:
+    said = Properties(Path("config.properties"), numbers={"beeline_lone_threads": 1})
+    assert resolved(properties=said, cores=8).numbers["beeline_lone_threads"] == Setting(1, "config.properties")
 
 
 @pytest.mark.parametrize("value", ["0", "many", "257"])

@@ -106,6 +106,7 @@ def test_what_would_lead_a_server_astray_is_dropped() -> None:
 def test_threads_and_limits_reach_the_workers(resolved: config.Configuration, places: Places) -> None:
     environment = server.environment(TorchServe(), Path(sys.executable), resolved, places)
     assert environment["BEELINE_THREADS"] == environment["OMP_NUM_THREADS"] == "1"
+    assert environment["BEELINE_LONE_THREADS"] == "2"
     assert environment["BEELINE_MAX_BYTES"] == "20000000"
     assert environment["TMPDIR"] == environment["TEMP"] == str(places.temporary)
 

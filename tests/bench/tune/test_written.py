@@ -60,7 +60,7 @@ def test_what_is_so_already_is_no_change(own: Path) -> None:
 def test_threads_that_do_not_follow_from_the_workers_are_written_below_their_comment(own: Path) -> None:
     change(own, "resnet18", "1.0", Settings(32, 2, 10, 3), 1).write()
     text = own.read_text()
-    assert "#beeline_threads=1\nbeeline_threads=3\n\n# Requests that the server holds" in text
+    assert "#beeline_threads=1\nbeeline_threads=3\n\n# Threads for a picture that comes alone" in text
     assert load(own).numbers["beeline_threads"] == 3
     # Once they are there, they are changed in their place, also to what would follow by itself.
     change(own, "resnet18", "1.0", TUNED, 1).write()
