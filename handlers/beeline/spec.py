@@ -187,7 +187,17 @@ class ModelSpec:
 
     def fingerprint(self) -> str:
         """Return the sha256 of the whole spec in canonical JSON: it covers model and geometry code by their digests."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        values = self.to_dict()
+        # Archives from before these fields keep their fingerprint, which says nothing of them.
+        for place, key, unsaid in (
+            (values, "agreement", None),
+            (values["geometry"], "decoding", "full"),
+            (values["model"], "weights", None),
+            (values["model"], "weights_sha256", None),
+        ):
+            if place[key] == unsaid:
+                del place[key]
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

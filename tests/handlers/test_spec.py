@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from beeline.errors import SpecError
-from beeline.spec import Accuracy, Artifact, Geometry, ModelSpec, Provenance
+from beeline.spec import Accuracy, Agreement, Artifact, Geometry, ModelSpec, Provenance
 
 DIGEST = "0" * 64
 SPEC = ModelSpec(
@@ -29,6 +30,25 @@ def test_round_trip(tmp_path: Path) -> None:
     SPEC.save(tmp_path / "model_spec.json")
     assert ModelSpec.load(tmp_path) == SPEC
     assert ModelSpec.load(tmp_path).fingerprint() == SPEC.fingerprint()
+
+
+def test_a_field_that_came_later_changes_no_fingerprint_until_it_says_something() -> None:
+    """The digest is of this spec as it was before the fields in question were there."""
+    spec = ModelSpec(
+        "flowers",
+        "1.0",
+        ("rose", "tulip"),
+        Geometry(256, 224),
+        Artifact("model.pt2", "exported_program", DIGEST),
+        "f" * 64,
+    )
+    assert spec.fingerprint() == "a548f02a36ab5ab26d42e1237d4b89b59a75c34c3b56079aa41e259621f0b8c9"
+    said = (
+        dataclasses.replace(spec, agreement=Agreement(1.0, 0.0, 0.0, 50, "val")),
+        dataclasses.replace(spec, geometry=dataclasses.replace(spec.geometry, decoding="scaled")),
+        dataclasses.replace(spec, model=dataclasses.replace(spec.model, weights="model.bin", weights_sha256=DIGEST)),
+    )
+    assert len({each.fingerprint() for each in (spec, *said)}) == 4
 
 
 def _set(values: dict[str, Any], path: str, value: object) -> None:
