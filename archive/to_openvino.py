@@ -33,13 +33,18 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
 
     Raises:
         ArchiveError: for a model that OpenVINO cannot read.
-        ConfigError: where OpenVINO or NNCF is not installed.
+        ConfigError: where OpenVINO or NNCF is not installed, or this processor has no bf16 to judge it in.
     """
     without_telemetry()
     try:
         import openvino
     except ModuleNotFoundError as error:
         raise ConfigError("OpenVINO is not installed here; install the package openvino") from error
+    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ConfigError(
+            "this processor has no bf16, so OpenVINO would compute in fp32 and nothing would judge bf16; build it on a "
+            "machine like the one that serves, or take --precision fp32"
+        )
     try:
         with warnings.catch_warnings():
             # Of PyTorch's own code, about PyTorch's own code.

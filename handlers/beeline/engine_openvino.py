@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from beeline.engine import choices, lone_threads_of, on_cpu, threads_of, warm_up
+from beeline.engine import Choice, choices, lone_threads_of, on_cpu, threads_of, warm_up
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 
@@ -48,6 +48,11 @@ class OpenVinoEngine:
             model = core.read_model(folder / spec.model.file)
             self._request = _request(core, model, spec, own)
             self._lone = self._request if lone == own else _request(core, model, spec, lone)
+            computed = self._request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").to_string()
+            if computed == "f32" != _COMPUTED_IN[spec.precision]:
+                self.choice["precision"] = Choice(
+                    "fp32", f"this processor has no {spec.precision}, which the archive was built for"
+                )
             warm_up(self.forward, spec)
         except Exception as error:
             why = " ".join(str(error).split())[:300]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 
 from archive import to_openvino
@@ -67,3 +68,30 @@ def test_where_it_takes_no_more_the_model_is_compiled_once(folder: Path, environ
 def test_threads_that_are_none_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="BEELINE_LONE_THREADS is 'many'"):
         loaded(folder, BEELINE_LONE_THREADS="many")
+
+
+def has_bf16() -> bool:
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_the_choice_says_what_is_computed_in(folder: Path) -> None:
+    spec = dataclasses.replace(ModelSpec.load(folder), precision="bf16")
+    choice = OpenVinoEngine(folder, spec, environ={}).choice["precision"]
+    assert choice.value == ("bf16" if has_bf16() else "fp32")
+    assert has_bf16() or choice.reason == "this processor has no bf16, which the archive was built for"
+
+
+def test_bf16_is_built_where_it_can_be_judged_alone(
+    colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor is made up, so that both cases run on any."""
+    spec = ModelSpec.load(colour_model)
+    none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
+    pictures = Pictures(none, none, none, spec.geometry, "none")
+    monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(
+        ConfigError, match=r"this processor has no bf16.*build it on a machine like the one that serves"
+    ):
+        to_openvino.convert(colour_model, spec, tmp_path, "bf16", pictures, Gate())
+    monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "BF16"])
+    assert to_openvino.convert(colour_model, spec, tmp_path, "bf16", pictures, Gate()).format == "openvino"
