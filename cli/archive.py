@@ -85,7 +85,7 @@ def build(
     from cli import brought
     from cli import samples as page
     from cli.console import result, say
-    from cli.variants import prepared
+    from cli.variants import needed, prepared
 
     if (source is None) == (model is None):
         given = "both a folder and --model are" if source else "neither a folder nor --model is"
@@ -131,6 +131,9 @@ def build(
             measured=measured,
         )
         placed, about = page.put(built, export, samples, chosen)
+    lacking = needed(built.spec.engine)
+    if lacking:
+        say(lacking)
     values = {
         "archive": str(built.path),
         "sha256": built.sha256,

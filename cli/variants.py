@@ -7,6 +7,9 @@ from pathlib import Path
 
 from beeline.errors import ConfigError, did_you_mean
 
+# What runs in the images as they are; a compiler for `torch_compile` is not there.
+IN_IMAGES = ("torch", "openvino")
+
 
 def prepared(
     export: Path,
@@ -87,3 +90,13 @@ def prepared(
     return folder, {
         str(each.wanted): each.refused or "" if each.milliseconds is None else each.milliseconds for each in results
     }
+
+
+def needed(engine: str) -> str | None:
+    """Return what an engine needs to be installed where it serves; None for those that the images bring."""
+    from beeline.engine import runtime
+
+    if engine in IN_IMAGES:
+        return None
+    lacking = "a C++ compiler" if engine == "torch_compile" else runtime(engine)
+    return f"{engine} needs {lacking} where it serves, which the images have not; for them take --engine openvino"

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from archive.build import build
+from beeline import engine as engines
 from beeline.errors import ConfigError
 from beeline.spec import FILE_NAME, Artifact, Geometry, ModelSpec
 from cli.main import main
-from cli.variants import prepared
+from cli.variants import needed, prepared
 from tests.conftest import BLUE, RED, ROOT
 
 
@@ -231,3 +232,12 @@ def test_pictures_without_a_variant_to_judge_are_refused_rather_than_ignored(tmp
         prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1))
     with pytest.raises(ConfigError, match="only int8 is calibrated; leave it out"):
         prepared(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, tmp_path), (0.99, 0.1))
+
+
+def test_what_the_images_lack_is_said_of_each_engine() -> None:
+    inside = (ROOT / "requirements" / "image.in").read_text().split()
+    for engine, (_, _, package) in engines._ENGINES.items():
+        if package in (*inside, "torch") and engine != "torch_compile":
+            assert needed(engine) is None
+        else:
+            assert str(needed(engine)).startswith(f"{engine} needs ")
