@@ -216,14 +216,13 @@ def _forward(engine: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     import torch
 
     device = torch.device(engine.choice["device"].value)
-    if device.type == "cpu":
+    if device.type == "cpu" or not hasattr(engine, "on_device"):
+        # ONNX Runtime copies there and back by itself.
         return engine.forward, lambda pixels: pixels
-    # The engine's own `forward` copies there and back; its network alone is not offered.
-    network = engine._model
 
     def forward(pixels: Any) -> None:
-        with torch.inference_mode():
-            network(pixels)
+        # The engine's own `forward` copies there and back.
+        engine.on_device(pixels)
         # Kernels are only queued by the call.
         torch.cuda.synchronize(device)
 

@@ -77,8 +77,19 @@ class TorchEngine:
             RuntimeError: as PyTorch raises it.
         """
         with torch.inference_mode():
-            output = self._run(torch.from_numpy(pixels).to(self._device))
+            output = self.on_device(torch.from_numpy(pixels).to(self._device))
             return np.asarray(output.float().cpu().numpy())
+
+    def on_device(self, pixels: Tensor) -> Tensor:
+        """Run the model on what is on its device already: uint8 `[N, crop, crop, 3]` to `[N, classes]`, there too.
+
+        On a CUDA device the work is queued when this returns.
+
+        Raises:
+            RuntimeError: as PyTorch raises it.
+        """
+        with torch.inference_mode():
+            return self._run(pixels)
 
     def _prepare(self, environ: Mapping[str, str]) -> None:
         """Check what the model needs to run, before it is loaded; a subclass has more to check.

@@ -60,6 +60,7 @@ def test_bf16_computes_either_format_in_bf16(folder: Path) -> None:
     assert found.dtype == np.float32
     assert not np.array_equal(found, wanted)
     assert np.allclose(found, wanted, atol=0.02)
+    assert np.array_equal(engine.on_device(torch.from_numpy(pixels)).float().numpy(), found)
     kinds = {tuple(parameter.shape): parameter.dtype for parameter in engine._model.parameters()}
     assert kinds == {(3, 3, 3, 3): torch.bfloat16, (3,): torch.float32}
     assert engine.choice["precision"].value == "bf16"
