@@ -7,6 +7,7 @@ HTTP, with many clients and with one. Run it as
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -28,7 +29,8 @@ from bench.load.run import run
 from bench.pictures import Pictures, read
 from bench.record import utc
 from serve.addresses import Ports
-from serve.config import Overrides
+from serve.config import LONE, Overrides
+from serve.machine import cores
 from serve.up import Request, up
 
 _REPEATS = 9
@@ -106,8 +108,12 @@ def _alone(mar: Path, pictures: Pictures, workers: int, batch: int) -> tuple[str
         loaded = [stack.enter_context(Worker(plan)) for _ in range(workers)]
         with ThreadPoolExecutor(workers) as pool:
             rows = list(pool.map(lambda worker: worker.measure(batch), loaded))
-        lone = loaded[0].measure(1)
-    return loaded[0].about["model"], sum(1000 / row.per_image("handler") for row in rows), lone.per_image("decoded")
+    about = loaded[0].about
+    # With the threads that a lone picture gets of the server too.
+    threads = min(cores(), LONE) if about["choice"]["engine"][0] == "openvino" else plan.threads
+    with Worker(dataclasses.replace(plan, threads=threads)) as worker:
+        lone = worker.measure(1)
+    return about["model"], sum(1000 / row.per_image("handler") for row in rows), lone.per_image("decoded")
 
 
 def _server(mar: Path, numbers: Overrides) -> Up:

@@ -34,7 +34,7 @@ _DEFAULTS = {
     "beeline_lone_threads": 0,
 }
 # A lone picture is shared by so many cores at most; beyond them nothing was measured.
-_LONE = 4
+LONE = 4
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def resolve(
     if not numbers["beeline_requests_per_second"].value:
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     if not numbers["beeline_lone_threads"].value:
-        numbers["beeline_lone_threads"] = Setting(min(cores, _LONE), f"{cores} cores, at most {_LONE}")
+        numbers["beeline_lone_threads"] = Setting(min(cores, LONE), f"{cores} cores, at most {LONE}")
     return Configuration(models, threads, numbers, properties.texts.get("vmargs", ""))
 
 
