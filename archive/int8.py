@@ -45,7 +45,8 @@ def quantised(
         model: a graph that NNCF knows, in fp32.
         pictures: of those to calibrate with every second one calibrates and the others control, since a graph flatters
             the pictures that its ranges were taken from; those to judge by are not looked at.
-        gate: so many pictures are to keep their first label, with no probability that moves by more than it allows.
+        gate: so many pictures are to keep their first label with no probability that moves by more than it allows, in
+            one count: the gate itself counts the two apart, on other pictures.
         output: what the model returns, as its spec says.
         runnable: makes a graph runnable.
         scores: runs what `runnable` made, or what NNCF made of the graph in its place.

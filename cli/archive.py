@@ -63,7 +63,7 @@ def build(
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="Photographs to judge a fast variant by.")] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Photographs to calibrate int8 with. [default: half of --pictures]")
+        Path | None, typer.Option(help="Photographs to calibrate and control int8 by. [default: half of --pictures]")
     ] = None,
     agreement: Annotated[float, typer.Option(help="Part of first labels that must be fp32's.")] = 0.99,
     decoding: Annotated[str, typer.Option(help="full, or scaled: large JPEGs at a half, a quarter ...")] = "full",

@@ -71,7 +71,7 @@ def prepared(
     # A lone one that cannot be made here says so itself.
     tried = [each for each in wanted if len(wanted) == 1 or variant.left_out(each) is None]
     calibrates = any(each.precision == "int8" for each in tried)
-    if calibration is not None and not calibrates:
+    if calibration is not None and all(each.precision != "int8" for each in wanted):
         raise ConfigError(
             f"--calibration is {calibration}, and only int8 is calibrated; leave it out: --pictures judge, or add "
             "--precision int8"

@@ -152,7 +152,7 @@ def resolve(
     if not numbers["beeline_requests_per_second"].value:
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     if not numbers["beeline_lone_threads"].value:
-        numbers["beeline_lone_threads"] = Setting(min(cores, LONE), f"{cores} cores, at most {LONE}")
+        numbers["beeline_lone_threads"] = _lone_threads(models, threads.value, cores)
     return Configuration(models, threads, numbers, properties.texts.get("vmargs", ""))
 
 
@@ -231,6 +231,15 @@ def _threads(properties: Properties, cores: int, workers: int) -> Setting:
     if _THREADS in properties.numbers:
         return Setting(properties.numbers[_THREADS], properties.source(_THREADS))
     return Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
+
+
+def _lone_threads(models: Sequence[ModelSettings], threads: int, cores: int) -> Setting:
+    """Return the threads of a lone picture: all cores up to `LONE`, unless pictures that queue come alone too."""
+    if any(model.batch_size.value == 1 for model in models):
+        return Setting(threads, "as many as a worker's, since batches are of one")
+    if threads >= min(cores, LONE):
+        return Setting(threads, "as many as a worker's")
+    return Setting(min(cores, LONE), f"{cores} cores, at most {LONE}")
 
 
 def _default_workers(cores: int, gpus: int) -> tuple[int, str]:

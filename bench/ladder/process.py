@@ -134,6 +134,8 @@ class Worker:
     def _start(self) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "BEELINE_METRICS_DIR"}
         environment |= {"BEELINE_DEVICE": self.plan.device, "BEELINE_THREADS": str(self.plan.threads)}
+        # A row of one picture has as many as the others.
+        environment["BEELINE_LONE_THREADS"] = environment["BEELINE_THREADS"]
         with (self._scratch / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-X", "utf8", str(Path(worker.__file__).resolve())],

@@ -101,6 +101,7 @@ def _written(pictures: Pictures, folder: Path) -> list[str]:
 def _started(threads: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start the process with a worker's environment; it is gone after the block, whatever happens."""
     environment = clean(os.environ) | MALLOC | {"OMP_NUM_THREADS": str(threads), "BEELINE_THREADS": str(threads)}
+    environment["BEELINE_LONE_THREADS"] = str(threads)
     with log.open("wb") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.tune.probe"],

@@ -111,7 +111,10 @@ def lone_threads_of(threads: int, environ: Mapping[str, str]) -> Choice:
     """
     if not environ.get("BEELINE_LONE_THREADS"):
         return Choice(str(threads), "no BEELINE_LONE_THREADS: as many as a batch")
-    return Choice(str(max(threads, positive(environ, "BEELINE_LONE_THREADS", 1))), "BEELINE_LONE_THREADS")
+    asked = positive(environ, "BEELINE_LONE_THREADS", 1)
+    if asked <= threads:
+        return Choice(str(threads), "as many as a batch")
+    return Choice(str(asked), "BEELINE_LONE_THREADS")
 
 
 def parsed_device(asked: str) -> tuple[str, int | None]:

@@ -78,11 +78,18 @@ def test_threads_that_are_given_win_over_the_share_of_the_cores(tmp_path: Path) 
     assert any(line.startswith("threads a worker 5 (environment BEELINE_THREADS); ") for line in said.lines())
 
 
-@pytest.mark.parametrize(("cores", "lone"), [(1, 1), (2, 2), (64, 4)])
+@pytest.mark.parametrize(("cores", "lone"), [(2, 2), (3, 3), (64, 4)])
 def test_a_lone_picture_gets_the_cores_up_to_four(cores: int, lone: int) -> None:
-    configuration = resolved(cores=cores)
+    configuration = resolved(overrides=Overrides(workers=cores), cores=cores)
     assert configuration.numbers["beeline_lone_threads"] == Setting(lone, f"{cores} cores, at most 4")
     assert any(f"OpenVINO's for a lone picture {lone} ({cores} cores" in line for line in configuration.lines())
+
+
+def test_a_lone_picture_never_gets_fewer_threads_than_a_batch_nor_more_where_all_come_alone() -> None:
+    workers = Overrides(workers=2)
+    assert resolved(overrides=workers, cores=16).numbers["beeline_lone_threads"] == Setting(8, "as many as a worker's")
+    alone = resolved(overrides=Overrides(workers=2, batch_size=1), cores=2).numbers["beeline_lone_threads"]
+    assert alone == Setting(1, "as many as a worker's, since batches are of one")
 
 
 def test_a_lone_pictures_threads_may_be_given() -> None:
