@@ -21,7 +21,7 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
     """Write `model.xml` and `model.bin` into `out` and say what they are.
 
     bf16 differs from fp32 in how the worker computes, not in the file. In int8 accuracy is controlled: layers are put
-    back into fp32, those that cost most agreement first, until `gate` holds on pictures that did not calibrate.
+    back into fp32, those that cost most agreement first, until enough of the pictures that control keep their answer.
 
     Args:
         folder: of the export, with the fp32 model.

@@ -104,7 +104,7 @@ def threads_of(asked: int | None, environ: Mapping[str, str]) -> Choice:
 
 
 def lone_threads_of(threads: int, environ: Mapping[str, str]) -> Choice:
-    """Return how many threads the forward pass of a lone picture takes: nobody waits for the cores that it borrows.
+    """Return how many threads the forward pass of a lone picture takes, over the worker's own share of the cores.
 
     Where requests queue, batches are larger and a worker keeps to its own share. On two cores, two workers and
     ResNet-18 in int8, one client waits 25 ms in place of 38, and 50 clients get the same requests/s.
