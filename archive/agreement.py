@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from beeline.spec import Agreement, Geometry
 # Fewer say too little: of 50 pictures one that differs is 2 %.
 LEAST_PICTURES = 50
 _BATCH = 16
+Decode = Callable[[bytes], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def read(
     elif calibrates and calibration is not None:
         other = {digest: data for digest, data in _by_digest(calibration).items() if digest not in mine}
     full = dataclasses.replace(geometry, decoding="full")
-    calibrating, judging = _decoded(other, full, most), _decoded(mine, full, most)
+    reference = _decoder(full)
+    calibrating, judging = _decoded(other, reference, most), _decoded(mine, reference, most)
     if min(len(judging), len(calibrating) if calibrates else LEAST_PICTURES) < LEAST_PICTURES:
         folders = judged if calibration is None else f"{calibration} and {judged}"
         raise ArchiveError(
@@ -92,26 +94,28 @@ def read(
     crops = np.stack(judging)
     served = crops
     if geometry != full:
-        crops, served = _differing(mine, full, geometry, most, judged)
+        crops, served = _differing(mine, geometry, most, judged)
     return Pictures(np.stack(calibrating) if calibrating else crops[:0], crops, served, geometry, judged.resolve().name)
 
 
 def _differing(
-    bodies: Mapping[str, bytes], full: Geometry, geometry: Geometry, most: int, folder: Path
+    bodies: Mapping[str, bytes], geometry: Geometry, most: int, folder: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Decode in both ways, and keep the pictures that differ: the others say nothing of the difference."""
+    reference, serving = _decoder(dataclasses.replace(geometry, decoding="full")), _decoder(geometry)
     pairs = []
     for digest in sorted(bodies):
-        both = _decoded({digest: bodies[digest]}, full, 1), _decoded({digest: bodies[digest]}, geometry, 1)
+        one = {digest: bodies[digest]}
+        both = _decoded(one, reference, 1), _decoded(one, serving, 1)
         if all(both) and not np.array_equal(both[0][0], both[1][0]):
             pairs.append((both[0][0], both[1][0]))
         if len(pairs) == most:
             break
     if len(pairs) < LEAST_PICTURES:
+        which = f"of at least twice {geometry.resize} pixels, which" if geometry.decoding == "scaled" else "that"
         raise ArchiveError(
-            f"of the pictures to judge by in {folder} {len(pairs)} are JPEGs of at least twice {geometry.resize} "
-            f"pixels, which scaled decoding is for; at least {LEAST_PICTURES} are needed: name such photographs with "
-            "--pictures, or take --decoding full"
+            f"of the pictures to judge by in {folder} {len(pairs)} are JPEGs {which} {geometry.decoding} decoding is "
+            f"for; at least {LEAST_PICTURES} are needed: name such photographs with --pictures, or take --decoding full"
         )
     return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
 
@@ -123,13 +127,39 @@ def _by_digest(folder: Path) -> dict[str, bytes]:
     return {hashlib.sha256(body).hexdigest(): body for body in bodies}
 
 
-def _decoded(bodies: Mapping[str, bytes], geometry: Geometry, most: int) -> list[NDArray[np.uint8]]:
+def _decoder(geometry: Geometry) -> Decode:
+    """Return what decodes as a worker on this machine would.
+
+    Raises:
+        ConfigError: for decoding on a CUDA device where none is, so that nothing can be judged.
+    """
+    if geometry.decoding != "cuda":
+        return lambda body: pixels.decode(body, geometry)
+    import torch
+
+    from beeline.cuda_jpeg import CudaJpegs
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "--decoding is 'cuda', and no CUDA device is there to judge it by; build the archive where one is, or take "
+            "full or scaled"
+        )
+    jpegs = CudaJpegs(torch.device("cuda"), geometry)
+
+    def decode(body: bytes) -> NDArray[np.uint8]:
+        (crop,) = jpegs.decode([body])
+        return pixels.decode(body, geometry) if crop is None else crop
+
+    return decode
+
+
+def _decoded(bodies: Mapping[str, bytes], decode: Decode, most: int) -> list[NDArray[np.uint8]]:
     found: list[NDArray[np.uint8]] = []
     for digest in sorted(bodies):
         if len(found) == most:
             break
         try:
-            found.append(pixels.decode(bodies[digest], geometry))
+            found.append(decode(bodies[digest]))
         except RequestError:
             # Notes and labels lie among pictures, and a broken one could not be served either.
             continue

@@ -14,6 +14,11 @@ from beeline.golden import FOLDER
 from beeline.spec import Agreement, ModelSpec
 
 _FIRST = 8
+_DECODING = {
+    "full": "",
+    "scaled": ", large JPEGs decoded at a part of their size",
+    "cuda": ", JPEGs decoded on the CUDA device",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Card:
             (
                 "input",
                 f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"
-                + (", large JPEGs decoded at a part of their size" if size.decoding == "scaled" else ""),
+                + _DECODING[size.decoding],
             ),
             ("engine", f"{spec.engine}, {spec.precision}, {spec.model.format.replace('_', ' ')}"),
             ("accuracy", measured),

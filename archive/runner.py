@@ -234,7 +234,8 @@ class Runner:
 
 
 def _runtime(folder: Path) -> tuple[str, ...]:
-    """Return the distribution that the engine of an unpacked archive is; of somebody else's archive, none."""
+    """Return the distributions that an unpacked archive's engine and decoding are; of somebody else's, none."""
     if not (folder / FILE_NAME).is_file():
         return ()
-    return (runtime(ModelSpec.load(folder).engine),)
+    spec = ModelSpec.load(folder)
+    return (runtime(spec.engine), *(("torchvision",) if spec.geometry.decoding == "cuda" else ()))

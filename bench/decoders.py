@@ -130,11 +130,35 @@ def _torchvision() -> tuple[Decode, str]:
     return decode, f"torchvision {torchvision.__version__}"
 
 
+def _nvjpeg() -> tuple[Decode, str]:
+    import torch
+
+    from beeline.cuda_jpeg import CudaJpegs
+    from beeline.spec import Geometry
+
+    if not torch.cuda.is_available():
+        raise Missing("a CUDA device")
+    jpegs = CudaJpegs(torch.device("cuda"), Geometry(RESIZE, CROP, decoding="cuda"))
+
+    def decode(data: bytes) -> NDArray[np.uint8]:
+        (crop,) = jpegs.decode([data])
+        if crop is None:
+            raise BeelineError("a picture is not nvJPEG's to decode; name others with --pictures")
+        return crop
+
+    return decode, jpegs.version
+
+
+class Missing(Exception):
+    """What a decoder needs and is not here."""
+
+
 DECODERS: dict[str, Callable[[], tuple[Decode, str]]] = {
     "pillow": lambda: _pillow("full"),
     "pillow, scaled": lambda: _pillow("scaled"),
     "libjpeg-turbo binding": _simplejpeg,
     "torchvision": _torchvision,
+    "nvJPEG": _nvjpeg,
 }
 
 
@@ -149,6 +173,8 @@ def turn(name: str, pictures: Path, most: int) -> dict[str, Any]:
         decode, version = DECODERS[name]()
     except ModuleNotFoundError as error:
         return {"missing": error.name}
+    except Missing as error:
+        return {"missing": str(error)}
     bodies = [body for body in read(pictures, most).bodies if body.startswith(b"\xff\xd8\xff")]
     crops = [decode(body) for body in bodies]
     start = time.perf_counter()

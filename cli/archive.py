@@ -66,7 +66,9 @@ def build(
         Path | None, typer.Option(help="Photographs to calibrate and control int8 by. [default: half of --pictures]")
     ] = None,
     agreement: Annotated[float, typer.Option(help="Part of first labels that must be fp32's.")] = 0.99,
-    decoding: Annotated[str, typer.Option(help="full, or scaled: large JPEGs at a half, a quarter ...")] = "full",
+    decoding: Annotated[
+        str, typer.Option(help="full; scaled: large JPEGs at a half, a quarter ...; cuda: JPEGs on the CUDA device.")
+    ] = "full",
     moved: Annotated[float, typer.Option(help="How far probabilities may move on 99 of 100 pictures.")] = 0.1,
     handler: Annotated[Path | None, typer.Option(help="A file with one subclass of VisionHandler.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A model-config.yaml to put in.")] = None,

@@ -27,7 +27,7 @@ def prepared(
         asked: engine and precision, each perhaps `auto`.
         pictures: to judge by, and to calibrate with.
         gate: the part of equal first labels, and how far probabilities may move on 99 of 100 pictures.
-        decoding: `full`, or `scaled` for JPEGs at a part of their size.
+        decoding: `full`, `scaled` for JPEGs at a part of their size, or `cuda` for JPEGs on the model's device.
 
     Raises:
         ConfigError: for what is not known, or without pictures.

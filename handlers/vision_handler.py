@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from beeline import engine, golden, pixels
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities, with_headers
-from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
+from beeline.batch import Batch
 from beeline.context import header, send, swallows_errors
+from beeline.decoder import Decoder, on_device
 from beeline.errors import ModelError, RequestError
 from beeline.mms import keep_answers_whole
-from beeline.payload import Limits, extract
+from beeline.payload import Limits
 from beeline.spec import ModelSpec
 from beeline.timing import Metrics, Spans, queue_milliseconds, server_timing
 
@@ -68,13 +69,14 @@ class VisionHandler:
         golden.check_files(folder, self.spec)
         self.engine = engine.load(folder, self.spec, gpu_id=gpu_id)
         replayed = golden.replay(folder, self.spec, self.engine.forward)
-        self.pool = DecodePool(int(self.engine.choice["threads"].value))
-        self.budget = PixelBudget(self.limits.max_pixels)
-        pixels.set_limit(self.limits.max_pixels)
-        choice = {name: dataclasses.asdict(made) for name, made in self.engine.choice.items()}
+        made = self.engine.choice
+        jpegs, decoding = on_device(self.spec.geometry, made["device"].value, self.limits.max_pixels)
+        self.decoder = Decoder(self.spec.geometry, self.limits, int(made["threads"].value), jpegs)
+        made = {**made, "decoding": decoding}
+        choice = {name: dataclasses.asdict(each) for name, each in made.items()}
         self.metrics = Metrics.from_environment(self.spec.name, self.spec.version, choice)
         self.metrics.start()
-        choices = ", ".join(f"{name} {made.value} ({made.reason})" for name, made in self.engine.choice.items())
+        choices = ", ".join(f"{name} {each.value} ({each.reason})" for name, each in made.items())
         logger.info(
             "%s %s (%s) ready in %.1f s: %d golden pictures agree; %s; Pillow %s",
             self.spec.name,
@@ -88,7 +90,7 @@ class VisionHandler:
 
     def preprocess(self, rows: Sequence[object]) -> Batch:
         """Decode each request's row on its own; what cannot be decoded becomes a `Failed` with its 4xx."""
-        return self.pool.map(self._decode, rows)
+        return self.decoder.decode(rows)
 
     def inference(self, batch: Batch) -> NDArray[np.float32]:
         """Run the model over the good rows: float32 `[len(batch.good), classes]`."""
@@ -145,15 +147,6 @@ class VisionHandler:
             return [
                 failure(ModelError(f"the model failed on this picture ({type(error).__name__}); see the worker's log"))
             ]
-
-    def _decode(self, row: object) -> Ok | Failed:
-        try:
-            data = extract(row, self.limits)
-            return Ok(pixels.decode(data, self.spec.geometry, self.limits.max_pixels, self.budget.hold))
-        except RequestError as error:
-            # The traceback's frames, its cause's too, would hold the picture until the next garbage collection.
-            error.__cause__ = error.__context__ = None
-            return Failed(error.with_traceback(None))
 
     def _predict(self, row: NDArray[np.float64], accept: str | None) -> Answer:
         try:

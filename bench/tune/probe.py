@@ -43,25 +43,20 @@ def main() -> None:
 
 def _loaded(folder: Path, threads: int, paths: list[Path]) -> Any:
     """Return a function that decodes so many pictures and runs the model on them, as a worker does."""
-    from beeline import engine, pixels
-    from beeline.batch import DecodePool, Failed, Ok
-    from beeline.errors import RequestError
+    from beeline import engine
+    from beeline.decoder import Decoder, on_device
+    from beeline.payload import Limits
     from beeline.spec import ModelSpec
 
     spec = ModelSpec.load(folder)
     loaded = engine.load(folder, spec, threads=threads)
-    pool = DecodePool(threads)
+    limits = Limits()
+    jpegs, _ = on_device(spec.geometry, loaded.choice["device"].value, limits.max_pixels)
+    decoder = Decoder(spec.geometry, limits, threads, jpegs)
     bodies = [path.read_bytes() for path in paths]
 
-    def decode(body: object) -> Ok | Failed:
-        assert isinstance(body, bytes)
-        try:
-            return Ok(pixels.decode(body, spec.geometry))
-        except RequestError as error:
-            return Failed(error)
-
     def batch(size: int) -> None:
-        rows = pool.map(decode, [bodies[index % len(bodies)] for index in range(size)])
+        rows = decoder.decode([bodies[index % len(bodies)] for index in range(size)])
         if rows.good:
             loaded.forward(rows.stack())
 

@@ -18,6 +18,7 @@ export function showModel(model, card, served) {
     ["precision", chosen(spec.precision, card?.serving?.precision)],
     ["threads", card?.serving?.threads && chosen(null, card.serving.threads)],
     ["threads, lone picture", card?.serving?.lone_threads && chosen(null, card.serving.lone_threads)],
+    ["decoding", decoding(spec.geometry?.decoding, card?.serving?.decoding)],
     ["accuracy", accuracy(spec.accuracy)],
     ["agreement", agreement(spec.agreement)],
     ["labels", spec.labels ? labels(spec.labels) : unknown(model.labels)],
@@ -47,6 +48,12 @@ function chosen(asked, choice) {
   if (!choice) return unknown(asked);
   const value = [asked, choice.value].filter((part, index, all) => part && all.indexOf(part) === index).join(" on ");
   return choice.reason ? `${value}: ${choice.reason}` : value;
+}
+
+/** How pictures become pixels, where it is not as the model was trained. */
+function decoding(asked, choice) {
+  if (!asked || asked === "full") return null;
+  return chosen(choice ? null : asked, choice);
 }
 
 function accuracy(measured) {

@@ -24,7 +24,7 @@ FILE_NAME = "model_spec.json"
 FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
 OUTPUTS = ("logits", "probabilities")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
-DECODINGS = ("full", "scaled")
+DECODINGS = ("full", "scaled", "cuda")
 ENGINES = ("torch", "torch_compile", "openvino", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -40,8 +40,9 @@ class Geometry:
     Both are pixels; `interpolation` is the resize filter, always antialiased. The same two steps as
     torchvision's `Resize(resize)` and `CenterCrop(crop)` on a Pillow image.
 
-    `decoding` is `full`, the reference that models are trained with, or `scaled`: a JPEG whose shorter side is at
-    least twice `resize` is decoded at a half, a quarter or an eighth of its size.
+    `decoding` is `full`, the reference that models are trained with; `scaled`: a JPEG whose shorter side is at least
+    twice `resize` is decoded at a half, a quarter or an eighth of its size; or `cuda`: JPEGs are decoded and resized on
+    the CUDA device that the model runs on, and as in `full` where it runs on none.
     """
 
     resize: int

@@ -110,3 +110,10 @@ def test_pictures_that_scaled_decoding_does_not_touch_judge_nothing_of_it(tmp_pa
     folder = draw(tmp_path / "small", 160)
     with pytest.raises(ArchiveError, match=r"0 are JPEGs of at least twice 36 pixels"):
         agreement.read(folder, None, Geometry(36, 32, decoding="scaled"))
+
+
+def test_decoding_on_a_device_is_judged_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, geometry = draw(tmp_path / "some", 160), Geometry(36, 32, decoding="cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no CUDA device is there to judge it by"):
+        agreement.read(folder, None, geometry)

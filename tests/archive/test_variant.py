@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from archive import agreement, torch_model, variant
+from archive import agreement, inspect, torch_model, variant
 from archive.agreement import Gate, Pictures
 from archive.build import build
 from archive.digest import file_sha256
 from archive.variant import CONVERTERS, Converter, Wanted
-from beeline import engine
+from beeline import engine, pixels
+from beeline.cuda_jpeg import CudaJpegs
 from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import Artifact, ModelSpec
 from tests.archive.test_agreement import SMALL, draw
@@ -176,14 +178,18 @@ def test_the_reference_is_the_first_variant_and_pytorchs_files_are_its_own(
     assert file_sha256(tmp_path / "variant" / spec.model.file) == spec.model.sha256
 
 
-def test_scaled_decoding_is_a_variant_judged_by_what_the_worker_will_see(tiny_export: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "large"
+def photographs(folder: Path) -> Path:
+    """Draw JPEGs of a few times the model's size."""
     folder.mkdir()
     for number in range(130):
         values = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(values).resize((200, 160)).save(folder / f"{number}.jpg")
+    return folder
+
+
+def test_scaled_decoding_is_a_variant_judged_by_what_the_worker_will_see(tiny_export: Path, tmp_path: Path) -> None:
     geometry = dataclasses.replace(ModelSpec.load(tiny_export).geometry, decoding="scaled")
-    read = agreement.read(folder, None, geometry)
+    read = agreement.read(photographs(tmp_path / "large"), None, geometry)
     assert not np.array_equal(read.judged, read.served)
     spec = made(tiny_export, tmp_path / "variant", variant.REFERENCE, read)
     assert spec.geometry == geometry
@@ -191,6 +197,30 @@ def test_scaled_decoding_is_a_variant_judged_by_what_the_worker_will_see(tiny_ex
     assert spec.agreement.moved > 0
     built = build(tmp_path / "variant", tmp_path / "store")
     assert built.verified is not None
+
+
+def test_decoding_on_a_device_is_judged_by_what_the_device_makes_of_a_picture(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is a fake: a CPU, whose pixels are moved by three so that they can be told from Pillow's."""
+
+    def moved(self: CudaJpegs, bodies: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
+        crops = [pixels.decode(body, self._geometry) for body in bodies]
+        return [np.where(crop < 250, crop + 3, crop).astype(np.uint8) for crop in crops]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(CudaJpegs, "__init__", lambda self, device, geometry: setattr(self, "_geometry", geometry))
+    monkeypatch.setattr(CudaJpegs, "decode", moved)
+    geometry = dataclasses.replace(ModelSpec.load(tiny_export).geometry, decoding="cuda")
+    read = agreement.read(photographs(tmp_path / "large"), None, geometry)
+    monkeypatch.undo()
+    assert np.abs(read.served.astype(int) - read.judged).max() == 3
+    spec = made(tiny_export, tmp_path / "variant", variant.REFERENCE, read)
+    assert spec.agreement is not None
+    assert 0 < spec.agreement.moved < 0.1
+    built = build(tmp_path / "variant", tmp_path / "store")
+    assert built.verified is not None
+    assert dict(inspect.card(built.path).rows())["input"].endswith("JPEGs decoded on the CUDA device")
 
 
 def test_a_worker_without_the_runtime_says_what_to_install(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,7 @@ def test_the_handler_counts_what_it_answered(
         "device": handler.engine.choice["device"].value,
         "precision": "fp32",
         "threads": handler.engine.choice["threads"].value,
+        "decoding": "full",
     }
     assert all(made["reason"] for made in loaded["choice"].values())
     context = Context("colours", "", {}, 8, None, "0.12.0")

@@ -30,7 +30,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from beeline.batch import DecodePool, PixelBudget
+from beeline.decoder import Decoder
 from beeline.payload import Limits
 from beeline.spec import ModelSpec
 from beeline.timing import Metrics
@@ -49,7 +49,7 @@ class FakeEngine(VisionHandler):
         values = {"device": "cpu", "precision": "fp32", "threads": "1"}
         choice = {name: SimpleNamespace(value=value, reason="fake") for name, value in values.items()}
         self.engine = SimpleNamespace(choice=choice, forward=fake, **{name: choice[name] for name in values})
-        self.pool, self.budget = DecodePool(1), PixelBudget(self.limits.max_pixels)
+        self.decoder = Decoder(self.spec.geometry, self.limits, 1)
         self.metrics = Metrics("fake", "1.0", {})
 """
 

@@ -1,0 +1,100 @@
+"""A batch's rows to pictures: each by itself on a pool of threads, or its JPEGs together on a CUDA device."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from beeline import pixels
+from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
+from beeline.engine import Choice
+from beeline.errors import ConfigError, RequestError
+from beeline.payload import Limits, extract
+from beeline.spec import Geometry
+
+if TYPE_CHECKING:
+    from beeline.cuda_jpeg import CudaJpegs
+
+
+class Decoder:
+    """Rows as the server hands them over to pictures of the model's geometry, within the worker's limits."""
+
+    def __init__(self, geometry: Geometry, limits: Limits, threads: int, jpegs: CudaJpegs | None = None) -> None:
+        """Start the threads.
+
+        Args:
+            geometry: of the pictures.
+            limits: of each request, and of the pixels that are decoded at the same time.
+            threads: that decode.
+            jpegs: decodes what it can of a batch first; see `on_device`.
+        """
+        self._geometry, self._limits, self._jpegs = geometry, limits, jpegs
+        self._pool = DecodePool(threads)
+        self._budget = PixelBudget(limits.max_pixels)
+        pixels.set_limit(limits.max_pixels)
+
+    def decode(self, rows: Sequence[object]) -> Batch:
+        """Return one `Ok` a request, or its `Failed` with a 4xx; no row has a say in another's.
+
+        Raises:
+            RuntimeError: as PyTorch raises it, when the CUDA device is lost.
+        """
+        if self._jpegs is None:
+            return self._pool.map(self._row, rows)
+        bodies = [self._body(row) for row in rows]
+        found = self._jpegs.decode([body if isinstance(body, bytes) else b"" for body in bodies])
+        ready = [body if crop is None else Ok(crop) for body, crop in zip(bodies, found, strict=True)]
+        return self._pool.map(self._left, ready)
+
+    def _row(self, row: object) -> Ok | Failed:
+        return self._left(self._body(row))
+
+    def _body(self, row: object) -> bytes | Failed:
+        try:
+            return extract(row, self._limits)
+        except RequestError as error:
+            return _failed(error)
+
+    def _left(self, body: object) -> Ok | Failed:
+        if isinstance(body, Ok | Failed):
+            return body
+        assert isinstance(body, bytes)
+        try:
+            return Ok(pixels.decode(body, self._geometry, self._limits.max_pixels, self._budget.hold))
+        except RequestError as error:
+            return _failed(error)
+
+
+def on_device(geometry: Geometry, device: str, max_pixels: int) -> tuple[CudaJpegs | None, Choice]:
+    """Return what decodes JPEGs on the model's device, None where Pillow decodes them all, and why.
+
+    Args:
+        geometry: its `decoding` asks for it.
+        device: where the engine runs, as `cpu` or `cuda:0`.
+        max_pixels: of one picture.
+
+    Raises:
+        ConfigError: when torchvision is missing. SelfTestError: when it decodes wrongly.
+    """
+    if geometry.decoding != "cuda":
+        return None, Choice(geometry.decoding, "as the archive was built")
+    if device == "cpu":
+        return None, Choice("full", "the archive is built for JPEGs on a CUDA device, and this worker runs on the CPU")
+    if importlib.util.find_spec("torchvision") is None:
+        raise ConfigError(
+            "this archive's JPEGs are decoded on a CUDA device by torchvision, which is not installed here; install "
+            "torchvision, or build the archive with --decoding full"
+        )
+    import torch
+
+    from beeline.cuda_jpeg import CudaJpegs
+
+    jpegs = CudaJpegs(torch.device(device), geometry, max_pixels)
+    return jpegs, Choice("cuda", jpegs.version)
+
+
+def _failed(error: RequestError) -> Failed:
+    # The traceback's frames, its cause's too, would hold the picture until the next garbage collection.
+    error.__cause__ = error.__context__ = None
+    return Failed(error.with_traceback(None))

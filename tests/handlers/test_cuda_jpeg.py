@@ -1,0 +1,260 @@
+"""JPEGs decoded on the model's device: Pillow's pixels, Pillow's refusals, and no neighbour pays for another.
+
+No CUDA device is needed: the stand-in for one is the CPU, on which torchvision decodes by libjpeg-turbo and everything
+else is the same code. The test marked `gpu` is the same on a device.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.io import decode_jpeg
+
+from beeline import cuda_jpeg, pixels
+from beeline.cuda_jpeg import CudaJpegs
+from beeline.decoder import Decoder, on_device
+from beeline.errors import ConfigError, SelfTestError, SpecError
+from beeline.payload import Limits
+from beeline.spec import Geometry, ModelSpec
+from tests.conftest import write_checksums
+from tests.handlers.test_vision_handler import BROKEN, ask, new_context
+from vision_handler import VisionHandler
+
+GEOMETRY = Geometry(64, 56, decoding="cuda")
+CPU = torch.device("cpu")
+
+
+def drawn(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Return a picture no side or colour of which is like another."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    wave = 127 + 120 * np.sin(across / 9) * np.cos(down / 7)
+    return Image.fromarray(np.stack([across, down, wave], axis=2).astype(np.uint8)).convert(mode)
+
+
+def jpeg(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **{"quality": 92, **options})
+    return file.getvalue()
+
+
+def turned(by: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = by
+    return jpeg(drawn(300, 200), exif=exif)
+
+
+TAKEN = {
+    "wide": jpeg(drawn(500, 333)),
+    "high": jpeg(drawn(201, 407)),
+    "tiny": jpeg(drawn(9, 7)),
+    "grey": jpeg(drawn(300, 200, "L")),
+    "progressive": jpeg(drawn(300, 200), progressive=True),
+    "all colours": jpeg(drawn(300, 200), subsampling=0),
+    "upright": turned(1),
+    "zeros behind": jpeg(drawn(300, 200)) + b"\0" * 9,
+}
+LEFT = {
+    "nothing": b"",
+    "no picture": b"no picture",
+    "png": b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
+    "turned": turned(6),
+    "CMYK": jpeg(drawn(300, 200, "CMYK")),
+    "strip": jpeg(drawn(900, 20)),
+    "cut off": TAKEN["wide"][:-2],
+    "cut in the middle, another's end behind it": TAKEN["wide"][:9000] + b"rest",
+    "header alone": TAKEN["wide"][:200] + b"\xff\xd9",
+    "red, green, blue": jpeg(drawn(300, 200), keep_rgb=True),
+    "too large": jpeg(drawn(900, 900)),
+}
+LIMIT = 500_000
+
+
+@pytest.fixture(scope="module")
+def jpegs() -> CudaJpegs:
+    return CudaJpegs(CPU, GEOMETRY, LIMIT)
+
+
+def difference(crop: NDArray[np.uint8] | None, body: bytes) -> float:
+    assert crop is not None
+    assert (crop.shape, crop.dtype) == ((56, 56, 3), np.uint8)
+    return float(np.abs(crop.astype(int) - pixels.decode(body, GEOMETRY)).max())
+
+
+def test_pixels_are_pillows_but_for_rounding(jpegs: CudaJpegs) -> None:
+    bodies = list(TAKEN.values())
+    for name, body, crop in zip(TAKEN, bodies, jpegs.decode(bodies), strict=True):
+        assert difference(crop, body) <= 2, name
+
+
+def test_bicubic_too() -> None:
+    geometry = Geometry(64, 56, "bicubic", "cuda")
+    (crop,) = CudaJpegs(CPU, geometry).decode([TAKEN["wide"]])
+    assert crop is not None
+    assert np.abs(crop.astype(int) - pixels.decode(TAKEN["wide"], geometry)).max() <= 3
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_pillow_is_to_judge_is_left_to_it(jpegs: CudaJpegs, name: str) -> None:
+    around = [TAKEN["wide"], LEFT[name], TAKEN["high"]]
+    first, left, last = jpegs.decode(around)
+    assert left is None
+    assert difference(first, around[0]) <= 2
+    assert difference(last, around[2]) <= 2
+
+
+def test_a_picture_that_the_device_fails_on_costs_its_neighbours_nothing(
+    jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure is a fake: what nvJPEG cannot decode it refuses together with the rest of the batch."""
+    calls = list[int]()
+
+    def fails(given: Sequence[torch.Tensor], **options: Any) -> Any:
+        calls.append(len(given))
+        if any(len(each) == len(TAKEN["progressive"]) for each in given):
+            raise RuntimeError("Failed to decode jpeg: 4")
+        return decode_jpeg(given, **options)
+
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", fails)
+    bodies = [TAKEN["wide"], TAKEN["progressive"], TAKEN["high"]]
+    first, left, last = jpegs.decode(bodies)
+    assert calls == [3, 1, 1, 1]
+    assert left is None
+    assert difference(first, bodies[0]) <= 2
+    assert difference(last, bodies[2]) <= 2
+
+
+def test_a_lost_device_is_no_pictures_fault(jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(given: object, **options: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", lost)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        jpegs.decode([TAKEN["wide"]])
+
+    def full(given: object, **options: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA error: out of memory")
+
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", full)
+    assert jpegs.decode([TAKEN["wide"], TAKEN["high"]]) == [None, None]
+
+
+def test_as_many_pixels_at_once_as_one_picture_may_have(jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+
+    def counting(given: Sequence[torch.Tensor], **options: Any) -> Any:
+        calls.append(len(given))
+        return decode_jpeg(given, **options)
+
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", counting)
+    bodies = [TAKEN["wide"]] * 7
+    assert all(difference(crop, TAKEN["wide"]) <= 2 for crop in jpegs.decode(bodies))
+    # 166,500 pixels each, 500,000 at once.
+    assert calls == [3, 3, 1]
+
+
+def swapped(given: Sequence[torch.Tensor], **options: Any) -> Any:
+    return [planes.flip(0) for planes in decode_jpeg(given, **options)]
+
+
+@pytest.mark.parametrize("wrong", [swapped, lambda given, **options: [each.new_zeros(3, 64, 96) for each in given]])
+def test_a_device_that_decodes_wrongly_serves_nothing(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", wrong)
+    with pytest.raises(SelfTestError, match=r"of 255 from Pillow's on average, 3 are allowed.*--decoding full"):
+        CudaJpegs(CPU, GEOMETRY)
+
+
+def test_a_device_that_decodes_nothing_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(given: object, **options: object) -> None:
+        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
+
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", fails)
+    with pytest.raises(SelfTestError, match="decodes no JPEG"):
+        CudaJpegs(CPU, GEOMETRY)
+
+
+def test_a_filter_that_pytorch_has_not() -> None:
+    with pytest.raises(SpecError, match=r"geometry.interpolation is 'lanczos'.*bilinear and bicubic"):
+        CudaJpegs(CPU, Geometry(64, 56, "lanczos", "cuda"))
+
+
+def test_where_it_is_used_and_why_not() -> None:
+    full = Geometry(64, 56)
+    assert on_device(full, "cuda:0", LIMIT)[1].value == "full"
+    found, choice = on_device(GEOMETRY, "cpu", LIMIT)
+    assert (found, choice.value) == (None, "full")
+    assert "this worker runs on the CPU" in choice.reason
+
+
+def test_without_torchvision_a_worker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="torchvision, which is not installed here"):
+        on_device(GEOMETRY, "cuda:0", LIMIT)
+
+
+def test_all_256_placements_of_broken_pictures_with_jpegs_on_the_device(colour_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(colour_model, tmp_path / "model"))
+    values = ModelSpec.load(folder).to_dict()
+    spec = ModelSpec.from_dict({**values, "geometry": {**values["geometry"], "decoding": "cuda"}})
+    spec.save(folder / "model_spec.json")
+    write_checksums(folder, spec)
+    handler = VisionHandler()
+    handler.initialize(new_context(folder))
+    stand_in = CudaJpegs(CPU, spec.geometry)
+    handler.decoder = Decoder(spec.geometry, Limits(), 1, stand_in)
+    colours = {name: jpeg(Image.new("RGB", (90, 70), name)) for name in ("red", "green", "blue")}
+    colours = {**colours, "green": jpeg(Image.new("RGB", (90, 70), (0, 255, 0)))}
+    assert None not in [None if crop is None else "decoded" for crop in stand_in.decode(list(colours.values()))]
+    broken_ones = {**BROKEN, colours["red"][:-40]: 422}
+    good, broken = itertools.cycle(colours.items()), itertools.cycle(broken_ones.items())
+    for places in itertools.product([False, True], repeat=8):
+        rows, wanted = [], list[object]()
+        for is_broken in places:
+            if is_broken:
+                data, answer = next(broken)
+                wanted.append(answer)
+            else:
+                name, data = next(good)
+                wanted.append(name)
+            rows.append({"body": data})
+        replies = ask(handler, rows)
+        assert [reply.top if reply.status == 200 else reply.status for reply in replies] == wanted
+
+
+@pytest.mark.shared
+def test_every_awkward_picture_is_pillows_or_left_to_it(shared_data: Path) -> None:
+    geometry = Geometry(256, 224, decoding="cuda")
+    jpegs = CudaJpegs(CPU, geometry)
+    decoded = 0
+    for path in sorted((shared_data / "awkward").rglob("*.*")) + sorted((shared_data / "imagenet_samples").iterdir()):
+        body = path.read_bytes()
+        (crop,) = jpegs.decode([body])
+        if crop is not None:
+            decoded += 1
+            off = np.abs(crop.astype(int) - pixels.decode(body, geometry))
+            assert off.mean() < 1, path.name
+            assert off.max() <= 12, path.name
+    assert decoded > 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is there")
+def test_nvjpegs_pixels_are_near_pillows() -> None:
+    jpegs = CudaJpegs(torch.device("cuda:0"), GEOMETRY, LIMIT)
+    bodies = [*TAKEN.values(), *LEFT.values()]
+    found = dict(zip([*TAKEN, *LEFT], jpegs.decode(bodies), strict=True))
+    assert all(found[name] is None for name in LEFT)
+    for name, body in TAKEN.items():
+        crop = found[name]
+        if crop is not None:
+            assert np.abs(crop.astype(int) - pixels.decode(body, GEOMETRY)).mean() < 3, name
+    assert found["wide"] is not None
