@@ -41,6 +41,19 @@ class Gate:
         if not 0 <= self.moved <= 1:
             raise ConfigError(f"--moved is {self.moved:g}; allowed: 0 to 1, such as 0.1")
 
+    def slack(self, same: NDArray[np.bool_], moved: NDArray[np.float64]) -> float:
+        """Return how much worse a variant may still become, as a part of the pictures; under 0 it does not pass.
+
+        The smaller one of two: of the pictures that lose their label, and of those that move too far.
+
+        Args:
+            same: of each picture, whether its first label is kept.
+            moved: of each picture, how far a probability moves at most.
+        """
+        return min(
+            float(same.mean()) - self.top1, float((moved <= self.moved).mean()) - _least(len(moved)) / len(moved)
+        )
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -186,10 +199,15 @@ def measure(reference: NDArray[np.float64], found: NDArray[np.float64], source: 
     moved = np.abs(reference - found).max(axis=1)
     moved = np.where(np.isfinite(moved), moved, 1.0)
     same = (reference.argmax(axis=1) == found.argmax(axis=1)) & np.isfinite(found).all(axis=1)
-    within = np.sort(moved)[int(np.ceil(0.99 * len(moved))) - 1]
+    within = np.sort(moved)[_least(len(moved)) - 1]
     return Agreement(
         round(float(same.mean()), 5), round(float(moved.max()), 4), round(float(within), 4), len(moved), source
     )
+
+
+def _least(count: int) -> int:
+    """Return how many of so many pictures have to stay within what a probability may move by: 99 of 100."""
+    return int(np.ceil(0.99 * count))
 
 
 def check(found: Agreement, gate: Gate, what: str) -> None:

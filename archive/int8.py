@@ -45,8 +45,7 @@ def quantised(
         model: a graph that NNCF knows, in fp32.
         pictures: of those to calibrate with every second one calibrates and the others control, since a graph flatters
             the pictures that its ranges were taken from; those to judge by are not looked at.
-        gate: so many pictures are to keep their first label with no probability that moves by more than it allows, in
-            one count: the gate itself counts the two apart, on other pictures.
+        gate: what the pictures that control are to keep; the gate itself asks the same of other pictures.
         output: what the model returns, as its spec says.
         runnable: makes a graph runnable.
         scores: runs what `runnable` made, or what NNCF made of the graph in its place.
@@ -73,12 +72,16 @@ def quantised(
     ]
 
     def kept(made: Any, data: Any) -> tuple[float, list[float]]:
-        ready, marks = runnable(made), []
-        for one, expected in data:
-            found = probabilities(scores(ready, one), output)[0]
-            moved = float(np.abs(found - expected).max())
-            marks.append(float(found.argmax() == expected.argmax() and moved <= gate.moved) - _NEAR * moved)
-        return sum(marks) / len(marks), marks
+        """Return the gate's slack over these pictures and one, since NNCF divides by it, and the mark of each."""
+        ready = runnable(made)
+        pairs = [(probabilities(scores(ready, one), output)[0], expected) for one, expected in data]
+        moved = np.array([np.abs(found - expected).max() for found, expected in pairs])
+        same = np.array([found.argmax() == expected.argmax() for found, expected in pairs])
+        marks = (same & (moved <= gate.moved)) - _NEAR * moved
+        return 1 + gate.slack(same, moved) - _NEAR * float(moved.mean()), marks.tolist()
+
+    # Of a model that moves nothing, as the graph in fp32 is: NNCF looks at the difference from what that one gets.
+    whole = gate.slack(np.ones(len(control), bool), np.zeros(len(control)))
 
     logging.getLogger("nncf").setLevel(logging.WARNING)
     # Its progress bars are in nobody's terms, and its warnings about libraries that it uses.
@@ -89,6 +92,6 @@ def quantised(
             calibration_dataset=nncf.Dataset(ones, feed),
             validation_dataset=nncf.Dataset(control, lambda each: feed(each[0])),
             validation_fn=kept,
-            max_drop=1 - gate.top1 + _NEAR,
+            max_drop=whole + _NEAR,
             subset_size=len(ones),
         )
