@@ -1,7 +1,7 @@
 """What the way around the model costs: the same handler with and without a server before it, in one run.
 
-In turns: as many worker processes as the server has, each given whole batches without a server; and the server over
-HTTP, with many clients and with one. Run it as
+In turns: the server over HTTP, with many clients and with one; and as many worker processes as it has, with as many
+threads, each given whole batches without a server. Run it as
 `python -m bench.path --mar model_store/resnet18.mar --picture some.jpg --workers 2 --batch 16 --delay 1`.
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,27 +27,38 @@ from bench.ladder.plan import Plan as Ladder
 from bench.ladder.process import Worker
 from bench.load.plan import Plan
 from bench.load.run import run
-from bench.pictures import Pictures, read
+from bench.pictures import read
 from bench.record import utc
 from serve.addresses import Ports
-from serve.config import LONE, Overrides
-from serve.machine import cores
+from serve.config import Overrides
 from serve.up import Request, up
 
 _REPEATS = 9
 _WARM_UP = 2.0
 
 
+# One client and a lone worker take turns so often in each round: the machine's speed changes faster than rounds do.
+_PAIRS = 6
+_ONE_CLIENT_SECONDS, _ONE_CLIENT_WARM_UP = 2.0, 0.5
+
+
+@dataclass(frozen=True)
+class Lone:
+    """Milliseconds of a lone picture over HTTP, and of decoding it and running the model without a server."""
+
+    served_ms: float
+    alone_ms: float
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One turn: pictures a second without and with a server, and a lone picture's ms without and with one."""
+    """One turn: pictures a second without and with a server, and a lone picture several times."""
 
     alone_per_second: float
     served_per_second: float
-    alone_ms: float
-    served_ms: float
     served_p95_ms: float
     failed: int
+    lone: tuple[Lone, ...]
 
 
 def main(
@@ -64,22 +76,25 @@ def main(
     pictures = read(picture)
     found = []
     for _ in range(rounds):
-        model, alone_per_second, alone_ms = _alone(mar, pictures, workers, batch)
         with _server(mar, Overrides(batch, workers, delay)) as started:
-            address = f"{started.url}/predictions/{model}"
+            state = started.running.state
+            address = f"{started.url}/predictions/{state.configuration['models'][0]['model']}"
             many = run(Plan(address, pictures, seconds=seconds, warm_up=_WARM_UP, clients=clients)).summary()
-            one = run(Plan(address, pictures, seconds=seconds / 2, warm_up=_WARM_UP, clients=1)).summary()
-        found.append(
-            Turn(
-                alone_per_second,
-                many["good_per_second"],
-                alone_ms,
-                one["p50_ms"],
-                many["p95_ms"],
-                many["failed"] + one["failed"],
-            )
+            threads, lone = threads_of(state.environment)
+            plan = Ladder(mar, pictures, device="cpu", repeats=_REPEATS, threads=threads)
+            singles, failed = _lone(address, plan, lone)
+        turn = Turn(
+            _alone(plan, workers, batch),
+            many["good_per_second"],
+            many["p95_ms"],
+            many["failed"] + failed,
+            tuple(singles),
         )
-        typer.echo(f"  {found[-1]}")
+        found.append(turn)
+        shown = ", ".join(f"{each.served_ms:.1f} beside {each.alone_ms:.1f}" for each in singles)
+        typer.echo(
+            f"  {turn.served_per_second:.1f} beside {turn.alone_per_second:.1f} requests/s; one client {shown} ms"
+        )
     values = summary(found)
     typer.echo(
         f"{values['served_per_second']:.1f} requests/s over HTTP, {values['alone_per_second']:.1f} without a server: "
@@ -89,31 +104,63 @@ def main(
     if out is not None:
         asked = {"workers": workers, "batch": batch, "delay_ms": delay, "clients": clients, "rounds": rounds}
         about = {"at": utc(), "machine": machine.describe(), "pictures": pictures.to_dict(), "asked": asked}
-        out.write_text(json.dumps({**about, **values}, indent=2) + "\n", encoding="utf-8")
+        turns = {"turns": [dataclasses.asdict(turn) for turn in found]}
+        out.write_text(json.dumps({**about, **values, **turns}, indent=2) + "\n", encoding="utf-8")
 
 
 def summary(turns: list[Turn]) -> dict[str, Any]:
     """Return the medians, of ratios and differences too: turns of one round are near each other in time."""
-    median = {name: round(statistics.median(getattr(turn, name) for turn in turns), 2) for name in vars(turns[0])}
-    kept = statistics.median(turn.served_per_second / turn.alone_per_second for turn in turns)
-    added = statistics.median(turn.served_ms - turn.alone_ms for turn in turns)
-    failed = sum(turn.failed for turn in turns)
-    return {**median, "failed": failed, "kept": round(kept, 3), "added_ms": round(added, 2)}
+    lone = [each for turn in turns for each in turn.lone]
+    median = statistics.median
+    return {
+        "alone_per_second": round(median(turn.alone_per_second for turn in turns), 2),
+        "served_per_second": round(median(turn.served_per_second for turn in turns), 2),
+        "kept": round(median(turn.served_per_second / turn.alone_per_second for turn in turns), 3),
+        "served_p95_ms": round(median(turn.served_p95_ms for turn in turns), 2),
+        "alone_ms": round(median(each.alone_ms for each in lone), 2),
+        "served_ms": round(median(each.served_ms for each in lone), 2),
+        "added_ms": round(median(each.served_ms - each.alone_ms for each in lone), 2),
+        "failed": sum(turn.failed for turn in turns),
+    }
 
 
-def _alone(mar: Path, pictures: Pictures, workers: int, batch: int) -> tuple[str, float, float]:
-    """Return the model's name, pictures a second of all workers, and one worker's milliseconds for a single one."""
-    plan = Ladder(mar, pictures, device="cpu", repeats=_REPEATS)
+def threads_of(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return the threads that a server's workers take for a batch, and those of a lone picture on OpenVINO.
+
+    Args:
+        environment: of the server.
+    """
+    threads = int(environment["BEELINE_THREADS"])
+    return threads, max(threads, int(environment["BEELINE_LONE_THREADS"]))
+
+
+def _lone(address: str, plan: Ladder, threads: int) -> tuple[list[Lone], int]:
+    """Return a lone picture's times, one client and a worker of its own in turns, and how many requests failed.
+
+    Args:
+        address: of the model on a server, which has nothing else to do.
+        plan: of the worker.
+        threads: of a lone picture on OpenVINO; the other engines take for it what they take for a batch.
+    """
+    with Worker(plan) as worker:
+        engine = worker.about["choice"]["engine"][0]
+    pairs, failed = [], 0
+    with Worker(dataclasses.replace(plan, threads=threads) if engine == "openvino" else plan) as worker:
+        for _ in range(_PAIRS):
+            asked = Plan(address, plan.pictures, seconds=_ONE_CLIENT_SECONDS, warm_up=_ONE_CLIENT_WARM_UP, clients=1)
+            told = run(asked).summary()
+            pairs.append(Lone(told["p50_ms"], worker.measure(1).per_image("decoded")))
+            failed += told["failed"]
+    return pairs, failed
+
+
+def _alone(plan: Ladder, workers: int, batch: int) -> float:
+    """Return the pictures a second of so many workers at the same time, in batches and without a server."""
     with ExitStack() as stack:
         loaded = [stack.enter_context(Worker(plan)) for _ in range(workers)]
         with ThreadPoolExecutor(workers) as pool:
             rows = list(pool.map(lambda worker: worker.measure(batch), loaded))
-    about = loaded[0].about
-    # With the threads that a lone picture gets of the server too.
-    threads = min(cores(), LONE) if about["choice"]["engine"][0] == "openvino" else plan.threads
-    with Worker(dataclasses.replace(plan, threads=threads)) as worker:
-        lone = worker.measure(1)
-    return about["model"], sum(1000 / row.per_image("handler") for row in rows), lone.per_image("decoded")
+    return float(sum(1000 / row.per_image("handler") for row in rows))
 
 
 def _server(mar: Path, numbers: Overrides) -> Up:
