@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable, Sequence
@@ -154,6 +156,24 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         top = sorted(zip(LABELS, values.tolist(), strict=True), key=lambda pair: -pair[1])
         expected.append({"file": name, "sha256": hashlib.sha256(data).hexdigest(), "top": top})
     (folder / "golden" / "expected.json").write_text(json.dumps({"schema": 1, "pictures": expected}))
+    write_checksums(folder, spec)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def openvino_model(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for OpenVINO, in fp32."""
+    from archive import to_openvino
+    from archive.agreement import Gate, Pictures
+
+    spec = ModelSpec.load(colour_model)
+    folder = tmp_path_factory.mktemp("openvino")
+    none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
+    pictures = Pictures(none, none, none, spec.geometry, "none")
+    made = to_openvino.convert(colour_model, spec, folder, "fp32", pictures, Gate())
+    spec = dataclasses.replace(spec, model=made, engine="openvino")
+    spec.save(folder / "model_spec.json")
+    shutil.copytree(colour_model / "golden", folder / "golden")
     write_checksums(folder, spec)
     return folder
 

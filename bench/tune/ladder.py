@@ -17,7 +17,8 @@ from pathlib import Path
 
 from beeline.errors import Undetermined
 from bench.pictures import Pictures
-from serve import processes
+from serve import machine, processes
+from serve.config import LONE
 from serve.instance import ROOT
 from serve.server import MALLOC, clean
 
@@ -67,6 +68,7 @@ def climb(
     with tempfile.TemporaryDirectory(prefix="beeline-tune-") as scratch:
         paths = _written(pictures, Path(scratch))
         told = {"folder": str(folder), "threads": threads, "pictures": paths, "batches": sizes, "seconds": seconds}
+        told["lone"] = max(threads, min(machine.cores(), LONE))
         log = Path(scratch) / "log"
         with _started(threads, log) as process:
             assert process.stdin is not None

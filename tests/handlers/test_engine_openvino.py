@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,29 +16,16 @@ from beeline.errors import ConfigError
 from beeline.spec import ModelSpec
 
 
-@pytest.fixture(scope="module")
-def folder(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model that names a colour, for OpenVINO."""
-    spec = ModelSpec.load(colour_model)
-    out = tmp_path_factory.mktemp("openvino")
-    none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
-    pictures = Pictures(none, none, none, spec.geometry, "none")
-    made = to_openvino.convert(colour_model, spec, out, "fp32", pictures, Gate())
-    dataclasses.replace(spec, model=made, engine="openvino").save(out / "model_spec.json")
-    shutil.copytree(colour_model / "golden", out / "golden")
-    return out
-
-
-def loaded(folder: Path, **environ: str) -> OpenVinoEngine:
-    return OpenVinoEngine(folder, ModelSpec.load(folder), environ=environ)
+def loaded(openvino_model: Path, **environ: str) -> OpenVinoEngine:
+    return OpenVinoEngine(openvino_model, ModelSpec.load(openvino_model), environ=environ)
 
 
 def threads(request: object) -> int:
     return int(request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))  # type: ignore[attr-defined]
 
 
-def test_a_lone_picture_takes_its_own_threads_and_gets_the_same_answer(folder: Path) -> None:
-    engine = loaded(folder, BEELINE_THREADS="1", BEELINE_LONE_THREADS="2")
+def test_a_lone_picture_takes_its_own_threads_and_gets_the_same_answer(openvino_model: Path) -> None:
+    engine = loaded(openvino_model, BEELINE_THREADS="1", BEELINE_LONE_THREADS="2")
     choice = engine.choice["lone_threads"]
     assert (engine.choice["threads"].value, choice.value, choice.reason) == ("1", "2", "BEELINE_LONE_THREADS")
     assert (threads(engine._request), threads(engine._lone)) == (1, 2)
@@ -59,24 +45,26 @@ def test_a_lone_picture_takes_its_own_threads_and_gets_the_same_answer(folder: P
         ({"BEELINE_THREADS": "2", "BEELINE_LONE_THREADS": "1"}, "2"),
     ],
 )
-def test_where_it_takes_no_more_the_model_is_compiled_once(folder: Path, environ: dict[str, str], lone: str) -> None:
-    engine = loaded(folder, **environ)
+def test_where_it_takes_no_more_the_model_is_compiled_once(
+    openvino_model: Path, environ: dict[str, str], lone: str
+) -> None:
+    engine = loaded(openvino_model, **environ)
     assert engine.choice["lone_threads"].value == lone
     assert engine._lone is engine._request
 
 
-def test_threads_that_are_none_are_refused(folder: Path) -> None:
+def test_threads_that_are_none_are_refused(openvino_model: Path) -> None:
     with pytest.raises(ConfigError, match="BEELINE_LONE_THREADS is 'many'"):
-        loaded(folder, BEELINE_LONE_THREADS="many")
+        loaded(openvino_model, BEELINE_LONE_THREADS="many")
 
 
 def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def test_the_choice_says_what_is_computed_in(folder: Path) -> None:
-    spec = dataclasses.replace(ModelSpec.load(folder), precision="bf16")
-    choice = OpenVinoEngine(folder, spec, environ={}).choice["precision"]
+def test_the_choice_says_what_is_computed_in(openvino_model: Path) -> None:
+    spec = dataclasses.replace(ModelSpec.load(openvino_model), precision="bf16")
+    choice = OpenVinoEngine(openvino_model, spec, environ={}).choice["precision"]
     assert choice.value == ("bf16" if has_bf16() else "fp32")
     assert has_bf16() or choice.reason == "this processor has no bf16, which the archive was built for"
 
