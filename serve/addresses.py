@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from beeline.errors import ConfigError
 from serve import ports
-from serve.properties import VARIABLES, Address, Properties, Whole
+from serve.properties import VARIABLES, Properties
+from serve.values import Address, Whole
 
 DEFAULTS = {
     "inference_address": Address("127.0.0.1", 8080),

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beeline.errors import ConfigError
-from serve.properties import BATCH_SIZE, DELAY, WORKERS, Entry, Properties, Whole
+from serve.properties import BATCH_SIZE, DELAY, WORKERS, Entry, Properties
 from serve.store import Archive
+from serve.values import Whole
 
 # Around a picture in base64: the rest of the JSON, or multipart's headers.
 _ENVELOPE_BYTES = 65_536

@@ -28,8 +28,8 @@ from serve import counts
 from serve.counts import Buckets, Key, WorkerCounts
 from serve.counts import choices as choices
 from serve.counts import load as load
-from serve.properties import Address
 from serve.restarts import Restarts
+from serve.values import Address
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

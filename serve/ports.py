@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import psutil
 
 from beeline.errors import BeelineError, Undetermined
-from serve.properties import Address
+from serve.values import Address
 
 # Below Linux's range for outgoing connections, which could take a port between this choice and its use,
 # and below 32768: MMS calls anything over that invalid.

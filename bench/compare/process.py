@@ -20,8 +20,8 @@ from bench.compare.environment import PEERS, Environment
 from bench.compare.peer import OURS, Bench, Numbers, Peer
 from serve import ports, processes
 from serve.instance import ROOT
-from serve.properties import Address
 from serve.server import MALLOC, Say, clean
+from serve.values import Address
 
 MARK = "BEELINE_PEER"
 # Seconds to end by itself after SIGTERM, then for what it left behind.

@@ -17,8 +17,8 @@ from bench.compare.process import Place, Process
 from bench.compare.torchscript import FILE, TOLD
 from bench.compare.wire import raw
 from serve import java, ports
-from serve.properties import Address
 from serve.server import Say
+from serve.values import Address
 
 MAR, MODEL = "classifier.mar", "classifier"
 # The stock handler asks for the five best labels and fails every batch of a model with fewer.

@@ -15,8 +15,9 @@ from serve.addresses import Addresses
 from serve.config import Configuration
 from serve.gateway import nginx
 from serve.gateway.settings import Backend, Settings, Tls
-from serve.properties import Address, Properties
+from serve.properties import Properties
 from serve.server import Places
+from serve.values import Address
 
 NAMES = ("auto", "nginx", "development", "none")
 # nginx passes several thousand requests a second on one core; the others are the workers'.

@@ -19,7 +19,7 @@ from serve.gateway import layout
 from serve.gateway.__main__ import Gateway
 from serve.gateway.choice import choose, public
 from serve.gateway.settings import Name
-from serve.properties import Address
+from serve.values import Address
 
 Say = Callable[[str], None]
 

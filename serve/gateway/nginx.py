@@ -14,7 +14,7 @@ from pathlib import Path
 from beeline.errors import Undetermined
 from serve.gateway.settings import Backend, Settings
 from serve.instance import ROOT
-from serve.properties import Address
+from serve.values import Address
 
 FILES = ROOT / "frontend" / "nginx"
 ACCESS_LOG, ERROR_LOG = "access.log", "gateway.log"

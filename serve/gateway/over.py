@@ -17,9 +17,9 @@ from serve.gateway.catalog import Card
 from serve.gateway.choice import choose, public
 from serve.gateway.settings import Backend
 from serve.instance import State
-from serve.properties import Address
 from serve.server import Places, keep
 from serve.store import Archive
+from serve.values import Address
 
 Say = Callable[[str], None]
 # Limits of the servers, which a gateway before them can only repeat.

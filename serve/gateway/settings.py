@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.properties import Address
+from serve.values import Address
 
 FILE = "settings.json"
 

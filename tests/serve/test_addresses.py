@@ -8,7 +8,8 @@ import pytest
 
 from beeline.errors import ConfigError
 from serve.addresses import Ports, resolve, settle
-from serve.properties import Address, Properties, load
+from serve.properties import Properties, load
+from serve.values import Address
 
 FILE = Path("config.properties")
 

@@ -10,7 +10,7 @@ import pytest
 
 from beeline.errors import BeelineError, Undetermined
 from serve.ports import settle
-from serve.properties import Address
+from serve.values import Address
 
 
 @pytest.fixture

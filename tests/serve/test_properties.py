@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from beeline.errors import ConfigError
-from serve.properties import KNOWN, VARIABLES, Address, load
+from serve.properties import KNOWN, VARIABLES, load
+from serve.values import Address
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = 'models={"fake": {"1.0": {%s}}}'
@@ -73,14 +74,6 @@ def test_continued_lines_and_comments_are_javas(tmp_path: Path) -> None:
     properties = load(path)
     assert properties.texts["vmargs"] == "-Xmx1g -Xss1m"
     assert properties.models["fake"]["1.0"].numbers == {"minWorkers": 2}
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("0.0.0.0", False), ("127.evil.example", False)],
-)
-def test_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
-    assert Address(host, 8080).loopback is loopback
 
 
 def test_variables_win_over_the_file(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from serve import processes
 from serve.gateway import layout, nginx
 from serve.gateway.settings import Backend, Name, Settings, Tls
 from serve.ports import settle
-from serve.properties import Address
+from serve.values import Address
 
 ROOT = Path(__file__).resolve().parents[3]
 ONE_READY = {"workers": 1, "ready": 1}

@@ -8,7 +8,8 @@ import pytest
 
 from beeline.errors import ConfigError, Undetermined
 from serve.gateway.choice import Choice, choose, tls_files
-from serve.properties import Address, Properties
+from serve.properties import Properties
+from serve.values import Address
 
 NGINX = Choice("nginx", "/usr/sbin/nginx", "1.22.1", "")
 

@@ -22,7 +22,7 @@ from serve import processes
 from serve.addresses import Ports
 from serve.gateway import network
 from serve.gateway.settings import Settings
-from serve.properties import Address
+from serve.values import Address
 from tests.serve.gateway.conftest import Cluster, Peer, Site
 from tests.serve.gateway.test_discovery import wait_for
 

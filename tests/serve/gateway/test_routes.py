@@ -16,10 +16,10 @@ import requests
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.ports import settle
-from serve.properties import Address
 from serve.running import Running
 from serve.torchserve import TorchServe
 from serve.up import Request, up
+from serve.values import Address
 from tests.conftest import RED
 from tests.serve.gateway.conftest import certificate
 
