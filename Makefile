@@ -27,6 +27,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.10 --generate-h
 PILLOW := $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps -r .venv/pillow.txt
 PILLOW_SIMD = CC="$(SIMD_CC)" $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps \
 	--no-build-isolation -r requirements/pillow-simd.txt
+NO_SIMD = $(UV) pip uninstall --quiet --python .venv/bin/python pillow-simd pillow-avif-plugin
 
 # The first Python that really runs, is 3.10 to 3.12 and has venv with pip.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
@@ -47,13 +48,13 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@# Pillow and Pillow-SIMD are one folder: what `make simd` put there goes first.
-	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow-simd 2>/dev/null
+	@if ls -d .venv/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD); fi
 	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Both are fetched, and the second is built, before what is there is taken away; then they are in the cache.
-simd: setup ## Pillow-SIMD in Pillow's place in .venv (x86-64, a C compiler, libjpeg's headers; `make pillow` undoes it)
+simd: setup ## Pillow-SIMD in Pillow's place in .venv (x86-64; a C compiler; headers of libjpeg, libwebp, libtiff; `make pillow` undoes it)
 	@$(PILLOW_SIMD) --target .venv/fetched && rm -rf .venv/fetched
 	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow
 	@$(PILLOW_SIMD) --compile-bytecode
@@ -62,7 +63,7 @@ simd: setup ## Pillow-SIMD in Pillow's place in .venv (x86-64, a C compiler, lib
 pillow: ## Pillow itself again
 	@awk '/^[^ ]/ {mine = /^pillow==/} mine' requirements/main.txt >.venv/pillow.txt
 	@$(PILLOW) --target .venv/fetched && rm -rf .venv/fetched
-	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow-simd pillow
+	@$(NO_SIMD)
 	@$(PILLOW) --compile-bytecode
 
 serve: ## everything: data, training, archive, a running server (SERVER=mms; ARGS="--port 9000")

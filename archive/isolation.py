@@ -12,8 +12,8 @@ from pathlib import Path
 ROOMS = ("archive", "bench", "cli", "serve", "train")
 # What the code in an archive may count on: what handlers/ imports, and psutil, which both servers require.
 WORKER_PACKAGES = ("torch", "numpy", "pillow", "psutil")
-# What brings the import PIL where it took Pillow's place.
-_IN_PLACE = ("pillow-simd",)
+# What brings the import PIL where it took Pillow's place, and what that one reads AVIF by.
+_IN_PLACE = ("pillow-simd", "pillow-avif-plugin")
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 

@@ -43,8 +43,9 @@ COPY requirements/pillow-simd.txt requirements/main.txt /requirements/
 # Built by the setuptools of that file and by nothing that pip would fetch for itself, without a hash.
 RUN one() { sed -n "/^$1==/,/# via/p" "/requirements/$2.txt" > "/requirements/$1.one"; } \
     && if [ "$(uname -m)" = x86_64 ]; \
-    then one setuptools pillow-simd && one pillow-simd pillow-simd \
+    then one setuptools pillow-simd && one pillow-simd pillow-simd && one pillow-avif-plugin pillow-simd \
          && pip install --no-cache-dir --no-deps --require-hashes -r /requirements/setuptools.one \
+         && pip wheel --no-cache-dir --no-deps --only-binary :all: --require-hashes -w /wheels -r /requirements/pillow-avif-plugin.one \
          && CC=${SIMD_CC} pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes -w /wheels -r /requirements/pillow-simd.one; \
     else one pillow main \
          && pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow.one; fi

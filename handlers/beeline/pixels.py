@@ -8,6 +8,8 @@ trained and exported with one version of it refuses to be served with another.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ MAX_PIXELS = 50_000_000
 # What is accepted. Pillow reads many more formats; those that run other programs (EPS), have a poor
 # security record (JPEG 2000, FLI) or are no pictures of a camera or the web stay out.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
+# Pillow-SIMD is a Pillow of 2023: AVIF it reads by this plugin, 16-bit PNGs as mode I, JPEGs with damaged EXIF not.
+_AVIF_PLUGIN = "pillow_avif"
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -42,6 +46,7 @@ _MAGIC = (
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_MAX_SAMPLE_VALUE = 281
 _BAND_ROWS = 256
+_EXIF = b"Exif\0\0"
 # Under this key of a picture's `info` stand the pixels that its decoder holds besides its own, as in a tile.
 _HELD = "beeline_held"
 # Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop
@@ -61,6 +66,21 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+def lacking() -> tuple[str, ...]:
+    """Return the formats that the Pillow of this process was built without."""
+    found = [] if features.check("webp") else ["WEBP"]
+    if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:
+        return (*found, *(() if features.check("avif") else ("AVIF",)))
+    try:
+        importlib.import_module(_AVIF_PLUGIN)
+    except ModuleNotFoundError:
+        found.append("AVIF")
+    return tuple(found)
+
+
+LACKING = lacking()
+
+
 def digest() -> str:
     """Return the sha256 of this file's source: the identity of the geometry code."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
@@ -72,9 +92,10 @@ def set_limit(max_pixels: int) -> None:
 
 
 def pillow_version() -> str:
-    """Return which PIL runs, and its libjpeg: `13.0.0 with libjpeg-turbo`."""
+    """Return which PIL runs, its libjpeg, and what it does not read: `13.0.0 with libjpeg-turbo`."""
     turbo = features.check_feature("libjpeg_turbo")
-    return f"{PIL.__version__} with {'libjpeg-turbo' if turbo else 'libjpeg'}"
+    without = f", without {' and '.join(LACKING)}" if LACKING else ""
+    return f"{PIL.__version__} with {'libjpeg-turbo' if turbo else 'libjpeg'}{without}"
 
 
 def decode(
@@ -132,9 +153,11 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"the body starts with {bytes(data[:12])!r}, which is none of {', '.join(FORMATS)}; "
             "send the bytes of one such picture"
         )
+    if kind in LACKING:
+        raise _unread(kind, f"Pillow {PIL.__version__} without {kind}")
     held = firewall.check(kind, data, max_pixels)
     try:
-        image = Image.open(io.BytesIO(data), formats=(kind,))
+        image = _open(kind, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many(str(error).partition("(")[2].partition(" pixels")[0], "picture", max_pixels) from error
     except Exception as error:
@@ -143,6 +166,16 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _too_many(image.width * image.height, f"{image.width} x {image.height} picture", max_pixels)
     image.info[_HELD] = held
     return image
+
+
+def _open(kind: str, data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=(kind,))
+    except UnidentifiedImageError:
+        if kind != "JPEG" or _EXIF not in data:
+            raise
+        # Later versions pass a damaged EXIF block over; by another name this one does too.
+        return Image.open(io.BytesIO(data.replace(_EXIF, _EXIF.lower(), 1)), formats=(kind,))
 
 
 def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
@@ -195,16 +228,16 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         if orientation != 1:
             image = ImageOps.exif_transpose(image)
-        return _opaque(image)
+        return _opaque(image, kind)
     except RequestError:
         raise
     except Exception as error:
         raise _broken(kind, "colours", error) from error
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def _opaque(image: Image.Image, kind: str) -> Image.Image:
     """Turn any mode into RGB or L: transparency over white, 16 bits scaled from their declared range."""
-    if image.mode in _SIXTEEN_BITS:
+    if image.mode in _SIXTEEN_BITS or (image.mode, kind) == ("I", "PNG"):
         return _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
         raise NotAnImage(
@@ -251,7 +284,14 @@ def _too_many(pixels: int | str, what: str, limit: int) -> TooManyPixels:
     )
 
 
-def _broken(kind: str, part: str, error: Exception) -> TruncatedImage:
+def _unread(kind: str, why: str) -> NotAnImage:
+    return NotAnImage(f"{kind} pictures of this kind cannot be read here ({why}); send it as JPEG or PNG")
+
+
+def _broken(kind: str, part: str, error: Exception) -> RequestError:
+    if str(error).endswith("not available"):
+        # Such as "decoder libtiff not available".
+        return _unread(kind, f"Pillow {PIL.__version__}, {error}")
     # Pillow's "cannot identify" names a memory address and no cause.
     unknown = isinstance(error, UnidentifiedImageError) or not str(error)
     why = "no valid header" if unknown else " ".join(str(error).split())[:160]

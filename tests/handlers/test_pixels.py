@@ -108,6 +108,31 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert row[128] == pytest.approx(128, abs=1)
 
 
+def test_a_format_that_pillow_was_built_without_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Pillow-SIMD without its plugin; a fake, the real one is in test_pillow_simd.py."""
+    assert pixels.LACKING == ()
+    monkeypatch.setattr(pixels, "LACKING", ("WEBP",))
+    target = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(target, "WEBP")
+    with pytest.raises(NotAnImage, match=r"WEBP pictures .* without WEBP\); send it as JPEG or PNG"):
+        pixels.decode(target.getvalue(), GEOMETRY)
+    assert pixels.pillow_version().endswith(", without WEBP")
+
+
+def test_a_decoder_that_is_not_there_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake: what Pillow says of a compressed TIFF where it was built without libtiff."""
+    target = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(target, "TIFF", compression="tiff_lzw")
+
+    def lacks(*_: object, **__: object) -> None:
+        raise OSError("decoder libtiff not available")
+
+    monkeypatch.setattr(Image.Image, "load", lacks)
+    monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", lacks)
+    with pytest.raises(NotAnImage, match=r"TIFF pictures .*decoder libtiff not available"):
+        pixels.decode(target.getvalue(), GEOMETRY)
+
+
 def test_a_declared_maximum_is_white() -> None:
     values = np.full((64, 64), 4095, np.uint16)
     target = io.BytesIO()

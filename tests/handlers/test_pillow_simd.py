@@ -1,0 +1,105 @@
+"""Pillow-SIMD in Pillow's place gives Pillow's pixels, and refuses what Pillow refuses: every awkward picture.
+
+It has Pillow's name, so it is installed into a folder and runs in processes of its own; this one has Pillow.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beeline import pixels
+from beeline.errors import RequestError
+from beeline.spec import Geometry
+from tests.conftest import ROOT
+
+GEOMETRY = Geometry(256, 224)
+# Decodes every file that is named on stdin; prints what reads them, and writes crops and sentences by name.
+_DECODE = """
+import sys, warnings
+from pathlib import Path
+import numpy as np
+from beeline import pixels
+from beeline.errors import RequestError
+from beeline.spec import Geometry
+warnings.simplefilter("ignore")
+found = {}
+for line in sys.stdin.read().splitlines():
+    try:
+        found[line] = pixels.decode(Path(line).read_bytes(), Geometry(256, 224))
+    except RequestError as error:
+        found[line] = np.array(f"{error.status} {error}")
+np.savez(sys.argv[1], **found)
+print(pixels.pillow_version())
+"""
+
+pytestmark = [
+    pytest.mark.shared,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="Pillow-SIMD is for x86-64"),
+]
+
+
+@pytest.fixture(scope="module")
+def simd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with Pillow-SIMD, built here, and what it reads AVIF by."""
+    folder = tmp_path_factory.mktemp("simd")
+    command = [".venv/bin/uv", "pip", "install", "--quiet", "--python", sys.executable, "--target", str(folder)]
+    asked = ["--require-hashes", "--no-deps", "--no-build-isolation", "-r", "requirements/pillow-simd.txt"]
+    subprocess.run([*command, *asked], cwd=ROOT, env={**os.environ, "CC": "cc -msse4.2"}, check=True)
+    return folder
+
+
+def decoded(folder: Path, paths: list[Path], out: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Decode with the Pillow of a folder; return what it says of itself, and each file's crop or sentence."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT / "handlers")])}
+    done = subprocess.run(
+        [sys.executable, "-c", _DECODE, str(out)],
+        input="\n".join(map(str, paths)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as found:
+        return done.stdout.strip(), {name: found[name] for name in found.files}
+
+
+def test_every_picture_is_the_same_or_refused_alike(simd: Path, shared_data: Path, tmp_path: Path) -> None:
+    awkward = sorted(path for path in (shared_data / "awkward").rglob("*.*") if path.is_file())
+    paths = awkward + sorted((shared_data / "imagenet_samples").glob("*.JPEG"))[:40]
+    version, found = decoded(simd, paths, tmp_path / "found.npz")
+    assert ".post" in version
+    assert "without" not in version
+    read = 0
+    for path in paths:
+        got = found[str(path)]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = pixels.decode(path.read_bytes(), GEOMETRY)
+        except RequestError as error:
+            assert str(got).startswith(str(int(error.status))), (path.name, got)
+            continue
+        assert got.shape == (224, 224, 3), (path.name, got)
+        off = np.abs(got.astype(int) - expected)
+        assert (off.mean() < 0.6, off.max() <= 8) == (True, True), (path.name, off.mean(), off.max())
+        read += 1
+    assert read > 70
+
+
+def test_a_format_that_it_does_not_read_is_named(simd: Path, shared_data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(simd, tmp_path / "bare", ignore=shutil.ignore_patterns("pillow_avif*")))
+    (path,) = (shared_data / "awkward").rglob("*.avif")
+    version, found = decoded(folder, [path], tmp_path / "found.npz")
+    assert version.endswith(", without AVIF")
+    assert str(found[str(path)]).startswith("415 AVIF pictures of this kind cannot be read here (Pillow 9.5")
+    assert str(found[str(path)]).endswith("send it as JPEG or PNG")
