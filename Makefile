@@ -48,22 +48,23 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@# Pillow and Pillow-SIMD are one folder: what `make simd` put there goes first.
-	@if ls -d .venv/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD); fi
+	@if ls -d .venv/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD) pillow; fi
 	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Both are fetched, and the second is built, before what is there is taken away; then they are in the cache.
+# Both are fetched, and the second is built, before what is there is taken away; then they are in the cache, which
+# does not know what SIMD_CC a build is of.
 simd: setup ## Pillow-SIMD in Pillow's place in .venv (x86-64; a C compiler; headers of libjpeg, libwebp, libtiff; `make pillow` undoes it)
-	@$(PILLOW_SIMD) --target .venv/fetched && rm -rf .venv/fetched
+	@$(PILLOW_SIMD) --refresh --reinstall --target .venv/fetched && rm -rf .venv/fetched
 	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow
 	@$(PILLOW_SIMD) --compile-bytecode
-	@.venv/bin/python -c 'from beeline import pixels; print("Pillow is", pixels.pillow_version())'
+	@.venv/bin/python -c 'from beeline import formats; print("Pillow is", formats.pillow_version())'
 
 pillow: ## Pillow itself again
 	@awk '/^[^ ]/ {mine = /^pillow==/} mine' requirements/main.txt >.venv/pillow.txt
 	@$(PILLOW) --target .venv/fetched && rm -rf .venv/fetched
-	@$(NO_SIMD)
+	@$(NO_SIMD) pillow
 	@$(PILLOW) --compile-bytecode
 
 serve: ## everything: data, training, archive, a running server (SERVER=mms; ARGS="--port 9000")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from beeline import pixels
 from beeline.answer import probabilities
+from beeline.engine import parsed_device
 from beeline.errors import ArchiveError, ConfigError, RequestError
 from beeline.golden import Forward
 from beeline.spec import Agreement, Geometry
@@ -152,12 +154,13 @@ def _decoder(geometry: Geometry) -> Decode:
 
     from beeline.cuda_jpeg import CudaJpegs
 
-    if not torch.cuda.is_available():
+    name, index = parsed_device(os.environ.get("BEELINE_DEVICE") or "auto")
+    if name == "cpu" or not torch.cuda.is_available():
         raise ConfigError(
             "--decoding is 'cuda', and no CUDA device is there to judge it by; build the archive where one is, or take "
             "full or scaled"
         )
-    jpegs = CudaJpegs(torch.device("cuda"), geometry)
+    jpegs = CudaJpegs(torch.device(f"cuda:{index or 0}"), geometry)
 
     def decode(body: bytes) -> NDArray[np.uint8]:
         (crop,) = jpegs.decode([body])

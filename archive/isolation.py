@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 ROOMS = ("archive", "bench", "cli", "serve", "train")
-# What the code in an archive may count on: what handlers/ imports, and psutil, which both servers require.
+# What the code in any archive may count on: what handlers/ imports, and psutil, which both servers require. An engine's
+# runtime, and torchvision for JPEGs on a CUDA device, come with the archives that need them.
 WORKER_PACKAGES = ("torch", "numpy", "pillow", "psutil")
 # What brings the import PIL where it took Pillow's place, and what that one reads AVIF by.
 _IN_PLACE = ("pillow-simd", "pillow-avif-plugin")

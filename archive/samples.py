@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beeline import pixels
+from beeline import formats, pixels
 from beeline.errors import ArchiveError, RequestError
 from beeline.spec import ModelSpec
 
@@ -122,7 +122,7 @@ def _read(path: Path, label: str | None) -> Sample | None:
         if not path.is_file() or not 0 < path.stat().st_size < MAX_BYTES:
             return None
         with path.open("rb") as file:
-            ending = _ENDINGS.get(pixels.kind_of(file.read(_HEAD)) or "")
+            ending = _ENDINGS.get(formats.kind_of(file.read(_HEAD)) or "")
         if ending is None:
             return None
         data = path.read_bytes()

@@ -94,24 +94,24 @@ def _turn(name: str, folder: Path | None, pictures: Path, most: int) -> dict[str
 
 
 def _pillow(decoding: str) -> tuple[Decode, str]:
-    from beeline import pixels
+    from beeline import formats, pixels
     from beeline.spec import Geometry
 
     geometry = Geometry(RESIZE, CROP, decoding=decoding)
-    return lambda data: pixels.decode(data, geometry), f"Pillow {pixels.pillow_version()}"
+    return lambda data: pixels.decode(data, geometry), f"Pillow {formats.pillow_version()}"
 
 
 def _simplejpeg() -> tuple[Decode, str]:
     import simplejpeg
     from PIL import Image
 
-    from beeline import pixels
+    from beeline import formats, pixels
     from beeline.spec import Geometry
 
     def decode(data: bytes) -> NDArray[np.uint8]:
         return pixels.resize_crop(Image.fromarray(simplejpeg.decode_jpeg(data)), Geometry(RESIZE, CROP))
 
-    return decode, f"simplejpeg, {pixels.pillow_version()}"
+    return decode, f"simplejpeg, {formats.pillow_version()}"
 
 
 def _torchvision() -> tuple[Decode, str]:

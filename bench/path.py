@@ -37,9 +37,11 @@ _REPEATS = 9
 _WARM_UP = 2.0
 
 
-# One client and a lone worker take turns so often in each round: the machine's speed changes faster than rounds do.
-_PAIRS = 6
+# One client and a lone worker take turns so often in each round, of about two seconds each: the machine's speed changes
+# faster than rounds do. The worker's repeats are of single pictures, as the client's requests are.
+_PAIRS = 12
 _ONE_CLIENT_SECONDS, _ONE_CLIENT_WARM_UP = 2.0, 0.5
+_LONE_REPEATS, _LONE_SECONDS = 40, 2.0
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,15 @@ def _lone(address: str, plan: Ladder, threads: int) -> tuple[list[Lone], int]:
     """
     with Worker(plan) as worker:
         engine = worker.about["choice"]["engine"][0]
+    plan = dataclasses.replace(
+        plan,
+        threads=threads if engine == "openvino" else plan.threads,
+        mix=1,
+        repeats=_LONE_REPEATS,
+        seconds=_LONE_SECONDS,
+    )
     pairs, failed = [], 0
-    with Worker(dataclasses.replace(plan, threads=threads) if engine == "openvino" else plan) as worker:
+    with Worker(plan) as worker:
         for _ in range(_PAIRS):
             asked = Plan(address, plan.pictures, seconds=_ONE_CLIENT_SECONDS, warm_up=_ONE_CLIENT_WARM_UP, clients=1)
             told = run(asked).summary()

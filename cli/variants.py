@@ -34,6 +34,7 @@ def prepared(
         ArchiveError: when the gate refuses it.
     """
     from archive import agreement, torch_model, variant
+    from beeline.engine import ON_CPUS
     from beeline.spec import DECODINGS, ModelSpec
     from cli.console import say
 
@@ -51,6 +52,13 @@ def prepared(
         if engine in ("auto", each.engine)
         and (precision or ("auto" if engine == "auto" else "fp32")) in ("auto", each.precision)
     ]
+    if decoding == "cuda":
+        on_cpus = [each for each in wanted if each.engine in ON_CPUS]
+        wanted = [each for each in wanted if each not in on_cpus]
+        if on_cpus and not wanted:
+            raise ConfigError(
+                f"--decoding is 'cuda', and {engine} runs on CPUs; take full or scaled, or --engine torch"
+            )
     if not wanted:
         both = ", ".join(map(str, known))
         raise ConfigError(f"there is no {engine} {precision} here; allowed: {both}")

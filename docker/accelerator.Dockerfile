@@ -33,8 +33,8 @@ COPY frontend frontend
 # Whatever the umask of the checkout was.
 RUN chmod -R a+rX /opt/beeline /usr/local/bin && python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
-    # nvidia-smi, which counts the GPUs, and CUDA.
-    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    # nvidia-smi, which counts the GPUs, CUDA, and nvJPEG's decoder in hardware.
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
     BEELINE_SERVER=torchserve \
     BEELINE_STATE=/tmp/beeline \
     BEELINE_INFERENCE_ADDRESS=http://0.0.0.0:8080 \

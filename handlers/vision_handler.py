@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beeline import engine, golden, pixels
+from beeline import engine, formats, golden
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities, with_headers
 from beeline.batch import Batch
 from beeline.context import header, send, swallows_errors
@@ -85,7 +85,7 @@ class VisionHandler:
             time.perf_counter() - start,
             replayed,
             choices,
-            pixels.pillow_version(),
+            formats.pillow_version(),
         )
 
     def preprocess(self, rows: Sequence[object]) -> Batch:

@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     begun = time.perf_counter()
     folder, threads, lone = Path(asked["folder"]), int(asked["threads"]), int(asked["lone"])
-    batch = _loaded(folder, threads, [Path(path) for path in asked["pictures"]])
+    batch, jpegs = _loaded(folder, threads, [Path(path) for path in asked["pictures"]])
     loaded = time.perf_counter()
     # The first passes choose kernels and grow the heap.
     for _ in range(2):
@@ -39,14 +40,19 @@ def main() -> None:
         _tell({"batch": size, "ms": statistics.median(times)})
         if time.perf_counter() - loaded > asked["seconds"]:
             break
-    seconds, second = loaded - begun, _second(folder, threads, lone)
+    _tell(_cost(loaded - begun, jpegs))
+    second = _second(folder, threads, lone)
     if second is not None:
-        seconds += second[1]
-    _tell({"memory": psutil.Process().memory_info().rss, "load_seconds": seconds, **_device_memory()})
+        _tell(_cost(loaded - begun + second[1], jpegs))
 
 
-def _loaded(folder: Path, threads: int, paths: list[Path]) -> Any:
-    """Return a function that decodes so many pictures and runs the model on them, as a worker does."""
+def _cost(seconds: float, jpegs: bool) -> dict[str, Any]:
+    """Return what a worker takes that loaded in so many seconds; the last one that is told counts."""
+    return {"memory": psutil.Process().memory_info().rss, "load_seconds": seconds, **_device_memory(jpegs)}
+
+
+def _loaded(folder: Path, threads: int, paths: list[Path]) -> tuple[Callable[[int], None], bool]:
+    """Return what decodes so many pictures and runs the model on them as a worker does, and if on a device."""
     from beeline import engine
     from beeline.decoder import Decoder, on_device
     from beeline.payload import Limits
@@ -64,7 +70,7 @@ def _loaded(folder: Path, threads: int, paths: list[Path]) -> Any:
         if rows.good:
             loaded.forward(rows.stack())
 
-    return batch
+    return batch, jpegs is not None
 
 
 def _second(folder: Path, threads: int, lone: int) -> tuple[Any, float] | None:
@@ -83,15 +89,22 @@ def _second(folder: Path, threads: int, lone: int) -> tuple[Any, float] | None:
     return loaded, time.perf_counter() - begun
 
 
-def _device_memory() -> dict[str, int]:
-    """Return what this process takes of a CUDA device's memory, and what is free; nothing without one."""
+def _device_memory(jpegs: bool) -> dict[str, int]:
+    """Return what a worker takes of a CUDA device's memory, and what is free; nothing without one.
+
+    Args:
+        jpegs: whether it decodes them there.
+    """
     import torch
+
+    from beeline.pixels import MAX_PIXELS
 
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     free, total = torch.cuda.mem_get_info()
-    # The context itself, which PyTorch does not count.
-    return {"device_memory": torch.cuda.max_memory_reserved() + (600 << 20), "device_free": min(free, total)}
+    # The context itself, which PyTorch does not count; and the largest picture, in bytes and in floats.
+    besides = (600 << 20) + (15 * MAX_PIXELS if jpegs else 0)
+    return {"device_memory": torch.cuda.max_memory_reserved() + besides, "device_free": min(free, total)}
 
 
 def _tell(values: dict[str, Any]) -> None:

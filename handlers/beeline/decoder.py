@@ -42,10 +42,22 @@ class Decoder:
         """
         if self._jpegs is None:
             return self._pool.map(self._row, rows)
-        bodies = [self._body(row) for row in rows]
-        found = self._jpegs.decode([body if isinstance(body, bytes) else b"" for body in bodies])
+        done: list[Ok | Failed] = []
+        part: list[bytes | Failed] = []
+        held = 0
+        for row in rows:
+            part.append(body := self._body(row))
+            held += len(body) if isinstance(body, bytes) else 0
+            if held >= self._limits.max_bytes:
+                done += self._part(part, self._jpegs)
+                part, held = [], 0
+        return Batch((*done, *self._part(part, self._jpegs)))
+
+    def _part(self, bodies: Sequence[bytes | Failed], jpegs: CudaJpegs) -> tuple[Ok | Failed, ...]:
+        """Decode some rows, whose copies are no more bytes than two pictures may have."""
+        found = jpegs.decode([body if isinstance(body, bytes) else b"" for body in bodies])
         ready = [body if crop is None else Ok(crop) for body, crop in zip(bodies, found, strict=True)]
-        return self._pool.map(self._left, ready)
+        return self._pool.map(self._left, ready).rows
 
     def _row(self, row: object) -> Ok | Failed:
         return self._left(self._body(row))

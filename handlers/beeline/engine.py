@@ -43,6 +43,10 @@ _ENGINES = {
 }
 
 
+# What runs on no CUDA device, whatever is there.
+ON_CPUS = ("openvino",)
+
+
 def runtime(name: str) -> str:
     """Return the package that an engine of this name needs."""
     return _ENGINES[name][2]

@@ -21,7 +21,8 @@ from email.parser import BytesHeaderParser
 from email.utils import collapse_rfc2231_value
 
 from beeline.errors import BadEncoding, ConfigError, EmptyBody, TooManyBytes
-from beeline.pixels import MAX_PIXELS, kind_of
+from beeline.formats import kind_of
+from beeline.pixels import MAX_PIXELS
 
 MAX_BYTES = 20_000_000
 _MOST_JSON_MARKS = 1_000

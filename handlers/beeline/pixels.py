@@ -8,9 +8,6 @@ trained and exported with one version of it refuses to be served with another.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,34 +16,19 @@ from pathlib import Path
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError
 
-from beeline import firewall
+from beeline import firewall, formats
 from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
+from beeline.formats import FORMATS
 from beeline.spec import Geometry
 
 MAX_PIXELS = 50_000_000
 
-# What is accepted. Pillow reads many more formats; those that run other programs (EPS), have a poor
-# security record (JPEG 2000, FLI) or are no pictures of a camera or the web stay out.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
-# Pillow-SIMD is a Pillow of 2023: AVIF it reads by this plugin, 16-bit PNGs as mode I, JPEGs with damaged EXIF not.
-_AVIF_PLUGIN = "pillow_avif"
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-)
+# As Pillow names them; earlier ones, as Pillow-SIMD is, read a PNG of 16 bits as mode I.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_MAX_SAMPLE_VALUE = 281
 _BAND_ROWS = 256
-_EXIF = b"Exif\0\0"
 # Under this key of a picture's `info` stand the pixels that its decoder holds besides its own, as in a tile.
 _HELD = "beeline_held"
 # Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop
@@ -55,6 +37,17 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+}
+
+# EXIF's orientations other than 1, upright. Pillow's own function writes the block anew, which may be damaged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 Hold = Callable[[int], AbstractContextManager[object]]
@@ -66,21 +59,6 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def lacking() -> tuple[str, ...]:
-    """Return the formats that the Pillow of this process was built without."""
-    found = [] if features.check("webp") else ["WEBP"]
-    if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:
-        return (*found, *(() if features.check("avif") else ("AVIF",)))
-    try:
-        importlib.import_module(_AVIF_PLUGIN)
-    except ModuleNotFoundError:
-        found.append("AVIF")
-    return tuple(found)
-
-
-LACKING = lacking()
-
-
 def digest() -> str:
     """Return the sha256 of this file's source: the identity of the geometry code."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
@@ -89,13 +67,6 @@ def digest() -> str:
 def set_limit(max_pixels: int) -> None:
     """Let Pillow's own check allow what this process's limit allows."""
     Image.MAX_IMAGE_PIXELS = max_pixels
-
-
-def pillow_version() -> str:
-    """Return which PIL runs, its libjpeg, and what it does not read: `13.0.0 with libjpeg-turbo`."""
-    turbo = features.check_feature("libjpeg_turbo")
-    without = f", without {' and '.join(LACKING)}" if LACKING else ""
-    return f"{PIL.__version__} with {'libjpeg-turbo' if turbo else 'libjpeg'}{without}"
 
 
 def decode(
@@ -147,17 +118,17 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise EmptyBody("the picture is 0 bytes long; send the bytes of one picture as the request's body")
-    kind = kind_of(data)
+    kind = formats.kind_of(data)
     if kind is None:
         raise NotAnImage(
             f"the body starts with {bytes(data[:12])!r}, which is none of {', '.join(FORMATS)}; "
             "send the bytes of one such picture"
         )
-    if kind in LACKING:
+    if kind in formats.LACKING:
         raise _unread(kind, f"Pillow {PIL.__version__} without {kind}")
     held = firewall.check(kind, data, max_pixels)
     try:
-        image = _open(kind, data)
+        image = formats.opened(kind, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many(str(error).partition("(")[2].partition(" pixels")[0], "picture", max_pixels) from error
     except Exception as error:
@@ -166,16 +137,6 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _too_many(image.width * image.height, f"{image.width} x {image.height} picture", max_pixels)
     image.info[_HELD] = held
     return image
-
-
-def _open(kind: str, data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=(kind,))
-    except UnidentifiedImageError:
-        if kind != "JPEG" or _EXIF not in data:
-            raise
-        # Later versions pass a damaged EXIF block over; by another name this one does too.
-        return Image.open(io.BytesIO(data.replace(_EXIF, _EXIF.lower(), 1)), formats=(kind,))
 
 
 def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
@@ -202,18 +163,6 @@ def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     return np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
 
 
-def kind_of(data: bytes) -> str | None:
-    """Return the accepted format that these first bytes announce, or None."""
-    for magic, kind in _MAGIC:
-        if data.startswith(magic):
-            return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"mif1", b"msf1"):
-        return "AVIF"
-    return None
-
-
 def _upright(image: Image.Image) -> Image.Image:
     """Decode, turn as EXIF says, and make opaque: mode RGB, or L where there is no colour."""
     kind = image.format or "picture"
@@ -226,8 +175,8 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the pixels unreadable
         orientation = 1
     try:
-        if orientation != 1:
-            image = ImageOps.exif_transpose(image)
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
         return _opaque(image, kind)
     except RequestError:
         raise

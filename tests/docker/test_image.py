@@ -98,7 +98,7 @@ def test_the_cpu_image_has_what_it_should_and_no_more(compose: Compose) -> None:
     told = "import torch, PIL; from PIL import features as f; print(torch.version.cuda, PIL.__version__, " + (
         "f.check_feature('libjpeg_turbo'), f.check('webp'), f.check('libtiff'))"
     )
-    assert in_image(CPU, "python", "-c", "from beeline import pixels; print(pixels.lacking())").strip() == "()"
+    assert in_image(CPU, "python", "-c", "from beeline import formats; print(formats.lacking())").strip() == "()"
     cuda, pillow, *codecs = in_image(CPU, "python", "-c", told).split()
     assert (cuda, codecs) == ("None", ["True"] * 3)
     # Pillow-SIMD's versions say that they are.

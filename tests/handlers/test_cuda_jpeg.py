@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,11 @@ TAKEN = {
     "all colours": jpeg(drawn(300, 200), subsampling=0),
     "upright": turned(1),
     "zeros behind": jpeg(drawn(300, 200)) + b"\0" * 9,
+    # Pillow, too, takes the end for the end and makes the rest grey.
+    "cut in the middle, an end behind it": jpeg(drawn(500, 333))[:9000] + b"\xff\xd9",
 }
+FRAME = TAKEN["wide"].index(b"\xff\xc0")
+FRAME_LENGTH = 2 + int.from_bytes(TAKEN["wide"][FRAME + 2 : FRAME + 4], "big")
 LEFT = {
     "nothing": b"",
     "no picture": b"no picture",
@@ -71,7 +76,9 @@ LEFT = {
     "CMYK": jpeg(drawn(300, 200, "CMYK")),
     "strip": jpeg(drawn(900, 20)),
     "cut off": TAKEN["wide"][:-2],
-    "cut in the middle, another's end behind it": TAKEN["wide"][:9000] + b"rest",
+    "rest behind it": TAKEN["wide"] + b"rest",
+    "two frame headers": TAKEN["wide"][:FRAME] + TAKEN["wide"][FRAME : FRAME + FRAME_LENGTH] + TAKEN["wide"][FRAME:],
+    "another sampling": TAKEN["wide"][: FRAME + 11] + b"\x31" + TAKEN["wide"][FRAME + 12 :],
     "header alone": TAKEN["wide"][:200] + b"\xff\xd9",
     "red, green, blue": jpeg(drawn(300, 200), keep_rgb=True),
     "too large": jpeg(drawn(900, 900)),
@@ -127,25 +134,63 @@ def test_a_picture_that_the_device_fails_on_costs_its_neighbours_nothing(
     monkeypatch.setattr(cuda_jpeg, "decode_jpeg", fails)
     bodies = [TAKEN["wide"], TAKEN["progressive"], TAKEN["high"]]
     first, left, last = jpegs.decode(bodies)
-    assert calls == [3, 1, 1, 1]
+    assert calls == [3, 1, 2, 1, 1]
     assert left is None
     assert difference(first, bodies[0]) <= 2
     assert difference(last, bodies[2]) <= 2
 
 
-def test_a_lost_device_is_no_pictures_fault(jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(given: object, **options: object) -> None:
+def test_a_lost_device_is_no_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is a fake: nvJPEG's failure does not say that the device is lost, the next call to it does."""
+    jpegs = CudaJpegs(CPU, GEOMETRY, LIMIT)
+    jpegs._device = torch.device("cuda:0")
+
+    def fails(given: object, **options: object) -> None:
+        raise RuntimeError("Error while decoding JPEG images: Failed to synchronize CUDA stream: 700")
+
+    def lost(device: torch.device) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", lost)
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", fails)
+    monkeypatch.setattr("torch.cuda.synchronize", lost)
     with pytest.raises(RuntimeError, match="CUDA error"):
         jpegs.decode([TAKEN["wide"]])
-
-    def full(given: object, **options: object) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA error: out of memory")
-
-    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", full)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
     assert jpegs.decode([TAKEN["wide"], TAKEN["high"]]) == [None, None]
+
+
+def test_what_failed_is_not_held_while_its_parts_are_tried(jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure is a fake: memory runs out when two pictures are resized."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    held: list[int] = []
+
+    def decodes(given: Sequence[torch.Tensor], **options: Any) -> list[torch.Tensor]:
+        held.append(sum(one() is not None for one in alive))
+        planes = decode_jpeg(given, **options)
+        alive.extend(weakref.ref(each) for each in planes)
+        return planes
+
+    def resizes(pictures: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        if sum(one() is not None for one in alive) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return torch.nn.functional.interpolate(pictures, *rest, **options)
+
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", decodes)
+    monkeypatch.setattr(cuda_jpeg, "interpolate", resizes)
+    assert None not in [None if crop is None else "" for crop in jpegs.decode([TAKEN["wide"], TAKEN["high"]])]
+    assert held == [0, 0, 0]
+
+
+def test_a_size_that_pillow_did_not_read_is_pillows_to_look_into(
+    jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def larger(given: Sequence[torch.Tensor], **options: Any) -> list[torch.Tensor]:
+        return [torch.zeros(3, 3000, 3000, dtype=torch.uint8), *decode_jpeg(given, **options)[1:]]
+
+    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", larger)
+    left, crop = jpegs.decode([TAKEN["wide"], TAKEN["high"]])
+    assert left is None
+    assert difference(crop, TAKEN["high"]) <= 2
 
 
 def test_as_many_pixels_at_once_as_one_picture_may_have(jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,11 +211,38 @@ def swapped(given: Sequence[torch.Tensor], **options: Any) -> Any:
     return [planes.flip(0) for planes in decode_jpeg(given, **options)]
 
 
-@pytest.mark.parametrize("wrong", [swapped, lambda given, **options: [each.new_zeros(3, 64, 96) for each in given]])
-def test_a_device_that_decodes_wrongly_serves_nothing(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
-    monkeypatch.setattr(cuda_jpeg, "decode_jpeg", wrong)
+def without_antialias(planes: torch.Tensor, size: Any, **options: Any) -> torch.Tensor:
+    return torch.nn.functional.interpolate(planes, size, **{**options, "antialias": False})
+
+
+def nearest(planes: torch.Tensor, size: Any, **options: Any) -> torch.Tensor:
+    return torch.nn.functional.interpolate(planes, size, mode="nearest")
+
+
+def zeros(planes: torch.Tensor, size: Any, **options: Any) -> torch.Tensor:
+    return torch.zeros(1, 3, *size)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("decode_jpeg", swapped),
+        ("interpolate", without_antialias),
+        ("interpolate", nearest),
+        ("interpolate", zeros),
+    ],
+)
+def test_a_device_that_decodes_or_resizes_wrongly_serves_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any
+) -> None:
+    monkeypatch.setattr(cuda_jpeg, name, wrong)
     with pytest.raises(SelfTestError, match=r"of 255 from Pillow's on average, 3 are allowed.*--decoding full"):
         CudaJpegs(CPU, GEOMETRY)
+
+
+@pytest.mark.parametrize("resize", [8, 224, 512, 700, 4000])
+def test_it_proves_itself_at_any_size(resize: int) -> None:
+    CudaJpegs(CPU, Geometry(resize, resize - 4, decoding="cuda"))
 
 
 def test_a_device_that_decodes_nothing_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +250,7 @@ def test_a_device_that_decodes_nothing_serves_nothing(monkeypatch: pytest.Monkey
         raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
 
     monkeypatch.setattr(cuda_jpeg, "decode_jpeg", fails)
-    with pytest.raises(SelfTestError, match="decodes no JPEG"):
+    with pytest.raises(SelfTestError, match=r"decodes no JPEG .*not compiled with nvJPEG support"):
         CudaJpegs(CPU, GEOMETRY)
 
 
@@ -230,6 +302,22 @@ def test_all_256_placements_of_broken_pictures_with_jpegs_on_the_device(colour_m
         assert [reply.top if reply.status == 200 else reply.status for reply in replies] == wanted
 
 
+def test_no_more_bytes_are_copied_at_once_than_two_pictures_may_have(
+    jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[int] = []
+
+    def counts(bodies: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
+        parts.append(len(bodies))
+        return [None] * len(bodies)
+
+    monkeypatch.setattr(jpegs, "decode", counts)
+    limits = Limits(max_bytes=2 * len(TAKEN["wide"]))
+    batch = Decoder(GEOMETRY, limits, 2, jpegs).decode([{"body": TAKEN["wide"]}] * 5 + [{"body": b""}])
+    assert parts == [2, 2, 2]
+    assert batch.good == (0, 1, 2, 3, 4)
+
+
 @pytest.mark.shared
 def test_every_awkward_picture_is_pillows_or_left_to_it(shared_data: Path) -> None:
     geometry = Geometry(256, 224, decoding="cuda")
@@ -250,6 +338,8 @@ def test_every_awkward_picture_is_pillows_or_left_to_it(shared_data: Path) -> No
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is there")
 def test_nvjpegs_pixels_are_near_pillows() -> None:
     jpegs = CudaJpegs(torch.device("cuda:0"), GEOMETRY, LIMIT)
+    # Were a part of a picture left as it was in memory, it would be this one's.
+    jpegs.decode([jpeg(Image.new("RGB", (500, 333), "white"))] * 3)
     bodies = [*TAKEN.values(), *LEFT.values()]
     found = dict(zip([*TAKEN, *LEFT], jpegs.decode(bodies), strict=True))
     assert all(found[name] is None for name in LEFT)
