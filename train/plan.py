@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import PIL
+
 from beeline import pixels
 from beeline.errors import ConfigError
 from train import config as configuration
@@ -22,7 +24,7 @@ from train.weights import Weights
 
 # The modules whose code decides what a run computes; a change in a report must not train anew.
 SHAPING = ("data", "fit", "headstart", "learner", "loader", "model")
-_PACKAGES = ("torch", "torchvision", "lightning", "pillow")
+_PACKAGES = ("torch", "torchvision", "lightning")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Plan:
             "weights": self.weights.sha256,
             "code": {name: _digest(Path(__file__).with_name(f"{name}.py")) for name in SHAPING},
             "geometry": pixels.digest(),
-            "packages": {name: version(name) for name in _PACKAGES},
+            # Pillow-SIMD may be in its place, which is another package.
+            "packages": {**{name: version(name) for name in _PACKAGES}, "pillow": PIL.__version__},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

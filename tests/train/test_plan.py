@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,20 @@ def test_a_fingerprint_covers_the_whole_configuration(environ: dict[str, str]) -
             changed = dataclasses.replace(section, **{field.name: "changed"})
             other = dataclasses.replace(made, config=dataclasses.replace(made.config, **{name: changed}))
             assert other.fingerprint != made.fingerprint, f"{name}.{field.name}"
+
+
+def test_pillow_simd_in_pillows_place_is_another_pillow(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package has another name; a fake of what is installed."""
+
+    def version(name: str) -> str:
+        if name == "pillow":
+            raise metadata.PackageNotFoundError(name)
+        return metadata.version(name)
+
+    before = fingerprint(environ)
+    monkeypatch.setattr("train.plan.version", version)
+    assert fingerprint(environ) == before
+    monkeypatch.setattr("PIL.__version__", "0.0.post1")
+    assert fingerprint(environ) != before
