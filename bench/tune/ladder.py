@@ -48,6 +48,7 @@ def climb(
     seconds: float,
     point: Callable[[int, float], None],
     sizes: Sequence[int] = SIZES,
+    lone: int | None = None,
 ) -> Cost | None:
     """Time batches of each size with so many threads, in a process of its own.
 
@@ -58,6 +59,7 @@ def climb(
         seconds: how long to measure, loading aside; larger sizes are left out when it is over.
         point: takes each size and its milliseconds as they come.
         sizes: of the batches.
+        lone: threads for a picture that comes alone, for which a worker may hold a second model; None for the default.
 
     Returns:
         What the process cost; None when it ended before it told.
@@ -68,7 +70,7 @@ def climb(
     with tempfile.TemporaryDirectory(prefix="beeline-tune-") as scratch:
         paths = _written(pictures, Path(scratch))
         told = {"folder": str(folder), "threads": threads, "pictures": paths, "batches": sizes, "seconds": seconds}
-        told["lone"] = max(threads, min(machine.cores(), LONE))
+        told["lone"] = lone or min(machine.cores(), LONE)
         log = Path(scratch) / "log"
         with _started(threads, log) as process:
             assert process.stdin is not None

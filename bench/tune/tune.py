@@ -196,7 +196,8 @@ class _Study:
                 if len(known) > 1 or (late and threads != self.model.configured.threads):
                     continue
                 seconds = min(_LADDER_SECONDS, _LADDER * whole / len(counts))
-                cost = ladder.climb(folder, self.pictures, threads, seconds, self._point(threads))
+                lone = self.model.properties.numbers.get("beeline_lone_threads")
+                cost = ladder.climb(folder, self.pictures, threads, seconds, self._point(threads), lone=lone)
                 if cost is not None and "cost" not in self.journal.notes:
                     self.journal.note("cost", vars(cost))
                 found = self._forecaster().curves[threads].line
