@@ -7,7 +7,6 @@ else is the same code. The test marked `gpu` is the same on a device.
 from __future__ import annotations
 
 import io
-import itertools
 import shutil
 import weakref
 from collections.abc import Sequence
@@ -28,7 +27,8 @@ from beeline.errors import ConfigError, SelfTestError, SpecError
 from beeline.payload import Limits
 from beeline.spec import Geometry, ModelSpec
 from tests.conftest import write_checksums
-from tests.handlers.test_vision_handler import BROKEN, ask, new_context
+from tests.handlers.test_engines import check_all_placements
+from tests.handlers.test_vision_handler import BROKEN, new_context
 from vision_handler import VisionHandler
 
 GEOMETRY = Geometry(64, 56, decoding="cuda")
@@ -286,20 +286,7 @@ def test_all_256_placements_of_broken_pictures_with_jpegs_on_the_device(colour_m
     colours = {name: jpeg(Image.new("RGB", (90, 70), name)) for name in ("red", "green", "blue")}
     colours = {**colours, "green": jpeg(Image.new("RGB", (90, 70), (0, 255, 0)))}
     assert None not in [None if crop is None else "decoded" for crop in stand_in.decode(list(colours.values()))]
-    broken_ones = {**BROKEN, colours["red"][:-40]: 422}
-    good, broken = itertools.cycle(colours.items()), itertools.cycle(broken_ones.items())
-    for places in itertools.product([False, True], repeat=8):
-        rows, wanted = [], list[object]()
-        for is_broken in places:
-            if is_broken:
-                data, answer = next(broken)
-                wanted.append(answer)
-            else:
-                name, data = next(good)
-                wanted.append(name)
-            rows.append({"body": data})
-        replies = ask(handler, rows)
-        assert [reply.top if reply.status == 200 else reply.status for reply in replies] == wanted
+    check_all_placements(handler, colours, {**BROKEN, colours["red"][:-40]: 422})
 
 
 def test_no_more_bytes_are_copied_at_once_than_two_pictures_may_have(

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +53,25 @@ def handler(
     return converted(colour_model, tmp_path_factory.mktemp("variant"), request.param, crops, 0.1)
 
 
-def test_all_256_placements_of_broken_pictures_in_a_batch_of_8(handler: VisionHandler) -> None:
-    good, broken = itertools.cycle(GOOD.items()), itertools.cycle(BROKEN.items())
+def check_all_placements(handler: VisionHandler, good: Mapping[str, bytes], broken: Mapping[bytes, int]) -> None:
+    """Ask for all 256 placements of broken pictures in a batch of 8: each gets its label, or its status."""
+    goods, brokens = itertools.cycle(good.items()), itertools.cycle(broken.items())
     for places in itertools.product([False, True], repeat=8):
         rows, wanted = [], list[object]()
         for is_broken in places:
             if is_broken:
-                data, answer = next(broken)
+                data, answer = next(brokens)
                 wanted.append(answer)
             else:
-                name, data = next(good)
+                name, data = next(goods)
                 wanted.append(name)
             rows.append({"body": data})
         replies = ask(handler, rows)
         assert [reply.top if reply.status == 200 else reply.status for reply in replies] == wanted
+
+
+def test_all_256_placements_of_broken_pictures_in_a_batch_of_8(handler: VisionHandler) -> None:
+    check_all_placements(handler, GOOD, BROKEN)
 
 
 def test_the_choice_says_engine_and_precision_with_a_reason(handler: VisionHandler) -> None:
