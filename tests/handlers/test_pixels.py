@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import subprocess
 import sys
 import warnings
@@ -15,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torchvision import transforms
 
-from beeline import formats, pixels
+from beeline import pixels
 from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
 from beeline.spec import Geometry
 
@@ -109,17 +108,6 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert row[128] == pytest.approx(128, abs=1)
 
 
-def test_a_format_that_pillow_was_built_without_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Pillow-SIMD without its plugin; a fake, the real one is in test_pillow_simd.py."""
-    assert formats.LACKING == ()
-    monkeypatch.setattr(formats, "LACKING", ("WEBP",))
-    target = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(target, "WEBP")
-    with pytest.raises(NotAnImage, match=r"WEBP pictures .* without WEBP\); send it as JPEG or PNG"):
-        pixels.decode(target.getvalue(), GEOMETRY)
-    assert formats.pillow_version().endswith(", without WEBP")
-
-
 def test_a_decoder_that_is_not_there_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake: what Pillow says of a compressed TIFF where it was built without libtiff."""
     target = io.BytesIO()
@@ -132,23 +120,6 @@ def test_a_decoder_that_is_not_there_is_no_damage(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", lacks)
     with pytest.raises(NotAnImage, match=r"TIFF pictures .*decoder libtiff not available"):
         pixels.decode(target.getvalue(), GEOMETRY)
-
-
-def test_a_block_that_pillow_gives_up_on_still_says_how_the_picture_is_turned() -> None:
-    """An empty text as the resolution, which is what Pillow stumbles over."""
-    entries = [(0x0112, 3, 1, 6), (0x011A, 2, 1, 0), (0x0128, 3, 1, 2)]
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    block = b"Exif\0\0II*\0\x08\0\0\0" + directory + b"\0" * 4
-    image = Image.new("RGB", (64, 64), "blue")
-    image.paste("red", (0, 0, 32, 64))
-    plain = png(image, "JPEG", quality=95)
-    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + plain[2:]
-    with pytest.raises(UnidentifiedImageError):
-        Image.open(io.BytesIO(data))
-    # A quarter turn puts above what was left.
-    crop = pixels.decode(data, Geometry(64, 64))
-    assert crop[4, 60].tolist() == pytest.approx([254, 0, 0], abs=4)
-    assert crop[60, 4].tolist() == pytest.approx([0, 0, 254], abs=4)
 
 
 def test_a_declared_maximum_is_white() -> None:
