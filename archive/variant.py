@@ -81,8 +81,10 @@ def known() -> list[Wanted]:
     ]
 
 
-def left_out(wanted: Wanted) -> str | None:
+def left_out(wanted: Wanted, decoding: str = "full") -> str | None:
     """Return why a variant can be neither made nor timed on this machine; None where it can."""
+    if decoding == "cuda" and wanted.engine in engine.ON_CPUS:
+        return f"JPEGs are to be decoded on a CUDA device, and {wanted.engine} runs on CPUs"
     needed = [engine.runtime(wanted.engine)]
     if wanted != REFERENCE:
         needed += CONVERTERS[wanted.engine].packages[wanted.precision]
@@ -176,7 +178,7 @@ def fastest(
     tried, folders = [], {}
     for wanted in among:
         folder = export
-        why = left_out(wanted)
+        why = left_out(wanted, pictures.geometry.decoding)
         if why is not None:
             tried.append(Tried(wanted, None, f"left out: {why}"))
             say(f"  {wanted} is left out: {why}")

@@ -31,6 +31,7 @@ from bench.pictures import read
 from bench.record import utc
 from serve.addresses import Ports
 from serve.config import Overrides
+from serve.counts import choices
 from serve.up import Request, up
 
 _REPEATS = 9
@@ -82,7 +83,8 @@ def main(
             state = started.running.state
             address = f"{started.url}/predictions/{state.configuration['models'][0]['model']}"
             many = run(Plan(address, pictures, seconds=seconds, warm_up=_WARM_UP, clients=clients)).summary()
-            threads, lone = threads_of(state.environment)
+            (choice,) = choices(Path(state.environment["BEELINE_METRICS_DIR"])).values()
+            threads, lone = threads_of(choice)
             plan = Ladder(mar, pictures, device="cpu", repeats=_REPEATS, threads=threads)
             singles, failed = _lone(address, plan, lone)
         turn = Turn(
@@ -126,14 +128,13 @@ def summary(turns: list[Turn]) -> dict[str, Any]:
     }
 
 
-def threads_of(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return the threads that a server's workers take for a batch, and those of a lone picture on OpenVINO.
+def threads_of(choice: Mapping[str, Mapping[str, str]]) -> tuple[int, int]:
+    """Return the threads that a worker takes for a batch, and for a picture that comes alone.
 
     Args:
-        environment: of the server.
+        choice: what the worker chose; engines that take as many for both have no `lone_threads`.
     """
-    threads = int(environment["BEELINE_THREADS"])
-    return threads, max(threads, int(environment["BEELINE_LONE_THREADS"]))
+    return int(choice["threads"]["value"]), int(choice.get("lone_threads", choice["threads"])["value"])
 
 
 def _lone(address: str, plan: Ladder, threads: int) -> tuple[list[Lone], int]:
@@ -142,17 +143,9 @@ def _lone(address: str, plan: Ladder, threads: int) -> tuple[list[Lone], int]:
     Args:
         address: of the model on a server, which has nothing else to do.
         plan: of the worker.
-        threads: of a lone picture on OpenVINO; the other engines take for it what they take for a batch.
+        threads: of a lone picture.
     """
-    with Worker(plan) as worker:
-        engine = worker.about["choice"]["engine"][0]
-    plan = dataclasses.replace(
-        plan,
-        threads=threads if engine == "openvino" else plan.threads,
-        mix=1,
-        repeats=_LONE_REPEATS,
-        seconds=_LONE_SECONDS,
-    )
+    plan = dataclasses.replace(plan, threads=threads, mix=1, repeats=_LONE_REPEATS, seconds=_LONE_SECONDS)
     pairs, failed = [], 0
     with Worker(plan) as worker:
         for _ in range(_PAIRS):

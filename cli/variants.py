@@ -52,13 +52,8 @@ def prepared(
         if engine in ("auto", each.engine)
         and (precision or ("auto" if engine == "auto" else "fp32")) in ("auto", each.precision)
     ]
-    if decoding == "cuda":
-        on_cpus = [each for each in wanted if each.engine in ON_CPUS]
-        wanted = [each for each in wanted if each not in on_cpus]
-        if on_cpus and not wanted:
-            raise ConfigError(
-                f"--decoding is 'cuda', and {engine} runs on CPUs; take full or scaled, or --engine torch"
-            )
+    if decoding == "cuda" and engine in ON_CPUS:
+        raise ConfigError(f"--decoding is 'cuda', and {engine} runs on CPUs; take full or scaled, or --engine torch")
     if not wanted:
         both = ", ".join(map(str, known))
         raise ConfigError(f"there is no {engine} {precision} here; allowed: {both}")
@@ -77,7 +72,7 @@ def prepared(
     if judged is None:
         raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
     # A lone one that cannot be made here says so itself.
-    tried = [each for each in wanted if len(wanted) == 1 or variant.left_out(each) is None]
+    tried = [each for each in wanted if len(wanted) == 1 or variant.left_out(each, decoding) is None]
     calibrates = any(each.precision == "int8" for each in tried)
     if calibration is not None and all(each.precision != "int8" for each in wanted):
         raise ConfigError(

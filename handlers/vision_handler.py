@@ -23,7 +23,7 @@ from beeline import engine, formats, golden
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities, with_headers
 from beeline.batch import Batch
 from beeline.context import header, send, swallows_errors
-from beeline.decoder import Decoder, on_device
+from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
 from beeline.mms import keep_answers_whole
 from beeline.payload import Limits
@@ -70,7 +70,7 @@ class VisionHandler:
         self.engine = engine.load(folder, self.spec, gpu_id=gpu_id)
         replayed = golden.replay(folder, self.spec, self.engine.forward)
         made = self.engine.choice
-        jpegs, decoding = on_device(self.spec.geometry, made["device"].value, self.limits.max_pixels)
+        jpegs, decoding = jpegs_for(self.spec.geometry, made["device"].value, self.limits.max_pixels)
         self.decoder = Decoder(self.spec.geometry, self.limits, int(made["threads"].value), jpegs)
         made = {**made, "decoding": decoding}
         choice = {name: dataclasses.asdict(each) for name, each in made.items()}

@@ -54,14 +54,14 @@ def _cost(seconds: float, jpegs: bool) -> dict[str, Any]:
 def _loaded(folder: Path, threads: int, paths: list[Path]) -> tuple[Callable[[int], None], bool]:
     """Return what decodes so many pictures and runs the model on them as a worker does, and if on a device."""
     from beeline import engine
-    from beeline.decoder import Decoder, on_device
+    from beeline.decoder import Decoder, jpegs_for
     from beeline.payload import Limits
     from beeline.spec import ModelSpec
 
     spec = ModelSpec.load(folder)
     loaded = engine.load(folder, spec, threads=threads)
     limits = Limits()
-    jpegs, _ = on_device(spec.geometry, loaded.choice["device"].value, limits.max_pixels)
+    jpegs, _ = jpegs_for(spec.geometry, loaded.choice["device"].value, limits.max_pixels)
     decoder = Decoder(spec.geometry, limits, threads, jpegs)
     bodies = [path.read_bytes() for path in paths]
 

@@ -31,7 +31,6 @@ Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
 
 _FILTERS = ("bilinear", "bicubic")
-_ORIENTATION = 0x0112
 _END = b"\xff\xd9"
 # Start of a scan, and of a frame: all from C0 to CF but the tables DHT, JPG and DAC.
 _SCAN = 0xDA
@@ -145,9 +144,8 @@ class CudaJpegs:
 
     def _resized(self, planes: Tensor) -> Tensor:
         """Return `[crop, crop, 3]` uint8 of `[3, height, width]`, in the two steps of torchvision's own transforms."""
-        high, wide = _resized_size(planes.shape[1], planes.shape[2], self._geometry.resize)
+        wide, high, left, top = pixels.placed(planes.shape[2], planes.shape[1], self._geometry)
         crop = self._geometry.crop
-        top, left = round((high - crop) / 2), round((wide - crop) / 2)
         small = interpolate(
             planes[None].float(), (high, wide), mode=self._geometry.interpolation, align_corners=False, antialias=True
         )[0, :, top : top + crop, left : left + crop]
@@ -197,11 +195,7 @@ def _size(body: bytes, most: int) -> Size | None:
         return None
     if max(image.size) > _MOST_STRETCH * min(image.size):
         return None
-    try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-    except Exception:  # noqa: BLE001 - whatever a damaged EXIF block makes Pillow raise
-        turned = True
-    return None if turned else (image.height, image.width)
+    return (image.height, image.width) if pixels.orientation(image) == 1 else None
 
 
 def _frames(body: bytes) -> int:
@@ -218,10 +212,3 @@ def _frames(body: bytes) -> int:
         found += marker in _FRAMES
         at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
     return 0
-
-
-def _resized_size(height: int, width: int, short: int) -> Size:
-    """Return height and width with the shorter one `short`, rounded as torchvision's `Resize` rounds."""
-    if width <= height:
-        return int(short * height / width), short
-    return short, int(short * width / height)

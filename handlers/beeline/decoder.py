@@ -27,7 +27,7 @@ class Decoder:
             geometry: of the pictures.
             limits: of each request, and of the pixels that are decoded at the same time.
             threads: that decode.
-            jpegs: decodes what it can of a batch first; see `on_device`.
+            jpegs: decodes what it can of a batch first; see `jpegs_for`.
         """
         self._geometry, self._limits, self._jpegs = geometry, limits, jpegs
         self._pool = DecodePool(threads)
@@ -78,7 +78,7 @@ class Decoder:
             return _failed(error)
 
 
-def on_device(geometry: Geometry, device: str, max_pixels: int) -> tuple[CudaJpegs | None, Choice]:
+def jpegs_for(geometry: Geometry, device: str, max_pixels: int) -> tuple[CudaJpegs | None, Choice]:
     """Return what decodes JPEGs on the model's device, None where Pillow decodes them all, and why.
 
     Args:

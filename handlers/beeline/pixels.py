@@ -139,6 +139,24 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
+def placed(width: int, height: int, geometry: Geometry) -> tuple[int, int, int, int]:
+    """Return width and height after the resize, and left and top of the crop in it, rounded as torchvision rounds."""
+    short, crop = geometry.resize, geometry.crop
+    if width <= height:
+        wide, high = short, int(short * height / width)
+    else:
+        wide, high = int(short * width / height), short
+    return wide, high, round((wide - crop) / 2), round((high - crop) / 2)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation, 1 where there is none: a damaged block does not make the pixels unreadable."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # noqa: BLE001 - whatever a damaged EXIF block makes Pillow raise
+        return 1
+
+
 def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     """Resize the shorter side to `geometry.resize` and cut out the middle `crop` x `crop`.
 
@@ -147,12 +165,8 @@ def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     170,667 x 256 first.
     """
     width, height = image.size
-    short, crop = geometry.resize, geometry.crop
-    if width <= height:
-        wide, high = short, int(short * height / width)
-    else:
-        wide, high = int(short * width / height), short
-    left, top = round((wide - crop) / 2), round((high - crop) / 2)
+    crop = geometry.crop
+    wide, high, left, top = placed(width, height, geometry)
     box = (
         left * width / wide,
         top * height / high,
@@ -170,13 +184,10 @@ def _upright(image: Image.Image) -> Image.Image:
         image.load()
     except Exception as error:
         raise _broken(kind, "pixels", error) from error
+    turn = _TURNS.get(orientation(image))
     try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the pixels unreadable
-        orientation = 1
-    try:
-        if orientation in _TURNS:
-            image = image.transpose(_TURNS[orientation])
+        if turn is not None:
+            image = image.transpose(turn)
         return _opaque(image, kind)
     except RequestError:
         raise

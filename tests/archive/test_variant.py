@@ -223,6 +223,13 @@ def test_decoding_on_a_device_is_judged_by_what_the_device_makes_of_a_picture(
     assert dict(inspect.card(built.path).rows())["input"].endswith("JPEGs decoded on the CUDA device")
 
 
+def test_what_runs_on_cpus_is_left_out_aloud_where_a_device_is_to_decode() -> None:
+    why = variant.left_out(Wanted("openvino", "fp32"), "cuda")
+    assert why == "JPEGs are to be decoded on a CUDA device, and openvino runs on CPUs"
+    assert variant.left_out(Wanted("openvino", "fp32"), "scaled") is None
+    assert variant.left_out(variant.REFERENCE, "cuda") is None
+
+
 def test_a_worker_without_the_runtime_says_what_to_install(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = dataclasses.replace(ModelSpec.load(tiny_export), engine="openvino")
     monkeypatch.setitem(engine._ENGINES, "openvino", ("no_such_runtime.engine", "Engine", "no_such_runtime"))

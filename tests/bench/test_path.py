@@ -20,5 +20,5 @@ def test_ratios_are_of_the_turns_and_not_of_the_medians() -> None:
 
 
 def test_both_sides_take_the_threads_of_the_server() -> None:
-    assert threads_of({"BEELINE_THREADS": "1", "BEELINE_LONE_THREADS": "2"}) == (1, 2)
-    assert threads_of({"BEELINE_THREADS": "4", "BEELINE_LONE_THREADS": "2"}) == (4, 4)
+    assert threads_of({"threads": {"value": "1"}, "lone_threads": {"value": "2"}}) == (1, 2)
+    assert threads_of({"threads": {"value": "4"}}) == (4, 4)

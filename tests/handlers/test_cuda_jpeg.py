@@ -7,7 +7,6 @@ else is the same code. The test marked `gpu` is the same on a device.
 from __future__ import annotations
 
 import io
-import shutil
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +21,8 @@ from torchvision.io import decode_jpeg
 
 from beeline import cuda_jpeg, pixels
 from beeline.cuda_jpeg import CudaJpegs
-from beeline.decoder import Decoder, on_device
-from beeline.errors import ConfigError, SelfTestError, SpecError
-from beeline.payload import Limits
-from beeline.spec import Geometry, ModelSpec
-from tests.conftest import write_checksums
-from tests.handlers.test_engines import check_all_placements
-from tests.handlers.test_vision_handler import BROKEN, new_context
-from vision_handler import VisionHandler
+from beeline.errors import SelfTestError, SpecError
+from beeline.spec import Geometry
 
 GEOMETRY = Geometry(64, 56, decoding="cuda")
 CPU = torch.device("cpu")
@@ -257,52 +250,6 @@ def test_a_device_that_decodes_nothing_serves_nothing(monkeypatch: pytest.Monkey
 def test_a_filter_that_pytorch_has_not() -> None:
     with pytest.raises(SpecError, match=r"geometry.interpolation is 'lanczos'.*bilinear and bicubic"):
         CudaJpegs(CPU, Geometry(64, 56, "lanczos", "cuda"))
-
-
-def test_where_it_is_used_and_why_not() -> None:
-    full = Geometry(64, 56)
-    assert on_device(full, "cuda:0", LIMIT)[1].value == "full"
-    found, choice = on_device(GEOMETRY, "cpu", LIMIT)
-    assert (found, choice.value) == (None, "full")
-    assert "this worker runs on the CPU" in choice.reason
-
-
-def test_without_torchvision_a_worker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="torchvision, which is not installed here"):
-        on_device(GEOMETRY, "cuda:0", LIMIT)
-
-
-def test_all_256_placements_of_broken_pictures_with_jpegs_on_the_device(colour_model: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(colour_model, tmp_path / "model"))
-    values = ModelSpec.load(folder).to_dict()
-    spec = ModelSpec.from_dict({**values, "geometry": {**values["geometry"], "decoding": "cuda"}})
-    spec.save(folder / "model_spec.json")
-    write_checksums(folder, spec)
-    handler = VisionHandler()
-    handler.initialize(new_context(folder))
-    stand_in = CudaJpegs(CPU, spec.geometry)
-    handler.decoder = Decoder(spec.geometry, Limits(), 1, stand_in)
-    colours = {name: jpeg(Image.new("RGB", (90, 70), name)) for name in ("red", "green", "blue")}
-    colours = {**colours, "green": jpeg(Image.new("RGB", (90, 70), (0, 255, 0)))}
-    assert None not in [None if crop is None else "decoded" for crop in stand_in.decode(list(colours.values()))]
-    check_all_placements(handler, colours, {**BROKEN, colours["red"][:-40]: 422})
-
-
-def test_no_more_bytes_are_copied_at_once_than_two_pictures_may_have(
-    jpegs: CudaJpegs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts: list[int] = []
-
-    def counts(bodies: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-        parts.append(len(bodies))
-        return [None] * len(bodies)
-
-    monkeypatch.setattr(jpegs, "decode", counts)
-    limits = Limits(max_bytes=2 * len(TAKEN["wide"]))
-    batch = Decoder(GEOMETRY, limits, 2, jpegs).decode([{"body": TAKEN["wide"]}] * 5 + [{"body": b""}])
-    assert parts == [2, 2, 2]
-    assert batch.good == (0, 1, 2, 3, 4)
 
 
 @pytest.mark.shared
