@@ -223,7 +223,7 @@ def test_an_unexpected_error_is_a_sentence_too(
         assert "unexpected KeyError: 'a bug'; run it again with --debug" in capsys.readouterr().err
 
 
-def test_pictures_without_a_variant_to_judge_are_refused_rather_than_ignored(tmp_path: Path) -> None:
+def test_options_that_say_nothing_or_contradict_each_other_are_refused(tmp_path: Path) -> None:
     spec = ModelSpec(
         "m", "1", ("a", "b"), Geometry(36, 32), Artifact("model.pt2", "exported_program", "0" * 64), "0" * 64
     )
@@ -232,6 +232,10 @@ def test_pictures_without_a_variant_to_judge_are_refused_rather_than_ignored(tmp
         prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1))
     with pytest.raises(ConfigError, match="only int8 is calibrated; leave it out"):
         prepared(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, tmp_path), (0.99, 0.1))
+    with pytest.raises(ConfigError, match="--decoding is 'cuda', and openvino runs on CPUs"):
+        prepared(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, None), (0.99, 0.1), "cuda")
+    with pytest.raises(ConfigError, match="--decoding is 'cudda'; did you mean 'cuda'"):
+        prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1), "cudda")
 
 
 def test_what_the_images_lack_is_said_of_each_engine() -> None:
