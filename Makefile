@@ -111,7 +111,7 @@ test-all: test test-server test-bench test-browser test-shared test-train test-d
 check: setup ## format, lint, types, the layers between rooms, Dockerfiles and compose files
 	@.venv/bin/ruff format --check --quiet . || { .venv/bin/ruff format --diff --quiet .; exit 1; }
 	@.venv/bin/ruff check --quiet .
-	@.venv/bin/mypy --no-error-summary handlers archive train serve bench cli tests
+	@.venv/bin/mypy --no-error-summary handlers host archive train serve bench cli tests
 	@.venv/bin/lint-imports
 	@.venv/bin/hadolint docker/*.Dockerfile
 	@if docker compose version >/dev/null 2>&1; then \

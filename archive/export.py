@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archive import golden
+from archive import goldens
 from archive.digest import file_sha256
+from archive.goldens.mistakes import check_names
 from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
-from archive.mistakes import check_names
 from archive.presets import rgb
 from beeline import pixels
-from beeline.engine_torch import TorchEngine
+from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
 from beeline.golden import FOLDER
 from beeline.spec import FILE_NAME, Accuracy, Artifact, Geometry, ModelSpec, Provenance
@@ -35,7 +35,7 @@ class ExportRequest:
 
     `mean` and `std` are per RGB channel, of pixel values scaled to 0..1. `output` says what the network
     returns, `logits` or `probabilities`. `golden_pictures` is a folder of the user's own pictures to take
-    instead of made ones; `blind_to` names mistakes that the goldens need not notice (see `archive.mistakes`).
+    instead of made ones; `blind_to` names mistakes that the goldens need not notice (see `archive.goldens.mistakes`).
     """
 
     name: str
@@ -95,7 +95,7 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
         spec.save(draft / FILE_NAME)
         engine = TorchEngine(draft, spec, device="cpu", threads=_THREADS)
         _check_saved(graph, engine, request.geometry.crop)
-        golden.make(
+        goldens.make(
             draft,
             spec,
             engine.forward,

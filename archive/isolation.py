@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-ROOMS = ("archive", "bench", "cli", "serve", "train")
+ROOMS = ("archive", "bench", "cli", "host", "serve", "train")
 # What the code in any archive may count on: what handlers/ imports, and psutil, which both servers require. An engine's
 # runtime, and torchvision for JPEGs on a CUDA device, come with the archives that need them.
 WORKER_PACKAGES = ("torch", "numpy", "pillow", "psutil")

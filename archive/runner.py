@@ -18,7 +18,7 @@ from typing import Any
 
 from archive import contents, fake_context, isolation, safety, worker_process
 from beeline.answer import Answer
-from beeline.engine import runtime
+from beeline.engines import runtime
 from beeline.errors import ArchiveError, Undetermined, did_you_mean
 from beeline.golden import CHECKSUMS
 from beeline.spec import FILE_NAME, ModelSpec

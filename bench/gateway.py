@@ -22,10 +22,10 @@ import psutil
 import typer
 
 from bench import ab
-from serve import processes
+from host import processes
 from serve.addresses import Ports
 from serve.config import Overrides
-from serve.running import Running
+from serve.instance.child import Running
 from serve.up import Request, up
 
 _HANDLER = """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from serve import machine
+from host import machine
 
 # What decides how fast a network runs on a processor.
 FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")

@@ -33,8 +33,8 @@ from bench.tune.stand import Stand
 from bench.tune.standing import Standing, standings
 from bench.tune.tune import Request, folder
 from bench.tune.turns import Journal, Turn
-from serve import machine
-from serve.signals import Asked, as_exceptions
+from host import machine
+from host.signals import Asked, as_exceptions
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 DELAYS = (1, 2, 10)

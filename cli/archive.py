@@ -84,7 +84,7 @@ def build(
     from archive import build as room
     from archive.store import STORE
     from beeline.spec import Provenance
-    from cli import brought
+    from cli import model_file
     from cli import samples as page
     from cli.console import result, say
     from cli.variants import needed, prepared
@@ -101,11 +101,11 @@ def build(
         else:
             assert model is not None
             overrides = {"resize": resize, "crop": crop, "interpolation": interpolation}
-            request = brought.request(
+            request = model_file.request(
                 model,
                 labels,
                 (preset, architecture),
-                {**overrides, "mean": brought.numbers("mean", mean), "std": brought.numbers("std", std)},
+                {**overrides, "mean": model_file.numbers("mean", mean), "std": model_file.numbers("std", std)},
                 {
                     "name": name or architecture or model.stem,
                     "version": version,
@@ -118,7 +118,7 @@ def build(
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            brought.export(model, architecture, request, export, uint8_input)
+            model_file.export(model, architecture, request, export, uint8_input)
         made, measured = prepared(
             export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding
         )

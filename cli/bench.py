@@ -94,7 +94,7 @@ def tune(
     from bench.tune.tune import Request
     from bench.tune.tune import tune as measure
     from cli.console import say
-    from cli.tuned import tell
+    from cli.tune import tell
 
     defaults = Request("", Goal(rate=1))
     request = Request(
@@ -145,7 +145,7 @@ def compare(
     from bench.compare.table import lines
     from bench.record import append, command_line
     from cli.console import fail, result, say
-    from serve import signals
+    from host import signals
     from serve.config import Overrides
 
     request = Request(
@@ -201,8 +201,8 @@ def table(
     from bench.ladder.text import progress
     from bench.record import Record, command_line, utc
     from cli.console import say
-    from cli.ladder import archive_of, tell
-    from serve import signals
+    from cli.table import archive_of, tell
+    from host import signals
 
     sent = picture or pictures
     if sent is None or (picture is not None and pictures is not None):

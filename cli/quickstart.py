@@ -41,9 +41,9 @@ def quickstart(
 ) -> None:
     """Find pictures, train, export, archive, verify, serve; Ctrl-C stops everything it started."""
     from archive.inspect import card
-    from serve import processes, signals
+    from host import processes, signals
     from serve.addresses import Ports
-    from serve.running import summary
+    from serve.instance.child import summary
     from serve.up import Request, up
 
     processes.end_with(os.getppid(), signal.SIGTERM)
@@ -79,7 +79,7 @@ def quickstart(
 
 def _stage(*words: str) -> tuple[dict[str, Any], float]:
     """Run one of our own commands, its progress on our stderr, and return its JSON and its seconds."""
-    from serve import processes
+    from host import processes
 
     say(f"\n$ beeline {' '.join(words)}")
     begun = time.monotonic()
@@ -135,13 +135,13 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
 
 def _check_ports(asked: Ports, server: str) -> None:
     """Raise now if a port is taken, rather than after minutes of training."""
-    from serve import addresses, kinds, properties
-    from serve.gateway.choice import choose
+    from serve import addresses, properties, servers
+    from serve.gateway.kinds import choose
 
     read = properties.load(ROOT / "config" / "config.properties", os.environ)
     front = choose("auto")
     wanted = addresses.resolve(read, asked, front.kind)
-    addresses.settle(wanted, kinds.named(server).highest_port)
+    addresses.settle(wanted, servers.named(server).highest_port)
 
 
 def _trained(values: dict[str, Any]) -> dict[str, str]:

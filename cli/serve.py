@@ -45,12 +45,12 @@ def up(
 
     from archive.inspect import card
     from cli.console import result, say
-    from serve import signals
+    from host import signals
     from serve import up as room
     from serve.addresses import Ports
     from serve.config import Overrides
     from serve.instance import named, state_folder
-    from serve.running import greeting, summary
+    from serve.instance.child import greeting, summary
 
     defaults = room.Request()
     request = room.Request(
@@ -110,7 +110,7 @@ def gateway(
     from cli.console import say
     from serve import up as room
     from serve.addresses import Ports
-    from serve.gateway import network, over
+    from serve.gateway import local_backends, remote_backends
     from serve.instance import state_folder
 
     file = (config or room.Request().config_file).resolve()
@@ -119,14 +119,14 @@ def gateway(
     if show_logs is not None and not backends:
         raise ConfigError("--show-logs goes with --backends; servers of this machine have `beeline serve logs`")
     if show_logs is not None:
-        _show(network.logs(state_folder(os.environ)), show_logs)
+        _show(remote_backends.logs(state_folder(os.environ)), show_logs)
     if backends:
-        network.run(backends, file, Ports(port, page=page_port), say)
+        remote_backends.run(backends, file, Ports(port, page=page_port), say)
     else:
         # The gateway's own image is without it.
         from archive.inspect import card
 
-        over.run(names or [], file, Ports(port, page=page_port), say, lambda mar: card(mar).to_dict())
+        local_backends.run(names or [], file, Ports(port, page=page_port), say, lambda mar: card(mar).to_dict())
 
 
 @app.command()
@@ -205,7 +205,7 @@ def logs(
     import os
 
     from cli.console import out, result
-    from serve import logs as room
+    from serve.instance import logs as room
     from serve.instance import state_folder, to_read
 
     files = room.paths(to_read(state_folder(os.environ), name).logs, file)
@@ -226,7 +226,7 @@ def _show(folder: Path, wanted: str) -> None:
     """Print logs to stdout as they grow, plainly: a container's engine keeps them."""
     import sys
 
-    from serve import logs as room
+    from serve.instance import logs as room
 
     def write(line: str) -> None:
         sys.stdout.write(line)

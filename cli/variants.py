@@ -33,13 +33,14 @@ def prepared(
         ConfigError: for what is not known, or without pictures.
         ArchiveError: when the gate refuses it.
     """
-    from archive import agreement, torch_model, variant
-    from beeline.engine import ON_CPUS
+    from archive import variants
+    from archive.variants import agreement, to_torch
+    from beeline.engines import ON_CPUS
     from beeline.spec import DECODINGS, ModelSpec
     from cli.console import say
 
     engine, precision = asked
-    known = variant.known()
+    known = variants.known()
     for word, option, names in (
         (engine, "--engine", {each.engine for each in known}),
         (precision, "--precision", {each.precision for each in known}),
@@ -61,7 +62,7 @@ def prepared(
     if decoding not in DECODINGS:
         raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")
     geometry = dataclasses.replace(spec.geometry, decoding=decoding)
-    if wanted == [variant.REFERENCE] and geometry == spec.geometry:
+    if wanted == [variants.REFERENCE] and geometry == spec.geometry:
         if pictures != (None, None):
             raise ConfigError(
                 "--pictures and --calibration are for a fast variant, and this is the fp32 reference: add --engine, "
@@ -72,7 +73,7 @@ def prepared(
     if judged is None:
         raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
     # A lone one that cannot be made here says so itself.
-    tried = [each for each in wanted if len(wanted) == 1 or variant.left_out(each, decoding) is None]
+    tried = [each for each in wanted if len(wanted) == 1 or variants.left_out(each, decoding) is None]
     calibrates = any(each.precision == "int8" for each in tried)
     if calibration is not None and all(each.precision != "int8" for each in wanted):
         raise ConfigError(
@@ -80,16 +81,16 @@ def prepared(
             "--precision int8"
         )
     read = agreement.read(judged, calibration, geometry, calibrates)
-    photometry = torch_model.photometry(export, spec)
+    photometry = to_torch.photometry(export, spec)
     allowed = agreement.Gate(*gate)
     if len(wanted) == 1:
         folder = scratch / "variant"
         folder.mkdir()
         say(f"making {wanted[0]} and comparing it with fp32 on {len(read.judged)} pictures ...")
-        variant.make(export, folder, wanted[0], read, allowed, photometry)
+        variants.make(export, folder, wanted[0], read, allowed, photometry)
         return folder, None
     say(f"trying {len(wanted)} variants on {len(read.judged)} pictures ...")
-    folder, results = variant.fastest(export, scratch, read, allowed, photometry, wanted, say)
+    folder, results = variants.fastest(export, scratch, read, allowed, photometry, wanted, say)
     return folder, {
         str(each.wanted): each.refused or "" if each.milliseconds is None else each.milliseconds for each in results
     }
@@ -97,7 +98,7 @@ def prepared(
 
 def needed(engine: str) -> str | None:
     """Return what an engine needs to be installed where it serves; None for those that the images bring."""
-    from beeline.engine import runtime
+    from beeline.engines import runtime
 
     if engine in IN_IMAGES:
         return None

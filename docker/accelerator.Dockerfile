@@ -5,7 +5,7 @@
 #   docker run --gpus all -p 8080:8080 -v "$PWD/model_store:/model_store:ro" beeline-accelerator:0.1.0
 #
 # Another device (AWS Neuron, say) needs three things: its PyTorch in an environment as below, its name among the
-# devices that handlers/beeline/engine.py chooses from, and its count in serve/machine.py. None is written.
+# devices that handlers/beeline/engines chooses from, and its count in host/machine.py. None is written.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS environment
@@ -25,6 +25,7 @@ COPY docker/entrypoint docker/healthcheck docker/beeline /usr/local/bin/
 COPY --from=environment /opt/venv /opt/venv
 WORKDIR /opt/beeline
 COPY handlers handlers
+COPY host host
 COPY archive archive
 COPY serve serve
 COPY cli cli

@@ -18,6 +18,7 @@ RUN pip install --no-cache-dir --require-hashes -r requirements/uv.txt \
     && uv pip install --quiet --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 COPY pyproject.toml ./
 COPY handlers handlers
+COPY host host
 COPY archive archive
 COPY train train
 COPY cli cli
@@ -99,6 +100,7 @@ RUN apt-get update \
 COPY docker/entrypoint docker/healthcheck docker/beeline /usr/local/bin/
 WORKDIR /opt/beeline
 COPY handlers handlers
+COPY host host
 COPY archive archive
 COPY serve serve
 COPY cli cli

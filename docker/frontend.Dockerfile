@@ -20,6 +20,8 @@ COPY docker/healthcheck docker/beeline /usr/local/bin/
 COPY --from=environment /opt/venv /opt/venv
 WORKDIR /opt/beeline
 COPY handlers/beeline handlers/beeline
+COPY host host
+COPY archive archive
 COPY serve serve
 COPY cli cli
 COPY config config

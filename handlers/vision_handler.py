@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beeline import engine, formats, golden
+from beeline import engines, formats, golden
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities, with_headers
 from beeline.batch import Batch
-from beeline.context import header, send, swallows_errors
 from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
 from beeline.mms import keep_answers_whole
 from beeline.payload import Limits
+from beeline.servers import header, send, swallows_errors
 from beeline.spec import ModelSpec
 from beeline.timing import Metrics, Spans, queue_milliseconds, server_timing
 
@@ -67,7 +67,7 @@ class VisionHandler:
         self.spec = ModelSpec.load(folder)
         self.limits = Limits.from_environment()
         golden.check_files(folder, self.spec)
-        self.engine = engine.load(folder, self.spec, gpu_id=gpu_id)
+        self.engine = engines.load(folder, self.spec, gpu_id=gpu_id)
         replayed = golden.replay(folder, self.spec, self.engine.forward)
         made = self.engine.choice
         jpegs, decoding = jpegs_for(self.spec.geometry, made["device"].value, self.limits.max_pixels)

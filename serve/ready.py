@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 
 from beeline.errors import BeelineError, Undetermined
-from serve import logs
 from serve.client import InferenceClient, ManagementClient, Model
+from serve.instance import logs
 from serve.store import Archive
 
 _PAUSE = 0.2

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beeline.errors import BeelineError, Undetermined, did_you_mean
-from serve import kinds
+from serve import servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
 from serve.config import ModelSettings, model_settings
 from serve.instance import Instance, State
 from serve.ready import Watch, try_canary
-from serve.server import Say, Server
+from serve.servers.protocol import Say, Server
 from serve.store import Archive, find
 
 _PAUSE = 0.2
@@ -129,7 +129,7 @@ def scale(
     if state.java is None:
         raise BeelineError(f"the server {instance.name!r} is just starting; try again in a moment")
     began = time.monotonic()
-    kind = kinds.named(state.server)
+    kind = servers.named(state.server)
     watch = Watch(state.java, instance.logs)
     settings = _settings(state, model)
     archive = _archive(state, settings)

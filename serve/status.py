@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 
 from beeline.errors import Undetermined
-from serve import instance, processes
+from host import processes
+from serve import instance
 from serve.client import InferenceClient, ManagementClient, Model
 from serve.counts import load
 from serve.instance import MARK, Instance, State

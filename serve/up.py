@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from beeline.errors import BeelineError, Undetermined
-from serve import addresses, config, instance, java, kinds, logs, machine, properties, server, store
+from host import ROOT, machine
+from serve import addresses, config, instance, properties, servers, store
 from serve.addresses import Addresses, Ports
 from serve.client import InferenceClient, ManagementClient
-from serve.gateway import catalog, layout
+from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
-from serve.gateway.choice import Choice, choose, local, tls_files
-from serve.instance import ROOT, Instance, State
+from serve.gateway.kinds import Choice, choose, local, tls_files
+from serve.instance import Instance, State, logs
+from serve.instance.child import Running
 from serve.ready import Watch, try_canary, wait_for_workers
-from serve.running import Running
-from serve.server import Places, Say, Server
+from serve.servers import java, protocol
+from serve.servers.protocol import Places, Say, Server
 
 # Java itself, before it loads a model; seconds.
 _JAVA_PATIENCE = 60.0
@@ -71,7 +73,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         Undetermined: when Java or the server's package is missing, or nothing answers in time.
     """
     began = time.monotonic()
-    kind = kinds.named(request.server)
+    kind = servers.named(request.server)
     home = instance.state_folder(environ)
     target = instance.named(home, request.name)
     archives = _archives(kind, request)
@@ -87,7 +89,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         machine.cores(),
         0 if environ.get("BEELINE_DEVICE") == "cpu" else machine.gpus(),
     )
-    runtime = java.find(environ)
+    virtual_machine = java.find(environ)
     python = kind.prepare(say)
     for name, stopped in instance.sweep_dead(home).items():
         say(f"stopped {len(stopped)} processes that the dead server {name!r} had left: {stopped}")
@@ -101,7 +103,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         settled = addresses.settle(wanted, kind.highest_port)
         started = _Start(target, kind, resolved, settled, archives, front, request, read)
         try:
-            running = _spawn(started, lock, runtime, python, environ)
+            running = _spawn(started, lock, virtual_machine, python, environ)
         except BaseException:
             target.sweep()
             raise
@@ -111,7 +113,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     try:
         say(
             f"{kind.title} starts on {settled.backend}, management on {settled.management}; "
-            f"Java {runtime.major} ({runtime.reason})"
+            f"Java {virtual_machine.major} ({virtual_machine.reason})"
         )
         say(f"gateway: {front.sentence}")
         for line in resolved.lines():
@@ -153,7 +155,7 @@ class _Start:
     properties: properties.Properties
 
 
-def _spawn(start: _Start, lock: int, runtime: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
+def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
     """Write the state, lay out the files, start the supervisor with the lock and a pipe."""
     target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
@@ -169,8 +171,8 @@ def _spawn(start: _Start, lock: int, runtime: java.Java, python: Path, environ: 
         gateway_kind=start.front.kind,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.front.kind != "none" else [],
         temporary=str(places.temporary),
-        command=server.command(kind, runtime, python, places, resolved.vmargs),
-        environment=server.environment(kind, python, resolved, places),
+        command=protocol.command(kind, virtual_machine, python, places, resolved.vmargs),
+        environment=protocol.environment(kind, python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),
         started=time.time(),
@@ -178,18 +180,18 @@ def _spawn(start: _Start, lock: int, runtime: java.Java, python: Path, environ: 
     )
     target.clear()
     target.write(state)
-    server.lay_out(kind, resolved, start.addresses, start.archives, places)
+    protocol.lay_out(kind, resolved, start.addresses, start.archives, places)
     if state.gateway:
         settings = local(start.front, start.addresses, resolved, places, start.properties, kind.versions)
-        layout.lay_out(settings)
+        runtime.lay_out(settings)
         built = {archive.path.name: archive.path for archive in start.archives}
         catalog.write(settings, resolved, start.archives, built, kind.name, start.request.card)
     read, write = os.pipe()
     try:
         with (target.logs / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "serve.supervisor", str(target.folder), str(lock), str(read)],
-                env=server.clean(environ),
+                [sys.executable, "-m", "serve.instance.supervisor", str(target.folder), str(lock), str(read)],
+                env=protocol.clean(environ),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -163,8 +163,8 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def openvino_model(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for OpenVINO, in fp32."""
-    from archive import to_openvino
-    from archive.agreement import Gate, Pictures
+    from archive.variants import to_openvino
+    from archive.variants.agreement import Gate, Pictures
 
     spec = ModelSpec.load(colour_model)
     folder = tmp_path_factory.mktemp("openvino")

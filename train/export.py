@@ -46,7 +46,10 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
 def code_digest() -> str:
     """Return the sha256 over the code that makes an export: after a change there, none is kept."""
     room = Path(__file__).resolve().parents[1] / "archive"
-    sources = [(room / f"{name}.py").read_bytes() for name in ("export", "graph", "golden", "mistakes", "patterns")]
+    sources = [
+        (room / f"{name}.py").read_bytes()
+        for name in ("export", "graph", "goldens/__init__", "goldens/mistakes", "goldens/patterns")
+    ]
     return hashlib.sha256(b"".join(sources)).hexdigest()
 
 

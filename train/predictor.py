@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from beeline import pixels
 from beeline.answer import Answer, failure, prediction, probabilities
-from beeline.engine_torch import TorchEngine
+from beeline.engines.torch import TorchEngine
 from beeline.errors import RequestError
 from beeline.spec import Artifact, ModelSpec
 from train.export import description, network

@@ -19,9 +19,9 @@ from bench.compare.peer import OURS, Bench, Peer, error_text
 from bench.compare.turn import Check, Load, Turn, take
 from bench.compare.verdict import judge
 from bench.pictures import Pictures
+from host.signals import Asked
 from serve import store
-from serve.server import Say
-from serve.signals import Asked
+from serve.servers.protocol import Say
 
 Take = Callable[[Peer, Bench, Load, Check | None], Turn]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beeline.errors import Undetermined
-from serve.instance import ROOT
-from serve.server import Say
+from host import ROOT
+from serve.servers.protocol import Say
 
 PEERS = ROOT / "bench" / "peers"
 HOME = ROOT / ".beeline" / "peers"

@@ -13,13 +13,14 @@ import psutil
 
 from bench.compare.peer import Bench, Peer
 from bench.compare.wire import Wire, raw
-from serve import kinds, processes
+from host import processes
+from serve import servers
 from serve.addresses import Ports
 from serve.config import Overrides
-from serve.gateway.choice import choose
+from serve.gateway.kinds import choose
 from serve.instance import MARK
-from serve.running import Running
-from serve.server import Say
+from serve.instance.child import Running
+from serve.servers.protocol import Say
 from serve.up import Request, up
 
 
@@ -36,7 +37,7 @@ class Own(Peer):
 
     def prepare(self, bench: Bench, say: Say) -> None:
         """Install the server's environment, and look for nginx; see `Peer`."""
-        kinds.named(self.server).prepare(say)
+        servers.named(self.server).prepare(say)
         choose(self.gateway, os.environ)
 
     def start(self, bench: Bench) -> Up:

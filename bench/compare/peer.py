@@ -17,8 +17,8 @@ import psutil
 
 from beeline.errors import BeelineError, Undetermined
 from bench.compare.wire import Wire
-from serve.instance import ROOT
-from serve.server import Say
+from host import ROOT
+from serve.servers.protocol import Say
 
 DOCUMENTED, OURS = "as documented", "our engine"
 # Seconds that a server may take until its first answer, and that one answer may take.

@@ -18,9 +18,9 @@ import psutil
 from beeline.errors import BeelineError
 from bench.compare.environment import PEERS, Environment
 from bench.compare.peer import OURS, Bench, Numbers, Peer
-from serve import ports, processes
-from serve.instance import ROOT
-from serve.server import MALLOC, Say, clean
+from host import ROOT, processes
+from serve import ports
+from serve.servers.protocol import MALLOC, Say, clean
 from serve.values import Address
 
 MARK = "BEELINE_PEER"

@@ -14,9 +14,9 @@ from bench.compare.peer import Numbers, Peer
 from bench.compare.process import Process, sweep
 from bench.compare.turn import Load
 from bench.record import Record, utc
-from serve import config, machine, properties, store
-from serve.instance import ROOT
-from serve.server import Say
+from host import ROOT, machine
+from serve import config, properties, store
+from serve.servers.protocol import Say
 
 
 @dataclass(frozen=True)

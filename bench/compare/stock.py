@@ -16,8 +16,9 @@ from bench.compare.peer import DOCUMENTED, Bench, Numbers
 from bench.compare.process import Place, Process
 from bench.compare.torchscript import FILE, TOLD
 from bench.compare.wire import raw
-from serve import java, ports
-from serve.server import Say
+from serve import ports
+from serve.servers import java
+from serve.servers.protocol import Say
 from serve.values import Address
 
 MAR, MODEL = "classifier.mar", "classifier"

@@ -12,7 +12,7 @@ from bench.ladder.plan import Plan
 from bench.ladder.process import Worker
 from bench.ladder.reference import REFERENCES, differences
 from bench.ladder.row import Row
-from serve.signals import Asked
+from host.signals import Asked
 
 
 @dataclass(frozen=True)

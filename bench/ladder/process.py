@@ -22,7 +22,8 @@ from beeline.errors import ArchiveError, Undetermined
 from bench.ladder import worker
 from bench.ladder.plan import Plan
 from bench.ladder.row import OUT_OF_MEMORY, Row
-from serve import processes, store
+from host import processes
+from serve import store
 
 _FREE = 0.9
 

@@ -20,7 +20,7 @@ from bench.load.target import answer_bytes
 from bench.load.text import text
 from bench.load.threshold import Threshold, Verdict
 from bench.record import Record, without_user
-from serve import signals
+from host import signals
 
 
 @dataclass(frozen=True)

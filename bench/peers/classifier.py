@@ -92,11 +92,11 @@ class Beeline:
     """The archive's model on Beeline's decoder and engine."""
 
     def __init__(self, folder: Path) -> None:
-        from beeline import engine
+        from beeline import engines
         from beeline.spec import ModelSpec
 
         self.spec = ModelSpec.load(folder)
-        self.engine = engine.load(folder, self.spec, device="cpu")
+        self.engine = engines.load(folder, self.spec, device="cpu")
 
     def decode(self, data: bytes) -> Any:
         """Return uint8 `[crop, crop, 3]`."""

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from beeline.errors import Undetermined
 from bench.pictures import Pictures
-from serve import machine, processes
+from host import ROOT, machine, processes
 from serve.config import LONE
-from serve.instance import ROOT
-from serve.server import MALLOC, clean
+from serve.servers.protocol import MALLOC, clean
 
 SIZES = (1, 2, 4, 8, 16, 32)
 # Loading PyTorch and the model may take so long, in seconds.

@@ -15,7 +15,8 @@ from beeline.spec import ModelSpec
 from bench import pictures
 from bench.pictures import Pictures
 from bench.tune.settings import Settings
-from serve import config, machine, properties, store
+from host import machine
+from serve import config, properties, store
 from serve.properties import Properties
 from serve.store import Archive
 

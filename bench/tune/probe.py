@@ -53,13 +53,13 @@ def _cost(seconds: float, jpegs: bool) -> dict[str, Any]:
 
 def _loaded(folder: Path, threads: int, paths: list[Path]) -> tuple[Callable[[int], None], bool]:
     """Return what decodes so many pictures and runs the model on them as a worker does, and if on a device."""
-    from beeline import engine
+    from beeline import engines
     from beeline.decoder import Decoder, jpegs_for
     from beeline.payload import Limits
     from beeline.spec import ModelSpec
 
     spec = ModelSpec.load(folder)
-    loaded = engine.load(folder, spec, threads=threads)
+    loaded = engines.load(folder, spec, threads=threads)
     limits = Limits()
     jpegs, _ = jpegs_for(spec.geometry, loaded.choice["device"].value, limits.max_pixels)
     decoder = Decoder(spec.geometry, limits, threads, jpegs)
@@ -78,14 +78,14 @@ def _second(folder: Path, threads: int, lone: int) -> tuple[Any, float] | None:
 
     It comes after the measurements: a batch of one is timed with the threads of every other.
     """
-    from beeline import engine
+    from beeline import engines
     from beeline.spec import ModelSpec
 
     spec = ModelSpec.load(folder)
     if spec.engine != "openvino" or lone <= threads:
         return None
     begun = time.perf_counter()
-    loaded = engine.load(folder, spec, threads=lone)
+    loaded = engines.load(folder, spec, threads=lone)
     return loaded, time.perf_counter() - begun
 
 

@@ -22,10 +22,11 @@ from bench.tune.goal import Goal
 from bench.tune.ladder import Cost
 from bench.tune.model import Model
 from bench.tune.settings import Settings
-from serve import kinds, machine
+from host import machine
+from serve import servers
 from serve.addresses import Ports
 from serve.client import InferenceClient, ManagementClient
-from serve.running import Running
+from serve.instance.child import Running
 from serve.scale import scale
 from serve.up import Request, up
 
@@ -103,7 +104,7 @@ class Stand:
         if place is None:
             return
         with ManagementClient(place.running.state.management) as management:
-            if kinds.named(self.server).synchronous:
+            if servers.named(self.server).synchronous:
                 # MMS ends with the last worker what would fork the next; unregistering is clean.
                 management.unregister(place.name, _SETTLE)
             else:

@@ -25,9 +25,9 @@ from bench.tune.race import Race
 from bench.tune.settings import counted
 from bench.tune.stand import MOST_WORKERS, Stand
 from bench.tune.turns import Journal
-from serve import kinds, machine
-from serve.instance import ROOT
-from serve.signals import Asked, as_exceptions
+from host import ROOT, machine
+from host.signals import Asked, as_exceptions
+from serve import servers
 
 Say = Callable[[str], None]
 
@@ -102,7 +102,7 @@ def tune(request: Request, say: Say, environ: Mapping[str, str] = os.environ) ->
     if request.minutes < 0 or (request.minutes == 0 and request.resume is None):
         raise ConfigError(f"--minutes is {request.minutes:g}; give more than 0, or 0 with --resume to only answer")
     started, begun = record.utc(), time.monotonic()
-    kinds.named(request.server)
+    servers.named(request.server)
     found = model.find(request.wanted, request.store, request.config_file, environ)
     sent = model.sent(found, request.picture, request.pictures)
     journal = _journal(request, found, sent, environ)

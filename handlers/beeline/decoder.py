@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from beeline import pixels
 from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
-from beeline.engine import Choice
+from beeline.engines import Choice
 from beeline.errors import ConfigError, RequestError
 from beeline.payload import Limits, extract
 from beeline.spec import Geometry

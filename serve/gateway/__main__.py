@@ -1,6 +1,6 @@
 """The gateway process: what listens in public, the prober behind `/ping`, and the exporter of `/metrics`.
 
-Run as `python -m serve.gateway FOLDER`, the runtime folder that `serve.gateway.layout` made. It ends on
+Run as `python -m serve.gateway FOLDER`, the runtime folder that `serve.gateway.runtime` made. It ends on
 SIGTERM: unready first, then what is on its way is answered.
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from beeline.errors import BeelineError
 from serve import metrics, store
-from serve.gateway import catalog, layout, nginx
-from serve.gateway.answers import OwnAnswers
+from serve.gateway import catalog, nginx, runtime
+from serve.gateway.catalog_copy import Mirror
 from serve.gateway.discovery import Discovery
-from serve.gateway.front import DevelopmentThread, Front, Nginx
-from serve.gateway.mirror import Mirror
+from serve.gateway.error_counts import OwnAnswers
 from serve.gateway.prober import Prober, closed_together, together
+from serve.gateway.proxy import DevelopmentThread, Front, Nginx
 from serve.gateway.settings import Settings
-from serve.logs import rotate
+from serve.instance.logs import rotate
 
 logger = logging.getLogger("gateway")
 _TICK = 1.0
@@ -77,7 +77,7 @@ class Gateway:
         finally:
             gone = json.dumps({"status": "Unhealthy", "reason": "the gateway is stopping", "models": {}})
             try:
-                layout.write_state(self.settings, ready=False, text=gone, draining=self._stopping)
+                runtime.write_state(self.settings, ready=False, text=gone, draining=self._stopping)
             except OSError:
                 # On a full disk: what follows is what counts.
                 logger.exception("/ping cannot be told that the gateway stops")
@@ -111,7 +111,7 @@ class Gateway:
             if not self.mirror.settled:
                 return
         if text != self._said:
-            layout.write_state(self.settings, values["status"] == "Healthy", text, closed=closed)
+            runtime.write_state(self.settings, values["status"] == "Healthy", text, closed=closed)
             if self.collector is not None:
                 self.collector.expect(wanted(values["models"]))
             self._said = text

@@ -12,7 +12,7 @@ from typing import Any
 
 from beeline.errors import BeelineError
 from serve.config import Configuration, ModelSettings
-from serve.gateway.layout import open_to_all
+from serve.gateway.runtime import open_to_all
 from serve.gateway.settings import Settings
 from serve.store import GOLDEN, Archive
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from beeline.errors import Undetermined
+from host import ROOT
 from serve.gateway.settings import Backend, Settings
-from serve.instance import ROOT
 from serve.values import Address
 
 FILES = ROOT / "frontend" / "nginx"

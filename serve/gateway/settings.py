@@ -46,7 +46,7 @@ class Settings:
     """One gateway.
 
     Attributes:
-        folder: its runtime folder, made by `serve.gateway.layout`.
+        folder: its runtime folder, made by `serve.gateway.runtime`.
         program: nginx; None for the development proxy.
         version: nginx's version, or the proxy's library and version.
         listen: public addresses, each with page and API.

@@ -14,7 +14,7 @@ import torch
 
 from archive.export import export_folder
 from beeline import golden
-from beeline.engine_torch import TorchEngine
+from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError, SpecError
 from beeline.spec import Geometry, ModelSpec
 from tests.archive.conftest import LABELS, TinyNet, tiny_request

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from archive.fake_context import CONTEXTS, FakeContext, FakeMetrics, FakeRequest, FakeTorchServeContext
-from serve import kinds
+from serve import servers
 
 ROOT = Path(__file__).resolve().parents[2]
 OUR_OWN = {"begin_batch"}
@@ -65,7 +65,7 @@ def test_the_metrics_take_what_torchserves_take() -> None:
 
 @pytest.mark.server
 def test_it_has_the_methods_of_multi_model_servers_context() -> None:
-    kinds.named("mms").prepare(print)
+    servers.named("mms").prepare(print)
     found = sorted(ROOT.glob(".venv-mms/lib/python3*/site-packages/mms/context.py"))
     # Read and not imported: it lives in another environment.
     classes = {node.name: node for node in ast.parse(found[0].read_text()).body if isinstance(node, ast.ClassDef)}

@@ -11,8 +11,8 @@ from archive import presets
 from archive.artifact import load_network
 from archive.build import build
 from archive.export import ExportRequest, export_folder
+from archive.goldens.mistakes import MISTAKES
 from archive.labels import read_labels
-from archive.mistakes import MISTAKES
 from archive.runner import Runner
 from beeline.spec import Provenance
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from archive.build import build
-from beeline import engine as engines
+from beeline import engines as engines
 from beeline.errors import ConfigError
 from beeline.spec import FILE_NAME, Artifact, Geometry, ModelSpec
 from cli.main import main

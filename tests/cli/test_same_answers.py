@@ -19,7 +19,7 @@ from beeline.answer import Answer
 from cli.sources import open_source
 from serve.addresses import Ports
 from serve.config import Overrides
-from serve.running import Running
+from serve.instance.child import Running
 from serve.up import Request, up
 from tests.conftest import ROOT, post_as_one_batch
 from train.predictor import RunPredictor

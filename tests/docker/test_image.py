@@ -21,15 +21,15 @@ OF_MMS = {"model-archiver", "enum-compat", "future"}
 # Imports all that the server's processes and its command line import, and names the distributions that are left.
 _UNUSED = """
 import importlib.metadata as metadata, json, pathlib, sys, tempfile, zipfile
-import cli.main, cli.serve, serve.up, serve.supervisor, serve.gateway.__main__, serve.gateway.network
+import cli.main, cli.serve, serve.up, serve.instance.supervisor, serve.gateway.__main__, serve.gateway.remote_backends
 from typer.testing import CliRunner
 assert CliRunner().invoke(cli.serve.app, ["--help"]).exit_code == 0
 assert CliRunner().invoke(cli.serve.app, ["status"]).exit_code in (0, 1)
 if pathlib.Path("/opt/beeline/model_store").is_dir():
-    import serve.java, archive.inspect
+    import serve.servers.java, archive.inspect
     (mar,) = pathlib.Path("/opt/beeline/model_store").glob("*.mar")
     archive.inspect.card(mar)
-    serve.java.find({})
+    serve.servers.java.find({})
     folder = pathlib.Path(tempfile.mkdtemp())
     zipfile.ZipFile(mar).extractall(folder)
     sys.path.insert(0, str(folder))
@@ -37,7 +37,7 @@ if pathlib.Path("/opt/beeline/model_store").is_dir():
     import importlib.util
     server = "ts" if importlib.util.find_spec("ts") else "mms"
     importlib.import_module(server + ".model_service_worker")
-    import vision_handler, torch, beeline.engine_openvino
+    import vision_handler, torch, beeline.engines.openvino
     program = torch.export.load(folder / "model.pt2").module()
     crop = json.loads((folder / "model_spec.json").read_text())["geometry"]["crop"]
     program(torch.zeros(1, crop, crop, 3, dtype=torch.uint8))

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from archive.store import INDEX
-from archive.variant import Wanted
+from archive.variants import Wanted
 from beeline import pixels
 from beeline.errors import RequestError
 from beeline.spec import Geometry, ModelSpec
@@ -35,7 +35,7 @@ from tests.docker.conftest import (
     under_load,
     wait_until,
 )
-from tests.handlers.test_engines import converted
+from tests.handlers.engines.test_contract import converted
 
 pytestmark = pytest.mark.docker
 CPU, MMS = "beeline-cpu:0.1.0", "beeline-mms:0.1.0"

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, FilePayload, JSHandle, Locator, Page, P
 from archive.inspect import card
 from serve.addresses import Ports
 from serve.config import Overrides
-from serve.running import Running
+from serve.instance.child import Running
 from serve.up import Request, up
 from tests.frontend import drawn
 

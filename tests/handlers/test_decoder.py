@@ -20,9 +20,9 @@ from beeline.errors import ConfigError
 from beeline.payload import Limits
 from beeline.spec import Geometry, ModelSpec
 from tests.conftest import write_checksums
+from tests.handlers.engines.test_contract import check_all_placements
 from tests.handlers.test_cuda_jpeg import CPU, GEOMETRY, LIMIT, TAKEN, jpeg
 from tests.handlers.test_cuda_jpeg import jpegs as jpegs
-from tests.handlers.test_engines import check_all_placements
 from tests.handlers.test_vision_handler import BROKEN, new_context
 from vision_handler import VisionHandler
 

@@ -20,7 +20,7 @@ from archive.build import build
 from serve.addresses import Ports
 from serve.client import ManagementClient
 from serve.config import Overrides
-from serve.running import Running
+from serve.instance.child import Running
 from serve.up import Request, up
 from tests.conftest import BLUE, GREEN, RED, post_as_one_batch, post_together, until_one_batch
 

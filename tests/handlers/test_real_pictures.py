@@ -18,7 +18,7 @@ from ts.context import Context, RequestProcessor
 
 from archive.presets import IMAGENET_MEAN, IMAGENET_STD
 from beeline import pixels
-from serve.server import MALLOC
+from serve.servers.protocol import MALLOC
 from vision_handler import VisionHandler
 
 pytestmark = pytest.mark.shared

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve import processes
+from host import processes
 from serve.instance import MARK
 from tests.conftest import write_archive
 

@@ -71,7 +71,7 @@ def test_a_missing_java_exits_2(
 def test_a_missing_server_package_exits_2(
     run: Callable[..., str], make_fake: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.torchserve.TorchServe.package", "torchserve_that_is_not_there")
+    monkeypatch.setattr("serve.servers.torchserve.TorchServe.package", "torchserve_that_is_not_there")
     with pytest.raises(BeelineError, match="the package torchserve is not installed here; run `make setup`") as caught:
         run("up", "--mar", str(make_fake(tmp_path)))
     assert caught.value.exit_code == 2

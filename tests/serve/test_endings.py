@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serve import instance, processes
+from host import processes
+from serve import instance
 from serve.client import InferenceClient
 from serve.down import down
 from serve.instance import MARK

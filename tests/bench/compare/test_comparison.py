@@ -17,8 +17,8 @@ from bench.compare.turn import Check, Load, Turn
 from bench.compare.verdict import FASTER, SAME
 from bench.compare.wire import raw
 from bench.pictures import Pictures
-from serve.instance import ROOT
-from serve.signals import Asked
+from host import ROOT
+from host.signals import Asked
 from tests.conftest import BLUE, GREEN, RED
 
 CONFIG = ROOT / "config" / "config.properties"

@@ -8,7 +8,7 @@ import pytest
 
 from beeline.errors import Undetermined
 from bench.compare.environment import PEERS, Environment
-from serve.instance import ROOT
+from host import ROOT
 
 NAMES = sorted(path.parent.name for path in PEERS.glob("*/requirements.in"))
 

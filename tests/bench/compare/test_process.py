@@ -20,7 +20,7 @@ from bench.compare.process import Place, Process
 from bench.compare.turn import Check, Load, take
 from bench.compare.wire import raw
 from bench.pictures import Pictures
-from serve.server import clean
+from serve.servers.protocol import clean
 from tests.conftest import RED
 
 SERVER = """
@@ -174,7 +174,7 @@ from bench.compare.process import Process
 from bench.compare.turn import Load
 from bench.compare.wire import raw
 from bench.pictures import Pictures
-from serve import signals
+from host import signals
 
 class Here(Environment):
     python = Path(sys.executable)

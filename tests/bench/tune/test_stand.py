@@ -16,7 +16,8 @@ from bench.tune import ladder, model, variants
 from bench.tune.goal import Goal
 from bench.tune.settings import Settings
 from bench.tune.stand import Stand, together
-from serve import processes, properties, store
+from host import processes
+from serve import properties, store
 from serve.client import ManagementClient
 from serve.instance import MARK
 from tests.conftest import BLUE, GREEN, ROOT, write_archive

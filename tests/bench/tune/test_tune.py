@@ -22,7 +22,7 @@ from bench import record
 from bench.tune import candidates, race
 from bench.tune.settings import Settings
 from cli.bench import app
-from serve import processes
+from host import processes
 from serve.instance import MARK
 from serve.properties import load
 from tests.conftest import BLUE, ROOT

@@ -24,8 +24,8 @@ import pytest
 import requests
 
 from beeline.errors import BeelineError
-from serve import processes
-from serve.gateway import layout, nginx
+from host import processes
+from serve.gateway import nginx, runtime
 from serve.gateway.settings import Backend, Name, Settings, Tls
 from serve.ports import settle
 from serve.values import Address
@@ -423,7 +423,7 @@ def start(
     given = {"program": found[0], "version": found[1], "listen": (public,), "metrics": metrics, **changes}
     known = tuple(dataclasses.replace(each.backend, counts=str(counts) if counts else None) for each in stand_ins)
     settings = settings_of(folder, known, **given)
-    layout.lay_out(settings)
+    runtime.lay_out(settings)
     with (folder / "process.log").open("w") as log:
         command = [sys.executable, "-m", *module, str(settings.folder)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)

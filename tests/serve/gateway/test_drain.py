@@ -10,11 +10,11 @@ import time
 import pytest
 import requests
 
-from serve.gateway import layout
-from serve.gateway.choice import choose
+from serve.gateway import runtime
+from serve.gateway.kinds import choose
 from tests.serve.gateway.conftest import Cluster, Gateway, Site
 from tests.serve.gateway.test_discovery import wait_for
-from tests.serve.gateway.test_network import members
+from tests.serve.gateway.test_remote_backends import members
 
 pytestmark = pytest.mark.server
 
@@ -115,8 +115,8 @@ def test_the_state_is_told_by_files(gateway: Gateway) -> None:
     settings = site.settings
     assert (settings.ready_file.exists(), settings.open_file.exists()) == (True, True)
     text = json.dumps({"status": "Unhealthy", "reason": "x", "models": {}})
-    layout.write_state(settings, ready=False, text=text, draining=True)
+    runtime.write_state(settings, ready=False, text=text, draining=True)
     assert (settings.ready_file.exists(), settings.open_file.exists()) == (False, True)
     assert (requests.get(f"{site.url}/ping", timeout=5).status_code, site.predict().status_code) == (503, 200)
-    layout.write_state(settings, ready=False, text=text)
+    runtime.write_state(settings, ready=False, text=text)
     assert site.predict().status_code == 503

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.gateway import layout
+from serve.gateway import runtime
 from serve.gateway.settings import Backend
 from serve.values import Address
 from tests.serve.gateway.conftest import settings_of
@@ -18,7 +18,7 @@ BACKEND = Backend("http://127.0.0.1:1", "http://127.0.0.1:2")
 def written(folder: Path, name: str, **changes: object) -> str:
     """Return one file of the configuration that these settings make."""
     settings = settings_of(folder, (BACKEND,), **changes)
-    layout.lay_out(settings)
+    runtime.lay_out(settings)
     return (settings.folder / "settings" / name).read_text(encoding="utf-8")
 
 

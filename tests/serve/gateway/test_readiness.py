@@ -18,7 +18,7 @@ import requests
 
 from beeline.answer import Answer
 from beeline.timing import Metrics
-from serve import processes
+from host import processes
 from serve.gateway.prober import _STUCK
 from tests.serve.gateway.conftest import Gateway, Site, StandIn, certificate, development, wait_for
 

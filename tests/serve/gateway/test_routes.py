@@ -15,9 +15,9 @@ import requests
 
 from serve.addresses import Ports
 from serve.config import Overrides
+from serve.instance.child import Running
 from serve.ports import settle
-from serve.running import Running
-from serve.torchserve import TorchServe
+from serve.servers.torchserve import TorchServe
 from serve.up import Request, up
 from serve.values import Address
 from tests.conftest import RED

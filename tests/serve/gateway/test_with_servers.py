@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from beeline.errors import Undetermined
 from serve.addresses import Ports
 from serve.config import Overrides
-from serve.running import Running
+from serve.instance.child import Running
 from serve.scale import scale
 from serve.status import status
 from serve.up import Request, up

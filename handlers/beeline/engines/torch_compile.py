@@ -1,0 +1,118 @@
+"""The engine that compiles exported programs on the worker's machine: `torch.compile`, with a cache on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import stat
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beeline.engines.torch import TorchEngine
+from beeline.errors import ConfigError
+
+
+class TorchCompileEngine(TorchEngine):
+    """PyTorch's compiler for an exported program, else as `TorchEngine`.
+
+    The first load on a machine compiles for about a minute (ResNet-18, one core), a later one takes it from the
+    cache. Two graphs are made, both at load: PyTorch takes a batch of one for a case of its own, and the other is for
+    every larger batch.
+    """
+
+    def _prepare(self, environ: Mapping[str, str]) -> None:
+        check_compiler(environ)
+        import torch._inductor.config as settings
+
+        # How many threads a loop takes is compiled into it.
+        cache = cache_folder(environ) / f"torch-{torch.__version__}-threads-{self.choice['threads'].value}"
+        try:
+            cache.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the compiler's cache {cache} cannot be made ({error.strerror}); name one that can be written to "
+                "by BEELINE_COMPILE_CACHE"
+            ) from error
+        # Read at each compilation, so it is to be set before the first.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+        # A pool of compiling processes would live as long as the worker, each with a PyTorch of its own.
+        settings.compile_threads = 1
+        # It warns of CUDA that is installed without a device, once a load.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+    def _start(self, path: Path, graphs: bool) -> None:
+        with warnings.catch_warnings():
+            # Of PyTorch's own code, about PyTorch's own code.
+            warnings.simplefilter("ignore")
+            super()._start(path, graphs)
+
+    def _load(self, path: Path) -> Any:
+        # A whole graph or none: half of one in Python would be slower than what it is to replace.
+        return torch.compile(super()._load(path), dynamic=True, fullgraph=True)
+
+
+def check_compiler(environ: Mapping[str, str]) -> None:
+    """Check that what PyTorch writes can be compiled: a C++ compiler, Python's headers, the package setuptools.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    wanted = environ.get("CXX") or "g++"
+    if shutil.which(wanted, path=environ.get("PATH", "")) is None:
+        raise ConfigError(
+            f"the engine torch_compile needs a C++ compiler and there is no {wanted} on the PATH: install g++ (Debian: "
+            "apt-get install g++), or build the archive with --engine torch"
+        )
+    if importlib.util.find_spec("setuptools") is None:
+        raise ConfigError(
+            "the engine torch_compile needs the package setuptools, which PyTorch asks for and which is not installed "
+            "here: install it, or build the archive with --engine torch"
+        )
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not headers.is_file():
+        raise ConfigError(
+            f"the engine torch_compile needs Python's headers and there is no {headers}: install python3-dev, or build "
+            "the archive with --engine torch"
+        )
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder for compiled code, made where it is missing: nobody else may write there.
+
+    Args:
+        environ: `BEELINE_COMPILE_CACHE` names it; else it is the user's own in the system's temporary folder.
+
+    Raises:
+        ConfigError: when it is somebody else's or others may write to it: code is loaded from it.
+    """
+    given = environ.get("BEELINE_COMPILE_CACHE")
+    folder = Path(given) if given else Path(tempfile.gettempdir()) / f"beeline-compile-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=bool(given), exist_ok=True)
+        about = folder.lstat()
+    except OSError as error:
+        raise ConfigError(
+            f"the compiler's cache {folder} cannot be made ({error.strerror}); name another folder by "
+            "BEELINE_COMPILE_CACHE"
+        ) from error
+    wrong = None
+    if not stat.S_ISDIR(about.st_mode):
+        wrong = "is a link or a file"
+    elif about.st_uid != os.geteuid():
+        wrong = f"belongs to the user {about.st_uid}, and this worker is {os.geteuid()}"
+    elif about.st_mode & 0o022:
+        wrong = f"may be written to by others (its mode is {stat.S_IMODE(about.st_mode):o})"
+    if wrong is not None:
+        raise ConfigError(
+            f"the compiler's cache {folder} {wrong}, and code is loaded from it: name a folder of your own with mode "
+            "0700 by BEELINE_COMPILE_CACHE"
+        )
+    return folder.resolve()

@@ -1,0 +1,279 @@
+"""One running server on this machine: its folder, its lock, its state file.
+
+The supervisor holds the lock for as long as it lives, and the kernel lets go of it whatever ends the
+supervisor: a free lock means a dead instance, whose leftovers may be swept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beeline.errors import BeelineError, did_you_mean
+from host import ROOT, processes
+
+DEFAULT_NAME = "default"
+# What every process of an instance carries in its environment; its value is `<folder>:<token>`.
+MARK = "BEELINE_INSTANCE"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SCRATCH = "beeline-"
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of a running instance; JSON in `instance.json`.
+
+    `inference` is where clients ask, `backend` where the server itself listens, `addresses` where
+    everything does. `gateway` is the command line of the gateway process, empty without one.
+    `environment` is what the server's processes get on top of the supervisor's own; `archives` are the
+    paths of what it serves, by file name; `grace` is how many seconds each gets to end before it is killed.
+    """
+
+    name: str
+    server: str
+    mark: str
+    inference: str
+    management: str
+    temporary: str
+    command: list[str]
+    environment: dict[str, str]
+    archives: dict[str, str]
+    configuration: dict[str, Any]
+    started: float
+    backend: str = ""
+    addresses: dict[str, str | None] = field(default_factory=dict)
+    gateway_kind: str = "none"
+    gateway: list[str] = field(default_factory=list)
+    supervisor: int | None = None
+    java: int | None = None
+    gateway_process: int | None = None
+    ready: bool = False
+    grace: float = 10.0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A name's folder under the state folder; it may be running or not."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        return self.folder.name
+
+    @property
+    def logs(self) -> Path:
+        """Where server, workers and supervisor write."""
+        return self.folder / "logs"
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "instance.json"
+
+    def new_mark(self) -> str:
+        """Return the value that will mark this start's processes."""
+        return f"{self.folder}:{secrets.token_hex(8)}"
+
+    def lock(self, patience: float = 1.0) -> int | None:
+        """Take the lock and return its file descriptor; None when a supervisor holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                # `alive` of another command holds it for an instant.
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    return None
+                time.sleep(0.05)
+
+    def alive(self) -> bool:
+        """Whether a supervisor holds the lock."""
+        try:
+            descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def write(self, state: State) -> None:
+        """Write the state file atomically."""
+        _write_json(self._state, dataclasses.asdict(state))
+
+    def read(self) -> State | None:
+        """Return the state, None where there is none (or one of another version of this code)."""
+        values = _read_json(self._state) or {}
+        known = {field.name for field in dataclasses.fields(State)}
+        try:
+            return State(**{key: value for key, value in values.items() if key in known})
+        except TypeError:
+            return None
+
+    def end(self, reason: str, failed: bool) -> None:
+        """Record why the instance ended, and forget its state."""
+        _write_json(self.folder / "end.json", {"reason": reason, "failed": failed, "time": time.time()})
+        self._state.unlink(missing_ok=True)
+
+    def last_end(self) -> tuple[str, bool] | None:
+        """Return why the last one ended and whether that was a failure."""
+        values = _read_json(self.folder / "end.json")
+        return None if values is None else (str(values["reason"]), bool(values["failed"]))
+
+    def clear(self) -> None:
+        """Make room for a new start: the logs of the last one stay as `logs.previous`."""
+        previous = self.folder / "logs.previous"
+        if self.logs.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            self.logs.rename(previous)
+        self.logs.mkdir(parents=True)
+        (self.folder / "end.json").unlink(missing_ok=True)
+
+    def sweep(self) -> list[int]:
+        """Stop what a dead supervisor left behind and remove its files; call it with the lock held.
+
+        Returns:
+            The ids of the processes that were stopped.
+        """
+        state = self.read()
+        scratch = Path(state.temporary) if state is not None else None
+        stopped = processes.stop_marked(MARK, f"{self.folder}:", folder=scratch)
+        if state is not None:
+            remove_scratch(Path(state.temporary))
+            self.end("its supervisor was killed; what that left is stopped now", failed=True)
+        return stopped
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder of all instances: `BEELINE_STATE`, else `.beeline/serve` in the repository."""
+    given = environ.get("BEELINE_STATE")
+    return Path(given).resolve() if given else ROOT / ".beeline" / "serve"
+
+
+def named(home: Path, name: str) -> Instance:
+    """Return the instance of that name, running or not.
+
+    Raises:
+        BeelineError: for a name that cannot be a folder's.
+    """
+    if not _NAME.fullmatch(name):
+        raise BeelineError(f"--name is {name!r}; allowed: up to 64 letters, digits, '_' and '-'")
+    return Instance(home / name)
+
+
+def known(home: Path) -> list[Instance]:
+    """Return every instance that ever ran here, by name."""
+    return [Instance(path.parent) for path in sorted(home.glob("*/lock"))]
+
+
+def running(home: Path, name: str | None = None) -> tuple[Instance, State]:
+    """Return the running instance of that name, or the only one.
+
+    Raises:
+        BeelineError: when there is none, or several and no name.
+    """
+    alive = [instance for instance in known(home) if instance.alive()]
+    if name is not None:
+        wanted = [instance for instance in alive if instance.name == named(home, name).name]
+        if alive and not wanted:
+            names = [instance.name for instance in alive]
+            raise BeelineError(f"no server named {name!r} is running{did_you_mean(name, names)}")
+        alive = wanted
+    if not alive:
+        raise BeelineError("no server is running; start one with `beeline serve up`")
+    if len(alive) > 1:
+        names = [instance.name for instance in alive]
+        raise BeelineError(f"{len(alive)} servers are running ({', '.join(names)}); say which with --name")
+    state = alive[0].read()
+    if state is None:
+        raise BeelineError(f"the server {alive[0].name!r} is just starting or stopping; try again in a moment")
+    return alive[0], state
+
+
+def to_read(home: Path, name: str | None = None) -> Instance:
+    """Return the instance whose logs are meant: the named one, else the only running one, else the last one.
+
+    Raises:
+        BeelineError: when none ever ran, or several run and no name is given.
+    """
+    if name is not None:
+        return named(home, name)
+    if any(instance.alive() for instance in known(home)):
+        return running(home)[0]
+    ended = [instance for instance in known(home) if instance.last_end() is not None]
+    if not ended:
+        raise BeelineError("no server ever ran here; start one with `beeline serve up`")
+    return max(ended, key=lambda instance: (instance.folder / "end.json").stat().st_mtime)
+
+
+def sweep_dead(home: Path) -> dict[str, list[int]]:
+    """Sweep every instance whose supervisor is gone; return the ids of stopped processes by name."""
+    swept = {}
+    for instance in known(home):
+        lock = instance.lock(patience=0)
+        if lock is None:
+            continue
+        try:
+            stopped = instance.sweep()
+        finally:
+            os.close(lock)
+        if stopped:
+            swept[instance.name] = stopped
+    return swept
+
+
+def scratch(mark: str) -> Path:
+    """Return the temporary folder that belongs to a mark. Short, since a socket's path has 108 bytes at most."""
+    return Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
+
+
+@contextmanager
+def own_scratch() -> Iterator[Path]:
+    """Make a temporary folder of no instance's, through which nginx's workers may pass; removed at the end."""
+    folder = Path(scratch(f":{secrets.token_hex(8)}"))
+    folder.mkdir(mode=0o700)
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        remove_scratch(folder)
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove a temporary folder of ours, and nothing else."""
+    if path.name.startswith(_SCRATCH):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    draft.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None

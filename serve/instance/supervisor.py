@@ -1,0 +1,203 @@
+"""The small process above a server: starts Java, adopts orphaned workers, and leaves nothing behind.
+
+TorchServe's and MMS's own launchers leave Java running on SIGTERM, and MMS leaves workers when Java
+dies. So neither is used: this process starts Java itself, is told to stop by a signal or by the end of
+the pipe that it was given (the command in the foreground died, however that happened), and then stops
+the whole tree. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it inherits the two descriptors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from host import processes
+from serve.instance import MARK, Instance, State, remove_scratch
+
+READY, DETACH, STOP = b"ready\n", b"detach\n", b"stop\n"
+CONSOLE = "console.log"
+# Before a gateway that ended is started anew, in seconds: doubled each time, until it has run for a while.
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+_PR_SET_CHILD_SUBREAPER = 36
+logger = logging.getLogger("supervisor")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Supervisor:
+    """Runs one instance from the start of Java until nothing of it is left."""
+
+    def __init__(self, instance: Instance, state: State, pipe: int) -> None:
+        self.instance = instance
+        self.state = dataclasses.replace(state, supervisor=os.getpid())
+        self.pipe: int | None = pipe
+        self.exits: dict[int, int] = {}
+        self.reason: str | None = None
+        self.gateway: int | None = None
+        self._begun, self._pause = 0.0, _PAUSE / 2
+        self._due: float | None = None
+
+    def run(self) -> int:
+        """Supervise until the end; return the exit code, 1 when Java ended by itself."""
+        wake, alarm = os.pipe()
+        os.set_blocking(alarm, False)
+        signal.set_wakeup_fd(alarm)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._asked)
+        signal.signal(signal.SIGCHLD, _noted)
+        # Orphans (MMS's forked workers, a dead worker's children) become children of this process.
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.instance.write(self.state)
+        failed = False
+        try:
+            java = self._start()
+            self._start_gateway()
+            while self.reason is None:
+                watched = [wake] + ([self.pipe] if self.pipe is not None else [])
+                readable, _, _ = select.select(watched, [], [], 1.0)
+                if wake in readable:
+                    os.read(wake, 4096)
+                if self.pipe in readable:
+                    self._listen()
+                self._reap()
+                if self.reason is None and java in self.exits:
+                    failed = True
+                    self.reason = f"Java ended by itself ({_exit(self.exits[java])})"
+                failed = self._watch_gateway() or failed
+            # What stands in front first: requests on their way still get their answers.
+            if self.gateway is not None:
+                self._stop(self.gateway)
+            self._stop(java)
+        except Exception as error:
+            failed = True
+            self.reason = f"the supervisor failed ({type(error).__name__}: {error})"
+            raise
+        finally:
+            processes.stop_marked(MARK, self.state.mark, self.state.grace / 2, Path(self.state.temporary))
+            remove_scratch(Path(self.state.temporary))
+            self.instance.end(self.reason or "its supervisor ended", failed)
+        return 1 if failed else 0
+
+    def _start(self) -> int:
+        """Start Java and return its process id."""
+        environment = {**os.environ, **self.state.environment, MARK: self.state.mark}
+        with (self.instance.logs / CONSOLE).open("ab") as console:
+            java = subprocess.Popen(
+                self.state.command,
+                env=environment,
+                cwd=self.state.temporary,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                preexec_fn=processes.ending_with_parent(signal.SIGKILL),
+            )
+        java.returncode = 0  # `_reap` collects it; Popen must not warn that nobody did.
+        self.state = dataclasses.replace(self.state, java=java.pid)
+        self.instance.write(self.state)
+        return java.pid
+
+    def _start_gateway(self) -> None:
+        """Start the gateway process, where there is to be one; it says what it does in supervisor.log."""
+        if not self.state.gateway:
+            return
+        process = subprocess.Popen(
+            self.state.gateway,
+            env={**os.environ, MARK: self.state.mark},
+            cwd=self.state.temporary,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=processes.ending_with_parent(signal.SIGTERM),
+        )
+        process.returncode = 0  # As with Java.
+        self.gateway, self._begun = process.pid, time.monotonic()
+        self.state = dataclasses.replace(self.state, gateway_process=process.pid)
+        self.instance.write(self.state)
+
+    def _watch_gateway(self) -> bool:
+        """Start the gateway anew where it ended; return whether that is a failure, since it never was ready."""
+        if self._due is not None and time.monotonic() >= self._due:
+            self._due = None
+            self._start_gateway()
+        if self.reason is not None or self.gateway is None or self.gateway not in self.exits:
+            return False
+        ended = f"the gateway ended by itself ({_exit(self.exits.pop(self.gateway))})"
+        if not self.state.ready:
+            self.reason = ended
+            return True
+        self._pause = (
+            _PAUSE if time.monotonic() - self._begun > _LONGEST_PAUSE else min(2 * self._pause, _LONGEST_PAUSE)
+        )
+        logger.error("%s; starting it anew in %g s", ended, self._pause)
+        self.gateway, self._due = None, time.monotonic() + self._pause
+        return False
+
+    def _listen(self) -> None:
+        """Take what the command in the foreground says; its end is an order to stop unless it detached."""
+        assert self.pipe is not None
+        said = os.read(self.pipe, 4096)
+        if READY in said:
+            self.state = dataclasses.replace(self.state, ready=True)
+            self.instance.write(self.state)
+        if DETACH in said:
+            os.close(self.pipe)
+            self.pipe = None
+        elif STOP in said:
+            self.reason = "stopped as asked"
+        elif not said:
+            self.reason = "the command that started it ended"
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self.exits[pid] = os.waitstatus_to_exitcode(status)
+
+    def _stop(self, process: int) -> None:
+        """End a child: Java before its workers, or it would start new ones."""
+        number = signal.SIGTERM
+        deadline = time.monotonic() + self.state.grace
+        while process not in self.exits:
+            try:
+                os.kill(process, number)
+            except ProcessLookupError:
+                return
+            while process not in self.exits and time.monotonic() < deadline:
+                time.sleep(0.05)
+                self._reap()
+            number, deadline = signal.SIGKILL, deadline + self.state.grace
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or f"stopped as asked ({signal.Signals(number).name})"
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Let SIGCHLD wake the loop; a signal without a handler would not."""
+
+
+def _exit(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the supervisor of the instance in the folder that is the first argument."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    instance = Instance(Path(arguments[0]))
+    state = instance.read()
+    if state is None:
+        raise SystemExit(f"{instance.folder} has no state to start from")
+    return Supervisor(instance, state, int(arguments[2])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

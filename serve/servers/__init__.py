@@ -1,0 +1,21 @@
+"""The kinds of server by name."""
+
+from __future__ import annotations
+
+from beeline.errors import ConfigError, did_you_mean
+from serve.servers.mms import Mms
+from serve.servers.protocol import Server
+from serve.servers.torchserve import TorchServe
+
+_KINDS: dict[str, type[TorchServe] | type[Mms]] = {"torchserve": TorchServe, "mms": Mms}
+
+
+def named(name: str) -> Server:
+    """Return the server of that name.
+
+    Raises:
+        ConfigError: for another name.
+    """
+    if name not in _KINDS:
+        raise ConfigError(f"--server is {name!r}{did_you_mean(name, _KINDS)}")
+    return _KINDS[name]()

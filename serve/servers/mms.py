@@ -1,0 +1,142 @@
+"""Multi Model Server: it has no `models` in its configuration, so they are registered through its API."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from beeline.errors import Undetermined
+from host import ROOT
+from serve.client import ManagementClient
+from serve.config import Configuration, ModelSettings
+from serve.servers.protocol import Places, Say
+
+# Its archiver is the same module as TorchServe's, so the two cannot share an environment.
+VENV = ROOT / ".venv-mms"
+LOCK_FILE = ROOT / "requirements" / "mms.txt"
+
+
+class Mms:
+    """Runs from an environment of its own, made from its lock file the first time."""
+
+    name = "mms"
+    title = "Multi Model Server"
+    main = "com.amazonaws.ml.mms.ModelServer"
+    package = "mms"
+    versions = False
+    highest_port = 32_767
+    synchronous = True
+
+    def __init__(self, venv: Path = VENV, lock_file: Path = LOCK_FILE) -> None:
+        self.venv = venv
+        self.lock_file = lock_file
+
+    def prepare(self, say: Say) -> Path:
+        """Return the environment's Python, installing what the lock file says when that changed; see `Server`.
+
+        Where `BEELINE_MMS_PYTHON` names one, as in its image, nothing is installed.
+        """
+        given = os.environ.get("BEELINE_MMS_PYTHON")
+        if given:
+            python = Path(given)
+            if not python.is_absolute() or not python.is_file() or not self._sites(python):
+                raise Undetermined(
+                    f"BEELINE_MMS_PYTHON is {given!r}, which is no Python with multi-model-server; name the path of "
+                    "one, such as /opt/mms/bin/python, or unset it"
+                )
+            return python
+        python = self.venv / "bin" / "python"
+        try:
+            wanted = hashlib.sha256(self.lock_file.read_bytes()).hexdigest()
+        except OSError as error:
+            raise Undetermined(f"{self.lock_file} cannot be read ({error.strerror}); restore it") from error
+        self.venv.mkdir(parents=True, exist_ok=True)
+        stamp = self.venv / "installed"
+        with (self.venv / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not stamp.is_file() or stamp.read_text() != wanted or not python.exists():
+                say(f"installing Multi Model Server into {self.venv} (once, some minutes without a warm cache) ...")
+                if not python.exists():
+                    _uv("venv", "--quiet", "--allow-existing", "--python", sys.executable, str(self.venv))
+                install = ("pip", "install", "--quiet", "--python", str(python), "--require-hashes", "--no-deps")
+                _uv(*install, "--compile-bytecode", "-r", str(self.lock_file))
+                stamp.write_text(wanted)
+        self.site(python)
+        return python
+
+    def site(self, python: Path) -> Path:
+        """Return the folder with the package `mms`; see `Server`."""
+        found = self._sites(python)
+        if not found:
+            raise Undetermined(
+                f"the package multi-model-server is not in {python.parents[1]}; remove that folder, then try again"
+            )
+        return found[0].parent
+
+    def _sites(self, python: Path) -> list[Path]:
+        return sorted((python.parents[1] / "lib").glob(f"python3*/site-packages/{self.package}"))
+
+    def environment(self, python: Path) -> dict[str, str]:
+        """Put the environment's `python3` first on the PATH: archives name their runtime; see `Server`."""
+        return {"PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])}
+
+    def arguments(self) -> Sequence[str]:
+        """Return none; see `Server`."""
+        return ()
+
+    def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
+        """Return the time-out in seconds (the older key counts minutes), metrics practically never; see `Server`."""
+        slowest = max(model.response_timeout.value for model in configuration.models)
+        return {"default_response_timeout_seconds": str(slowest), "metric_time_interval": "86400"}
+
+    def register(self, management: ManagementClient, configuration: Configuration) -> None:
+        """Register every archive with the same numbers that TorchServe gets; see `Server`.
+
+        Raises:
+            BeelineError: when its workers do not start.
+        """
+        for model in configuration.models:
+            self._register(management, model, model.min_workers.value, model.max_workers.value)
+
+    def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
+        """Unregister and register again; see `Server`.
+
+        MMS ends the process that forks workers with the last of them and never starts another: a request
+        to scale up from 0 is not even answered. Where workers fail to start it unregisters by itself.
+        """
+        if management.describe(model.model) is not None:
+            management.unregister(model.model, patience)
+        self._register(management, model, low, high)
+
+    def _register(self, management: ManagementClient, model: ModelSettings, low: int, high: int) -> None:
+        parameters: dict[str, str | int] = {
+            "url": model.archive,
+            "model_name": model.model,
+            "batch_size": model.batch_size.value,
+            "max_batch_delay": model.max_batch_delay.value,
+            "initial_workers": low,
+            "response_timeout": model.response_timeout.value,
+        }
+        management.register(parameters, timeout=model.startup_timeout.value)
+        if high > low:
+            management.scale(model.model, low, high)
+
+
+def _uv(*arguments: str) -> None:
+    beside = Path(sys.executable).with_name("uv")
+    command = str(beside) if beside.exists() else shutil.which("uv")
+    if command is None:
+        raise Undetermined("uv, which installs Multi Model Server, is not there; run `make setup`")
+    try:
+        subprocess.run([command, *arguments], capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise Undetermined(f"{command} cannot be run ({error.strerror}); run `make setup`") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1].strip()
+        raise Undetermined(f"Multi Model Server could not be installed (uv: {last}); is the network there?") from error

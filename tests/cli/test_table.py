@@ -1,0 +1,97 @@
+"""`beeline bench table` as a person runs it: a run or an archive, a record, Ctrl-C in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.record import read
+from cli.table import archive_of
+from tests.bench.ladder.test_ladder import faking, with_handler
+from tests.cli.test_main import beeline, sentence
+from tests.conftest import BLUE, RED, ROOT
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "red.png").write_bytes(RED)
+    (folder / "blue.png").write_bytes(BLUE)
+    return folder
+
+
+def test_an_archive_gives_a_table_and_a_record(colour_archive: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ladder.jsonl"
+    fake = with_handler(colour_archive, tmp_path / "fake.mar", faking())
+    words = [
+        "--pictures",
+        str(pictures),
+        "--most",
+        "2",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--json",
+    ]
+    done = beeline("bench", "table", str(fake), *words)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [row["batch"] for row in result["rows"]] == [1, 2]
+    assert "batch 2: ms per image: forward alone" in done.stderr
+    (record,) = read(out)
+    assert (record.kind, record.result) == ("table", result)
+    assert record.pictures["count"] == 2
+    # Of paths only the last part: a record is no place for this machine's folders.
+    assert record.command.startswith("beeline bench table fake.mar --pictures pictures --most 2")
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_ctrl_c_keeps_the_rows_so_far_and_leaves_nothing(colour_archive: Path, pictures: Path, tmp_path: Path) -> None:
+    hanging = with_handler(colour_archive, tmp_path / "hanging.mar", faking("time.sleep(3600)"))
+    words = ["--pictures", str(pictures), "--least", "64", "--repeats", "1", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", "bench", "table", str(hanging), *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        while not (line := process.stderr.readline()).startswith("batch 2:"):
+            assert line, "it ended before a row was there"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        os.kill(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "ended by: interrupted (SIGINT)" in said
+    assert not [each for each in workers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_what_to_decode_must_be_named_once(pictures: Path) -> None:
+    assert "name what to decode" in sentence(beeline("bench", "table", "some.mar"))
+    both = ("--picture", str(pictures / "red.png"), "--pictures", str(pictures))
+    assert "name what to decode" in sentence(beeline("bench", "table", "some.mar", *both))
+
+
+def test_a_run_is_measured_as_the_archive_that_it_would_become(colour_model: Path) -> None:
+    with archive_of(colour_model) as archive:
+        assert archive.name == "colours.mar"
+        assert archive.is_file()
+    assert not archive.exists()

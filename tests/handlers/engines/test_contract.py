@@ -1,0 +1,130 @@
+"""The contract with every engine: no broken picture moves or harms a neighbour, whatever runs the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from archive import variants
+from archive.variants import CONVERTERS, Wanted
+from archive.variants.agreement import Gate, Pictures
+from beeline import pixels
+from beeline.spec import ModelSpec
+from tests.conftest import BLUE, GREEN, RED, write_checksums
+from tests.handlers.test_real_pictures import independent_decode, reference_top, tops
+from tests.handlers.test_vision_handler import BROKEN, GOOD, ask, new_context
+from vision_handler import VisionHandler
+
+VARIANTS = [each for each in variants.known() if each != variants.REFERENCE and variants.left_out(each) is None]
+
+
+def converted(folder: Path, out: Path, wanted: Wanted, crops: NDArray[np.uint8], tolerance: float) -> VisionHandler:
+    """Load a handler on a variant of a served folder, past the gate, which has tests of its own."""
+    spec = ModelSpec.load(folder)
+    shutil.copytree(folder / "golden", out / "golden")
+    pictures = Pictures(crops, crops, crops, spec.geometry, "drawn")
+    artifact = CONVERTERS[wanted.engine].convert(folder, spec, out, wanted.precision, pictures, Gate(0.9, 1.0))
+    made = dataclasses.replace(
+        spec, model=artifact, engine=wanted.engine, precision=wanted.precision, tolerance=tolerance
+    )
+    made.save(out / "model_spec.json")
+    write_checksums(out, made)
+    handler = VisionHandler()
+    handler.initialize(new_context(out))
+    return handler
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def handler(
+    request: pytest.FixtureRequest, colour_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> VisionHandler:
+    """The model that names a colour, on each engine."""
+    geometry = ModelSpec.load(colour_model).geometry
+    crops = np.stack([pixels.decode(data, geometry) for data in (RED, GREEN, BLUE)] * 20)
+    return converted(colour_model, tmp_path_factory.mktemp("variant"), request.param, crops, 0.1)
+
+
+def check_all_placements(handler: VisionHandler, good: Mapping[str, bytes], broken: Mapping[bytes, int]) -> None:
+    """Ask for all 256 placements of broken pictures in a batch of 8: each gets its label, or its status."""
+    goods, brokens = itertools.cycle(good.items()), itertools.cycle(broken.items())
+    for places in itertools.product([False, True], repeat=8):
+        rows, wanted = [], list[object]()
+        for is_broken in places:
+            if is_broken:
+                data, answer = next(brokens)
+                wanted.append(answer)
+            else:
+                name, data = next(goods)
+                wanted.append(name)
+            rows.append({"body": data})
+        replies = ask(handler, rows)
+        assert [reply.top if reply.status == 200 else reply.status for reply in replies] == wanted
+
+
+def test_all_256_placements_of_broken_pictures_in_a_batch_of_8(handler: VisionHandler) -> None:
+    check_all_placements(handler, GOOD, BROKEN)
+
+
+def test_the_choice_says_engine_and_precision_with_a_reason(handler: VisionHandler) -> None:
+    choice = handler.engine.choice
+    assert (choice["engine"].value, choice["precision"].value) == (handler.spec.engine, handler.spec.precision)
+    assert all(made.reason for made in choice.values())
+
+
+@pytest.fixture(scope="module")
+def expected(network: torch.nn.Module, model_folder: Path, shared_data: Path) -> dict[Path, str | int | None]:
+    """Each awkward picture's label by the reference, 413 where it is too large, None where it cannot be read."""
+    labels = ModelSpec.load(model_folder).labels
+    found: dict[Path, str | int | None] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in sorted((shared_data / "awkward").rglob("*.*")):
+            try:
+                image = independent_decode(path.read_bytes())
+            except Exception:  # noqa: BLE001 - whatever Pillow raises: the reference fails
+                found[path] = None
+                continue
+            large = image.width * image.height > pixels.MAX_PIXELS
+            found[path] = 413 if large else reference_top(network, labels, image)
+    return found
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("wanted", VARIANTS, ids=str)
+def test_every_awkward_picture_gets_its_status(
+    wanted: Wanted, model_folder: Path, expected: dict[Path, str | int | None], shared_data: Path, tmp_path: Path
+) -> None:
+    """Every status is the reference's; in fp32 every label too, in bf16 19 of 20.
+
+    In int8 four of five: with its thousand labels the gate would refuse this model (37 and 38 of 41 were seen), and
+    one that answers for its neighbour has next to none.
+    """
+    samples = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))
+    geometry = ModelSpec.load(model_folder).geometry
+    crops = np.stack([pixels.decode(path.read_bytes(), geometry) for path in samples[:30]])
+    # What int8 does to these goldens the gate would refuse; here it is the pictures that count.
+    handler = converted(model_folder, tmp_path, wanted, crops, 0.5)
+    paths = list(expected)
+    answers: list[str | int] = []
+    for start in range(0, len(paths), 8):
+        answers += tops(handler, [path.read_bytes() for path in paths[start : start + 8]])
+    same: list[bool] = []
+    for path, answer in zip(paths, answers, strict=True):
+        if expected[path] is None:
+            assert answer in (400, 413, 415, 422), path.name
+        elif expected[path] == 413:
+            assert answer == 413, path.name
+        else:
+            assert isinstance(answer, str), path.name
+            same.append(answer == expected[path])
+    print(f"{wanted}: {sum(same)} of {len(same)} awkward pictures have the reference's label")  # noqa: T201
+    assert np.mean(same) >= {"fp32": 1.0, "bf16": 0.95, "fp16": 0.95, "int8": 0.8}[wanted.precision]

@@ -1,0 +1,85 @@
+"""The OpenVINO engine: a lone picture may take more threads than a batch does, and gets the same answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from archive.variants import to_openvino
+from archive.variants.agreement import Gate, Pictures
+from beeline.engines.openvino import OpenVinoEngine
+from beeline.errors import ConfigError
+from beeline.spec import ModelSpec
+
+
+def loaded(openvino_model: Path, **environ: str) -> OpenVinoEngine:
+    return OpenVinoEngine(openvino_model, ModelSpec.load(openvino_model), environ=environ)
+
+
+def threads(request: object) -> int:
+    return int(request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))  # type: ignore[attr-defined]
+
+
+def test_a_lone_picture_takes_its_own_threads_and_gets_the_same_answer(openvino_model: Path) -> None:
+    engine = loaded(openvino_model, BEELINE_THREADS="1", BEELINE_LONE_THREADS="2")
+    choice = engine.choice["lone_threads"]
+    assert (engine.choice["threads"].value, choice.value, choice.reason) == ("1", "2", "BEELINE_LONE_THREADS")
+    assert (threads(engine._request), threads(engine._lone)) == (1, 2)
+    crop = engine.spec.geometry.crop
+    pixels = np.random.default_rng(0).integers(0, 256, (5, crop, crop, 3), dtype=np.uint8)
+    whole = engine.forward(pixels)
+    alone = np.concatenate([engine.forward(pixels[i : i + 1]) for i in range(5)])
+    assert np.allclose(alone, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("environ", "lone"),
+    [
+        ({"BEELINE_THREADS": "2"}, "2"),
+        ({"BEELINE_THREADS": "2", "BEELINE_LONE_THREADS": "2"}, "2"),
+        # Never fewer than a batch takes.
+        ({"BEELINE_THREADS": "2", "BEELINE_LONE_THREADS": "1"}, "2"),
+    ],
+)
+def test_where_it_takes_no_more_the_model_is_compiled_once(
+    openvino_model: Path, environ: dict[str, str], lone: str
+) -> None:
+    engine = loaded(openvino_model, **environ)
+    assert engine.choice["lone_threads"].value == lone
+    assert engine._lone is engine._request
+
+
+def test_threads_that_are_none_are_refused(openvino_model: Path) -> None:
+    with pytest.raises(ConfigError, match="BEELINE_LONE_THREADS is 'many'"):
+        loaded(openvino_model, BEELINE_LONE_THREADS="many")
+
+
+def has_bf16() -> bool:
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_the_choice_says_what_is_computed_in(openvino_model: Path) -> None:
+    spec = dataclasses.replace(ModelSpec.load(openvino_model), precision="bf16")
+    choice = OpenVinoEngine(openvino_model, spec, environ={}).choice["precision"]
+    assert choice.value == ("bf16" if has_bf16() else "fp32")
+    assert has_bf16() or choice.reason == "this processor has no bf16, which the archive was built for"
+
+
+def test_bf16_is_built_where_it_can_be_judged_alone(
+    colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor is made up, so that both cases run on any."""
+    spec = ModelSpec.load(colour_model)
+    none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
+    pictures = Pictures(none, none, none, spec.geometry, "none")
+    monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(
+        ConfigError, match=r"this processor has no bf16.*build it on a machine like the one that serves"
+    ):
+        to_openvino.convert(colour_model, spec, tmp_path, "bf16", pictures, Gate())
+    monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "BF16"])
+    assert to_openvino.convert(colour_model, spec, tmp_path, "bf16", pictures, Gate()).format == "openvino"

@@ -1,0 +1,101 @@
+"""The gateway's own answers are counted from its log, whoever writes that and however it is rotated."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve.gateway import error_counts
+from serve.gateway.error_counts import OwnAnswers
+from serve.gateway.settings import Settings
+from tests.serve.gateway.conftest import Gateway, development, wait_for
+
+Follow = Callable[[Path], OwnAnswers]
+
+
+def line(status: int, who: str = "gateway", asked: str = "GET / HTTP/1.1") -> str:
+    return json.dumps({"time": "now", "request": asked, "status": status, "from": who, "backend": ""}) + "\n"
+
+
+def counted(own: OwnAnswers) -> dict[str, float]:
+    (family,) = own.collect()
+    return {one.labels["status"]: one.value for one in family.samples if one.value}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "access.log"
+
+
+@pytest.fixture
+def follow() -> Iterator[Follow]:
+    """Follow a log until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda path: stack.enter_context(contextlib.closing(OwnAnswers(path)))
+
+
+def test_only_errors_of_its_own_are_counted(follow: Follow, log: Path) -> None:
+    log.write_text(line(429))
+    own = follow(log)
+    assert counted(own) == {}
+    poisoned = line(404, "server", '"status":429,"from":"gateway"')
+    with log.open("a") as file:
+        file.write(line(429) + line(404) + line(503, "server") + line(200) + line(499) + poisoned + line(429)[:-9])
+        file.flush()
+        assert counted(own) == {"429": 1, "404": 1}
+        file.write(line(429)[-9:])
+    assert counted(own) == {"429": 2, "404": 1}
+
+
+def test_a_renamed_log_is_read_to_its_end(follow: Follow, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = follow(log)
+    assert counted(own) == {}
+    log.write_text(line(404))
+    with log.open("a") as old:
+        assert counted(own) == {"404": 1}
+        log.rename(log.with_name("access.log.1"))
+        log.write_text(line(413))
+        assert counted(own) == {"404": 1}
+        old.write(line(404))
+        old.flush()
+        assert counted(own) == {"404": 2}
+    monkeypatch.setattr(error_counts, "_LATE", 0.0)
+    assert counted(own) == {"404": 2, "413": 1}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", ["nginx", "development"])
+def test_metrics_tell_them(gateway: Gateway, kind: str) -> None:
+    site = gateway(in_flight=1, deadline=4, **development(kind))
+    told = own_of(site.settings)
+    assert set(told().values()) == {0.0}
+    assert requests.get(f"{site.url}/nothing", timeout=30).status_code == 404
+    assert site.predict("status 404").status_code == 404
+    assert site.predict("status 504").status_code == 504
+    assert site.predict("hold").status_code == 504
+    assert site.predict("hang up").status_code == 502
+    assert site.predict(bytes(100_001)).status_code == 413
+    assert requests.get(f"{site.url}/predictions/fake", timeout=30).status_code == 405
+    wanted = {"404": 1.0, "405": 1.0, "413": 1.0, "502": 1.0, "504": 1.0}
+    wait_for(lambda: {status: count for status, count in told().items() if count}, lambda seen: seen == wanted)
+
+
+def own_of(settings: Settings) -> Callable[[], dict[str, float]]:
+    """Return what asks a gateway's metrics for its own answers, by status."""
+
+    def ask() -> dict[str, float]:
+        families = text_string_to_metric_families(requests.get(f"{settings.metrics}/metrics", timeout=30).text)
+        return {
+            sample.labels["status"]: sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "beeline_gateway_answers_total"
+        }
+
+    return ask

@@ -1,0 +1,125 @@
+"""What the servers are given: command lines, runtime configuration, environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import javaproperties
+import pytest
+
+from serve import addresses, config
+from serve.addresses import Ports
+from serve.properties import Properties, load
+from serve.servers import protocol
+from serve.servers.java import Java
+from serve.servers.mms import Mms
+from serve.servers.protocol import Places
+from serve.servers.torchserve import TorchServe
+from serve.store import Archive
+
+ROOT = Path(__file__).resolve().parents[3]
+ADDRESSES = addresses.resolve(Properties(Path("config.properties")), Ports(), "none")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "scratch", tmp_path / "logs")
+
+
+@pytest.fixture
+def resolved() -> config.Configuration:
+    overrides = config.Overrides(batch_size=4, workers=2, max_batch_delay=7)
+    archives = (Archive(Path("/store/fake.mar"), "fake", "1.0", None),)
+    return config.resolve(Properties(Path("config.properties")), archives, overrides, {}, 2, 0)
+
+
+def written(
+    kind: protocol.Server, resolved: config.Configuration, places: Places, at: addresses.Addresses = ADDRESSES
+) -> dict[str, str]:
+    places.temporary.mkdir()
+    protocol.write_properties(kind, resolved, at, places)
+    return javaproperties.loads(places.properties.read_text())
+
+
+def test_torchserve_gets_its_numbers_from_its_file(resolved: config.Configuration, places: Places) -> None:
+    values = written(TorchServe(), resolved, places)
+    entry = json.loads(values["models"])["fake"]["1.0"]
+    assert (entry["batchSize"], entry["minWorkers"], entry["maxBatchDelay"]) == (4, 2, 7)
+    assert values["load_models"] == "fake.mar"
+    assert int(values["max_request_size"]) == resolved.max_request_size
+    assert values["allowed_urls"] == f"file://{places.store}/.*"
+    assert values["enable_model_api"] == values["install_py_dep_per_model"] == "false"
+
+
+@pytest.mark.parametrize("kind", [TorchServe(), Mms()])
+@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400"), ("development", "400")])
+def test_behind_a_gateway_the_queue_has_room_for_what_is_left_in_it(
+    kind: protocol.Server, gateway: str, queue: str, resolved: config.Configuration, places: Places
+) -> None:
+    """The gateway says 429 for a full one; the server's own 503 would be taken for one that is not ready."""
+    at = addresses.resolve(Properties(Path("config.properties")), Ports(), gateway)
+    assert written(kind, resolved, places, at)["job_queue_size"] == queue
+
+
+def test_the_projects_file_in_torchserves_form_says_the_same_as_ours(places: Places) -> None:
+    """TorchServe can read `config/config.properties` itself: what it would see there is what we hand it."""
+    path = ROOT / "config" / "config.properties"
+    archives = (Archive(Path("/store/resnet18.mar"), "resnet18", "1.0", None),)
+    resolved = config.resolve(load(path), archives, config.Overrides(), {}, 2, 0)
+    ours = json.loads(protocol.models_json(resolved))["resnet18"]["1.0"]
+    theirs = json.loads(javaproperties.loads(path.read_text())["models"])["resnet18"]["1.0"]
+    assert {key: ours[key] for key in theirs} == theirs
+
+
+def test_mms_has_no_models_and_counts_seconds(resolved: config.Configuration, places: Places) -> None:
+    values = written(Mms(), resolved, places)
+    assert "models" not in values
+    assert values["default_response_timeout_seconds"] == "120"
+    assert "default_response_timeout" not in values
+
+
+def test_the_command_keeps_to_the_instances_own_folders(resolved: config.Configuration, places: Places) -> None:
+    java = Java(Path("/java/bin/java"), 17, "test")
+    command = protocol.command(TorchServe(), java, Path(sys.executable), places, "-Xmx1g -Xss1m")
+    assert command[0] == "/java/bin/java"
+    assert f"-Djava.io.tmpdir={places.temporary}" in command
+    assert command[command.index("-Xmx1g") : command.index("-Xmx1g") + 2] == ["-Xmx1g", "-Xss1m"]
+    assert "--disable-token-auth" in command
+
+
+def test_a_collector_named_in_the_environment_is_the_only_one(
+    resolved: config.Configuration, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+UseParallelGC")
+    monkeypatch.setattr("host.machine.cores", lambda: 2)
+    command = protocol.command(TorchServe(), Java(Path("/java"), 17, "test"), Path(sys.executable), places, "")
+    assert "-XX:TieredStopAtLevel=1" in command
+    assert "-XX:+UseSerialGC" not in command
+
+
+def test_what_would_lead_a_server_astray_is_dropped() -> None:
+    environ = {"TS_CONFIG_FILE": "x", "MMS_CONFIG_FILE": "x", "PYTHONPATH": "x", "PYTHONHASHSEED": "0", "HOME": "/h"}
+    assert protocol.clean(environ) == {"PYTHONHASHSEED": "0", "HOME": "/h"}
+
+
+def test_threads_and_limits_reach_the_workers(resolved: config.Configuration, places: Places) -> None:
+    environment = protocol.environment(TorchServe(), Path(sys.executable), resolved, places)
+    assert environment["BEELINE_THREADS"] == environment["OMP_NUM_THREADS"] == "1"
+    assert environment["BEELINE_LONE_THREADS"] == "2"
+    assert environment["BEELINE_MAX_BYTES"] == "20000000"
+    assert environment["TMPDIR"] == environment["TEMP"] == str(places.temporary)
+
+
+def test_an_archive_stays_as_it_was_when_it_is_built_anew(resolved: config.Configuration, tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "fake.mar", "fake", "1.0", None)
+    archive.path.write_text("old")
+    places = Places(tmp_path / "scratch", tmp_path / "logs")
+    protocol.lay_out(TorchServe(), resolved, ADDRESSES, [archive], places)
+    (tmp_path / "new.mar").write_text("new")
+    (tmp_path / "new.mar").replace(archive.path)
+    assert (places.store / "fake.mar").read_text() == "old"
+    # Others may pass through to the gateway's folder, and neither list nor read.
+    assert places.temporary.stat().st_mode & 0o066 == 0
+    assert places.store.stat().st_mode & 0o077 == 0

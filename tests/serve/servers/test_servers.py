@@ -1,0 +1,221 @@
+"""Real TorchServe and real Multi Model Server: ready, scaled, healed, refused."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from beeline.errors import BeelineError
+from host import processes
+from serve.addresses import Ports
+from serve.client import InferenceClient, ManagementClient
+from serve.config import Overrides
+from serve.instance import MARK
+from serve.instance.child import Running
+from serve.scale import scale
+from serve.status import status
+from serve.up import Request, up
+from tests.conftest import GREEN, RED
+from tests.serve.conftest import MakeArchive, wait_until
+
+pytestmark = pytest.mark.server
+GOLDEN = "golden/expected.json"
+SERVERS = ("torchserve", "mms")
+
+
+def request_for(server: str, archive: Path, name: str, **numbers: int) -> Request:
+    return Request(
+        server=server,
+        wanted=(str(archive),),
+        store=archive.parent,
+        name=name,
+        overrides=Overrides(**numbers),
+        ports=Ports(0),
+        gateway="none",
+    )
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def served(request: pytest.FixtureRequest, colour_archive: Path, state_home: Path) -> Iterator[Running]:
+    """A running server with the project's handler. Its tests may leave another number of workers."""
+    environ = {**os.environ, "BEELINE_STATE": str(state_home), "LINGER_MS": "20"}
+    asked = request_for(request.param, colour_archive, f"shared-{request.param}", workers=1, batch_size=4)
+    with up(asked, print, environ) as running:
+        yield running
+    scratch = Path(running.state.temporary)
+    assert processes.marked(MARK, running.state.mark) == []
+    assert not scratch.exists()
+    assert running.instance.read() is None
+
+
+def test_ready_means_that_it_answers_as_the_archive_expects(served: Running) -> None:
+    with InferenceClient(served.state.inference) as client:
+        good, bad = client.predict("colours", RED), client.predict("colours", b"no picture")
+    assert good.status == 200, good.body
+    assert next(iter(good.json())) == "red"
+    assert good.headers["X-Batch-Size"] == "1"
+    assert bad.status == 415
+
+
+def test_both_servers_run_with_the_same_numbers(served: Running) -> None:
+    with ManagementClient(served.state.management) as management:
+        model = management.describe("colours")
+    assert model is not None
+    assert (model.batch_size, model.max_batch_delay, model.min_workers) == (4, 20, 1)
+    inherited = workers_of(served)[0].environ()
+    assert inherited["OMP_NUM_THREADS"] == inherited["BEELINE_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert inherited["BEELINE_MAX_BYTES"] == "20000000"
+
+
+def test_it_listens_on_loopback_alone(served: Running) -> None:
+    listening = [
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in marked(served)
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 2
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_a_request_leaves_no_line_in_any_log(served: Running) -> None:
+    sizes = {path.name: path.stat().st_size for path in served.instance.logs.iterdir()}
+    with InferenceClient(served.state.inference) as client:
+        for _ in range(20):
+            assert client.predict("colours", GREEN).status == 200
+    assert {path.name: path.stat().st_size for path in served.instance.logs.iterdir()} == sizes
+
+
+def test_one_limit_holds_for_raw_bodies_and_leaves_room_for_base64(served: Running) -> None:
+    limit = int(served.state.environment["BEELINE_MAX_BYTES"])
+    url = f"{served.state.inference}/predictions/colours"
+    over = requests.post(url, data=bytes(limit + 1), timeout=60)
+    assert (over.status_code, over.json()["type"]) == (413, "TooManyBytes")
+    # As large as may be, in base64: the server lets it through, the handler sees that it is no picture.
+    encoded = base64.b64encode(bytes(limit)).decode()
+    assert requests.post(url, json={"data": encoded}, timeout=60).json()["type"] == "NotAnImage"
+
+
+def test_the_curl_line_scales(served: Running) -> None:
+    url = f"{served.state.management}/models/colours?min_worker=2&synchronous=true"
+    assert requests.put(url, timeout=120).status_code == 200
+    done = scale(served.instance, served.state, "colours", 2, 4, print)
+    assert (done.workers, done.healed) == (2, False)
+    assert "'red', as expected" in done.canary
+
+
+def test_scaling_waits_until_it_is_true(served: Running) -> None:
+    for workers in (3, 1):
+        assert scale(served.instance, served.state, "colours", workers, workers, print).workers == workers
+        with ManagementClient(served.state.management) as management:
+            model = management.describe("colours")
+        assert model is not None
+        assert (model.ready, len(model.workers)) == (workers, workers)
+        # MMS forks its workers from one process more.
+        wanted = workers + (served.state.server == "mms")
+        wait_until(functools.partial(runs, served, wanted))
+
+
+def test_impossible_scaling_is_one_sentence(served: Running) -> None:
+    with pytest.raises(BeelineError, match=r"the server serves no model 'colour'; did you mean 'colours'\?"):
+        scale(served.instance, served.state, "colour", 1, 1, print)
+    with pytest.raises(BeelineError, match="--min is 2 and --max 1"):
+        scale(served.instance, served.state, "colours", 2, 1, print)
+
+
+def test_status_shows_workers_memory_and_answers(served: Running, state_home: Path) -> None:
+    (server,) = status(state_home, served.instance.name)["servers"]
+    assert server["state"] == "ready"
+    assert server["models"][0]["ready"] >= 1
+    kinds = [process["kind"] for process in server["processes"]]
+    assert kinds.count("supervisor") == kinds.count("java") == 1
+    assert all(process["megabytes"] > 1 for process in server["processes"])
+    assert server["answers"]["colours"]["200"] >= 20
+    assert server["configuration"]["models"][0]["batch_size"]["reason"] == "--batch-size"
+
+
+def test_the_same_name_and_the_same_port_are_refused(
+    served: Running, colour_archive: Path, environ: dict[str, str]
+) -> None:
+    again = request_for(served.state.server, colour_archive, served.instance.name)
+    with pytest.raises(BeelineError, match="is running; stop it with `beeline serve down`, or give another --name"):
+        up(again, print, environ)
+    port = int(served.state.inference.rpartition(":")[2])
+    other = Request(again.server, again.wanted, again.store, name="other", ports=Ports(port), gateway="none")
+    with pytest.raises(BeelineError, match=rf"port {port} is taken by java \(pid {served.state.java}\)"):
+        up(other, print, environ)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_scaling_heals_a_model_without_living_workers(
+    server: str, make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    archive = make_fake(tmp_path, expected="red", gate=gate, retry=1)
+    with up(request_for(server, archive, f"heal-{server}", workers=1), print, environ) as running:
+        gate.unlink()
+        give_up(running)
+        # 206 or 210 "scaling in progress", or 200 as long as the server takes the dead worker for READY (Multi Model
+        # Server may for good): whatever it says, nothing is healed by it.
+        plain = requests.put(f"{running.state.management}/models/fake?min_worker=1&synchronous=true", timeout=60)
+        assert plain.status_code in (200, 206, 210)
+        with pytest.raises(BeelineError, match=r"no worker of fake stays up: .*the gate is shut"):
+            scale(running.instance, running.state, "fake", 1, 1, print)
+        gate.touch()
+        done = scale(running.instance, running.state, "fake", 1, 2, print)
+        assert (done.workers, "as expected" in done.canary) == (1, True)
+        # And from none, which on MMS takes more than asking.
+        for workers in (0, 2):
+            assert scale(running.instance, running.state, "fake", workers, workers, print).workers == workers
+
+
+def give_up(running: Running) -> None:
+    """Kill the model's workers until TorchServe starts no more; MMS would go on for ever, ever more slowly."""
+    log = running.instance.logs / "server.log"
+    for worker in workers_of(running):
+        worker.kill()
+    if running.state.server == "torchserve":
+        wait_until(lambda: "Auto recovery failed again" in log.read_text())
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_worker_that_refuses_its_archive_is_reported_at_once(
+    server: str, colour_archive: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "colours.mar"
+    with zipfile.ZipFile(colour_archive) as good, zipfile.ZipFile(broken, "w") as bad:
+        files = {name: good.read(name) for name in good.namelist()}
+        # Another answer is expected, and recorded: nobody but the worker's replay can notice.
+        files[GOLDEN] = files[GOLDEN].replace(b'"red"', b'"pink"')
+        record = json.loads(files["checksums.json"])
+        record["files"][GOLDEN] = hashlib.sha256(files[GOLDEN]).hexdigest()
+        files["checksums.json"] = json.dumps(record).encode()
+        for name, data in files.items():
+            bad.writestr(name, data)
+    with pytest.raises(BeelineError, match=r"is answered 'red'.*expected 'pink'"):
+        up(request_for(server, broken, f"refused-{server}"), print, environ)
+    assert processes.marked(MARK, environ["BEELINE_STATE"] + f"/refused-{server}:") == []
+
+
+def marked(running: Running) -> list[psutil.Process]:
+    return processes.marked(MARK, running.state.mark)
+
+
+def workers_of(running: Running) -> list[psutil.Process]:
+    """Return the server's Python processes; the first of MMS's is the one that forks the others."""
+    return [each for each in marked(running) if "model_service_worker.py" in " ".join(each.cmdline())]
+
+
+def runs(running: Running, wanted: int) -> bool:
+    return len(workers_of(running)) == wanted
