@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from pathlib import Path
 
-# cgroup v2 has both numbers in one file, v1 each in its own.
-_QUOTA = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+from beeline.settings import cores
 
-
-def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many cores this process may use: its CPU affinity, less where a container's quota is tighter."""
-    usable = len(os.sched_getaffinity(0))
-    for names in _QUOTA:
-        try:
-            limit, period = (int(number) for name in names for number in (cgroup / name).read_text().split())
-        except (OSError, ValueError):
-            # Not this version, or "max": no quota.
-            continue
-        if limit > 0:
-            usable = min(usable, -(-limit // period))
-    return max(1, usable)
+__all__ = ["cores", "gpus"]
 
 
 def gpus() -> int:
