@@ -346,6 +346,7 @@ def test_no_table_is_no_router(tmp_path: Path) -> None:
     assert remote_backends.default_route(tmp_path / "nothing") == []
 
 
+@pytest.mark.server
 def test_loopback_needs_no_list_of_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert management_from(tmp_path, monkeypatch, {}) == ()
     variable = {"BEELINE_MANAGEMENT_ADDRESS": "http://0.0.0.0:0"}
