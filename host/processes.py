@@ -54,9 +54,11 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
     For one that was waited for too: what it started may live on.
     """
-    # The group is gone where the child and all it started have ended.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    # While somebody is left in the group its id is given to nobody else: a process with the id of a child that was
+    # waited for means that nobody is.
+    if process.returncode is None or not psutil.pid_exists(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:

@@ -49,6 +49,16 @@ def test_ending_a_group_that_is_gone_is_no_error(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_somebody_else_with_the_id_of_a_child_that_was_waited_for_is_left_alone(tmp_path: Path) -> None:
+    process = start_group([sys.executable, "-c", ""], tmp_path / "log", tmp_path, os.environ)
+    process.wait(10)
+    stranger = start_group(["sleep", "600"], tmp_path / "log", tmp_path, os.environ)
+    process.pid = stranger.pid
+    end_group(process)
+    assert stranger.poll() is None
+    end_group(stranger)
+
+
 def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; from host.processes import start_group\n"
