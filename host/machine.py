@@ -1,17 +1,22 @@
-"""What this machine offers: processor cores that may be used, and GPUs."""
+"""What this machine offers: processor cores and memory that may be used, and GPUs."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import psutil
+
 # cgroup v2 has both numbers in one file, v1 each in its own.
+_CGROUP = Path("/sys/fs/cgroup")
 _QUOTA = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+_MEMORY = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
 
 
-def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def cores(cgroup: Path = _CGROUP) -> int:
     """Return how many cores this process may use: its CPU affinity, less where a container's quota is tighter."""
     usable = len(os.sched_getaffinity(0))
     for names in _QUOTA:
@@ -25,13 +30,31 @@ def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, usable)
 
 
-def gpus() -> int:
-    """Return how many GPUs `nvidia-smi` lists; both servers ask it too. 0 where it is not there or fails."""
+def memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return int(psutil.virtual_memory().total)
+
+
+def free_memory(cgroup: Path = _CGROUP) -> int:
+    """Return the bytes of memory that are free, less where a container's limit is tighter."""
+    free = int(psutil.virtual_memory().available)
+    for names in _MEMORY:
+        try:
+            limit, used = (int((cgroup / name).read_text()) for name in names)
+        except (OSError, ValueError):
+            # Not this version, or "max": no limit.
+            continue
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def gpus() -> list[str]:
+    """Return the names of the GPUs that `nvidia-smi` lists; both servers ask it too. None where it fails."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return 0
+        return []
     try:
         listing = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.splitlines())
+        return []
+    return re.findall(r"^GPU \d+: (.*?)(?: \(UUID: .*)?$", listing, re.MULTILINE)

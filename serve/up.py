@@ -87,7 +87,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         request.overrides,
         environ,
         machine.cores(),
-        0 if environ.get("BEELINE_DEVICE") == "cpu" else machine.gpus(),
+        0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus()),
     )
     virtual_machine = java.find(environ)
     python = kind.prepare(say)

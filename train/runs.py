@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from host.files import write_json
 from train.config import TrainConfig, load
 from train.errors import RunError
 
@@ -116,16 +115,5 @@ def create(name: str, fingerprint: str, runs: Path = RUNS) -> Path:
 def finish(folder: Path, record: dict[str, Any]) -> Run:
     """Write `run.json`, the last file of a run, whole or not at all."""
     values = {"schema": SCHEMA, "id": folder.name, **record}
-    write_json(folder / RECORD, values)
+    write_json(folder / RECORD, values, sync=True)
     return Run(folder, values)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that a reader, or a crash, never meets half of it."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

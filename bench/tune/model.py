@@ -60,7 +60,7 @@ def find(wanted: str, folder: Path, config_file: Path, environ: Mapping[str, str
         if _SPEC not in opened.namelist():
             raise ArchiveError(f"{archive.path} has no {_SPEC}; build it with `beeline archive build`")
     read = properties.load(config_file, environ)
-    gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else machine.gpus()
+    gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
     resolved = config.resolve(read, (archive,), config.Overrides(), environ, machine.cores(), gpus)
     now = resolved.models[0]
     configured = Settings(

@@ -15,6 +15,7 @@ from typing import Any
 
 import requests
 
+from host.files import write_whole
 from serve.gateway.runtime import open_to_all
 from serve.gateway.settings import Settings
 
@@ -174,6 +175,4 @@ def _write(path: Path, data: bytes) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(path.suffix + ".tmp")
-    draft.write_bytes(data)
-    draft.replace(path)
+    write_whole(path, data)

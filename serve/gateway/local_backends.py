@@ -9,6 +9,7 @@ from pathlib import Path
 
 from beeline.errors import BeelineError
 from host import machine
+from host.files import SHORT, sha256
 from serve import addresses, config, instance, ports, properties, store
 from serve.addresses import Ports
 from serve.config import Configuration
@@ -143,11 +144,11 @@ def check_same(states: Sequence[State]) -> None:
                 f"({first.server}) {', '.join(sorted(first.archives))}; one gateway needs servers that serve the same"
             )
         for file in sorted(state.archives):
-            digests = [store.sha256(store_of(one) / file) for one in (state, first)]
+            digests = [sha256(store_of(one) / file) for one in (state, first)]
             if digests[0] != digests[1]:
                 raise BeelineError(
-                    f"{state.name} serves {file} with sha256 {digests[0][:12]}, {first.name} another one with "
-                    f"{digests[1][:12]}; one gateway needs servers that serve the same: start the older one again"
+                    f"{state.name} serves {file} with sha256 {digests[0][:SHORT]}, {first.name} another one with "
+                    f"{digests[1][:SHORT]}; one gateway needs servers that serve the same: start the older one again"
                 )
 
 

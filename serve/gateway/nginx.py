@@ -13,6 +13,7 @@ from pathlib import Path
 
 from beeline.errors import Undetermined
 from host import ROOT
+from host.files import write_whole
 from serve.gateway.settings import Backend, Settings
 from serve.values import Address
 
@@ -185,10 +186,7 @@ def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
 
 
 def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
-    path = settings.folder / "settings" / name
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    draft.replace(path)
+    write_whole(settings.folder / "settings" / name, "".join(f"{line}\n" for line in lines))
 
 
 def _user() -> list[str]:
