@@ -44,7 +44,7 @@ class Weights:
         return read(self.path)
 
 
-def find(
+def find_weights(
     architecture: str,
     file: Path | None,
     say: Say,
