@@ -26,7 +26,7 @@ _MIDDLING = 1_000_000
 _OF_GATEWAYS = " http_429 http_502 http_503"
 
 
-def find(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+def find_nginx(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
     """Return nginx's path and version; None where there is none.
 
     Raises:
