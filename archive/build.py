@@ -22,8 +22,7 @@ from archive.safety import MANIFEST
 from archive.store import STORE, Entry, expected_sha256, put
 from beeline import pixels
 from beeline.errors import ArchiveError, Undetermined
-from beeline.golden import CHECKSUMS, EXPECTED, FOLDER
-from beeline.spec import FILE_NAME, ModelSpec
+from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
 
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 _ARCHIVER = "model_archiver.model_packaging"
@@ -119,8 +118,8 @@ def _check_export(export: Path) -> ModelSpec:
             f"{export} was exported with another version of beeline/pixels.py ({spec.geometry_sha256[:SHORT]}, here "
             f"{pixels.digest()[:SHORT]}); export the model again"
         )
-    if not (export / FOLDER / EXPECTED).is_file():
-        raise ArchiveError(f"{export / FOLDER / EXPECTED} is missing; export the model again")
+    if not (export / GOLDEN / EXPECTED).is_file():
+        raise ArchiveError(f"{export / GOLDEN / EXPECTED} is missing; export the model again")
     return spec
 
 
@@ -136,10 +135,10 @@ def _stage(
     for name in spec.model.digests:
         shutil.copyfile(export / name, payload / name)
     shutil.copyfile(export / FILE_NAME, payload / FILE_NAME)
-    (payload / FOLDER).mkdir()
-    pictures = json.loads((export / FOLDER / EXPECTED).read_text(encoding="utf-8"))["pictures"]
+    (payload / GOLDEN).mkdir()
+    pictures = json.loads((export / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
     for name in (EXPECTED, *(Path(str(picture["file"])).name for picture in pictures)):
-        shutil.copyfile(export / FOLDER / name, payload / FOLDER / name)
+        shutil.copyfile(export / GOLDEN / name, payload / GOLDEN / name)
     if config is not None:
         model_config.check(config)
         shutil.copyfile(config, payload / manifest.CONFIG_FILE)

@@ -12,8 +12,7 @@ from typing import Any
 from archive import manifest, safety
 from archive.digest import SHORT
 from beeline.errors import ArchiveError, SpecError
-from beeline.golden import CHECKSUMS, EXPECTED, FOLDER
-from beeline.spec import FILE_NAME, ModelSpec
+from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
 
 GEOMETRY_CODE = "beeline/pixels.py"
 
@@ -43,7 +42,7 @@ def read(mar: Path) -> Contents:
         digests = _check_files(archive, mar, record, set(sizes))
         _check_identity(mar, record, spec, digests)
         handler = manifest.check(safety.read(archive, safety.MANIFEST, mar), spec, sizes)
-        expected = _json(archive, f"{FOLDER}/{EXPECTED}", mar)
+        expected = _json(archive, f"{GOLDEN}/{EXPECTED}", mar)
     pictures = expected.get("pictures")
     if not isinstance(pictures, list) or not pictures:
         raise ArchiveError(f"{mar} lists no golden picture; export the model again")

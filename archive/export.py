@@ -21,8 +21,7 @@ from archive.presets import rgb
 from beeline import pixels
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
-from beeline.golden import FOLDER
-from beeline.spec import FILE_NAME, Accuracy, Artifact, Geometry, ModelSpec, Provenance
+from beeline.spec import FILE_NAME, GOLDEN, Accuracy, Artifact, Geometry, ModelSpec, Provenance
 
 # Sums in parallel depend on how they are split: with a fixed number of threads the same model gives
 # the same golden pictures, however many cores are free.
@@ -109,7 +108,7 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
 
 def _check_replaceable(out: Path) -> None:
     """Let an earlier export be replaced, and nothing else be lost with it."""
-    ours = {PROGRAM_FILE, TORCHSCRIPT_FILE, FILE_NAME, FOLDER}
+    ours = {PROGRAM_FILE, TORCHSCRIPT_FILE, FILE_NAME, GOLDEN}
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
         raise ArchiveError(f"{out} exists and is no exported folder; name another, or remove it")
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from archive import contents
 from archive.digest import SHORT, file_sha256
-from beeline.golden import FOLDER
-from beeline.spec import Agreement, ModelSpec
+from beeline.spec import GOLDEN, Agreement, ModelSpec
 
 _FIRST = 8
 _DECODING = {
@@ -115,7 +114,7 @@ def _part(name: str, model: Collection[str]) -> str:
         return "model"
     if name.endswith(".py"):
         return "handler"
-    if name.startswith(f"{FOLDER}/"):
+    if name.startswith(f"{GOLDEN}/"):
         return "golden"
     return "other"
 

@@ -20,8 +20,7 @@ from archive import contents, fake_context, isolation, safety, worker_process
 from beeline.answer import Answer
 from beeline.engines import runtime
 from beeline.errors import ArchiveError, Undetermined, did_you_mean
-from beeline.golden import CHECKSUMS
-from beeline.spec import FILE_NAME, ModelSpec
+from beeline.spec import CHECKSUMS, FILE_NAME, ModelSpec
 
 SERVERS = ("torchserve", "mms")
 BATCH_SIZE = 16

@@ -14,8 +14,7 @@ from archive.digest import SHORT, file_sha256
 from archive.runner import Runner
 from beeline.answer import Answer
 from beeline.errors import ArchiveError
-from beeline.golden import FOLDER
-from beeline.spec import ModelSpec
+from beeline.spec import GOLDEN, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
         safety.unpack(mar, folder)
         names = [str(picture["file"]) for picture in held.pictures]
         with Runner(folder, server=server) as runner:
-            answers = runner.predict([(folder / FOLDER / name).read_bytes() for name in names])
+            answers = runner.predict([(folder / GOLDEN / name).read_bytes() for name in names])
     for picture, answer in zip(held.pictures, answers, strict=True):
         _compare(mar, held, picture, answer)
     seconds = time.perf_counter() - start
@@ -81,7 +80,7 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
 
 def _compare(mar: Path, held: contents.Contents, picture: dict[str, Any], answer: Answer) -> None:
     """Compare the handler's answer with the expected one; a handler of the user's may answer in its own form."""
-    name = f"{FOLDER}/{picture['file']}"
+    name = f"{GOLDEN}/{picture['file']}"
     if answer.status != 200:
         raise ArchiveError(
             f"{mar}: {name} is answered {answer.status} ({answer.body[:200]}), expected 200; build it again"

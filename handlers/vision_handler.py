@@ -24,11 +24,11 @@ from beeline.answer import Answer, check_answers, failure, prediction, probabili
 from beeline.batch import Batch
 from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
-from beeline.mms import keep_answers_whole
-from beeline.payload import Limits
-from beeline.servers import header, send, swallows_errors
+from beeline.metrics import Metrics
+from beeline.servers import header, keep_answers_whole, send, swallows_errors
+from beeline.settings import Limits
 from beeline.spec import ModelSpec
-from beeline.timing import Metrics, Spans, queue_milliseconds, server_timing
+from beeline.timing import Spans, queue_milliseconds, server_timing
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,24 +9,12 @@ from pathlib import Path
 
 import psutil
 
-# cgroup v2 has both numbers in one file, v1 each in its own.
-_CGROUP = Path("/sys/fs/cgroup")
-_QUOTA = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
-_MEMORY = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
+from beeline.settings import CGROUPS, cgroups, cores
 
+__all__ = ["cores", "free_memory", "gpus", "memory"]
 
-def cores(cgroup: Path = _CGROUP) -> int:
-    """Return how many cores this process may use: its CPU affinity, less where a container's quota is tighter."""
-    usable = len(os.sched_getaffinity(0))
-    for names in _QUOTA:
-        try:
-            limit, period = (int(number) for name in names for number in (cgroup / name).read_text().split())
-        except (OSError, ValueError):
-            # Not this version, or "max": no quota.
-            continue
-        if limit > 0:
-            usable = min(usable, -(-limit // period))
-    return max(1, usable)
+# By the controller's folder in version 1: what may be used, and what is.
+_MEMORY = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
 
 
 def memory() -> int:
@@ -35,16 +22,17 @@ def memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def free_memory(cgroup: Path = _CGROUP) -> int:
-    """Return the bytes of memory that are free, less where a container's limit is tighter."""
+def free_memory(root: Path = CGROUPS) -> int:
+    """Return the bytes of memory that are free, less where the limit of a cgroup or of a parent is tighter."""
     free = int(psutil.virtual_memory().available)
-    for names in _MEMORY:
-        try:
-            limit, used = (int((cgroup / name).read_text()) for name in names)
-        except (OSError, ValueError):
-            # Not this version, or "max": no limit.
-            continue
-        free = min(free, max(0, limit - used))
+    for controller, names in _MEMORY.items():
+        for folder in cgroups(controller, root):
+            try:
+                limit, used = (int((folder / name).read_text()) for name in names)
+            except (OSError, ValueError):
+                # Not this version, or "max": no limit.
+                continue
+            free = min(free, max(0, limit - used))
     return free
 
 

@@ -20,8 +20,8 @@ import requests
 import torch
 from PIL import Image
 
-from beeline import golden, pixels
-from beeline.spec import Artifact, Geometry, ModelSpec
+from beeline import pixels
+from beeline.spec import CHECKSUMS, Artifact, Geometry, ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("red", "green", "blue")
@@ -93,10 +93,10 @@ def write_checksums(folder: Path, spec: ModelSpec) -> None:
     files = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != golden.CHECKSUMS
+        if path.is_file() and path.name != CHECKSUMS
     }
     record = {"schema": 1, "fingerprint": spec.fingerprint(), "files": files}
-    (folder / golden.CHECKSUMS).write_text(json.dumps(record))
+    (folder / CHECKSUMS).write_text(json.dumps(record))
 
 
 def write_archive(
@@ -183,8 +183,7 @@ def pack(folder: Path, path: Path) -> Path:
     handlers = ROOT / "handlers"
     spec = ModelSpec.load(folder)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    files["vision_handler.py"] = (handlers / "vision_handler.py").read_bytes()
-    files |= {str(path.relative_to(handlers)): path.read_bytes() for path in (handlers / "beeline").rglob("*.py")}
+    files |= {path.relative_to(handlers).as_posix(): path.read_bytes() for path in handlers.rglob("*.py")}
     record = json.loads(files["checksums.json"])
     record["files"] = {
         name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "checksums.json"

@@ -23,8 +23,8 @@ from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.answer import probabilities
 from beeline.errors import ArchiveError, ConfigError
-from beeline.golden import EXPECTED, FOLDER, Forward, replay
-from beeline.spec import FILE_NAME, Artifact, ModelSpec
+from beeline.golden import Forward, replay
+from beeline.spec import EXPECTED, FILE_NAME, GOLDEN, Artifact, ModelSpec
 
 Say = Callable[[str], None]
 Convert = Callable[[Path, ModelSpec, Path, str, Pictures, Gate], Artifact]
@@ -146,7 +146,7 @@ def make(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate
     expected = agreement.scores(reference, pictures.judged, spec.output)
     found = agreement.measure(expected, agreement.scores(forward, pictures.served, spec.output), pictures.source)
     agreement.check(found, gate, str(wanted))
-    shutil.copytree(export / FOLDER, out / FOLDER)
+    shutil.copytree(export / GOLDEN, out / GOLDEN)
     made = dataclasses.replace(made, agreement=found, tolerance=_tolerance(out, made, forward, wanted))
     _still_noticed(out, made, forward, photometry, wanted)
     made.save(out / FILE_NAME)
@@ -220,8 +220,8 @@ def seconds_a_picture(folder: Path, spec: ModelSpec, pictures: Pictures) -> floa
 
 
 def _goldens(folder: Path) -> tuple[list[bytes], list[list[tuple[str, float]]], list[str]]:
-    record = json.loads((folder / FOLDER / EXPECTED).read_text(encoding="utf-8"))
-    data = [(folder / FOLDER / str(entry["file"])).read_bytes() for entry in record["pictures"]]
+    record = json.loads((folder / GOLDEN / EXPECTED).read_text(encoding="utf-8"))
+    data = [(folder / GOLDEN / str(entry["file"])).read_bytes() for entry in record["pictures"]]
     top = [[(str(label), float(value)) for label, value in entry["top"]] for entry in record["pictures"]]
     return data, top, list(record["detects"])
 
@@ -254,7 +254,7 @@ def _still_noticed(folder: Path, spec: ModelSpec, forward: Forward, photometry: 
             f"{wanted} is refused: within its tolerance of {spec.tolerance:g} the golden pictures would not notice "
             f"{mistakes.MISTAKES[lost[0]]}; take a higher precision"
         )
-    path = folder / FOLDER / EXPECTED
+    path = folder / GOLDEN / EXPECTED
     record = json.loads(path.read_text(encoding="utf-8"))
     record["detects"] = [name for name in record["detects"] if seen.get(name)]
     path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

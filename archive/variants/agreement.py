@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from beeline import pixels
 from beeline.answer import probabilities
-from beeline.engines import parsed_device
 from beeline.errors import ArchiveError, ConfigError, RequestError
 from beeline.golden import Forward
+from beeline.settings import parsed_device
 from beeline.spec import Agreement, Geometry
 
 # Fewer say too little: of 50 pictures one that differs is 2 %.

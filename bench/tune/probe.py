@@ -55,7 +55,7 @@ def _loaded(folder: Path, threads: int, paths: list[Path]) -> tuple[Callable[[in
     """Return what decodes so many pictures and runs the model on them as a worker does, and if on a device."""
     from beeline import engines
     from beeline.decoder import Decoder, jpegs_for
-    from beeline.payload import Limits
+    from beeline.settings import Limits
     from beeline.spec import ModelSpec
 
     spec = ModelSpec.load(folder)
@@ -97,7 +97,7 @@ def _device_memory(jpegs: bool) -> dict[str, int]:
     """
     import torch
 
-    from beeline.pixels import MAX_PIXELS
+    from beeline.settings import MAX_PIXELS
 
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}

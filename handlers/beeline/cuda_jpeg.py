@@ -25,6 +25,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from beeline import formats, pixels
 from beeline.errors import RequestError, SelfTestError, SpecError
+from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 
 Pixels = NDArray[np.uint8]
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 class CudaJpegs:
     """Decodes the JPEGs of a batch together, and proves when it is made that it does so rightly."""
 
-    def __init__(self, device: torch.device, geometry: Geometry, max_pixels: int = pixels.MAX_PIXELS) -> None:
+    def __init__(self, device: torch.device, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> None:
         """Decode a picture, and compare it with Pillow's.
 
         Args:

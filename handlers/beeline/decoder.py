@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from beeline import pixels
 from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
-from beeline.engines import Choice
 from beeline.errors import ConfigError, RequestError
-from beeline.payload import Limits, extract
+from beeline.payload import extract
+from beeline.settings import Choice, Limits
 from beeline.spec import Geometry
 
 if TYPE_CHECKING:

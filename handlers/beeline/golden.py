@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,8 @@ from numpy.typing import NDArray
 from beeline import pixels
 from beeline.answer import probabilities, top_labels
 from beeline.errors import SelfTestError
-from beeline.spec import ModelSpec
-
-FOLDER = "golden"
-EXPECTED = "expected.json"
-CHECKSUMS = "checksums.json"
+from beeline.files import SHORT, sha256
+from beeline.spec import CHECKSUMS, EXPECTED, GOLDEN, ModelSpec
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -40,7 +36,7 @@ def check_files(folder: Path, spec: ModelSpec) -> None:
         raise _differs("the geometry code beeline/pixels.py", spec.geometry_sha256, pixels.digest())
     for name, expected in sorted({**files, **spec.model.digests}.items()):
         try:
-            actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            actual = sha256(folder / name)
         except OSError as error:
             raise SelfTestError(f"{name} is missing; build the archive again") from error
         if actual != expected:
@@ -62,30 +58,30 @@ def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
         SelfTestError: naming the first picture, label and both values.
     """
     try:
-        pictures = json.loads((folder / FOLDER / EXPECTED).read_text(encoding="utf-8"))["pictures"]
+        pictures = json.loads((folder / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
         names = [str(entry["file"]) for entry in pictures]
         expected = [[(str(label), float(value)) for label, value in entry["top"]] for entry in pictures]
-        decoded = [pixels.decode((folder / FOLDER / name).read_bytes(), spec.geometry) for name in names]
+        decoded = [pixels.decode((folder / GOLDEN / name).read_bytes(), spec.geometry) for name in names]
     except Exception as error:
-        raise SelfTestError(f"{FOLDER}/{EXPECTED} or a picture of it cannot be read ({error}); build again") from error
+        raise SelfTestError(f"{GOLDEN}/{EXPECTED} or a picture of it cannot be read ({error}); build again") from error
     if not names:
-        raise SelfTestError(f"{FOLDER}/{EXPECTED} lists no picture; export the model again")
+        raise SelfTestError(f"{GOLDEN}/{EXPECTED} lists no picture; export the model again")
     rows = probabilities(forward(np.stack(decoded)), spec.output)
     for name, row, wanted in zip(names, rows, expected, strict=True):
         got = dict(top_labels(row, spec, len(spec.labels)))
         best = next(iter(got))
         if not np.isfinite(row).all():
-            raise SelfTestError(f"{FOLDER}/{name} gives a number that is not finite; export the model again")
+            raise SelfTestError(f"{GOLDEN}/{name} gives a number that is not finite; export the model again")
         if best != wanted[0][0]:
             raise SelfTestError(
-                f"{FOLDER}/{name} is answered {best!r} ({got[best]:.3f}), "
+                f"{GOLDEN}/{name} is answered {best!r} ({got[best]:.3f}), "
                 f"expected {wanted[0][0]!r} ({wanted[0][1]:.3f}); "
                 "model, labels or preprocessing are not those of the export: build the archive again"
             )
         for label, value in wanted:
             if abs(got.get(label, -1.0) - value) > spec.tolerance:
                 raise SelfTestError(
-                    f"{FOLDER}/{name} gives {label!r} {got.get(label, float('nan')):.3f}, expected {value:.3f} "
+                    f"{GOLDEN}/{name} gives {label!r} {got.get(label, float('nan')):.3f}, expected {value:.3f} "
                     f"within {spec.tolerance}; preprocessing or precision is not that of the export: build again"
                 )
     return len(names)
@@ -93,5 +89,6 @@ def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
 
 def _differs(what: str, expected: str, actual: str) -> SelfTestError:
     return SelfTestError(
-        f"{what} is {actual[:12]}, the archive was built with {expected[:12]}; it was changed since: build it again"
+        f"{what} is {actual[:SHORT]}, the archive was built with {expected[:SHORT]}; it was changed since: build it "
+        "again"
     )

@@ -13,17 +13,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import unquote
 
-from beeline.errors import BadEncoding, ConfigError, EmptyBody, TooManyBytes
+from beeline.errors import BadEncoding, EmptyBody, TooManyBytes
 from beeline.formats import kind_of
-from beeline.pixels import MAX_PIXELS
+from beeline.settings import Limits
 
-MAX_BYTES = 20_000_000
 _MOST_JSON_MARKS = 1_000
 _MOST_PARTS = 100
 _MOST_HEAD = 512
@@ -35,40 +32,6 @@ _OPENING = re.compile(rb"(?:\r?\n){0,2}(--[^\r\n]{1,70}?)[ \t]{0,8}(\r?\n)")
 _DISPOSITION = re.compile(rb"^content-disposition[ \t]*:((?:[^\n]|\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
 _PARAMETER = re.compile(rb';\s*([\w-]+)(\*?)[\d*]*\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))')
 _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The most bytes and pixels that one picture may have; the launcher sets both from one setting."""
-
-    max_bytes: int = MAX_BYTES
-    max_pixels: int = MAX_PIXELS
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Limits:
-        """Read `BEELINE_MAX_BYTES` and `BEELINE_MAX_PIXELS`.
-
-        Raises:
-            ConfigError: when either is no whole number over 0.
-        """
-        return cls(
-            positive(environ, "BEELINE_MAX_BYTES", MAX_BYTES),
-            positive(environ, "BEELINE_MAX_PIXELS", MAX_PIXELS),
-        )
-
-
-def positive(environ: Mapping[str, str], name: str, default: int) -> int:
-    """Return the environment variable `name` as a whole number over 0, or `default` where it is not set.
-
-    Raises:
-        ConfigError: naming the variable and its value.
-    """
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"{name} is {text!r}; set it to a whole number over 0, or unset it for {default}")
-    return int(text)
 
 
 def extract(row: object, limits: Limits) -> bytes:

@@ -21,9 +21,8 @@ from PIL import Image, UnidentifiedImageError
 from beeline import firewall, formats
 from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, TruncatedImage
 from beeline.formats import FORMATS
+from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
-
-MAX_PIXELS = 50_000_000
 
 # As Pillow names them; earlier ones, as Pillow-SIMD is, read a PNG of 16 bits as mode I.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")

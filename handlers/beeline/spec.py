@@ -21,6 +21,10 @@ from beeline.errors import SpecError, did_you_mean
 
 SCHEMA = 1
 FILE_NAME = "model_spec.json"
+# What else of ours lies in an archive: the golden pictures' folder, what it expects of them, and each file's digest.
+GOLDEN = "golden"
+EXPECTED = "expected.json"
+CHECKSUMS = "checksums.json"
 FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
 OUTPUTS = ("logits", "probabilities")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beeline.answer import Answer, failure
 from beeline.errors import RequestError
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 from serve.metrics import Collector
 from tests.conftest import ROOT
 

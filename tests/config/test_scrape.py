@@ -22,7 +22,7 @@ import requests
 import yaml
 
 from beeline.answer import Answer
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 from serve.metrics import Collector, serve_metrics
 from tests.config.conftest import PROMETHEUS, Query, dashboard, draw, fill, program, queries, variables
 

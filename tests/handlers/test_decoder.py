@@ -17,7 +17,7 @@ from PIL import Image
 from beeline.cuda_jpeg import CudaJpegs
 from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ConfigError
-from beeline.payload import Limits
+from beeline.settings import Limits
 from beeline.spec import Geometry, ModelSpec
 from tests.conftest import write_checksums
 from tests.handlers.engines.test_contract import check_all_placements

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beeline.errors import BadEncoding, ConfigError, EmptyBody, RequestError, TooManyBytes
-from beeline.payload import MAX_BYTES, Limits, extract
+from beeline.errors import BadEncoding, EmptyBody, RequestError, TooManyBytes
+from beeline.payload import extract
+from beeline.settings import Limits
 
 DATA = b"\xff\xd8\xff" + bytes(range(256))
 B64 = base64.b64encode(DATA).decode()
@@ -132,14 +133,6 @@ def test_any_row_gives_bytes_or_a_request_error(value: object) -> None:
             assert isinstance(extract(row, LIMITS), bytes)
         except RequestError as error:
             assert 400 <= error.status < 500
-
-
-def test_limits_come_from_the_environment() -> None:
-    assert Limits.from_environment({}) == Limits(MAX_BYTES, 50_000_000)
-    assert Limits.from_environment({"BEELINE_MAX_BYTES": "10", "BEELINE_MAX_PIXELS": "20"}) == Limits(10, 20)
-    for text in ("0", "-1", "20MB", "1.5", "²"):
-        with pytest.raises(ConfigError, match="BEELINE_MAX_BYTES is"):
-            Limits.from_environment({"BEELINE_MAX_BYTES": text})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torchvision import transforms
 from ts.context import Context, RequestProcessor
 
 from archive.presets import IMAGENET_MEAN, IMAGENET_STD
-from beeline import pixels
+from beeline.settings import MAX_PIXELS
 from serve.servers.protocol import MALLOC
 from vision_handler import VisionHandler
 
@@ -93,7 +93,7 @@ def test_every_awkward_picture_gets_the_references_answer(
             except Exception:  # noqa: BLE001 - whatever Pillow raises: the reference fails
                 assert answer in (400, 413, 415, 422), path.name
                 continue
-            if image.width * image.height > pixels.MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 assert answer == 413, path.name
             else:
                 assert answer == reference_top(network, handler.spec.labels, image), path.name

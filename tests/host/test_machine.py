@@ -1,8 +1,7 @@
-"""What this process may use: the affinity, and a container's limits in either version of cgroups; the GPUs."""
+"""Memory within a container's limits, and the GPUs; cores are in `tests/handlers/test_settings.py`."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,46 +11,11 @@ import pytest
 from host import machine
 
 
-@pytest.fixture(autouse=True)
-def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-
-
 def write(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     return folder
-
-
-def v1(quota: str, period: str = "100000\n") -> dict[str, str]:
-    return {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": period}
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "200000 100000\n"}, 2),
-        # Half a core more than two is used by a third.
-        ({"cpu.max": "250000 100000\n"}, 3),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "6400000 100000\n"}, 8),
-        ({"cpu.max": ""}, 8),
-        ({"cpu.max": "many cores\n"}, 8),
-        (v1("200000\n"), 2),
-        (v1("25000\n", "50000\n"), 1),
-        (v1("-1\n"), 8),
-        (v1("200000\n", ""), 8),
-        ({"cpu/cpu.cfs_quota_us": "200000\n"}, 8),
-        # Both are mounted where a system is on its way from one to the other.
-        ({"cpu.max": "max 100000\n", **v1("300000\n")}, 3),
-        ({"cpu.max": "200000 100000\n", **v1("300000\n")}, 2),
-    ],
-)
-def test_a_quota_is_rounded_up_and_never_beyond_the_affinity(tmp_path: Path, files: dict[str, str], cores: int) -> None:
-    assert machine.cores(write(tmp_path, files)) == cores
 
 
 @pytest.mark.parametrize(

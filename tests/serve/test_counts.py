@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 from serve.counts import choices, living, load, scan
 
 BEGAN = psutil.Process().create_time()

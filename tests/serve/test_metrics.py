@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beeline.answer import Answer
 from beeline.errors import BeelineError
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 from serve.metrics import Collector, Exporter, choices, load, serve_metrics
 from serve.restarts import GRACE
 
@@ -31,7 +31,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from beeline.answer import Answer
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 metrics = Metrics("colours", "1.0", {"device": {"value": "cpu", "reason": "asked for"}}, Path(sys.argv[1]))
 metrics.count([Answer(200, "OK", "{}")] * 3, [1.0] * 3, {"decode": 1.0, "forward": 20.0, "encode": 0.1})
 metrics.write()

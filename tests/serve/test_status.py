@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from beeline.answer import Answer
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 from serve.status import answers
 
 

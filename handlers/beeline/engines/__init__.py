@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -13,16 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beeline.errors import ConfigError
-from beeline.payload import positive
+from beeline.settings import Choice
 from beeline.spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A value that was chosen automatically, and why."""
-
-    value: str
-    reason: str
 
 
 class Engine(Protocol):
@@ -96,56 +87,6 @@ def choices(spec: ModelSpec, device: Choice, threads: Choice) -> dict[str, Choic
         "precision": Choice(spec.precision, built),
         "threads": threads,
     }
-
-
-def threads_of(asked: int | None, environ: Mapping[str, str]) -> Choice:
-    """Return how many threads a forward pass takes."""
-    if asked is not None:
-        return Choice(str(asked), "asked for")
-    if environ.get("BEELINE_THREADS"):
-        return Choice(str(positive(environ, "BEELINE_THREADS", 1)), "BEELINE_THREADS")
-    return Choice("1", "no BEELINE_THREADS: one thread a worker, since servers start a worker a core")
-
-
-def lone_threads_of(threads: int, environ: Mapping[str, str]) -> Choice:
-    """Return how many threads the forward pass of a lone picture takes, over the worker's own share of the cores.
-
-    Where requests queue, batches are larger and a worker keeps to its own share. On two cores, two workers and
-    ResNet-18 in int8, one client waits 25 ms in place of 38, and 50 clients get the same requests/s.
-    """
-    if not environ.get("BEELINE_LONE_THREADS"):
-        return Choice(str(threads), "no BEELINE_LONE_THREADS: as many as a batch")
-    asked = positive(environ, "BEELINE_LONE_THREADS", 1)
-    if asked <= threads:
-        return Choice(str(threads), "as many as a batch")
-    return Choice(str(asked), "BEELINE_LONE_THREADS")
-
-
-def parsed_device(asked: str) -> tuple[str, int | None]:
-    """Return `auto`, `cpu` or `cuda`, and of `cuda:<index>` the index.
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    name, colon, index = asked.partition(":")
-    if name not in ("auto", "cpu", "cuda") or (colon and (name != "cuda" or not index.isdecimal())):
-        raise ConfigError(f"BEELINE_DEVICE is {asked!r}; allowed: auto, cpu, cuda or cuda:<index>")
-    return name, int(index) if index else None
-
-
-def on_cpu(device: str | None, environ: Mapping[str, str], engine: str) -> Choice:
-    """Return the device of an engine that runs on CPUs alone.
-
-    Raises:
-        ConfigError: where another one is asked for.
-    """
-    asked = device or environ.get("BEELINE_DEVICE") or "auto"
-    if asked not in ("auto", "cpu"):
-        raise ConfigError(
-            f"BEELINE_DEVICE is {asked!r}, and this archive's engine, {engine}, runs on CPUs: use auto or cpu, or "
-            "build the archive with --engine torch"
-        )
-    return Choice("cpu", f"{engine} runs on CPUs" if asked == "auto" else "asked for")
 
 
 def warm_up(forward: Callable[[NDArray[np.uint8]], NDArray[np.float32]], spec: ModelSpec) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from beeline.engines import Choice, choices, parsed_device, threads_of, warm_up
+from beeline.engines import choices, warm_up
 from beeline.errors import ArchiveError, ConfigError
+from beeline.settings import Choice, parsed_device, threads_of
 from beeline.spec import ModelSpec
 
 INPUT = "pixels"

@@ -10,8 +10,9 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from beeline.engines import Choice, choices, lone_threads_of, on_cpu, threads_of, warm_up
+from beeline.engines import choices, warm_up
 from beeline.errors import ArchiveError
+from beeline.settings import Choice, lone_threads_of, on_cpu, threads_of
 from beeline.spec import ModelSpec
 
 # What the CPU plug-in computes the rest in where the graph says nothing; int8 layers are in the graph itself.

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beeline.engines import Choice, choices, parsed_device, threads_of, warm_up
+from beeline.engines import choices, warm_up
 from beeline.engines.cuda_graph import CudaGraphs
 from beeline.errors import ArchiveError, ConfigError
+from beeline.settings import Choice, parsed_device, threads_of
 from beeline.spec import ModelSpec
 
 _COMPUTED_IN = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

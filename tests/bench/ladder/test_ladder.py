@@ -31,9 +31,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from beeline.decoder import Decoder
-from beeline.payload import Limits
+from beeline.settings import Limits
 from beeline.spec import ModelSpec
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 from vision_handler import VisionHandler
 
 

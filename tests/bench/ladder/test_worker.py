@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from beeline.engines import Choice
+from beeline.settings import Choice
 from bench.ladder.worker import _forward
 
 

@@ -18,6 +18,7 @@ from archive import variants
 from archive.variants import CONVERTERS, Wanted
 from archive.variants.agreement import Gate, Pictures
 from beeline import pixels
+from beeline.settings import MAX_PIXELS
 from beeline.spec import ModelSpec
 from tests.conftest import BLUE, GREEN, RED, write_checksums
 from tests.handlers.test_real_pictures import independent_decode, reference_top, tops
@@ -98,7 +99,7 @@ def expected(network: torch.nn.Module, model_folder: Path, shared_data: Path) ->
             except Exception:  # noqa: BLE001 - whatever Pillow raises: the reference fails
                 found[path] = None
                 continue
-            large = image.width * image.height > pixels.MAX_PIXELS
+            large = image.width * image.height > MAX_PIXELS
             found[path] = 413 if large else reference_top(network, labels, image)
     return found
 

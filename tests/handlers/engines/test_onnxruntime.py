@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from beeline.engines import Choice
 from beeline.engines.onnxruntime import CPU, CUDA, TENSORRT, choose, settled
 from beeline.errors import ConfigError
+from beeline.settings import Choice
 
 EVERYTHING = (TENSORRT, CUDA, CPU)
 

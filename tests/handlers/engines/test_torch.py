@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from beeline.engines import parsed_device
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import Artifact, ModelSpec
@@ -85,17 +84,3 @@ def test_cuda_graphs_are_on_or_off_and_a_cpu_has_none(colour_model: Path) -> Non
     TorchEngine(colour_model, spec, device="cpu", environ={"BEELINE_CUDA_GRAPHS": "on"})
     with pytest.raises(ConfigError, match=r"BEELINE_CUDA_GRAPHS is 'yes'; allowed: on, off"):
         TorchEngine(colour_model, spec, device="cpu", environ={"BEELINE_CUDA_GRAPHS": "yes"})
-
-
-def test_devices() -> None:
-    asked = ("auto", "cpu", "cuda", "cuda:0", "cuda:3")
-    assert [parsed_device(each) for each in asked] == [
-        ("auto", None),
-        ("cpu", None),
-        ("cuda", None),
-        ("cuda", 0),
-        ("cuda", 3),
-    ]
-    for wrong in ("gpu", "cpu:0", "auto:1", "cuda:", "cuda:x", ""):
-        with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda or cuda:<index>"):
-            parsed_device(wrong)

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from beeline.answer import Answer
-from beeline.timing import Metrics
+from beeline.metrics import Metrics
 from host import processes
 from serve.gateway.prober import _STUCK
 from tests.serve.gateway.conftest import Gateway, Site, StandIn, certificate, development, wait_for
