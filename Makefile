@@ -34,7 +34,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup simd pillow serve test test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-table bench-tune bench-compare lock clean
+.PHONY: help setup simd pillow serve test test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots size check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-table bench-tune bench-compare lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -108,11 +108,16 @@ test-readme: setup ## every command block of the README, with real pictures
 
 test-all: test test-server test-bench test-browser test-shared test-train test-docker test-readme ## every tier
 
-check: setup ## format, lint, types, the layers between rooms, Dockerfiles and compose files
+size: $(if $(MODULES),setup) ## lines and files a room, against the budgets (MODULES=1: the modules that each process holds; MAR)
+	@$(if $(MODULES),.venv/bin/python .ci/modules '$(or $(MAR),$(firstword $(wildcard model_store/*.mar)))',.ci/size)
+
+check: setup ## format, lint, types, the layers between rooms, size, Dockerfiles and compose files
 	@.venv/bin/ruff format --check --quiet . || { .venv/bin/ruff format --diff --quiet .; exit 1; }
 	@.venv/bin/ruff check --quiet .
-	@.venv/bin/mypy --no-error-summary handlers host archive train serve bench cli tests
+	@.venv/bin/mypy --no-error-summary --scripts-are-modules handlers host archive train serve bench cli tests \
+		.ci/size .ci/modules
 	@.venv/bin/lint-imports
+	@.ci/size >/dev/null || [ $$? -eq 2 ]
 	@.venv/bin/hadolint docker/*.Dockerfile
 	@if docker compose version >/dev/null 2>&1; then \
 		for file in docker-compose.yml awsei-docker-compose.yml; do docker compose -f $$file config --quiet || exit 1; done; \

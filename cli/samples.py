@@ -45,7 +45,7 @@ def put(built: Built, export: Path, folder: Path | None, chosen: list[Sample] | 
     if chosen is None and built.reused and (there / samples.LIST).is_file():
         return there, "the samples are the same as before"
     source = "" if folder is None else folder.resolve().name
-    why = "the model was brought along; --samples FOLDER names some"
+    why = "the model did not come from a run; --samples FOLDER names some"
     if chosen is None and (run := export.resolve().parent).joinpath("run.json").is_file():
         chosen, source, why = _of_run(run)
     target = samples.replace(store, spec, chosen or [], source)

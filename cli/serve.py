@@ -187,7 +187,7 @@ def scale(
     result(
         asdict(done),
         as_json,
-        f"{done.model}: {done.workers} workers ready{healed} in {done.seconds:.1f} s; {done.canary}",
+        f"{done.model}: {done.workers} workers ready{healed} in {done.seconds:.1f} s; {done.golden}",
     )
 
 

@@ -115,7 +115,7 @@ def wait_for_workers(
         time.sleep(_PAUSE)
 
 
-def try_canary(inference: InferenceClient, archive: Archive, version: str | None) -> str:
+def try_golden(inference: InferenceClient, archive: Archive, version: str | None) -> str:
     """Send the archive's golden picture and compare the first label; return a sentence on what was seen.
 
     Raises:

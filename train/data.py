@@ -93,7 +93,7 @@ class DataSet:
         return hashlib.sha256(f"{self.train.digest}{self.val.digest}{self.split}".encode()).hexdigest()
 
 
-def find(
+def find_data(
     folder: Path | None,
     say: Say,
     held_out: float = 0.2,

@@ -92,7 +92,7 @@ def finished(runs: Path = RUNS) -> Iterator[Run]:
             continue
 
 
-def find(fingerprint: str, runs: Path = RUNS) -> Path | None:
+def find_run(fingerprint: str, runs: Path = RUNS) -> Path | None:
     """Return the folder of the newest finished run with this fingerprint whose checkpoint is there."""
     return next(
         (run.folder for run in finished(runs) if run.fingerprint == fingerprint and run.checkpoint.is_file()), None

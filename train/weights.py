@@ -45,7 +45,7 @@ class Weights:
         return read(self.path)
 
 
-def find(
+def find_weights(
     architecture: str,
     file: Path | None,
     say: Say,

@@ -21,7 +21,7 @@ from beeline.spec import Provenance
 def test_squeezenet_is_built_verified_and_names_pictures_it_never_saw(shared_data: Path, tmp_path: Path) -> None:
     weights = shared_data / "weights" / "squeezenet1_1-imagenet-fp16src.pth"
     samples = shared_data / "imagenet_samples"
-    preset = presets.find("imagenet")
+    preset = presets.find_preset("imagenet")
     request = ExportRequest(
         name="squeezenet1_1",
         version="1.0",

@@ -27,7 +27,12 @@ from tests.archive.variants.test_agreement import SMALL, draw
 GATE = Gate(0.95, 0.3)
 MADE_UP = ((0.0,) * 3, (1.0,) * 3)
 # What this machine lacks something for is a test of its own.
-FAST = [wanted for wanted in variants.known() if wanted != variants.REFERENCE and variants.left_out(wanted) is None]
+FAST = [
+    # It needs a C++ compiler, which the README does not ask for.
+    pytest.param(wanted, marks=[pytest.mark.server] if wanted.engine == "torch_compile" else [])
+    for wanted in variants.known()
+    if wanted != variants.REFERENCE and variants.left_out(wanted) is None
+]
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_a_backend_of_another_host_names_what_it_refuses(said: object, closed: s
 def test_a_model_that_fails_everywhere_closes_no_other_through_two_gateways(cluster: Cluster) -> None:
     backend = cluster.backend(cluster.HOSTS[0], models=("fake", "other"))
     cluster.resolve_to(cluster.HOSTS[0])
-    site = cluster.front()
+    site = cluster.gateway()
 
     def asked() -> list[int]:
         urls = (f"{site.url}/predictions/{model}" for model in ("fake", "other"))
