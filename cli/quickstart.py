@@ -72,7 +72,7 @@ def quickstart(
                 }
                 result(values, as_json, _greeting(stages, values, trained))
                 running.wait()
-        except signals.Asked as end:
+        except signals.Interrupted as end:
             say(f"stopped ({end})")
             raise typer.Exit(end.exit_code) from end
 

@@ -70,7 +70,7 @@ def up(
     with signals.as_exceptions():
         try:
             running = room.up(request, say)
-        except signals.Asked as asked:
+        except signals.Interrupted as asked:
             say(f"stopped while starting ({asked})")
             raise typer.Exit(asked.exit_code) from asked
         try:
@@ -82,7 +82,7 @@ def up(
             say("Ctrl-C stops it.")
             running.wait()
             say("stopped by `beeline serve down`")
-        except signals.Asked as asked:
+        except signals.Interrupted as asked:
             say(f"stopping ({asked}) ...")
             running.stop()
             say("stopped")

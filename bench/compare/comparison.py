@@ -19,7 +19,7 @@ from bench.compare.peer import OURS, Bench, Peer, error_text
 from bench.compare.turn import Check, Load, Turn, take
 from bench.compare.verdict import judge
 from bench.pictures import Pictures
-from host.signals import Asked
+from host.signals import Interrupted
 from serve import store
 from serve.servers.protocol import Say
 
@@ -107,7 +107,7 @@ def run(
                     _turn(entry, bench, load, asked, turn)
                     again = " again" if entry is twin else ""
                     say(f"round {number}/{rounds}: {entry.peer.name}{again}: {_told(entry)}")
-    except Asked as asked_to_end:
+    except Interrupted as asked_to_end:
         say(f"stopped ({asked_to_end}); the rounds so far count")
         interrupted = True
     return result(entries, twin, bench, load, rounds, interrupted)

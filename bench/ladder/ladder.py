@@ -12,7 +12,7 @@ from bench.ladder.plan import Plan
 from bench.ladder.process import Worker
 from bench.ladder.reference import REFERENCES, differences
 from bench.ladder.row import Row
-from host.signals import Asked
+from host.signals import Interrupted
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Ladder:
     rows: tuple[Row, ...]
     ended: str
     mix: int
-    asked: Asked | None = None
+    asked: Interrupted | None = None
 
     def fit(self, stage: str = "handler") -> Fit | None:
         """Return a stage's batch time as a line; None for fewer than two batch sizes."""
@@ -74,7 +74,7 @@ def measure(plan: Plan, watch: Callable[[Row], None] | None = None) -> Ladder:
 
     Raises:
         ArchiveError: for an archive that does not load or fails. Undetermined: for a worker that ended or hangs.
-        Asked: when it was interrupted before there was a row.
+        Interrupted: when it was interrupted before there was a row.
     """
     rows: list[Row] = []
     asked = None
@@ -88,7 +88,7 @@ def measure(plan: Plan, watch: Callable[[Row], None] | None = None) -> Ladder:
         about = worker.about
         try:
             _, ended = climb(worker.measure, plan.least, plan.most, keep)
-        except Asked as error:
+        except Interrupted as error:
             if not rows:
                 raise
             asked, ended = error, f"interrupted ({error})"
