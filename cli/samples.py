@@ -57,12 +57,11 @@ def put(built: Built, export: Path, folder: Path | None, chosen: list[Sample] | 
 def _of_run(folder: Path) -> tuple[list[Sample], str, str]:
     """Return a run's samples, its data's name, and why there are none."""
     from archive import samples
-    from train.runs import open_run
-    from train.validation import pictures
+    from train.runs import open_run, validation_pictures
 
     try:
         run = open_run(folder)
-        found = pictures(run)
+        found = validation_pictures(run)
     except BeelineError as error:
         return [], "", f"{error}, or name others with --samples FOLDER"
     chosen = samples.choose((one.path, found.labels[one.truth]) for one in found.pictures)
