@@ -31,7 +31,13 @@ def hidden_packages(runtime: Iterable[str] = ()) -> list[str]:
     Args:
         runtime: what the archive's engine imports besides `WORKER_PACKAGES`.
     """
-    installed = metadata.packages_distributions()
+    installed = dict(metadata.packages_distributions())
+    if sys.version_info < (3, 11):
+        # There it leaves out what has no top_level.txt.
+        for each in metadata.distributions():
+            if not each.read_text("top_level.txt"):
+                for name in {path.parts[0].removesuffix(".py") for path in each.files or () if path.suffix == ".py"}:
+                    installed.setdefault(name, []).append(each.metadata["Name"])
     # Some runtimes come in several distributions, as onnxruntime and onnxruntime-gpu.
     owned = (owner for name in runtime for owner in installed.get(name, (name,)))
     allowed = _with_requirements((*WORKER_PACKAGES, *_IN_PLACE, *owned))
