@@ -184,7 +184,7 @@ def pack(folder: Path, path: Path) -> Path:
     spec = ModelSpec.load(folder)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     files["vision_handler.py"] = (handlers / "vision_handler.py").read_bytes()
-    files |= {f"beeline/{path.name}": path.read_bytes() for path in (handlers / "beeline").glob("*.py")}
+    files |= {str(path.relative_to(handlers)): path.read_bytes() for path in (handlers / "beeline").rglob("*.py")}
     record = json.loads(files["checksums.json"])
     record["files"] = {
         name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "checksums.json"
