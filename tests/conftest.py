@@ -20,8 +20,8 @@ import requests
 import torch
 from PIL import Image
 
-from beeline import golden, pixels
-from beeline.spec import Artifact, Geometry, ModelSpec
+from beeline import pixels
+from beeline.spec import CHECKSUMS, Artifact, Geometry, ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("red", "green", "blue")
@@ -93,10 +93,10 @@ def write_checksums(folder: Path, spec: ModelSpec) -> None:
     files = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != golden.CHECKSUMS
+        if path.is_file() and path.name != CHECKSUMS
     }
     record = {"schema": 1, "fingerprint": spec.fingerprint(), "files": files}
-    (folder / golden.CHECKSUMS).write_text(json.dumps(record))
+    (folder / CHECKSUMS).write_text(json.dumps(record))
 
 
 def write_archive(

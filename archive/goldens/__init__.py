@@ -19,8 +19,8 @@ from archive.graph import Differentiable
 from beeline import pixels
 from beeline.answer import probabilities, top_labels
 from beeline.errors import ArchiveError, RequestError
-from beeline.golden import EXPECTED, FOLDER, Forward, replay
-from beeline.spec import Geometry, ModelSpec
+from beeline.golden import Forward, replay
+from beeline.spec import EXPECTED, FOLDER, Geometry, ModelSpec
 
 # Top-1 of every golden picture is at least this sure; what is less sure could tip over by rounding.
 FLOOR = 0.65

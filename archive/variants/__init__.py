@@ -23,8 +23,8 @@ from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.answer import probabilities
 from beeline.errors import ArchiveError, ConfigError
-from beeline.golden import EXPECTED, FOLDER, Forward, replay
-from beeline.spec import FILE_NAME, Artifact, ModelSpec
+from beeline.golden import Forward, replay
+from beeline.spec import EXPECTED, FILE_NAME, FOLDER, Artifact, ModelSpec
 
 Say = Callable[[str], None]
 Convert = Callable[[Path, ModelSpec, Path, str, Pictures, Gate], Artifact]

@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 from beeline import pixels
 from beeline.answer import probabilities, top_labels
 from beeline.errors import SelfTestError
-from beeline.spec import ModelSpec
-
-FOLDER = "golden"
-EXPECTED = "expected.json"
-CHECKSUMS = "checksums.json"
+from beeline.spec import CHECKSUMS, EXPECTED, FOLDER, ModelSpec
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 

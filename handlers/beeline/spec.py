@@ -21,6 +21,10 @@ from beeline.errors import SpecError, did_you_mean
 
 SCHEMA = 1
 FILE_NAME = "model_spec.json"
+# Beside it: the golden pictures' folder, the file in that which lists them, and every file's digest.
+FOLDER = "golden"
+EXPECTED = "expected.json"
+CHECKSUMS = "checksums.json"
 FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
 OUTPUTS = ("logits", "probabilities")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")

@@ -23,11 +23,10 @@ import pytest
 from numpy.typing import NDArray
 from ts.context import Context, RequestProcessor
 
-from beeline import golden
 from beeline.answer import Answer
 from beeline.batch import Batch
 from beeline.errors import BeelineError, SelfTestError
-from beeline.spec import ModelSpec
+from beeline.spec import CHECKSUMS, ModelSpec
 from tests.conftest import BLUE, GREEN, RED, picture
 from vision_handler import VisionHandler
 
@@ -289,7 +288,7 @@ def _tamper(folder: Path, edit_spec: Callable[..., ModelSpec], how: str) -> None
     elif how == "no golden":
         shutil.rmtree(folder / "golden")
     elif how == "no checksums":
-        (folder / golden.CHECKSUMS).unlink()
+        (folder / CHECKSUMS).unlink()
     elif how == "other answers recorded":
         expected = json.loads((folder / "golden" / "expected.json").read_text())
         expected["pictures"][0]["top"] = [["blue", 0.99], ["red", 0.01]]
