@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from archive.mar import Archive
+from archive.store import find
 from beeline.errors import BeelineError, Undetermined, did_you_mean
 from serve import servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
@@ -13,7 +15,6 @@ from serve.config import ModelSettings, model_settings
 from serve.instance import Instance, State
 from serve.ready import Watch, try_golden
 from serve.servers.protocol import Say, Server
-from serve.store import Archive, find
 
 _PAUSE = 0.2
 # Seconds without any process that could become a worker, before a model counts as given up. Where other

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from archive import store
+from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
 from host import ROOT, machine
-from serve import addresses, config, instance, properties, servers, store
+from serve import addresses, config, instance, properties, servers
 from serve.addresses import Addresses, Ports
 from serve.client import InferenceClient, ManagementClient
 from serve.gateway import catalog, runtime
@@ -127,7 +129,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     return running
 
 
-def _archives(kind: Server, request: Request) -> tuple[store.Archive, ...]:
+def _archives(kind: Server, request: Request) -> tuple[Archive, ...]:
     archives = store.find(request.store, request.wanted, request.listed)
     names = store.names(archives)
     if not kind.versions and len(names) < len(archives):
@@ -149,7 +151,7 @@ class _Start:
     kind: Server
     resolved: config.Configuration
     addresses: Addresses
-    archives: tuple[store.Archive, ...]
+    archives: tuple[Archive, ...]
     gateway: Choice
     request: Request
     properties: properties.Properties
@@ -206,7 +208,7 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
 
 
 def _wait(
-    running: Running, kind: Server, resolved: config.Configuration, archives: tuple[store.Archive, ...], say: Say
+    running: Running, kind: Server, resolved: config.Configuration, archives: tuple[Archive, ...], say: Say
 ) -> None:
     """Wait for Java, then for every model's workers and its golden picture."""
     with ManagementClient(running.state.management) as management:

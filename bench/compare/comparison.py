@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from archive import mar, store
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 from bench.compare import agreement, torchscript
@@ -20,7 +19,6 @@ from bench.compare.turn import Check, Load, Turn, take
 from bench.compare.verdict import judge
 from bench.pictures import Pictures
 from host.signals import Interrupted
-from serve import store
 from serve.servers.protocol import Say
 
 Take = Callable[[Peer, Bench, Load, Check | None], Turn]
@@ -190,9 +188,6 @@ def _row(entry: Entry, first: Entry | None, bench: Bench) -> dict[str, Any]:
 
 
 def _unpack(archive: Path, folder: Path) -> ModelSpec:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            opened.extractall(folder)
-        return ModelSpec.load(folder)
-    except (OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
-        raise ArchiveError(f"{archive} cannot be unpacked ({error}); build it with `beeline archive build`") from error
+    folder.mkdir()
+    mar.unpack(archive, folder)
+    return ModelSpec.load(folder)

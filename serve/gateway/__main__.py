@@ -14,8 +14,9 @@ import threading
 import time
 from pathlib import Path
 
+from archive import store
 from beeline.errors import BeelineError
-from serve import metrics, store
+from serve import metrics
 from serve.gateway import catalog, nginx, runtime
 from serve.gateway.catalog_copy import CatalogCopy
 from serve.gateway.discovery import Discovery

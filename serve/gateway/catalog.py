@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from archive.mar import Archive
 from beeline.errors import BeelineError
 from host.files import write_json
 from serve.config import Configuration, ModelSettings
 from serve.gateway.runtime import open_to_all
 from serve.gateway.settings import Settings
-from serve.store import GOLDEN, Archive
 
 # Reads an archive's card; given by whoever knows archives.
 Card = Callable[[Path], Mapping[str, Any]]
@@ -122,13 +121,10 @@ def _samples(settings: Settings, archive: Archive, store: Path) -> list[dict[str
 
 
 def _golden(archive: Archive, target: Path) -> list[dict[str, Any]]:
-    if archive.canary is None:
-        return []
     found = []
-    with zipfile.ZipFile(archive.path) as members:
-        for picture in json.loads(members.read(GOLDEN))["pictures"]:
-            file = Path(str(picture["file"])).name
-            if _SAFE.fullmatch(file):
-                (target / file).write_bytes(members.read(f"golden/{file}"))
-                found.append({"file": file, "label": str(picture["top"][0][0]), "source": "drawn for its self-test"})
+    for golden in archive.goldens:
+        file = Path(golden.file).name
+        if _SAFE.fullmatch(file):
+            (target / file).write_bytes(archive.golden_bytes(golden))
+            found.append({"file": file, "label": golden.label, "source": "drawn for its self-test"})
     return found

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+from archive import store
+from archive.mar import Archive
 from beeline.errors import BeelineError
 from host import machine
 from host.files import SHORT, sha256
-from serve import addresses, config, instance, ports, properties, store
+from serve import addresses, config, instance, ports, properties
 from serve.addresses import Ports
 from serve.config import Configuration
 from serve.gateway import catalog, runtime
@@ -20,7 +22,6 @@ from serve.gateway.kinds import choose, public
 from serve.gateway.settings import Backend
 from serve.instance import State
 from serve.servers.protocol import Places, keep
-from serve.store import Archive
 from serve.values import Address
 
 Say = Callable[[str], None]

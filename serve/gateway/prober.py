@@ -18,12 +18,12 @@ from typing import Any
 
 import requests
 
+from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
 from serve.client import InferenceClient, ManagementClient
 from serve.counts import load
 from serve.gateway.settings import Backend, Settings
 from serve.ready import Busy, try_golden
-from serve.store import Archive
 
 logger = logging.getLogger("prober")
 # Seconds between two looks at a server that starts, and at one that is ready; and between two golden

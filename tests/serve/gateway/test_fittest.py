@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from archive.store import find
 from serve.gateway.discovery import Watched
 from serve.gateway.prober import Probe, Seen, closed_together, fittest, together
 from serve.gateway.settings import Backend
-from serve.store import find
 from tests.serve.conftest import MakeArchive
 from tests.serve.gateway.conftest import Cluster, Peer, wait_for
 
