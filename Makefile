@@ -10,13 +10,19 @@ WHAT ?= gateway overload containers path decoders table tune compare
 GOAL ?= --p95 1s --clients 16
 # Processes that share the tests of a tier, a file at a time: real servers spend half of their time waiting.
 PARALLEL ?= 2
+# The tests that need nothing but what the README asks for.
+FAST := not server and not bench and not browser and not docker and not train and not shared and not readme
+# Those on which handlers and archive are tested; "oldest newest" are those of this machine.
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
 TOGETHER := .venv/bin/pytest -q -n $(PARALLEL) --dist loadfile
 
 # Downloading another Python is never wanted; warm bytecode halves a worker's start.
 export UV_PYTHON_DOWNLOADS := never
 export UV_NO_PROGRESS := 1
-UV := .venv/bin/uv
-READY := .venv/.ready
+# tests/pythons names others.
+VENV := .venv
+UV := $(VENV)/bin/uv
+READY := $(VENV)/.ready
 # What the servers ask for and no process in an image imports; Pillow-SIMD is in Pillow's place.
 UNUSED := pillow wheel packaging
 # OpenVINO and NNCF send nothing where the package that would is not there. So it is left out, and what is locked is
@@ -27,14 +33,15 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.10 --generate-h
 PILLOW := $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps -r .venv/pillow.txt
 PILLOW_SIMD = CC="$(SIMD_CC)" $(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps \
 	--no-build-isolation -r requirements/pillow-simd.txt
-NO_SIMD = $(UV) pip uninstall --quiet --python .venv/bin/python pillow-simd pillow-avif-plugin
+NO_SIMD = $(UV) pip uninstall --quiet --python $(VENV)/bin/python pillow-simd pillow-avif-plugin
 
-# The first Python that really runs, is 3.10 to 3.12 and has venv with pip.
-PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
-	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+# The first Python that really runs, is 3.10 to 3.14 and has venv with pip. Those come first that the packages have been
+# tried with for longest; python3 is last, since it may be any.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3.13 python3.14 python3; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup simd pillow serve test test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-table bench-tune bench-compare lock clean
+.PHONY: help setup simd pillow serve test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots size check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-table bench-tune bench-compare lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -42,15 +49,15 @@ help: ## list the verbs
 setup: $(READY) ## make the environment in .venv from the hashed lock file
 
 $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
-	@test -n '$(PYTHON)' || { echo "make: no Python 3.10, 3.11 or 3.12 with venv on the PATH;" \
+	@test -n '$(PYTHON)' || { echo "make: no Python 3.10 to 3.14 with venv on the PATH;" \
 		"install one (Debian: apt-get install python3-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@echo "setting up .venv with $$($(PYTHON) --version): once, about 5 GB with PyTorch's CUDA parts"
-	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@echo "setting up $(VENV) with $$($(PYTHON) --version): once, about 5 GB with PyTorch's CUDA parts"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@# Pillow and Pillow-SIMD are one folder: what `make simd` put there goes first.
-	@if ls -d .venv/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD) pillow; fi
-	@$(UV) pip install --quiet --python .venv/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
-	@$(UV) pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	@if ls -d $(VENV)/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD) pillow; fi
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Both are fetched, and the second is built, before what is there is taken away; then they are in the cache, which
@@ -72,7 +79,10 @@ serve: ## everything: data, training, archive, a running server (SERVER=mms; ARG
 		exec .venv/bin/beeline quickstart --server $(SERVER) $(ARGS) --setup-seconds $$((SECONDS - start))
 
 test: setup ## the fast tests: no server, no training
-	@$(TOGETHER) -m "not server and not bench and not browser and not docker and not train and not shared and not readme"
+	@$(TOGETHER) -m "$(FAST)"
+
+test-pythons: ## the fast tests of handlers and archive on each Python (PYTHONS="3.10 3.14"; 3.14 in a container where it is missing)
+	@FAST='$(FAST)' PARALLEL=$(PARALLEL) tests/pythons $(PYTHONS)
 
 test-server: setup ## the tests on real TorchServe, Multi Model Server and nginx
 	@$(TOGETHER) -m "server and not shared and not train and not docker"
@@ -106,13 +116,18 @@ test-gpu: setup ## the tests on a CUDA device, which no other tier runs
 test-readme: setup ## every command block of the README, with real pictures
 	@.venv/bin/pytest -q -m readme
 
-test-all: test test-server test-bench test-browser test-shared test-train test-docker test-readme ## every tier
+test-all: test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-readme ## every tier
 
-check: setup ## format, lint, types, the layers between rooms, Dockerfiles and compose files
+size: $(if $(MODULES),setup) ## lines and files a room, against the budgets (MODULES=1: the modules that each process holds; MAR)
+	@$(if $(MODULES),.venv/bin/python .ci/modules '$(or $(MAR),$(firstword $(wildcard model_store/*.mar)))',.ci/size)
+
+check: setup ## format, lint, types, the layers between rooms, size, Dockerfiles and compose files
 	@.venv/bin/ruff format --check --quiet . || { .venv/bin/ruff format --diff --quiet .; exit 1; }
 	@.venv/bin/ruff check --quiet .
-	@.venv/bin/mypy --no-error-summary handlers host archive train serve bench cli tests
+	@.venv/bin/mypy --no-error-summary --scripts-are-modules handlers host archive train serve bench cli tests \
+		.ci/size .ci/modules
 	@.venv/bin/lint-imports
+	@.ci/size >/dev/null || [ $$? -eq 2 ]
 	@.venv/bin/hadolint docker/*.Dockerfile
 	@if docker compose version >/dev/null 2>&1; then \
 		for file in docker-compose.yml awsei-docker-compose.yml; do docker compose -f $$file config --quiet || exit 1; done; \

@@ -16,16 +16,34 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from archive import manifest, model_config, verify
-from archive.digest import SHORT, file_sha256
-from archive.safety import MANIFEST
+import yaml
+
+from archive import verify
+from archive.mar import CONFIG_FILE, CREATED, HANDLER, MANIFEST
 from archive.store import STORE, Entry, expected_sha256, put
 from beeline import pixels
-from beeline.errors import ArchiveError, Undetermined
+from beeline.errors import ArchiveError, ConfigError, Undetermined, did_you_mean
 from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
+from host.files import SHORT, sha256
 
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 _ARCHIVER = "model_archiver.model_packaging"
+# What TorchServe would let this file override; `config/config.properties` is the one place for it.
+_OWNED_KEYS = {
+    "batchSize",
+    "maxBatchDelay",
+    "minWorkers",
+    "maxWorkers",
+    "jobQueueSize",
+    "responseTimeout",
+    "startupTimeout",
+}
+_CONFIG_KEYS = {"deviceType": (str,), "deviceIds": (list,), "maxRetryTimeoutInSec": (int,), "useJobTicket": (bool,)}
+_REFUSED_KEYS = {
+    "clientTimeoutInMills": "clients whose time is over would wait forever without an answer",
+    "asyncCommunication": "batches of two and more hang",
+    "useVenv": "the worker would install packages when it starts",
+}
 # The oldest time that a zip file can tell.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -84,9 +102,9 @@ def build(
         raw = _archive(scratch, spec, entry_file, has_config=config is not None)
         draft = scratch / f"{spec.name}.mar"
         _normalise(raw, draft)
-        digest, size = file_sha256(draft), draft.stat().st_size
+        digest, size = sha256(draft), draft.stat().st_size
         path = store / draft.name
-        if reuse and expected_sha256(path) == digest and path.is_file() and file_sha256(path) == digest:
+        if reuse and expected_sha256(path) == digest and path.is_file() and sha256(path) == digest:
             return Built(path, digest, size, spec, time.perf_counter() - start, reused=True)
         verified = _verify(draft, path) if check else None
         put(store, draft, path.name, Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured))
@@ -108,7 +126,7 @@ def _check_export(export: Path) -> ModelSpec:
         model = export / name
         if not model.is_file():
             raise ArchiveError(f"{model} is missing; export the model again")
-        actual = file_sha256(model)
+        actual = sha256(model)
         if actual != expected:
             raise ArchiveError(
                 f"{model} has sha256 {actual[:SHORT]}, its spec says {expected[:SHORT]}; export the model again"
@@ -131,7 +149,7 @@ def _stage(
 ) -> str:
     """Lay out the archive's files in `payload` with their checksums; return the handler's file name."""
     shutil.copytree(handlers, payload, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-    entry_file = manifest.HANDLER
+    entry_file = HANDLER
     if handler is not None:
         entry_file = _check_handler(handler, payload)
         shutil.copyfile(handler, payload / entry_file)
@@ -143,14 +161,44 @@ def _stage(
     for name in (EXPECTED, *(Path(str(picture["file"])).name for picture in pictures)):
         shutil.copyfile(export / GOLDEN / name, payload / GOLDEN / name)
     if config is not None:
-        model_config.check(config)
-        shutil.copyfile(config, payload / manifest.CONFIG_FILE)
+        check_config(config)
+        shutil.copyfile(config, payload / CONFIG_FILE)
     files = {
-        path.relative_to(payload).as_posix(): file_sha256(path) for path in sorted(payload.rglob("*")) if path.is_file()
+        path.relative_to(payload).as_posix(): sha256(path) for path in sorted(payload.rglob("*")) if path.is_file()
     }
     record = {"schema": 1, "fingerprint": spec.fingerprint(), "files": dict(sorted(files.items()))}
     (payload / CHECKSUMS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return entry_file
+
+
+def check_config(path: Path) -> None:
+    """Refuse a user's model-config.yaml with anything that we do not serve with; TorchServe ignores unknown keys.
+
+    Raises:
+        ConfigError: naming the key, its value and the fix.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML ({why}); mend it or leave --model-config out") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: keys and values, as deviceType: cpu")
+    for key, value in values.items():
+        if key in _OWNED_KEYS:
+            raise ConfigError(
+                f"{path} sets {key} to {value!r}, which would override config/config.properties; "
+                "set it there, under models"
+            )
+        if key in _REFUSED_KEYS:
+            raise ConfigError(f"{path} sets {key} to {value!r}; leave it out: {_REFUSED_KEYS[key]}")
+        if key not in _CONFIG_KEYS:
+            raise ConfigError(
+                f"{path} has the unknown key {key!r}{did_you_mean(str(key), _CONFIG_KEYS | dict.fromkeys(_OWNED_KEYS))}"
+            )
+        if type(value) not in _CONFIG_KEYS[key]:
+            wanted = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}[_CONFIG_KEYS[key][0]]
+            raise ConfigError(f"{path} sets {key} to {value!r}; allowed: {wanted}")
 
 
 def _check_handler(handler: Path, payload: Path) -> str:
@@ -163,7 +211,7 @@ def _check_handler(handler: Path, payload: Path) -> str:
         or (payload / handler.stem).exists()
     ):
         raise ArchiveError(
-            f"the handler {handler} cannot be called that; name it like a Python module and unlike {manifest.HANDLER}"
+            f"the handler {handler} cannot be called that; name it like a Python module and unlike {HANDLER}"
         )
     try:
         body = ast.parse(handler.read_text(encoding="utf-8"), name).body
@@ -194,7 +242,7 @@ def _archive(scratch: Path, spec: ModelSpec, entry_file: str, has_config: bool) 
     command = [sys.executable, "-m", _ARCHIVER, "--model-name", spec.name, "--version", spec.version]
     command += ["--serialized-file", f"payload/{spec.model.file}", "--handler", f"payload/{entry_file}"]
     command += ["--extra-files", "payload", "--export-path", "raw", "--archive-format", "zip-store"]
-    command += ["--config-file", f"payload/{manifest.CONFIG_FILE}"] if has_config else []
+    command += ["--config-file", f"payload/{CONFIG_FILE}"] if has_config else []
     environment = {**os.environ, "TMPDIR": str(temporary.resolve())}
     done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
     raw = out / f"{spec.name}.mar"
@@ -216,8 +264,13 @@ def _normalise(raw: Path, out: Path) -> None:
             info.create_system = 3
             info.external_attr = (stat.S_IFREG | 0o644) << 16
             if name == MANIFEST:
-                target.writestr(info, manifest.canonical(source.read(name)))
+                target.writestr(info, _canonical(source.read(name)))
                 continue
             info.file_size = source.getinfo(name).file_size
             with source.open(name) as reader, target.open(info, "w") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _canonical(raw: bytes) -> bytes:
+    """Return the archiver's manifest with a fixed date, sorted and indented."""
+    return (json.dumps({**json.loads(raw), "createdOn": CREATED}, indent=2, sort_keys=True) + "\n").encode()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from archive import goldens
-from archive.digest import file_sha256
 from archive.goldens.mistakes import check_names
 from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
 from archive.presets import rgb
@@ -22,6 +21,7 @@ from beeline import pixels
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
 from beeline.spec import FILE_NAME, GOLDEN, Accuracy, Artifact, Geometry, ModelSpec, Provenance
+from host.files import sha256
 
 # Sums in parallel depend on how they are split: with a fixed number of threads the same model gives
 # the same golden pictures, however many cores are free.
@@ -90,7 +90,7 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
         graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)
         _check_outputs(graph, request)
         model = graph.save(draft)
-        spec = _spec(request, Artifact(model.name, graph.format, file_sha256(model), request.architecture))
+        spec = _spec(request, Artifact(model.name, graph.format, sha256(model), request.architecture))
         spec.save(draft / FILE_NAME)
         engine = TorchEngine(draft, spec, device="cpu", threads=_THREADS)
         _check_saved(graph, engine, request.geometry.crop)

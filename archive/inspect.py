@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archive import contents
-from archive.digest import SHORT, file_sha256
+from archive import mar as reader
 from beeline.spec import GOLDEN, Agreement, ModelSpec
+from host.files import SHORT, sha256
 
 _FIRST = 8
 _DECODING = {
@@ -90,7 +90,7 @@ def card(mar: Path) -> Card:
     Raises:
         ArchiveError: when it is unsafe, damaged or was changed.
     """
-    held = contents.read(mar)
+    held = reader.check(mar)
     code = {name: digest for name, digest in held.digests.items() if name.endswith(".py")}
     version = hashlib.sha256("".join(f"{name} {code[name]}\n" for name in sorted(code)).encode()).hexdigest()
     parts = {"model": 0, "handler": 0, "golden": 0, "other": 0}
@@ -98,7 +98,7 @@ def card(mar: Path) -> Card:
         parts[_part(name, held.spec.model.digests)] += size
     return Card(
         mar=mar,
-        sha256=file_sha256(mar),
+        sha256=sha256(mar),
         bytes=mar.stat().st_size,
         spec=held.spec,
         handler=held.handler,

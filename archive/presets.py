@@ -71,7 +71,7 @@ def names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
-def find(name: str, architecture: str | None = None) -> Preset:
+def find_preset(name: str, architecture: str | None = None) -> Preset:
     """Return the preset `name`.
 
     Args:

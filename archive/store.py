@@ -1,22 +1,25 @@
-"""The store: a folder of archives and index.json, which says what each was when it was built."""
+"""The one store: a folder of archives, and index.json, which says what each was when it was built."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from archive.digest import SHORT, file_sha256
-from beeline.errors import ArchiveError
+from archive import mar
+from archive.mar import Archive
+from beeline.errors import ArchiveError, did_you_mean
+from host import ROOT
+from host.files import SHORT, locked, sha256, write_json
 
-STORE = Path(__file__).resolve().parents[1] / "model_store"
+STORE = ROOT / "model_store"
 INDEX = "index.json"
 _SCHEMA = 1
+# TorchServe separates archives by commas in a value that ends at a space.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -45,28 +48,68 @@ class Listed:
     entry: Entry | None
 
 
+def find(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
+    """Return the archives named by `wanted`, else every one in `store`.
+
+    Args:
+        store: a folder of `.mar` files, with `index.json` beside them or without.
+        wanted: each a file name in the store with or without `.mar`, or the path of a `.mar` anywhere.
+        listed: whether the index must list each with its sha256.
+
+    Raises:
+        ArchiveError: for an empty store, a missing or unreadable archive, one that differs from the index
+            or is not in it and must be, or two of the same model and version.
+    """
+    paths = [_path(store, name) for name in dict.fromkeys(wanted)] if wanted else sorted(store.glob("*.mar"))
+    if not paths:
+        raise ArchiveError(f"{store} holds no archive; build one with `beeline archive build`, or name another --store")
+    for path in paths:
+        if not _FILE_NAME.fullmatch(path.name):
+            raise ArchiveError(f"{path} cannot be served under that name; use letters, digits, '.', '_' and '-' only")
+    archives = tuple(mar.read(path) for path in paths)
+    seen: dict[tuple[str, str], Path] = {}
+    for archive in archives:
+        _check(archive.path, listed)
+        key = (archive.model, archive.version)
+        if key in seen:
+            raise ArchiveError(
+                f"{seen[key]} and {archive.path} are both {archive.model} {archive.version}; name one with --model"
+            )
+        seen[key] = archive.path
+    return archives
+
+
+def locate(given: Path, store: Path = STORE) -> Path:
+    """Return the path of an archive given by its path, or by its name in the store; it need not be there."""
+    named = store / (given.name if given.suffix == ".mar" else f"{given.name}.mar")
+    return named if not given.exists() and len(given.parts) == 1 and named.exists() else given
+
+
+def names(archives: Iterable[Archive]) -> tuple[str, ...]:
+    """Return the models' names, each once, in order."""
+    return tuple(dict.fromkeys(archive.model for archive in archives))
+
+
 def read_index(store: Path) -> dict[str, Entry]:
     """Return the index by file name; empty where there is none.
 
     Raises:
         ArchiveError: when it cannot be read.
     """
-    path = store / INDEX
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["schema"] != _SCHEMA:
-            raise ValueError(f"schema {values['schema']!r}, this version reads {_SCHEMA}")
-        return {str(file): Entry(**entry) for file, entry in values["archives"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArchiveError(f"{path} cannot be read ({error}); remove it and build its archives again") from error
+        return {file: Entry(**entry) for file, entry in _entries(store).items()}
+    except TypeError as error:
+        raise _unreadable(store, error) from error
 
 
-def expected_sha256(mar: Path) -> str | None:
-    """Return what the index beside an archive says of it; None when it is not listed."""
-    entry = read_index(mar.parent).get(mar.name)
-    return entry.sha256 if entry else None
+def expected_sha256(path: Path) -> str | None:
+    """Return what the index beside an archive says of it; None when it is not listed.
+
+    Raises:
+        ArchiveError: when the index cannot be read.
+    """
+    expected: str | None = _entries(path.parent).get(path.name, {}).get("sha256")
+    return expected
 
 
 def put(store: Path, draft: Path, file: str, entry: Entry) -> None:
@@ -75,13 +118,12 @@ def put(store: Path, draft: Path, file: str, entry: Entry) -> None:
     Raises:
         ArchiveError: when the index cannot be read.
     """
-    with _locked(store):
-        index = read_index(store)
-        index[file] = entry
+    with locked(store / ".lock"):
+        index = {**read_index(store), file: entry}
         draft.chmod(0o644)
         draft.replace(store / file)
-        values = {"schema": _SCHEMA, "archives": {name: asdict(index[name]) for name in sorted(index)}}
-        _write_whole(store / INDEX, json.dumps(values, indent=2) + "\n")
+        archives = {name: asdict(index[name]) for name in sorted(index)}
+        write_json(store / INDEX, {"schema": _SCHEMA, "archives": archives}, mode=0o644)
 
 
 def listing(store: Path) -> list[Listed]:
@@ -97,6 +139,55 @@ def listing(store: Path) -> list[Listed]:
     return [_listed(store / name, index.get(name), name in files) for name in sorted(files | set(index))]
 
 
+def _entries(store: Path) -> dict[str, dict[str, Any]]:
+    try:
+        values = json.loads((store / INDEX).read_text(encoding="utf-8"))
+        if values["schema"] != _SCHEMA:
+            raise ValueError(f"schema {values['schema']!r}, this version reads {_SCHEMA}")
+        return {str(file): dict(entry) for file, entry in values["archives"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(store, error) from error
+
+
+def _unreadable(store: Path, error: Exception) -> ArchiveError:
+    return ArchiveError(f"{store / INDEX} cannot be read ({error}); remove it and build its archives again")
+
+
+def _path(store: Path, name: str) -> Path:
+    given = Path(name)
+    if given.suffix == ".mar" and len(given.parts) > 1:
+        path = given.resolve()
+        known: list[str] = []
+    else:
+        path = store / (name if given.suffix == ".mar" else f"{name}.mar")
+        known = [entry.stem for entry in store.glob("*.mar")]
+    if path.is_file():
+        return path
+    hint = did_you_mean(path.stem, known) if known else "; build it with `beeline archive build`"
+    raise ArchiveError(f"{path} is missing{hint}")
+
+
+def _check(path: Path, listed: bool) -> None:
+    """Compare with the index beside the archive, or, where that does not list it, with the archive's own record."""
+    expected = expected_sha256(path)
+    if expected is not None:
+        actual = sha256(path)
+        if actual != expected:
+            raise ArchiveError(
+                f"{path} has sha256 {actual[:SHORT]}, {INDEX} says {str(expected)[:SHORT]}; "
+                "it was changed after it was built: build it again with `beeline archive build`"
+            )
+    elif listed:
+        raise ArchiveError(
+            f"{path} is not in the {INDEX} beside it, and only archives that it lists with their sha256 are served "
+            "here; build it into this store with `beeline archive build`"
+        )
+    else:
+        mar.check_record(path)
+
+
 def _listed(path: Path, entry: Entry | None, there: bool) -> Listed:
     if entry is None:
         return Listed(
@@ -104,24 +195,8 @@ def _listed(path: Path, entry: Entry | None, there: bool) -> Listed:
         )
     if not there:
         return Listed(path.name, "missing", "the index lists it but the file is gone; build it again", entry)
-    actual = file_sha256(path)
+    actual = sha256(path)
     if actual != entry.sha256:
         reason = f"sha256 {actual[:SHORT]}, the index says {entry.sha256[:SHORT]}; build it again"
         return Listed(path.name, "changed", reason, entry)
     return Listed(path.name, "ok", "as it was built", entry)
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    with (store / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the new one."""
-    handle, draft = tempfile.mkstemp(prefix=".index-", suffix=".tmp", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(draft).chmod(0o644)
-    Path(draft).replace(path)

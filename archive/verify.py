@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archive import contents, manifest, safety, store
-from archive.digest import SHORT, file_sha256
-from archive.runner import Runner
+from archive import mar as reader
+from archive import store
+from archive.sandbox import Sandbox
 from beeline.answer import Answer
 from beeline.errors import ArchiveError
 from beeline.spec import GOLDEN, ModelSpec
+from host.files import SHORT, sha256
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
         Undetermined: when the handler gives no reply.
     """
     start = time.perf_counter()
-    held = contents.read(mar)
-    digest = file_sha256(mar)
+    held = reader.check(mar)
+    digest = sha256(mar)
     listed = store.expected_sha256(mar)
     if listed not in (None, digest):
         raise ArchiveError(
@@ -68,24 +69,24 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
         )
     with tempfile.TemporaryDirectory(prefix="beeline-verify-") as scratch:
         folder = Path(scratch)
-        safety.unpack(mar, folder)
+        reader.unpack(mar, folder)
         names = [str(picture["file"]) for picture in held.pictures]
-        with Runner(folder, server=server) as runner:
-            answers = runner.predict([(folder / GOLDEN / name).read_bytes() for name in names])
+        with Sandbox(folder, server=server) as sandbox:
+            answers = sandbox.predict([(folder / GOLDEN / name).read_bytes() for name in names])
     for picture, answer in zip(held.pictures, answers, strict=True):
         _compare(mar, held, picture, answer)
     seconds = time.perf_counter() - start
-    return Verified(mar, digest, held.spec, server, len(names), runner.choice, runner.load_time, seconds)
+    return Verified(mar, digest, held.spec, server, len(names), sandbox.choice, sandbox.load_time, seconds)
 
 
-def _compare(mar: Path, held: contents.Contents, picture: dict[str, Any], answer: Answer) -> None:
+def _compare(mar: Path, held: reader.Contents, picture: dict[str, Any], answer: Answer) -> None:
     """Compare the handler's answer with the expected one; a handler of the user's may answer in its own form."""
     name = f"{GOLDEN}/{picture['file']}"
     if answer.status != 200:
         raise ArchiveError(
             f"{mar}: {name} is answered {answer.status} ({answer.body[:200]}), expected 200; build it again"
         )
-    if held.handler != manifest.HANDLER:
+    if held.handler != reader.HANDLER:
         return
     got = answer.json()
     expected: Sequence[tuple[str, float]] = picture["top"]

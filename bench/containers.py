@@ -12,7 +12,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -25,7 +24,7 @@ import PIL
 import typer
 
 from beeline.errors import Undetermined
-from bench import ab
+from bench import ab, machine
 from serve.addresses import Ports
 from serve.client import InferenceClient
 from serve.config import Overrides
@@ -96,7 +95,7 @@ def main(
         "picture_bytes": picture.stat().st_size,
         "clients": clients,
         "requests": requests,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "machine": machine.summary(),
         "rounds": found,
     }
     typer.echo(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import zipfile
@@ -21,8 +20,9 @@ from typing import Annotated
 import psutil
 import typer
 
-from bench import ab
+from bench import ab, machine
 from host import processes
+from host.machine import cores
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.instance.child import Running
@@ -99,11 +99,11 @@ def summary(found: list[Round], picture: Path, clients: int) -> dict[str, object
         "ratios": ratios,
         "failed": sum(one.failed for one in found),
         "gateway_cpu_ms_a_request": cpu,
-        "share_of_all_cores_at_goal": cpu / 1000 * _GOAL / (os.cpu_count() or 1),
+        "share_of_all_cores_at_goal": cpu / 1000 * _GOAL / cores(),
         "goal_per_second": _GOAL,
         "picture_bytes": picture.stat().st_size,
         "clients": clients,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "machine": machine.summary(),
         "rounds": [asdict(one) for one in found],
     }
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
-import subprocess
 from pathlib import Path
-
-import psutil
 
 from host import machine
 
@@ -26,12 +22,17 @@ def describe(cpuinfo: Path = _CPUINFO) -> dict[str, object]:
         "cpu": lines.get("model name") or platform.processor() or platform.machine(),
         "cores": machine.cores(),
         "features": [name for name in FEATURES if name in flags],
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(machine.memory() / 1e9, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
-        "gpus": _gpus(),
+        "gpus": machine.gpus(),
     }
+
+
+def summary() -> str:
+    """Return usable cores, architecture and system, such as `4 cores, x86_64, Linux`."""
+    return f"{machine.cores()} cores, {platform.machine()}, {platform.system()}"
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -53,15 +54,3 @@ def _lines(cpuinfo: Path) -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _gpus() -> list[str]:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    query = [command, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in said.splitlines() if line.strip()]

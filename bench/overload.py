@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bench import pictures
+from bench import machine, pictures
 from bench.load.plan import Plan
 from bench.load.run import run
 from serve.addresses import Ports
@@ -63,7 +62,7 @@ def main(
         "seconds": seconds,
         "archive": mar.name,
         "picture_bytes": picture.stat().st_size,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "machine": machine.summary(),
     }
     typer.echo(
         f"p95 of the good answers under overload: {values['p95_ratio']} times that before; "

@@ -23,8 +23,8 @@ import typer
 
 from bench import machine
 from bench.compare.own import Up
+from bench.ladder.ladder import Worker
 from bench.ladder.plan import Plan as Ladder
-from bench.ladder.process import Worker
 from bench.load.plan import Plan
 from bench.load.run import run
 from bench.pictures import read

@@ -34,7 +34,7 @@ from bench.tune.standing import Standing, standings
 from bench.tune.tune import Request, folder
 from bench.tune.turns import Journal, Turn
 from host import machine
-from host.signals import Asked, as_exceptions
+from host.signals import Interrupted, as_exceptions
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 DELAYS = (1, 2, 10)
@@ -199,7 +199,7 @@ def main(
             cost = ladder.climb(files, sent, 1, 0.5, lambda size, ms: None, (1,)) or ladder.UNKNOWN
             with Stand(found, goal, sent, server, cost, typer.echo) as stand:
                 alone, beside = Sweep(stand, journal, goal, options).run(wanted, choice)
-    except Asked as asked:
+    except Interrupted as asked:
         typer.echo(f"interrupted ({asked}); --resume {journal.path} goes on from there", err=True)
         raise typer.Exit(asked.exit_code) from asked
     values = result(found.name, goal, alone, beside, choice) | {"seconds": round(time.monotonic() - began, 1)}

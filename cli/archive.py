@@ -162,9 +162,10 @@ def build(
 def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> None:
     """Check an archive: safe, whole, and answering its golden pictures in a clean process."""
     from archive import verify as room
+    from archive.store import locate
     from cli.console import result
 
-    verified = room.verify(find_archive(mar), server)
+    verified = room.verify(locate(mar), server)
     device = verified.choice.get("device", ["unknown device"])[0]
     text = (
         f"{verified.mar}: {verified.spec.name} {verified.spec.version} holds; {verified.pictures} golden pictures "
@@ -177,9 +178,10 @@ def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> No
 def inspect(mar: Mar, as_json: Json = False) -> None:
     """Show an archive's card; nothing of it is run."""
     from archive import inspect as room
+    from archive.store import locate
     from cli.console import out, result
 
-    card = room.card(find_archive(mar))
+    card = room.card(locate(mar))
     if as_json or not out.is_terminal:
         result(card.to_dict(), as_json, "\n".join(f"{name:<12} {text}" for name, text in card.rows()))
         return
@@ -219,17 +221,18 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Call an archive's handler with pictures, without a server; a failure shows the handler's own traceback."""
-    from archive.runner import Runner, WorkerTraceback
+    from archive.sandbox import Sandbox, WorkerTraceback
+    from archive.store import locate
     from cli.console import fail, result, say
     from cli.predict import find_pictures
 
     paths = find_pictures(pictures)
     rows = []
     try:
-        with Runner(find_archive(mar), server=server, batch_size=batch_size) as runner:
+        with Sandbox(locate(mar), server=server, batch_size=batch_size) as sandbox:
             for start in range(0, len(paths), batch_size):
                 chunk = paths[start : start + batch_size]
-                answers = runner.predict([path.read_bytes() for path in chunk])
+                answers = sandbox.predict([path.read_bytes() for path in chunk])
                 for path, answer in zip(chunk, answers, strict=True):
                     rows.append(
                         {"picture": str(path), "status": answer.status, "headers": answer.headers, "body": answer.body}
@@ -239,7 +242,7 @@ def run(
             say(str(error.__cause__))
         raise
     text = "\n".join(f"{row['picture']}  {row['status']}  {row['body']}" for row in rows)
-    result({"archive": str(mar), "pictures": rows, "choice": runner.choice}, as_json, text)
+    result({"archive": str(mar), "pictures": rows, "choice": sandbox.choice}, as_json, text)
     if any(row["status"] != 200 for row in rows):
         fail()
 
@@ -270,14 +273,6 @@ def _check_only_of_models(context: typer.Context, source: Path) -> None:
                 f"--{name.replace('_', '-')} is given with the exported folder {source}, which has settled that; "
                 "give it to `beeline train` (export.name=..., export.version=..., export.top_k=...), or use --model"
             )
-
-
-def find_archive(mar: Path) -> Path:
-    """Return the path of an archive given by its path, or by its name in the store."""
-    from archive.store import STORE
-
-    named = STORE / (mar.name if mar.suffix == ".mar" else f"{mar.name}.mar")
-    return named if not mar.exists() and len(mar.parts) == 1 and named.exists() else mar
 
 
 def _table(rows: list[tuple[str, str]]) -> Table:

@@ -223,7 +223,7 @@ def table(
                     memory_mb=memory,
                 )
                 ladder = measure(plan, lambda row: say(progress(row)))
-        except signals.Asked as asked:
+        except signals.Interrupted as asked:
             say(f"stopped before anything was measured ({asked})")
             raise typer.Exit(asked.exit_code) from asked
     made = Record.now("table", command_line("beeline", sys.argv[1:]), ladder.to_dict(), read, started=started)

@@ -36,7 +36,7 @@ def request(
 
     if labels is None:
         raise BeelineError(f"the model {model} comes without labels; add --labels FILE, one a line in output order")
-    chosen = presets.find(*preset).override(**overrides)  # type: ignore[arg-type]
+    chosen = presets.find_preset(*preset).override(**overrides)  # type: ignore[arg-type]
     return ExportRequest(
         labels=read_labels(labels),
         geometry=chosen.geometry,

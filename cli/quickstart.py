@@ -72,7 +72,7 @@ def quickstart(
                 }
                 result(values, as_json, _greeting(stages, values, trained))
                 running.wait()
-        except signals.Asked as end:
+        except signals.Interrupted as end:
             say(f"stopped ({end})")
             raise typer.Exit(end.exit_code) from end
 
@@ -139,8 +139,8 @@ def _check_ports(asked: Ports, server: str) -> None:
     from serve.gateway.kinds import choose
 
     read = properties.load(ROOT / "config" / "config.properties", os.environ)
-    front = choose("auto")
-    wanted = addresses.resolve(read, asked, front.kind)
+    gateway = choose("auto")
+    wanted = addresses.resolve(read, asked, gateway.kind)
     addresses.settle(wanted, servers.named(server).highest_port)
 
 

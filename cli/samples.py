@@ -45,7 +45,7 @@ def put(built: Built, export: Path, folder: Path | None, chosen: list[Sample] | 
     if chosen is None and built.reused and (there / samples.LIST).is_file():
         return there, "the samples are the same as before"
     source = "" if folder is None else folder.resolve().name
-    why = "the model was brought along; --samples FOLDER names some"
+    why = "the model did not come from a run; --samples FOLDER names some"
     if chosen is None and (run := export.resolve().parent).joinpath("run.json").is_file():
         chosen, source, why = _of_run(run)
     target = samples.replace(store, spec, chosen or [], source)
@@ -57,12 +57,11 @@ def put(built: Built, export: Path, folder: Path | None, chosen: list[Sample] | 
 def _of_run(folder: Path) -> tuple[list[Sample], str, str]:
     """Return a run's samples, its data's name, and why there are none."""
     from archive import samples
-    from train.runs import open_run
-    from train.validation import pictures
+    from train.runs import open_run, validation_pictures
 
     try:
         run = open_run(folder)
-        found = pictures(run)
+        found = validation_pictures(run)
     except BeelineError as error:
         return [], "", f"{error}, or name others with --samples FOLDER"
     chosen = samples.choose((one.path, found.labels[one.truth]) for one in found.pictures)

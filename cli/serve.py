@@ -70,7 +70,7 @@ def up(
     with signals.as_exceptions():
         try:
             running = room.up(request, say)
-        except signals.Asked as asked:
+        except signals.Interrupted as asked:
             say(f"stopped while starting ({asked})")
             raise typer.Exit(asked.exit_code) from asked
         try:
@@ -82,7 +82,7 @@ def up(
             say("Ctrl-C stops it.")
             running.wait()
             say("stopped by `beeline serve down`")
-        except signals.Asked as asked:
+        except signals.Interrupted as asked:
             say(f"stopping ({asked}) ...")
             running.stop()
             say("stopped")
@@ -187,7 +187,7 @@ def scale(
     result(
         asdict(done),
         as_json,
-        f"{done.model}: {done.workers} workers ready{healed} in {done.seconds:.1f} s; {done.canary}",
+        f"{done.model}: {done.workers} workers ready{healed} in {done.seconds:.1f} s; {done.golden}",
     )
 
 

@@ -38,13 +38,11 @@ def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
         with _url(source, model) as predict:
             yield predict
     elif source.endswith(".mar"):
-        from archive.runner import Runner
+        from archive.sandbox import Sandbox
+        from archive.store import locate
 
-        path = Path(source)
-        # Its name is enough for one in the store, as in every other command.
-        named = STORE / path.name
-        with Runner(named if not path.exists() and len(path.parts) == 1 and named.exists() else path) as runner:
-            yield runner.predict
+        with Sandbox(locate(Path(source), STORE)) as sandbox:
+            yield sandbox.predict
     elif Path(source).is_dir() or (ROOT / "runs" / source).is_dir():
         from train.predictor import RunPredictor
 

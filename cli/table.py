@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.archive import exported_folder, find_archive
+from cli.archive import exported_folder
 from cli.console import out as stdout
 from cli.console import result, say
 
@@ -29,7 +29,9 @@ def archive_of(source: Path) -> Iterator[Path]:
         BeelineError: when there is neither.
     """
     if not source.is_dir():
-        yield find_archive(source)
+        from archive.store import locate
+
+        yield locate(source)
         return
     from archive.build import build
 

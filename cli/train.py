@@ -36,9 +36,9 @@ def train(
 
     found_after = time.monotonic()
 
-    from train.runs import find, open_run
+    from train.runs import find_run, open_run
 
-    found = find(planned.fingerprint, runs) if reuse else None
+    found = find_run(planned.fingerprint, runs) if reuse else None
     if found is not None:
         run = open_run(found)
         say(f"nothing changed since the run {run.id}")

@@ -1,13 +1,15 @@
-"""An instance's processes: found through /proc by the mark in their environment or their folder, and stopped."""
+"""Processes: children that end with all they start, and marked ones that are found through /proc and stopped."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,54 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 # A worker that is told to end is given this long, in seconds.
 GRACE = 5.0
+
+
+def start_group(
+    command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a child that leads a session, and so a process group, of its own; `end_group` ends it.
+
+    Its stdin and stdout are pipes, its stderr is the new file `log`. It gets SIGKILL when the thread that called
+    this ends, whatever ends that.
+
+    Args:
+        command: the program and its arguments.
+        log: where its stderr goes.
+        folder: where it works.
+        environment: all of it.
+
+    Raises:
+        OSError: when there is no such program, or `log` cannot be made.
+    """
+    with log.open("wb") as stderr:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=ending_with_parent(signal.SIGKILL),
+        )
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child that leads a process group and all that it started in that, wait for it, and close its pipes.
+
+    For one that was waited for too: what it started may live on.
+    """
+    # While somebody is left in the group its id is given to nobody else: a process with the id of a child that was
+    # waited for means that nobody is.
+    if process.returncode is None or not psutil.pid_exists(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            # What was not flushed to it yet finds nobody who reads.
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
 def marked(variable: str, prefix: str, folder: Path | None = None) -> list[psutil.Process]:

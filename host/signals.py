@@ -1,4 +1,4 @@
-"""Being asked to end, by Ctrl-C, SIGTERM or a closed terminal, as one exception."""
+"""Ctrl-C, SIGTERM and a closed terminal, as one exception."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Asked(BaseException):
+class Interrupted(BaseException):
     """Somebody asked this process to end; no `Exception`, so that nothing takes it for a failure."""
 
     def __init__(self, number: int) -> None:
@@ -19,22 +19,22 @@ class Asked(BaseException):
 
 @contextmanager
 def as_exceptions() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Asked` inside the block; a second one meanwhile changes nothing.
+    """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted` inside the block; a second one meanwhile changes nothing.
 
     Under `nohup` SIGHUP stays ignored.
     """
-    asked = False
+    interrupted = False
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if not asked:
-            asked = True
-            raise Asked(number)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise Interrupted(number)
 
-    heard = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        heard.append(signal.SIGHUP)
-    kept = {number: signal.signal(number, ask) for number in heard}
+        numbers.append(signal.SIGHUP)
+    kept = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

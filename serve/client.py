@@ -138,7 +138,7 @@ class InferenceClient(_Http):
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerStatus:
     """One worker as the server describes it; `pid` is None where it does not say (MMS)."""
 
     id: str
@@ -156,7 +156,7 @@ class Model:
     max_workers: int
     batch_size: int
     max_batch_delay: int
-    workers: tuple[Worker, ...]
+    workers: tuple[WorkerStatus, ...]
 
     @property
     def ready(self) -> int:
@@ -237,7 +237,7 @@ def parse_describe(values: Any) -> list[Model]:
                 batch_size=int(entry["batchSize"]),
                 max_batch_delay=int(entry["maxBatchDelay"]),
                 workers=tuple(
-                    Worker(
+                    WorkerStatus(
                         str(worker["id"]), str(worker["status"]), worker["pid"] if worker.get("pid", -1) > 0 else None
                     )
                     for worker in entry.get("workers", [])

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from archive.mar import Archive
 from beeline.errors import ConfigError
 from serve.properties import BATCH_SIZE, DELAY, WORKERS, Entry, Properties
-from serve.store import Archive
 from serve.values import Whole
 
 # Around a picture in base64: the rest of the JSON, or multipart's headers.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 
+from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
 from serve.client import InferenceClient, ManagementClient, Model
 from serve.instance import logs
-from serve.store import Archive
 
 _PAUSE = 0.2
 _LOG_PATIENCE = 5.0
@@ -115,18 +115,18 @@ def wait_for_workers(
         time.sleep(_PAUSE)
 
 
-def try_canary(inference: InferenceClient, archive: Archive, version: str | None) -> str:
+def try_golden(inference: InferenceClient, archive: Archive, version: str | None) -> str:
     """Send the archive's golden picture and compare the first label; return a sentence on what was seen.
 
     Raises:
         BeelineError: when it is not answered 200 with the expected label.
     """
-    if archive.canary is None:
+    if archive.golden is None:
         return f"{archive.model}: workers are READY; the archive brings no golden picture to try"
-    answer = inference.predict(archive.model, archive.canary_bytes(), version)
+    answer = inference.predict(archive.model, archive.golden_bytes(), version)
     if answer.status != 200:
         raise (Busy if answer.status in (429, 503) else BeelineError)(
-            f"{archive.model} answers its golden picture {archive.canary.file} with {answer.status} "
+            f"{archive.model} answers its golden picture {archive.golden.file} with {answer.status} "
             f"({answer.body.strip()[:200]}); see `beeline serve logs`"
         )
     try:
@@ -139,12 +139,12 @@ def try_canary(inference: InferenceClient, archive: Archive, version: str | None
             f"{archive.model} answers its golden picture with {answer.body[:200]!r}, which names no label; "
             "build the archive with Beeline's own handler"
         ) from error
-    if label != archive.canary.label:
+    if label != archive.golden.label:
         raise BeelineError(
-            f"{archive.model} answers its golden picture {archive.canary.file} {label!r}, "
-            f"the archive expects {archive.canary.label!r}; build it again"
+            f"{archive.model} answers its golden picture {archive.golden.file} {label!r}, "
+            f"the archive expects {archive.golden.label!r}; build it again"
         )
-    return f"{archive.model}: golden picture {archive.canary.file} answered {label!r}, as expected"
+    return f"{archive.model}: golden picture {archive.golden.file} answered {label!r}, as expected"
 
 
 def _recent(folder: Path) -> str:

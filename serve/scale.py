@@ -6,14 +6,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from archive.mar import Archive
+from archive.store import find
 from beeline.errors import BeelineError, Undetermined, did_you_mean
 from serve import servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
 from serve.config import ModelSettings, model_settings
 from serve.instance import Instance, State
-from serve.ready import Watch, try_canary
+from serve.ready import Watch, try_golden
 from serve.servers.protocol import Say, Server
-from serve.store import Archive, find
 
 _PAUSE = 0.2
 # Seconds without any process that could become a worker, before a model counts as given up. Where other
@@ -22,18 +23,18 @@ _PAUSE = 0.2
 _GIVEN_UP = 3.0
 _GIVEN_UP_PARTLY = 30.0
 # Under load a golden picture waits in the queue like any other; only silence beyond that is a reason to heal.
-_CANARY_PATIENCE = 60.0
+_GOLDEN_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """What scaling came to: READY workers, whether the model had to be healed, seconds, the canary's sentence."""
+    """What scaling came to: READY workers, whether it had to heal the model, seconds, the golden picture's answer."""
 
     model: str
     workers: int
     healed: bool
     seconds: float
-    canary: str
+    golden: str
 
 
 @dataclass
@@ -141,30 +142,30 @@ def scale(
             scaling.revive()
         else:
             scaling.ask()
-        now, canary = _outcome(scaling, state, archive)
-        healed = canary is None
+        now, golden = _outcome(scaling, state, archive)
+        healed = golden is None
         if healed:
             say(f"the server gave up on {model} ({watch.why()}); starting its workers anew")
             scaling.revive()
-            now, canary = _outcome(scaling, state, archive)
-    if now is None or canary is None:
+            now, golden = _outcome(scaling, state, archive)
+    if now is None or golden is None:
         raise Undetermined(
             f"{model} does not answer with {low} workers, nor after starting them anew; "
             "see `beeline serve logs`, or start it again"
         )
-    return Scaled(model, now.ready, healed, time.monotonic() - began, canary)
+    return Scaled(model, now.ready, healed, time.monotonic() - began, golden)
 
 
 def _outcome(scaling: _Scaling, state: State, archive: Archive) -> tuple[Model | None, str | None]:
-    """Return the settled model and what its canary showed; the latter None where only healing may help."""
+    """Return the settled model and what its golden picture showed; the latter None where only healing may help."""
     now = scaling.settle()
     if now is None:
         return None, None
     if scaling.low == 0:
         return now, "nothing to try without workers"
     try:
-        with InferenceClient(state.backend, _CANARY_PATIENCE) as inference:
-            return now, try_canary(inference, archive, None)
+        with InferenceClient(state.backend, _GOLDEN_PATIENCE) as inference:
+            return now, try_golden(inference, archive, None)
     except Undetermined:
         # READY, and no answer at all.
         return now, None

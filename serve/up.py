@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from archive import store
+from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
 from host import ROOT, machine
-from serve import addresses, config, instance, properties, servers, store
+from serve import addresses, config, instance, properties, servers
 from serve.addresses import Addresses, Ports
 from serve.client import InferenceClient, ManagementClient
 from serve.gateway import catalog, runtime
@@ -20,7 +22,7 @@ from serve.gateway.catalog import Card
 from serve.gateway.kinds import Choice, choose, local, tls_files
 from serve.instance import Instance, State, logs
 from serve.instance.child import Running
-from serve.ready import Watch, try_canary, wait_for_workers
+from serve.ready import Watch, try_golden, wait_for_workers
 from serve.servers import java, protocol
 from serve.servers.protocol import Places, Say, Server
 
@@ -78,18 +80,18 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     target = instance.named(home, request.name)
     archives = _archives(kind, request)
     read = properties.load(request.config_file, environ)
-    front = choose(request.gateway, environ)
-    tls_files(front, read)
-    wanted = addresses.resolve(read, request.ports, front.kind)
+    gateway = choose(request.gateway, environ)
+    tls_files(gateway, read)
+    wanted = addresses.resolve(read, request.ports, gateway.kind)
     resolved = config.resolve(
         read,
         archives,
         request.overrides,
         environ,
         machine.cores(),
-        0 if environ.get("BEELINE_DEVICE") == "cpu" else machine.gpus(),
+        0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus()),
     )
-    virtual_machine = java.find(environ)
+    virtual_machine = java.find_java(environ)
     python = kind.prepare(say)
     for name, stopped in instance.sweep_dead(home).items():
         say(f"stopped {len(stopped)} processes that the dead server {name!r} had left: {stopped}")
@@ -101,7 +103,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     try:
         target.sweep()
         settled = addresses.settle(wanted, kind.highest_port)
-        started = _Start(target, kind, resolved, settled, archives, front, request, read)
+        started = _Start(target, kind, resolved, settled, archives, gateway, request, read)
         try:
             running = _spawn(started, lock, virtual_machine, python, environ)
         except BaseException:
@@ -115,7 +117,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
             f"{kind.title} starts on {settled.backend}, management on {settled.management}; "
             f"Java {virtual_machine.major} ({virtual_machine.reason})"
         )
-        say(f"gateway: {front.sentence}")
+        say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
         _wait(running, kind, resolved, archives, say)
@@ -127,7 +129,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     return running
 
 
-def _archives(kind: Server, request: Request) -> tuple[store.Archive, ...]:
+def _archives(kind: Server, request: Request) -> tuple[Archive, ...]:
     archives = store.find(request.store, request.wanted, request.listed)
     names = store.names(archives)
     if not kind.versions and len(names) < len(archives):
@@ -149,8 +151,8 @@ class _Start:
     kind: Server
     resolved: config.Configuration
     addresses: Addresses
-    archives: tuple[store.Archive, ...]
-    front: Choice
+    archives: tuple[Archive, ...]
+    gateway: Choice
     request: Request
     properties: properties.Properties
 
@@ -168,8 +170,8 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
         management=str(start.addresses.control),
         backend=str(start.addresses.backend),
         addresses=start.addresses.to_dict(),
-        gateway_kind=start.front.kind,
-        gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.front.kind != "none" else [],
+        gateway_kind=start.gateway.kind,
+        gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
         command=protocol.command(kind, virtual_machine, python, places, resolved.vmargs),
         environment=protocol.environment(kind, python, resolved, places),
@@ -182,7 +184,7 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
     target.write(state)
     protocol.lay_out(kind, resolved, start.addresses, start.archives, places)
     if state.gateway:
-        settings = local(start.front, start.addresses, resolved, places, start.properties, kind.versions)
+        settings = local(start.gateway, start.addresses, resolved, places, start.properties, kind.versions)
         runtime.lay_out(settings)
         built = {archive.path.name: archive.path for archive in start.archives}
         catalog.write(settings, resolved, start.archives, built, kind.name, start.request.card)
@@ -206,9 +208,9 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
 
 
 def _wait(
-    running: Running, kind: Server, resolved: config.Configuration, archives: tuple[store.Archive, ...], say: Say
+    running: Running, kind: Server, resolved: config.Configuration, archives: tuple[Archive, ...], say: Say
 ) -> None:
-    """Wait for Java, then for every model's workers and its canary."""
+    """Wait for Java, then for every model's workers and its golden picture."""
     with ManagementClient(running.state.management) as management:
         running.state = _java(running, management)
         assert running.state.java is not None
@@ -226,7 +228,7 @@ def _wait(
                 wanted = model.min_workers.value
                 patience = model.startup_timeout.value
                 wait_for_workers(management, model.model, version, wanted, watch, patience, running.check)
-                say(f"{try_canary(inference, archive, version)}; workers: {wanted}")
+                say(f"{try_golden(inference, archive, version)}; workers: {wanted}")
     if running.state.gateway:
         _gateway(running)
 

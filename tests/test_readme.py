@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from tests.conftest import ROOT
 
@@ -87,12 +88,29 @@ def compare(output: str, shown: str) -> None:
         assert values[key] == (pytest.approx(value, abs=0.1) if isinstance(value, float) else value)
 
 
-def test_every_block(shared_data: Path, tmp_path: Path) -> None:
-    environ = {
+def pictures(shared_data: Path) -> dict[str, str]:
+    """Return this environment with the pictures and weights that `make serve` takes."""
+    return {
         **os.environ,
-        "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
         "BEELINE_DATA": str(shared_data / "hymenoptera_data"),
         "BEELINE_WEIGHTS": str(shared_data / "weights" / "resnet18-imagenet-pq.pth"),
+    }
+
+
+def test_make_serve_by_itself(shared_data: Path, tmp_path: Path) -> None:
+    """It calls no other program, so that it runs where there is none."""
+    with serving("make serve", tmp_path / "serve.log", pictures(shared_data)):
+        url = "http://127.0.0.1:8080/predictions/resnet18"
+        for label in ("ants", "bees"):
+            data = (ROOT / ".beeline" / "samples" / f"{label}.jpg").read_bytes()
+            answer = requests.post(url, data=data, timeout=60).json()
+            assert max(answer, key=answer.get) == label
+
+
+def test_every_block(shared_data: Path, tmp_path: Path) -> None:
+    environ = {
+        **pictures(shared_data),
+        "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
         "WEIGHTS": str(shared_data / "weights" / "squeezenet1_1-imagenet-fp16src.pth"),
         "LABELS": str(shared_data / "imagenet_samples" / "index_to_name.json"),
         "STORE": str(tmp_path / "store"),

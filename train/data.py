@@ -13,6 +13,7 @@ from pathlib import Path
 
 from beeline import pixels
 from beeline.errors import RequestError
+from host.files import sha256
 from train import hymenoptera
 from train.errors import DataError, Unavailable
 from train.generate import LABELS as GENERATED_LABELS
@@ -63,8 +64,7 @@ class LabelledPictures:
             return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
     def _line(self, picture: Picture) -> str:
-        content = hashlib.sha256(picture.path.read_bytes()).hexdigest()
-        return f"{content}  {picture.path.relative_to(self.root).as_posix()}\n"
+        return f"{sha256(picture.path)}  {picture.path.relative_to(self.root).as_posix()}\n"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class DataSet:
         return hashlib.sha256(f"{self.train.digest}{self.val.digest}{self.split}".encode()).hexdigest()
 
 
-def find(
+def find_data(
     folder: Path | None,
     say: Say,
     held_out: float = 0.2,

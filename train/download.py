@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
+import os
 import queue
 import threading
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from host import files
 from train.errors import DownloadError, Unavailable
 from train.progress import Say, progress
 
@@ -97,18 +97,10 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
                 time.sleep(_PAUSE_SECONDS * fruitless)
             started = True
         _verify(url, part, sha256)
+        # The part is the draft: written piece by piece over several runs, it is no `write_whole`.
         part.path.replace(target)
         part.notes.unlink(missing_ok=True)
     return target
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _pull(url: str, part: _Part, say: Say, max_bytes: int) -> None:
@@ -179,7 +171,7 @@ def _first_answer(url: str, headers: dict[str, str]) -> requests.Response:
 def _verify(url: str, part: _Part, sha256: str | None) -> None:
     if sha256 is None:
         return
-    actual = file_sha256(part.path)
+    actual = files.sha256(part.path)
     if not actual.startswith(sha256.lower()):
         part.discard()
         raise DownloadError(
@@ -191,13 +183,13 @@ def _verify(url: str, part: _Part, sha256: str | None) -> None:
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """Hold the download of `target` against a second process; two writers would mix their bytes."""
-    lock = target.with_name(f".{target.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DownloadError(f"another process is downloading {target}; wait until it is done") from None
+    lock = files.try_lock(target.with_name(f".{target.name}.lock"))
+    if lock is None:
+        raise DownloadError(f"another process is downloading {target}; wait until it is done")
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def _first_line(error: BaseException) -> str:

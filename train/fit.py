@@ -18,6 +18,7 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import nn
 
+from host.files import write_json
 from train import runs
 from train.errors import DataError, RunError
 from train.headstart import solve
@@ -163,7 +164,7 @@ def _write_metrics(run: Path, epochs: list[Epoch]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    runs.write_json(run / "metrics.json", {"epochs": rows, "last": rows[-1]})
+    write_json(run / "metrics.json", {"epochs": rows, "last": rows[-1]}, sync=True)
 
 
 def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, str]) -> dict[str, object]:

@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from train.download import fetch, file_sha256
+from host.files import sha256 as file_sha256
+from train.download import fetch
 from train.errors import DownloadError, UnsafeArchive
 from train.progress import Say
 from train.unpack import unzip

@@ -82,12 +82,12 @@ def plan(
     if config.fit.recipe == "scratch":
         weights, reason = Weights("random", "none (random initialisation)"), "fit=scratch was asked for"
     else:
-        weights = starting.find(config.model.name, _path(config.model.weights), say, environ)
+        weights = starting.find_weights(config.model.name, _path(config.model.weights), say, environ)
         reason = f"there are weights to start from ({weights.name})"
         if not weights.pretrained:
             config = configuration.compose(overrides, "scratch", environ)
             reason = "there are no weights to start from"
-    data = pictures.find(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
+    data = pictures.find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
     say(f"recipe: {config.fit.recipe}, because {reason}")
     return Plan(config, data, weights, reason)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from host.files import write_json
 from train.config import TrainConfig, load
-from train.errors import RunError
+from train.data import CACHE, VARIABLE, LabelledPictures, read
+from train.errors import DataError, RunError
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 RECORD = "run.json"
@@ -93,7 +94,7 @@ def finished(runs: Path = RUNS) -> Iterator[Run]:
             continue
 
 
-def find(fingerprint: str, runs: Path = RUNS) -> Path | None:
+def find_run(fingerprint: str, runs: Path = RUNS) -> Path | None:
     """Return the folder of the newest finished run with this fingerprint whose checkpoint is there."""
     return next(
         (run.folder for run in finished(runs) if run.fingerprint == fingerprint and run.checkpoint.is_file()), None
@@ -116,16 +117,34 @@ def create(name: str, fingerprint: str, runs: Path = RUNS) -> Path:
 def finish(folder: Path, record: dict[str, Any]) -> Run:
     """Write `run.json`, the last file of a run, whole or not at all."""
     values = {"schema": SCHEMA, "id": folder.name, **record}
-    write_json(folder / RECORD, values)
+    write_json(folder / RECORD, values, sync=True)
     return Run(folder, values)
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that a reader, or a crash, never meets half of it."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+def validation_pictures(run: Run, cache: Path = CACHE, environ: Mapping[str, str] = os.environ) -> LabelledPictures:
+    """Return the pictures that the run was judged by.
+
+    They are looked for where the run found them, where `BEELINE_DATA` points, and among the downloaded and
+    generated ones.
+
+    Args:
+        run: the finished run.
+        cache: where downloaded and generated pictures are kept.
+        environ: the environment to read, for tests.
+
+    Raises:
+        DataError: when they are gone or changed.
+    """
+    config, recorded = run.config().data, run.record["data"]
+    named = [folder for folder in (config.folder, environ.get(VARIABLE)) if folder]
+    kept = cache.glob("generated-*" if recorded["generated"] else f"{recorded['name']}-*")
+    folders = [*(Path(folder).expanduser() for folder in named), *sorted(path for path in kept if path.is_dir())]
+    for folder in dict.fromkeys(folders):
+        try:
+            data = read(folder, config.held_out, recorded["name"])
+        except (DataError, OSError):
+            continue
+        if data.digest == recorded["digest"]:
+            return data.val
+    where = ", ".join(map(str, dict.fromkeys(folders))) or str(cache)
+    raise DataError(f"the pictures of the run {run.id} are no longer as they were in {where}; bring them back")

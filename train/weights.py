@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.download import fetch, file_sha256
+from host.files import sha256
+from train.download import fetch
 from train.errors import Unavailable, WeightsError
 from train.progress import Say
 
@@ -44,7 +45,7 @@ class Weights:
         return read(self.path)
 
 
-def find(
+def find_weights(
     architecture: str,
     file: Path | None,
     say: Say,
@@ -61,7 +62,7 @@ def find(
         if not named.is_file():
             raise WeightsError(f"the weights file {named} is missing; name a state dict of {architecture}")
         say(f"weights: the file {named}")
-        return Weights("file", named.name, named, file_sha256(named))
+        return Weights("file", named.name, named, sha256(named))
     try:
         found = _torchvision(architecture, say)
     except Unavailable as error:
@@ -124,7 +125,7 @@ def _torchvision(architecture: str, say: Say) -> Weights:
     if not target.is_file():
         say(f"downloading {entry.url}")
         fetch(entry.url, target, say, _digits(name))
-    return Weights("torchvision", f"torchvision {entry}", target, file_sha256(target))
+    return Weights("torchvision", f"torchvision {entry}", target, sha256(target))
 
 
 def _digits(name: str) -> str | None:

@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from archive.digest import file_sha256
 from archive.variants.agreement import Gate, Pictures
 from archive.variants.int8 import quantised
 from archive.variants.to_torch import module
 from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import Artifact, ModelSpec
+from host.files import sha256
 
 FILE = "model.onnx"
 PACKAGES = {"fp32": ("onnx", "onnxscript"), "int8": ("onnx", "onnxscript", "nncf")}
@@ -61,7 +61,7 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
     except Exception as error:
         why = " ".join(str(error).split())[:300]
         raise ArchiveError(f"{spec.model.file} cannot be written as ONNX ({why}); take --engine torch") from error
-    return Artifact(FILE, "onnx", file_sha256(out / FILE), spec.model.architecture)
+    return Artifact(FILE, "onnx", sha256(out / FILE), spec.model.architecture)
 
 
 def _exported(folder: Path, spec: ModelSpec, name: str) -> Any:

@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from archive.digest import file_sha256
 from archive.variants.agreement import Gate, Pictures
 from archive.variants.int8 import quantised, without_telemetry
 from archive.variants.to_torch import module
 from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import Artifact, ModelSpec
+from host.files import sha256
 
 FILE, WEIGHTS = "model.xml", "model.bin"
 PACKAGES = {"fp32": ("openvino",), "bf16": ("openvino",), "int8": ("openvino", "nncf")}
@@ -67,10 +67,10 @@ def convert(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
     return Artifact(
         FILE,
         "openvino",
-        file_sha256(out / FILE),
+        sha256(out / FILE),
         spec.model.architecture,
         weights=WEIGHTS,
-        weights_sha256=file_sha256(out / WEIGHTS),
+        weights_sha256=sha256(out / WEIGHTS),
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from archive import mar, store
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 from bench.compare import agreement, torchscript
@@ -19,8 +18,7 @@ from bench.compare.peer import OURS, Bench, Peer, error_text
 from bench.compare.turn import Check, Load, Turn, take
 from bench.compare.verdict import judge
 from bench.pictures import Pictures
-from host.signals import Asked
-from serve import store
+from host.signals import Interrupted
 from serve.servers.protocol import Say
 
 Take = Callable[[Peer, Bench, Load, Check | None], Turn]
@@ -107,7 +105,7 @@ def run(
                     _turn(entry, bench, load, asked, turn)
                     again = " again" if entry is twin else ""
                     say(f"round {number}/{rounds}: {entry.peer.name}{again}: {_told(entry)}")
-    except Asked as asked_to_end:
+    except Interrupted as asked_to_end:
         say(f"stopped ({asked_to_end}); the rounds so far count")
         interrupted = True
     return result(entries, twin, bench, load, rounds, interrupted)
@@ -190,9 +188,6 @@ def _row(entry: Entry, first: Entry | None, bench: Bench) -> dict[str, Any]:
 
 
 def _unpack(archive: Path, folder: Path) -> ModelSpec:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            opened.extractall(folder)
-        return ModelSpec.load(folder)
-    except (OSError, zipfile.BadZipFile, json.JSONDecodeError) as error:
-        raise ArchiveError(f"{archive} cannot be unpacked ({error}); build it with `beeline archive build`") from error
+    folder.mkdir()
+    mar.unpack(archive, folder)
+    return ModelSpec.load(folder)

@@ -230,8 +230,7 @@ class Session:
             if self._process.poll() is None:
                 self._process.terminate()
                 self._await_end()
-                # It is a zombie until `wait` below, so that its group's id is nobody else's.
-                os.killpg(self._process.pid, signal.SIGKILL)
+                processes.end_group(self._process)
         finally:
             processes.stop_marked(MARK, self._token, _REST, self.scratch)
             self._process.wait()

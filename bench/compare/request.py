@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from archive import store
 from beeline.errors import ConfigError
 from bench import pictures as files
 from bench.compare import catalog
@@ -15,7 +16,7 @@ from bench.compare.process import Process, sweep
 from bench.compare.turn import Load
 from bench.record import Record, utc
 from host import ROOT, machine
-from serve import config, properties, store
+from serve import config, properties
 from serve.servers.protocol import Say
 
 

@@ -33,7 +33,7 @@ class Stock(Process):
     def prepare(self, bench: Bench, say: Say) -> None:
         """Install, and pack the archive with TorchServe's own archiver; see `Peer`."""
         python = self.environment.prepare(say)
-        java.find(os.environ)
+        java.find_java(os.environ)
         if (bench.model / MAR).exists():
             return
         labels = json.loads((bench.model / TOLD).read_text(encoding="utf-8"))["labels"]
@@ -112,7 +112,7 @@ def properties(place: Place, numbers: Numbers) -> dict[str, str]:
 
 
 def _variables(place: Place, numbers: Numbers, bench: Bench) -> Mapping[str, str]:
-    found = java.find(os.environ)
+    found = java.find_java(os.environ)
     return {
         "JAVA_HOME": str(found.command.parent.parent),
         "LOG_LOCATION": str(place.scratch / "logs"),

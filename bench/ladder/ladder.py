@@ -6,13 +6,67 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
+from archive import store
+from archive.sandbox import OutOfMemory, Sandbox
+from beeline.errors import ArchiveError
 from bench.ladder.climb import climb, knee
 from bench.ladder.fit import Fit, fit
 from bench.ladder.plan import Plan
-from bench.ladder.process import Worker
 from bench.ladder.reference import REFERENCES, differences
-from bench.ladder.row import Row
-from host.signals import Asked
+from bench.ladder.row import OUT_OF_MEMORY, Row
+from host.signals import Interrupted
+
+# Of the memory that is free.
+_MOST_MEMORY = 0.9
+
+
+class Worker(Sandbox):
+    """The sandbox of a plan's archive; `about` is what it says of the model."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Nothing is started yet.
+
+        Raises:
+            ArchiveError: for an archive that is not there, or not as it was built.
+        """
+        path = plan.archive.resolve()
+        # Only a path that ends so is taken for one, not for a name in a store.
+        if path.suffix != ".mar":
+            raise ArchiveError(f"{plan.archive} is no .mar file; build one with `beeline archive build`")
+        store.find(path.parent, (str(path),))
+        # A row of one picture has as many threads as the others.
+        threads = dict.fromkeys(("BEELINE_THREADS", "BEELINE_LONE_THREADS"), str(plan.threads))
+        environment = {"BEELINE_DEVICE": plan.device, **threads}
+        super().__init__(path, load_seconds=plan.patience, batch_seconds=plan.patience, environment=environment)
+        self.plan = plan
+
+    def __enter__(self) -> Worker:
+        super().__enter__()
+        limit = self.plan.memory_mb
+        memory = int(psutil.virtual_memory().available * _MOST_MEMORY) if limit is None else limit << 20
+        try:
+            self.about = self.take(self.plan.bodies(), memory)
+            if self.about["refused"]:
+                raise ArchiveError(
+                    f"a picture of the mix is refused ({self.about['refused']}); name pictures that the model takes"
+                )
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def measure(self, batch: int) -> Row:
+        """Measure one batch size; a batch that does not fit into memory is a row too.
+
+        Raises:
+            ArchiveError: when the handler fails otherwise. Undetermined: when it ends or hangs.
+        """
+        try:
+            return Row.of(batch, self.time_stages(batch, self.plan.repeats, self.plan.seconds))
+        except OutOfMemory:
+            return Row(batch, {}, error=OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -29,7 +83,7 @@ class Ladder:
     rows: tuple[Row, ...]
     ended: str
     mix: int
-    asked: Asked | None = None
+    asked: Interrupted | None = None
 
     def fit(self, stage: str = "handler") -> Fit | None:
         """Return a stage's batch time as a line; None for fewer than two batch sizes."""
@@ -74,7 +128,7 @@ def measure(plan: Plan, watch: Callable[[Row], None] | None = None) -> Ladder:
 
     Raises:
         ArchiveError: for an archive that does not load or fails. Undetermined: for a worker that ended or hangs.
-        Asked: when it was interrupted before there was a row.
+        Interrupted: when it was interrupted before there was a row.
     """
     rows: list[Row] = []
     asked = None
@@ -88,10 +142,10 @@ def measure(plan: Plan, watch: Callable[[Row], None] | None = None) -> Ladder:
         about = worker.about
         try:
             _, ended = climb(worker.measure, plan.least, plan.most, keep)
-        except Asked as error:
+        except Interrupted as error:
             if not rows:
                 raise
             asked, ended = error, f"interrupted ({error})"
     return Ladder(
-        about["model"], about["version"], about["classes"], about["choice"], tuple(rows), ended, plan.mix, asked
+        about["model"], about["version"], about["classes"], worker.choice, tuple(rows), ended, plan.mix, asked
     )

@@ -8,20 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from beeline.errors import Undetermined
 from bench.load.outcome import Outcome
 from bench.load.plan import Plan
 from bench.load.run import run
+from host import ROOT, processes
 
-ROOT = Path(__file__).resolve().parents[2]
 _SECONDS, _WARM_UP = 1.5, 0.3
 # Connections to measure an open loop's client with.
 _CLIENTS = 50
 # From these shares on the client is the limit: of its ceiling, of one core; of the latency's p99, its own lateness's.
 _NEAR, _BUSY, _LATE = 0.8, 0.9, 0.3
-_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,9 @@ def trivial(answer_bytes: int) -> Iterator[int]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
-        # Out of reach of the terminal's Ctrl-C, which this process hears; its stdin ends it.
+        # Out of reach of the terminal's Ctrl-C, which this process hears; its stdin ends it with this process.
         start_new_session=True,
     )
-    assert process.stdin is not None
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
@@ -94,10 +91,4 @@ def trivial(answer_bytes: int) -> Iterator[int]:
             raise Undetermined("the trivial server that the client's own ceiling is measured with does not start")
         yield int(line)
     finally:
-        process.stdin.close()
-        process.stdout.close()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        processes.end_group(process)

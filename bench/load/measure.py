@@ -64,7 +64,7 @@ def measure(asked: Asked, console: Console) -> Measured:
                 run(plan, watch, outcome)
             if asked.cross_check:
                 checked = _cross_check(outcome, console)
-        except signals.Asked as ended:
+        except signals.Interrupted as ended:
             code = ended.exit_code
     if own is None or not outcome.seconds:
         raise Undetermined("interrupted before anything was measured; let it run longer")

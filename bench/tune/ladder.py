@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beeline.errors import Undetermined
+from archive.sandbox import Sandbox
+from beeline.errors import ArchiveError, Undetermined
 from bench.pictures import Pictures
-from host import ROOT, machine, processes
+from host import machine
 from serve.config import LONE
-from serve.servers.protocol import MALLOC, clean
+from serve.servers.protocol import MALLOC
 
 SIZES = (1, 2, 4, 8, 16, 32)
 # Loading PyTorch and the model may take so long, in seconds.
 _PATIENCE = 180.0
+_PICTURES = 32
 
 
 @dataclass(frozen=True)
@@ -66,75 +59,20 @@ def climb(
     Raises:
         Undetermined: when not one size was timed, with what the process said last.
     """
-    with tempfile.TemporaryDirectory(prefix="beeline-tune-") as scratch:
-        paths = _written(pictures, Path(scratch))
-        told = {"folder": str(folder), "threads": threads, "pictures": paths, "batches": sizes, "seconds": seconds}
-        told["lone"] = lone or min(machine.cores(), LONE)
-        log = Path(scratch) / "log"
-        with _started(threads, log) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(told).encode())
-                process.stdin.close()
-            cost, points = None, 0
-            for line in _lines(process, time.monotonic() + _PATIENCE + 3 * seconds):
-                values = json.loads(line)
-                if "batch" in values:
-                    point(int(values["batch"]), float(values["ms"]))
+    environment = MALLOC | {"OMP_NUM_THREADS": str(threads), "BEELINE_THREADS": str(threads)}
+    environment["BEELINE_LONE_THREADS"] = str(threads)
+    cost, points = None, 0
+    try:
+        with Sandbox(folder, load_seconds=_PATIENCE, environment=environment) as sandbox:
+            sandbox.take(pictures.bodies[:_PICTURES])
+            for reply in sandbox.time_batches(sizes, seconds, lone or min(machine.cores(), LONE)):
+                if "batch" in reply:
+                    point(int(reply["batch"]), float(reply["ms"]))
                     points += 1
                 else:
-                    cost = Cost(**values)
+                    cost = Cost(**reply["cost"])
+    except (ArchiveError, Undetermined) as error:
+        # What was timed until then counts.
         if not points:
-            said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-300:]
-            raise Undetermined(f"the model could not be timed with {threads} threads: {said or 'no word of it'}")
-        return cost
-
-
-def _written(pictures: Pictures, folder: Path) -> list[str]:
-    paths = []
-    for index, body in enumerate(pictures.bodies[:32]):
-        path = folder / str(index)
-        path.write_bytes(body)
-        paths.append(str(path))
-    return paths
-
-
-@contextlib.contextmanager
-def _started(threads: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the process with a worker's environment; it is gone after the block, whatever happens."""
-    environment = clean(os.environ) | MALLOC | {"OMP_NUM_THREADS": str(threads), "BEELINE_THREADS": str(threads)}
-    environment["BEELINE_LONE_THREADS"] = str(threads)
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.tune.probe"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=processes.ending_with_parent(signal.SIGKILL),
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-
-
-def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[bytes]:
-    """Yield the process's lines until it ends or time is up."""
-    assert process.stdout is not None
-    buffer = b""
-    while True:
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        piece = os.read(process.stdout.fileno(), 1 << 16) if ready else b""
-        if not piece:
-            return
-        *whole, buffer = (buffer + piece).split(b"\n")
-        yield from whole
+            raise Undetermined(f"the model could not be timed with {threads} threads: {error}") from error
+    return cost

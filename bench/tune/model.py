@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from beeline.errors import ArchiveError, ConfigError
-from beeline.spec import ModelSpec
+from archive import mar, store
+from archive.mar import Archive
+from beeline.errors import ConfigError
 from bench import pictures
 from bench.pictures import Pictures
 from bench.tune.settings import Settings
 from host import machine
-from serve import config, properties, store
+from host.files import sha256
+from serve import config, properties
 from serve.properties import Properties
-from serve.store import Archive
 
-_SPEC = "model_spec.json"
 # The ladder and the load go through so many pictures of a folder.
 _MOST_PICTURES = 200
 
@@ -56,27 +54,22 @@ def find(wanted: str, folder: Path, config_file: Path, environ: Mapping[str, str
         BeelineError: when it is not there, is not built by Beeline, or the configuration has a mistake.
     """
     archive = store.find(folder, (str(Path(wanted).resolve()) if Path(wanted).is_file() else wanted,))[0]
-    with zipfile.ZipFile(archive.path) as opened:
-        if _SPEC not in opened.namelist():
-            raise ArchiveError(f"{archive.path} has no {_SPEC}; build it with `beeline archive build`")
+    mar.check(archive.path)
     read = properties.load(config_file, environ)
-    gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else machine.gpus()
+    gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
     resolved = config.resolve(read, (archive,), config.Overrides(), environ, machine.cores(), gpus)
     now = resolved.models[0]
     configured = Settings(
         now.batch_size.value, now.min_workers.value, now.max_batch_delay.value, resolved.threads.value
     )
-    digest = hashlib.sha256(archive.path.read_bytes()).hexdigest()
-    return Model(archive, digest, read, configured, resolved.threads.reason)
+    return Model(archive, sha256(archive.path), read, configured, resolved.threads.reason)
 
 
 @contextmanager
 def unpacked(model: Model) -> Iterator[Path]:
     """Unpack the archive, which `find` compared with its own record, for the time of the block."""
     with tempfile.TemporaryDirectory(prefix="beeline-tune-") as folder:
-        with zipfile.ZipFile(model.archive.path) as archive:
-            archive.extractall(folder)
-        ModelSpec.load(Path(folder))
+        mar.unpack(model.archive.path, Path(folder))
         yield Path(folder)
 
 
@@ -91,11 +84,9 @@ def sent(model: Model, picture: Path | None, folder: Path | None) -> Pictures:
     given = picture or folder
     if given is not None:
         return pictures.read(given, _MOST_PICTURES)
-    with zipfile.ZipFile(model.archive.path) as archive:
-        names = sorted(
-            name for name in archive.namelist() if name.startswith("golden/") and not name.endswith((".json", "/"))
-        )
-        if not names:
-            raise ArchiveError(f"{model.archive.path} brings no picture to send; give --picture or --pictures")
-        bodies = tuple(archive.read(name) for name in names)
-    return Pictures(f"{model.archive.path.name}'s golden pictures", tuple(Path(name).name for name in names), bodies)
+    goldens = sorted(model.archive.goldens, key=lambda golden: golden.file)
+    return Pictures(
+        f"{model.archive.path.name}'s golden pictures",
+        tuple(Path(golden.file).name for golden in goldens),
+        tuple(map(model.archive.golden_bytes, goldens)),
+    )

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from beeline.errors import Undetermined
 from bench.load.plan import Plan
 from bench.load.run import run
@@ -147,7 +145,7 @@ class Stand:
 
     def room(self) -> int:
         """Return how many more workers memory holds."""
-        room = int(_OF_MEMORY * _available() / max(1, self.cost.memory))
+        room = int(_OF_MEMORY * machine.free_memory() / max(1, self.cost.memory))
         if self.cost.device_memory:
             room = min(room, int(_OF_MEMORY * self.cost.device_free / self.cost.device_memory) - self._workers())
         return max(0, min(room, MOST_WORKERS - self._workers()))
@@ -225,18 +223,3 @@ def together(wanted: Sequence[Settings], most: int) -> list[list[Settings]]:
 
 def _silent(line: str) -> None:
     """Take a server's own lines: the stand tells in one what came of it."""
-
-
-def _available() -> int:
-    """Return the bytes of memory that are free, less where a container's limit is tighter."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            top, now = (int(Path("/sys/fs/cgroup", name).read_text()) for name in (limit, used))
-        except (OSError, ValueError):
-            continue
-        free = min(free, max(0, top - now))
-    return free

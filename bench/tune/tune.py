@@ -26,7 +26,7 @@ from bench.tune.settings import counted
 from bench.tune.stand import MOST_WORKERS, Stand
 from bench.tune.turns import Journal
 from host import ROOT, machine
-from host.signals import Asked, as_exceptions
+from host.signals import Interrupted, as_exceptions
 from serve import servers
 
 Say = Callable[[str], None]
@@ -83,7 +83,7 @@ class Tuned:
     record: record.Record
     change: written.Change | None
     journal: Path
-    asked: Asked | None
+    asked: Interrupted | None
 
 
 def folder(environ: Mapping[str, str]) -> Path:
@@ -154,7 +154,7 @@ class _Study:
     say: Say
     end: float
 
-    def measure(self) -> Asked | None:
+    def measure(self) -> Interrupted | None:
         """Measure until it is decided or time is up; return the signal that interrupted it."""
         whole = 60 * self.request.minutes
         deadline = self.end - max(min(_STOP_SECONDS, 0.1 * whole), _STOP * whole)
@@ -166,7 +166,7 @@ class _Study:
                 cost = self._climb(whole)
                 with Stand(self.model, self.request.goal, self.pictures, self.request.server, cost, self.say) as stand:
                     self._race(stand, deadline)
-        except Asked as asked:
+        except Interrupted as asked:
             if not rung:
                 self.say(f"interrupted ({asked})")
                 return asked

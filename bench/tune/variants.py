@@ -14,10 +14,10 @@ from pathlib import Path
 
 import javaproperties
 
+from archive.mar import MANIFEST
 from bench.tune.model import Model
 from bench.tune.settings import Settings
 from serve.properties import VARIABLES
-from serve.store import MANIFEST
 
 _STARTUP_SECONDS = 600
 _OURS = ("BATCH_SIZE", "WORKERS", "LINGER_MS")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import javaproperties
 
 from beeline.errors import ConfigError
 from bench.tune.settings import Settings
+from host.files import write_whole
 from serve import properties
 
 _THREADS = "beeline_threads"
@@ -47,18 +47,12 @@ class Change:
             ConfigError: when the file changed meanwhile, or cannot be written.
         """
         path = self.path.resolve()
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             if _read(path) != self.before:
                 raise ConfigError(f"{self.path} changed while it was tuned; run it again with --resume and --write")
-            with draft.open("w", encoding="utf-8", newline="") as file:
-                file.write(self.after)
-            shutil.copymode(path, draft)
-            draft.replace(path)
+            write_whole(path, self.after, stat.S_IMODE(path.stat().st_mode))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error.strerror}); change it as shown") from error
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def change(path: Path, model: str, version: str, settings: Settings, threads_by_default: int) -> Change:

@@ -24,13 +24,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> None:
+def write_whole(path: Path, content: str | bytes, mode: int | None = None, sync: bool = False) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part.
 
     Args:
         path: in an existing folder.
         content: bytes, or text that is written as UTF-8.
         mode: the file's permissions; None leaves them to the umask.
+        sync: whether the content is on the disk before the old file goes, so that a machine that loses its power
+            keeps one of the two.
 
     Raises:
         OSError: when the folder cannot be written; the old file is still there then.
@@ -38,7 +40,11 @@ def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> No
     # Named after process and thread, so that two writers never share a draft.
     draft = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        with draft.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         if mode is not None:
             draft.chmod(mode)
         draft.replace(path)

@@ -13,7 +13,7 @@ MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
 
 # Where cgroups are mounted, and where this process's own are listed.
-_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Version 2 has both numbers of a quota in one file, version 1 each in its own.
 _QUOTA = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}
 
@@ -110,7 +110,7 @@ def on_cpu(device: str | None, environ: Mapping[str, str], engine: str) -> Choic
     return Choice("cpu", f"{engine} runs on CPUs" if asked == "auto" else "asked for")
 
 
-def cores(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
+def cores(root: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> int:
     """Return how many cores this process may use: its CPU affinity, less where a cgroup's quota is tighter.
 
     Every parent's quota counts as well as the process's own, in either version of cgroups.
@@ -128,7 +128,7 @@ def cores(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int:
     return max(1, usable)
 
 
-def cgroups(controller: str, root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> Iterator[Path]:
+def cgroups(controller: str, root: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> Iterator[Path]:
     """Yield the folders of this process's cgroup and of its parents, the innermost first, `root`'s own last.
 
     Args:

@@ -14,14 +14,15 @@ import threading
 import time
 from pathlib import Path
 
+from archive import store
 from beeline.errors import BeelineError
-from serve import metrics, store
+from serve import metrics
 from serve.gateway import catalog, nginx, runtime
-from serve.gateway.catalog_copy import Mirror
+from serve.gateway.catalog_copy import CatalogCopy
 from serve.gateway.discovery import Discovery
-from serve.gateway.error_counts import OwnAnswers
+from serve.gateway.error_counts import ErrorCounts
 from serve.gateway.prober import Prober, closed_together, together
-from serve.gateway.proxy import DevelopmentThread, Front, Nginx
+from serve.gateway.proxy import DevelopmentThread, Nginx, Proxy
 from serve.gateway.settings import Settings
 from serve.instance.logs import rotate
 
@@ -34,7 +35,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.front: Front = Nginx(settings) if settings.program is not None else DevelopmentThread(settings)
+        self.proxy: Proxy = Nginx(settings) if settings.program is not None else DevelopmentThread(settings)
         self._woken = threading.Event()
         self._stopping = False
         self._said = self._state = ""
@@ -44,9 +45,9 @@ class Gateway:
             if settings.name is not None
             else Prober(settings, store.find(settings.store) if settings.store else (), self._woken.set)
         )
-        self.mirror = Mirror(settings, self._woken.set) if settings.name is not None else None
+        self.catalog_copy = CatalogCopy(settings, self._woken.set) if settings.name is not None else None
         self._begun = time.monotonic()
-        self.own = OwnAnswers(settings.logs / nginx.ACCESS_LOG)
+        self.error_counts = ErrorCounts(settings.logs / nginx.ACCESS_LOG)
         self.collector = metrics.Collector(settings.worker_metrics) if settings.worker_metrics else None
 
     def run(self) -> None:
@@ -58,16 +59,16 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked)
         at = self.settings.metrics
-        told = [self.own, *([self.collector] if self.collector is not None else [])]
-        exporter = metrics.serve_metrics((at.host, at.port), *told) if at else None
+        counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
+        exporter = metrics.serve_metrics((at.host, at.port), *counters) if at else None
         self.tell()
-        self.front.start()
+        self.proxy.start()
         self.prober.start()
         try:
             while not self._stopping:
                 self._woken.wait(_TICK)
                 self._woken.clear()
-                self.front.check()
+                self.proxy.check()
                 try:
                     self.tell()
                     self.keep()
@@ -85,13 +86,13 @@ class Gateway:
             if self._stopping:
                 # Whoever stands before this gateway sees /ping, and looks elsewhere, before a request is refused.
                 time.sleep(self.settings.drain)
-            self.front.stop()
+            self.proxy.stop()
             if exporter is not None:
                 exporter.stop()
             self.prober.stop()
-            if self.mirror is not None:
-                self.mirror.stop()
-            self.own.close()
+            if self.catalog_copy is not None:
+                self.catalog_copy.stop()
+            self.error_counts.close()
 
     def tell(self) -> None:
         """Write what `/ping` answers, and let the ready backends share the load, where either changed."""
@@ -103,12 +104,12 @@ class Gateway:
         shared = (members or self._shared[0], known)
         changed = shared != self._shared and (self.settings.name is not None or len(known) > 1)
         # What is not taken is tried again in the next round.
-        if changed and self.front.share(*shared):
+        if changed and self.proxy.share(*shared):
             self._shared = shared
-        if self.mirror is not None and members:
-            self.mirror.follow(members)
+        if self.catalog_copy is not None and members:
+            self.catalog_copy.follow(members)
             # Where the page hears for the first time that models are ready, it has their list.
-            if not self.mirror.settled:
+            if not self.catalog_copy.settled:
                 return
         if text != self._said:
             runtime.write_state(self.settings, values["status"] == "Healthy", text, closed=closed)
@@ -122,13 +123,13 @@ class Gateway:
 
     def keep(self) -> None:
         """Do the small regular chores: count and rotate logs, put the workers' own choices into the cards."""
-        self.own.read()
+        self.error_counts.read()
         renamed = [
             rotate(self.settings.logs / name, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
             for name in (nginx.ACCESS_LOG, nginx.ERROR_LOG)
         ]
         if any(renamed):
-            self.front.reopen_logs()
+            self.proxy.reopen_logs()
         if self.settings.worker_metrics is not None:
             catalog.add_choices(self.settings, metrics.choices(self.settings.worker_metrics))
 

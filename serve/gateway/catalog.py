@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from archive.mar import Archive
 from beeline.errors import BeelineError
+from host.files import write_json
 from serve.config import Configuration, ModelSettings
 from serve.gateway.runtime import open_to_all
 from serve.gateway.settings import Settings
-from serve.store import GOLDEN, Archive
 
 # Reads an archive's card; given by whoever knows archives.
 Card = Callable[[Path], Mapping[str, Any]]
@@ -44,7 +44,7 @@ def write(
     for archive, model in zip(archives, configuration.models, strict=True):
         folder = settings.web / "catalog" / archive.model
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f"{archive.version}.json", _card(archive, card))
+        write_json(folder / f"{archive.version}.json", _card(archive, card), 0o644)
         models.append(_entry(model, archive, _samples(settings, archive, built[archive.path.name].parent), settings))
     limits = {
         "bytes": settings.max_image,
@@ -54,7 +54,7 @@ def write(
     }
     gateway = {"kind": settings.kind, "version": settings.version}
     values = {"models": models, "limits": limits, "server": server, "gateway": gateway}
-    _write(settings.web / "catalog.json", values)
+    write_json(settings.web / "catalog.json", values, 0o644)
     open_to_all(settings.web)
 
 
@@ -66,7 +66,7 @@ def add_choices(settings: Settings, choices: Mapping[tuple[str, str], Mapping[st
             continue
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("serving") != choice:
-            _write(path, {**values, "serving": choice})
+            write_json(path, {**values, "serving": choice}, 0o644)
 
 
 def _card(archive: Archive, card: Card | None) -> dict[str, Any]:
@@ -121,20 +121,10 @@ def _samples(settings: Settings, archive: Archive, store: Path) -> list[dict[str
 
 
 def _golden(archive: Archive, target: Path) -> list[dict[str, Any]]:
-    if archive.canary is None:
-        return []
     found = []
-    with zipfile.ZipFile(archive.path) as members:
-        for picture in json.loads(members.read(GOLDEN))["pictures"]:
-            file = Path(str(picture["file"])).name
-            if _SAFE.fullmatch(file):
-                (target / file).write_bytes(members.read(f"golden/{file}"))
-                found.append({"file": file, "label": str(picture["top"][0][0]), "source": "drawn for its self-test"})
+    for golden in archive.goldens:
+        file = Path(golden.file).name
+        if _SAFE.fullmatch(file):
+            (target / file).write_bytes(archive.golden_bytes(golden))
+            found.append({"file": file, "label": golden.label, "source": "drawn for its self-test"})
     return found
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    draft.chmod(0o644)
-    draft.replace(path)

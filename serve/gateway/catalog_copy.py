@@ -15,10 +15,11 @@ from typing import Any
 
 import requests
 
+from host.files import write_whole
 from serve.gateway.runtime import open_to_all
 from serve.gateway.settings import Settings
 
-logger = logging.getLogger("mirror")
+logger = logging.getLogger("catalog")
 # Seconds between two looks where the backends stay the same: workers tell what they chose a while after the start.
 _AGAIN = 10.0
 _ANSWER = 5.0
@@ -29,10 +30,10 @@ _CARD = re.compile(r"/catalog/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+\.json")
 _SAMPLE = re.compile(r"/samples/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
-class Mirror:
+class CatalogCopy:
     """Keeps the document root's catalog as one of the backends has it.
 
-    `changed` is called in a thread of the mirror's after each copy, a failed one too.
+    `changed` is called in a thread of its own after each copy, a failed one too.
     """
 
     def __init__(self, settings: Settings, changed: Callable[[], None] = lambda: None) -> None:
@@ -59,7 +60,7 @@ class Mirror:
             return
         self._since = self._since if self._thread else time.monotonic()
         # A daemon: what a backend takes its time for does not hold up the gateway's end.
-        self._thread = threading.Thread(target=self._follow, args=(tuple(members),), name="mirror", daemon=True)
+        self._thread = threading.Thread(target=self._follow, args=(tuple(members),), name="catalog copy", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -174,6 +175,4 @@ def _write(path: Path, data: bytes) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(path.suffix + ".tmp")
-    draft.write_bytes(data)
-    draft.replace(path)
+    write_whole(path, data)

@@ -23,7 +23,7 @@ _LATE = 3.0
 _LONGEST_LINE = 1 << 20
 
 
-class OwnAnswers(Collector):
+class ErrorCounts(Collector):
     """Reads what is added to the log, through rotation; what is in it at first was counted by somebody before.
 
     `/ping` is not in the log, and so its 503 not among them.

@@ -49,7 +49,7 @@ def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
         raise ConfigError(f"--gateway is {wanted!r}{did_you_mean(wanted, NAMES)}")
     if wanted == "none":
         return Choice("none", None, "", "none, as asked: the server itself answers, on loopback only")
-    found = nginx.find(environ) if wanted in ("auto", "nginx") else None
+    found = nginx.find_nginx(environ) if wanted in ("auto", "nginx") else None
     if found is not None:
         return Choice("nginx", found[0], found[1], f"nginx {found[1]} ({found[0]})")
     if wanted == "nginx":

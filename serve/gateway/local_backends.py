@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+from archive import store
+from archive.mar import Archive
 from beeline.errors import BeelineError
 from host import machine
-from serve import addresses, config, instance, ports, properties, store
+from host.files import SHORT, sha256
+from serve import addresses, config, instance, ports, properties
 from serve.addresses import Ports
 from serve.config import Configuration
 from serve.gateway import catalog, runtime
@@ -19,7 +22,6 @@ from serve.gateway.kinds import choose, public
 from serve.gateway.settings import Backend
 from serve.instance import State
 from serve.servers.protocol import Places, keep
-from serve.store import Archive
 from serve.values import Address
 
 Say = Callable[[str], None]
@@ -143,11 +145,11 @@ def check_same(states: Sequence[State]) -> None:
                 f"({first.server}) {', '.join(sorted(first.archives))}; one gateway needs servers that serve the same"
             )
         for file in sorted(state.archives):
-            digests = [store.sha256(store_of(one) / file) for one in (state, first)]
+            digests = [sha256(store_of(one) / file) for one in (state, first)]
             if digests[0] != digests[1]:
                 raise BeelineError(
-                    f"{state.name} serves {file} with sha256 {digests[0][:12]}, {first.name} another one with "
-                    f"{digests[1][:12]}; one gateway needs servers that serve the same: start the older one again"
+                    f"{state.name} serves {file} with sha256 {digests[0][:SHORT]}, {first.name} another one with "
+                    f"{digests[1][:SHORT]}; one gateway needs servers that serve the same: start the older one again"
                 )
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from beeline.errors import Undetermined
 from host import ROOT
+from host.files import write_whole
 from serve.gateway.settings import Backend, Settings
 from serve.values import Address
 
 FILES = ROOT / "frontend" / "nginx"
 ACCESS_LOG, ERROR_LOG = "access.log", "gateway.log"
-# Debian keeps it where only root's PATH looks.
-_PLACES = ("/usr/sbin", "/usr/local/sbin")
 _OLDEST = (1, 22)
 # Bytes of the largest body that counts as middling; the configuration's maps tell the sizes apart.
 _MIDDLING = 1_000_000
@@ -27,14 +26,16 @@ _MIDDLING = 1_000_000
 _OF_GATEWAYS = " http_429 http_502 http_503"
 
 
-def find(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+def find_nginx(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
     """Return nginx's path and version; None where there is none.
 
     Raises:
         Undetermined: when it does not say its version, or one older than 1.22.
     """
-    places = os.pathsep.join([environ.get("PATH", os.defpath), *_PLACES])
-    program = shutil.which("nginx", path=places)
+    folders = environ.get("PATH", os.defpath).split(os.pathsep)
+    # Debian installs it into /usr/sbin, which an ordinary user's PATH lacks.
+    folders += [str(Path(folder).with_name("sbin")) for folder in folders if Path(folder).name == "bin"]
+    program = shutil.which("nginx", path=os.pathsep.join(folders))
     if program is None:
         return None
     try:
@@ -185,10 +186,7 @@ def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
 
 
 def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
-    path = settings.folder / "settings" / name
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    draft.replace(path)
+    write_whole(settings.folder / "settings" / name, "".join(f"{line}\n" for line in lines))
 
 
 def _user() -> list[str]:

@@ -18,17 +18,17 @@ from typing import Any
 
 import requests
 
+from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
 from serve.client import InferenceClient, ManagementClient
 from serve.counts import load
 from serve.gateway.settings import Backend, Settings
-from serve.ready import Busy, try_canary
-from serve.store import Archive
+from serve.ready import Busy, try_golden
 
 logger = logging.getLogger("prober")
 # Seconds between two looks at a server that starts, and at one that is ready; and between two golden
 # pictures of a model that answers. One costs a forward pass.
-HASTY, CALM, CANARY = 0.5, 1.0, 10.0
+HASTY, CALM, GOLDEN = 0.5, 1.0, 10.0
 # A server too busy to say how its workers are keeps what it was for this long, in seconds.
 _SILENCE = 15.0
 _ANSWER = 5.0
@@ -84,7 +84,7 @@ class Probe:
         # Per archive: what was asked and when, and how many answers there had been by then.
         self._asked: dict[str, tuple[Future[str], float, int | None]] = {}
         # Per archive: why it does not answer rightly (None when it does), and when that was found out.
-        self._canaries: dict[str, tuple[str | None, float]] = {}
+        self._goldens: dict[str, tuple[str | None, float]] = {}
         self._good: dict[str, float] = {}
         self._deadline = deadline
 
@@ -103,7 +103,7 @@ class Probe:
             return self.seen
         for key in missing:
             self._forget(key)
-        wrong = {**missing, **self._try_canaries([one for one in self.archives if one.path.name not in missing])}
+        wrong = {**missing, **self._try_goldens([one for one in self.archives if one.path.name not in missing])}
         reason = next((wrong[one.path.name] for one in self.archives if one.path.name in wrong), "ready")
         self.seen = Seen(
             not wrong, reason, models, self._closed([one for one in self.archives if one.path.name in wrong])
@@ -116,7 +116,7 @@ class Probe:
 
     def _forget(self, key: str) -> None:
         """Golden pictures of before tell nothing of the workers to come."""
-        for known in (self._canaries, self._asked, self._good):
+        for known in (self._goldens, self._asked, self._good):
             known.pop(key, None)
 
     def _closed(self, wrong: Sequence[Archive]) -> frozenset[str]:
@@ -145,16 +145,16 @@ class Probe:
                 missing[archive.path.name] = f"0 of {described.min_workers} workers of {archive.model} are ready"
         return models, missing
 
-    def _try_canaries(self, archives: Sequence[Archive]) -> dict[str, str]:
+    def _try_goldens(self, archives: Sequence[Archive]) -> dict[str, str]:
         """Send golden pictures where it is time; return by archive why one is not answered rightly."""
         wrong: dict[str, str] = {}
         for archive in archives:
             key = archive.path.name
             now = time.monotonic()
             if key in self._asked and self._asked[key][0].done():
-                self._canaries[key] = (self._outcome(key, self._asked.pop(key)[0]), now)
-            reason, when = self._canaries.get(key, ("its golden picture is not answered yet", float("-inf")))
-            if key not in self._asked and now - when > (CANARY if reason is None else HASTY):
+                self._goldens[key] = (self._outcome(key, self._asked.pop(key)[0]), now)
+            reason, when = self._goldens.get(key, ("its golden picture is not answered yet", float("-inf")))
+            if key not in self._asked and now - when > (GOLDEN if reason is None else HASTY):
                 self._begin(archive, now)
             elif key in self._asked and self._stuck(*self._asked[key][1:]):
                 reason = f"nobody has got an answer for {_STUCK:g} s, its golden picture neither"
@@ -170,12 +170,12 @@ class Probe:
             self._running.append(future)
             self._asked[archive.path.name] = (future, now, self._answered())
             # A daemon: a frozen worker must not hold up the gateway's end.
-            threading.Thread(target=self._ask, args=(archive, future), name="canary", daemon=True).start()
+            threading.Thread(target=self._ask, args=(archive, future), name="golden", daemon=True).start()
 
     def _ask(self, archive: Archive, future: Future[str]) -> None:
         try:
             with InferenceClient(self.backend.inference, timeout=self._deadline, patience=0) as inference:
-                future.set_result(try_canary(inference, archive, archive.version if self._versions else None))
+                future.set_result(try_golden(inference, archive, archive.version if self._versions else None))
         except BeelineError as error:
             future.set_exception(error)
         except Exception as error:

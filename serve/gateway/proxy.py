@@ -26,7 +26,7 @@ _RELOAD = 5.0
 logger = logging.getLogger("gateway")
 
 
-class Front(Protocol):
+class Proxy(Protocol):
     """What the gateway process needs of it."""
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class Nginx:
         self._workers: list[psutil.Process] = []
 
     def start(self) -> None:
-        """Start it; see `Front`."""
+        """Start it; see `Proxy`."""
         # SIGTERM, with which its master ends its workers too.
         end = processes.ending_with_parent(signal.SIGTERM)
         self._process = subprocess.Popen(nginx.command(self._settings), cwd=self._settings.folder, preexec_fn=end)
@@ -70,7 +70,7 @@ class Nginx:
         self._wait_for_others([])
 
     def check(self) -> None:
-        """Raise when it ended; see `Front`."""
+        """Raise when it ended; see `Proxy`."""
         assert self._process is not None
         code = self._process.poll()
         if code is None:
@@ -80,7 +80,7 @@ class Nginx:
         raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
 
     def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
-        """Write the group anew and reload; requests on their way are answered by the old workers; see `Front`."""
+        """Write the group anew and reload; requests on their way are answered by the old workers; see `Proxy`."""
         nginx.write_backends(self._settings, members, known)
         before = self._children()
         self._signal(signal.SIGHUP)
@@ -91,11 +91,11 @@ class Nginx:
         return False
 
     def reopen_logs(self) -> None:
-        """See `Front`."""
+        """See `Proxy`."""
         self._signal(signal.SIGUSR1)
 
     def stop(self) -> None:
-        """Let it finish what it has; see `Front`."""
+        """Let it finish what it has; see `Proxy`."""
         if self._process is None:
             return
         self._signal(signal.SIGQUIT)
@@ -185,25 +185,25 @@ class DevelopmentThread:
         )
 
     def start(self) -> None:
-        """Start it; see `Front`."""
+        """Start it; see `Proxy`."""
         self._thread.start()
         self._run(self._proxy.start, _PATIENCE)
 
     def check(self) -> None:
-        """Raise when its thread ended; see `Front`."""
+        """Raise when its thread ended; see `Proxy`."""
         if not self._thread.is_alive():
             raise BeelineError("the development proxy ended by itself; see supervisor.log")
 
     def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
-        """See `Front`."""
+        """See `Proxy`."""
         self._members = list(members)
         return True
 
     def reopen_logs(self) -> None:
-        """Do nothing: it opens its log for each line; see `Front`."""
+        """Do nothing: it opens its log for each line; see `Proxy`."""
 
     def stop(self) -> None:
-        """See `Front`."""
+        """See `Proxy`."""
         self._run(self._proxy.stop, self._stop + _SPARE)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_PATIENCE)

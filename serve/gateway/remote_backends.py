@@ -81,7 +81,7 @@ def run(url: str, config_file: Path, given: Ports, say: Say, environ: Mapping[st
 
 def logs(home: Path) -> Path:
     """Return where it logs, below the state folder: no name of a server has a dot."""
-    return home / "network.logs"
+    return home / "gateway.logs"
 
 
 def default_route(table: Path = Path("/proc/net/route")) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from host import ROOT
+from host.files import write_whole
 from serve.gateway import errors, nginx
 from serve.gateway.settings import Settings
 
@@ -61,10 +62,7 @@ def write_state(
         # Whoever sees it ready is let through.
         _open(settings, closed)
     target = settings.ready_file if ready else settings.unready_file
-    draft = target.with_suffix(".tmp")
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.chmod(0o644)
-    draft.replace(target)
+    write_whole(target, text + "\n", 0o644)
     if not ready:
         settings.ready_file.unlink(missing_ok=True)
         if closed:

@@ -7,7 +7,6 @@ supervisor: a free lock means a dead instance, whose leftovers may be swept.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 from beeline.errors import BeelineError, did_you_mean
 from host import ROOT, processes
+from host.files import is_locked, try_lock, write_json
 
 DEFAULT_NAME = "default"
 # What every process of an instance carries in its environment; its value is `<folder>:<token>`.
@@ -90,36 +90,19 @@ class Instance:
     def lock(self, patience: float = 1.0) -> int | None:
         """Take the lock and return its file descriptor; None when a supervisor holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                # `alive` of another command holds it for an instant.
-                if time.monotonic() > deadline:
-                    os.close(descriptor)
-                    return None
-                time.sleep(0.05)
+        # `alive` of another command holds it for an instant.
+        while (descriptor := try_lock(self.folder / "lock", 0o600)) is None and time.monotonic() <= deadline:
+            time.sleep(0.05)
+        return descriptor
 
     def alive(self) -> bool:
         """Whether a supervisor holds the lock."""
-        try:
-            descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(self.folder / "lock")
 
     def write(self, state: State) -> None:
         """Write the state file atomically."""
-        _write_json(self._state, dataclasses.asdict(state))
+        write_json(self._state, dataclasses.asdict(state))
 
     def read(self) -> State | None:
         """Return the state, None where there is none (or one of another version of this code)."""
@@ -132,7 +115,7 @@ class Instance:
 
     def end(self, reason: str, failed: bool) -> None:
         """Record why the instance ended, and forget its state."""
-        _write_json(self.folder / "end.json", {"reason": reason, "failed": failed, "time": time.time()})
+        write_json(self.folder / "end.json", {"reason": reason, "failed": failed, "time": time.time()})
         self._state.unlink(missing_ok=True)
 
     def last_end(self) -> tuple[str, bool] | None:
@@ -263,12 +246,6 @@ def remove_scratch(path: Path) -> None:
     """Remove a temporary folder of ours, and nothing else."""
     if path.name.startswith(_SCRATCH):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    draft.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

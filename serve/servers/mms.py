@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from beeline.errors import Undetermined
 from host import ROOT
+from host.environments import Environment
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.servers.protocol import Places, Say
@@ -51,22 +47,7 @@ class Mms:
                     "one, such as /opt/mms/bin/python, or unset it"
                 )
             return python
-        python = self.venv / "bin" / "python"
-        try:
-            wanted = hashlib.sha256(self.lock_file.read_bytes()).hexdigest()
-        except OSError as error:
-            raise Undetermined(f"{self.lock_file} cannot be read ({error.strerror}); restore it") from error
-        self.venv.mkdir(parents=True, exist_ok=True)
-        stamp = self.venv / "installed"
-        with (self.venv / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not stamp.is_file() or stamp.read_text() != wanted or not python.exists():
-                say(f"installing Multi Model Server into {self.venv} (once, some minutes without a warm cache) ...")
-                if not python.exists():
-                    _uv("venv", "--quiet", "--allow-existing", "--python", sys.executable, str(self.venv))
-                install = ("pip", "install", "--quiet", "--python", str(python), "--require-hashes", "--no-deps")
-                _uv(*install, "--compile-bytecode", "-r", str(self.lock_file))
-                stamp.write_text(wanted)
+        python = Environment(self.title, self.venv, self.lock_file).prepare(say)
         self.site(python)
         return python
 
@@ -126,17 +107,3 @@ class Mms:
         management.register(parameters, timeout=model.startup_timeout.value)
         if high > low:
             management.scale(model.model, low, high)
-
-
-def _uv(*arguments: str) -> None:
-    beside = Path(sys.executable).with_name("uv")
-    command = str(beside) if beside.exists() else shutil.which("uv")
-    if command is None:
-        raise Undetermined("uv, which installs Multi Model Server, is not there; run `make setup`")
-    try:
-        subprocess.run([command, *arguments], capture_output=True, text=True, check=True)
-    except OSError as error:
-        raise Undetermined(f"{command} cannot be run ({error.strerror}); run `make setup`") from error
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1].strip()
-        raise Undetermined(f"Multi Model Server could not be installed (uv: {last}); is the network there?") from error

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import javaproperties
 
+from archive.mar import Archive
 from host import ROOT, machine
 from serve.addresses import Addresses
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.servers.java import Java, options
-from serve.store import Archive
 
 # glibc moves these thresholds by itself unless they are set, so memory of a burst stays. These values
 # also spare page faults: ResNet-18, batch 8, one thread took 169-189 ms a forward with them, 203-209

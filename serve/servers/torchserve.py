@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beeline.errors import Undetermined
+from host import ROOT
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.servers.protocol import Places, Say, models_json
 
-_WORKER_PATH = Path(__file__).parent / "worker"
+_WORKER_PATH = ROOT / "serve" / "worker"
 
 
 class TorchServe:

@@ -15,6 +15,9 @@ import torch
 from archive.build import Built, build
 from archive.export import ExportRequest, export_folder
 from beeline.spec import Geometry, Provenance
+from tests.serve.conftest import make_fake
+
+__all__ = ["make_fake"]
 
 LABELS = ("ants", "bees", "crickets")
 HANDLER = "vision_handler.py"

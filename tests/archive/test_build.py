@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from archive.build import HANDLERS, Built, build
-from archive.contents import read
+from archive.build import HANDLERS, Built, build, check_config
+from archive.mar import check
 from archive.store import INDEX, read_index
 from beeline.errors import ArchiveError, BeelineError, ConfigError
 from beeline.spec import ModelSpec
@@ -98,7 +98,7 @@ def test_the_very_same_archive_is_left_as_it_is_and_a_changed_one_is_built_again
     assert first.path.stat().st_mtime_ns == written
     first.path.write_bytes(b"changed")
     assert not build(tiny_export, store, check=False, reuse=True).reused
-    assert read(first.path).spec == first.spec
+    assert check(first.path).spec == first.spec
 
 
 def test_a_users_handler_takes_the_place_of_ours_and_is_verified(tiny_export: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_users_handler_takes_the_place_of_ours_and_is_verified(tiny_export: Pa
         "        return super().postprocess(logits - 1.0, batch)\n"
     )
     built = build(tiny_export, tmp_path / "store", handler=handler)
-    held = read(built.path)
+    held = check(built.path)
     assert held.handler == "thresholded.py"
     assert {"thresholded.py", "vision_handler.py"} <= set(held.sizes)
     assert built.verified is not None
@@ -144,7 +144,7 @@ def test_a_model_config_goes_in_and_a_batching_key_does_not(tiny_export: Path, t
     with zipfile.ZipFile(built.path) as archive:
         assert archive.read("model-config.yaml") == config.read_bytes()
         assert json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["configFile"] == "model-config.yaml"
-    assert read(built.path).spec == built.spec
+    assert check(built.path).spec == built.spec
     config.write_text("batchSize: 8\n")
     with pytest.raises(ConfigError, match="batchSize"):
         build(tiny_export, tmp_path / "store", config=config, check=False)
@@ -182,3 +182,39 @@ def test_an_export_that_was_changed_or_is_of_other_code_is_refused(tiny_export: 
             build(export, tmp_path / "store", check=False)
     with pytest.raises(BeelineError, match="is missing"):
         build(tmp_path, tmp_path / "store", check=False)
+
+
+def test_what_does_not_touch_batching_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "model-config.yaml"
+    path.write_text("deviceType: cpu\ndeviceIds: [0, 1]\nmaxRetryTimeoutInSec: 60\n")
+    check_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("batchSize: 8", "sets batchSize to 8, which would override config/config.properties"),
+        ("maxBatchDelay: 100", "maxBatchDelay"),
+        ("minWorkers: 1", "set it there, under models"),
+        ("maxWorkers: 1", "maxWorkers"),
+        ("jobQueueSize: 1", "jobQueueSize"),
+        ("batchsize: 8", "unknown key 'batchsize'; did you mean 'batchSize'"),
+        ("devicetype: cpu", "did you mean 'deviceType'"),
+        ("deviceType: 3", "deviceType to 3; allowed: text"),
+        ("maxRetryTimeoutInSec: true", "allowed: a whole number"),
+        ("clientTimeoutInMills: 100", "wait forever"),
+        ("- deviceType", "holds a list"),
+        ("deviceType: [", "cannot be read as YAML"),
+        ("", "holds a NoneType"),
+    ],
+)
+def test_what_would_be_ignored_or_override_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "model-config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        check_config(path)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check_config(tmp_path / "none.yaml")

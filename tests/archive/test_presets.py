@@ -11,20 +11,20 @@ from beeline.spec import Geometry
 
 
 def test_imagenet_is_what_torchvision_gives_its_first_resnets() -> None:
-    own = presets.find("ResNet18_Weights.IMAGENET1K_V1")
-    imagenet = presets.find("imagenet")
+    own = presets.find_preset("ResNet18_Weights.IMAGENET1K_V1")
+    imagenet = presets.find_preset("imagenet")
     assert (imagenet.geometry, imagenet.mean, imagenet.std) == (own.geometry, own.mean, own.std)
 
 
 def test_torchvision_reads_the_geometry_of_the_architectures_default_weights() -> None:
-    found = presets.find("torchvision", "swin_t")
+    found = presets.find_preset("torchvision", "swin_t")
     transform = torchvision.models.Swin_T_Weights.DEFAULT.transforms()
     assert found.geometry == Geometry(transform.resize_size[0], transform.crop_size[0], "bicubic")
     assert "Swin_T_Weights" in found.reason
 
 
 def test_an_override_wins_and_leaves_the_rest() -> None:
-    found = presets.find("imagenet").override(resize=72, crop=64, mean=[0, 0, 0])
+    found = presets.find_preset("imagenet").override(resize=72, crop=64, mean=[0, 0, 0])
     assert found.geometry == Geometry(72, 64, "bilinear")
     assert found.mean == (0.0, 0.0, 0.0)
     assert found.std == presets.IMAGENET_STD
@@ -42,11 +42,11 @@ def test_an_override_wins_and_leaves_the_rest() -> None:
 )
 def test_an_unknown_preset_is_one_sentence_with_the_fix(name: str, architecture: str | None, told: str) -> None:
     with pytest.raises(ArchiveError, match=told):
-        presets.find(name, architecture)
+        presets.find_preset(name, architecture)
 
 
 def test_a_deviation_of_nothing_is_refused() -> None:
     with pytest.raises(ArchiveError, match=r"std is .*over 0"):
-        presets.find("unit").override(std=[1, 0, 1])
+        presets.find_preset("unit").override(std=[1, 0, 1])
     with pytest.raises(ArchiveError, match=r"mean is .*three numbers"):
-        presets.find("unit").override(mean=[1, 0])
+        presets.find_preset("unit").override(mean=[1, 0])

@@ -13,7 +13,7 @@ from archive.build import build
 from archive.export import ExportRequest, export_folder
 from archive.goldens.mistakes import MISTAKES
 from archive.labels import read_labels
-from archive.runner import Runner
+from archive.sandbox import Sandbox
 from beeline.spec import Provenance
 
 
@@ -21,7 +21,7 @@ from beeline.spec import Provenance
 def test_squeezenet_is_built_verified_and_names_pictures_it_never_saw(shared_data: Path, tmp_path: Path) -> None:
     weights = shared_data / "weights" / "squeezenet1_1-imagenet-fp16src.pth"
     samples = shared_data / "imagenet_samples"
-    preset = presets.find("imagenet")
+    preset = presets.find_preset("imagenet")
     request = ExportRequest(
         name="squeezenet1_1",
         version="1.0",
@@ -39,8 +39,8 @@ def test_squeezenet_is_built_verified_and_names_pictures_it_never_saw(shared_dat
     built = build(tmp_path / "export", tmp_path / "store")
     assert built.verified is not None
     truth = json.loads((samples / "labels.json").read_text())
-    with Runner(built.path) as runner:
-        answers = runner.predict([(samples / name).read_bytes() for name in truth])
+    with Sandbox(built.path) as sandbox:
+        answers = sandbox.predict([(samples / name).read_bytes() for name in truth])
     right = sum(
         next(iter(answer.json())) == request.labels[index]
         for answer, index in zip(answers, truth.values(), strict=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from archive import contents
+from archive import mar
 from beeline.errors import ArchiveError
 from cli.main import app
 from tests.archive.conftest import MakeMar
@@ -67,4 +67,4 @@ def test_changed_geometry_code_is_refused_even_where_its_record_agrees(make_mar:
     record["files"]["beeline/pixels.py"] = hashlib.sha256(files["beeline/pixels.py"]).hexdigest()
     files["checksums.json"] = json.dumps(record).encode()
     with pytest.raises(ArchiveError, match=r"beeline/pixels\.py has sha256 .* build it again"):
-        contents.read(make_mar(files))
+        mar.read(make_mar(files))

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from bench import machine
+from host.machine import cores
 
 
 def test_it_is_complete_and_without_the_host_name() -> None:
@@ -29,6 +30,10 @@ def test_without_that_file_the_architecture_is_named(tmp_path: Path) -> None:
     said = machine.describe(tmp_path / "none")
     assert said["cpu"]
     assert said["features"] == []
+
+
+def test_a_summary_is_cores_architecture_and_system() -> None:
+    assert machine.summary() == f"{cores()} cores, {platform.machine()}, {platform.system()}"
 
 
 def test_versions_leave_out_what_is_not_installed() -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from archive.runner import Runner
+from archive.sandbox import Sandbox
 from beeline.answer import Answer
 from cli.sources import open_source
 from serve.addresses import Ports
@@ -88,8 +88,8 @@ def of_the_run(trained: Path, photographs: list[bytes]) -> list[str]:
 
 
 def test_run_and_archive_agree_on_all_153_pictures(mar: Path, photographs: list[bytes], of_the_run: list[str]) -> None:
-    with Runner(mar) as runner:
-        assert tops(runner.predict(photographs)) == of_the_run
+    with Sandbox(mar) as sandbox:
+        assert tops(sandbox.predict(photographs)) == of_the_run
 
 
 def test_the_server_agrees_with_the_run(running: Running, photographs: list[bytes], of_the_run: list[str]) -> None:

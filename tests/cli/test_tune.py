@@ -19,7 +19,7 @@ from bench.tune.settings import Settings
 from bench.tune.tune import Tuned
 from bench.tune.turns import Turn
 from cli.tune import tell
-from host.signals import Asked
+from host.signals import Interrupted
 
 NOW, BETTER = Settings(8, 1, 2, 2), Settings(16, 2, 2, 1)
 FILE = '# mine\nmodels={"colours": {"1.0": {"batchSize": 8}}}\n'
@@ -32,7 +32,7 @@ def make_tuned(tmp_path: Path) -> MakeTuned:
     config = tmp_path / "config.properties"
     config.write_text(FILE)
 
-    def make(p95_ms: float = 300.0, asked: Asked | None = None) -> Tuned:
+    def make(p95_ms: float = 300.0, asked: Interrupted | None = None) -> Tuned:
         goal = Goal(p95_ms=500)
         curves = {threads: Curve.through([(1, 15.0), (8, 90.0)]) for threads in (1, 2)}
         forecaster = Forecaster(curves, goal, 2)
@@ -103,7 +103,7 @@ def test_who_interrupts_gets_the_answer_and_no_change(
     make_tuned: MakeTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(typer.Exit) as ended:
-        tell(make_tuned(asked=Asked(signal.SIGINT)), None, write=True, as_json=False)
+        tell(make_tuned(asked=Interrupted(signal.SIGINT)), None, write=True, as_json=False)
     assert ended.value.exit_code == 130
     assert (tmp_path / "config.properties").read_text() == FILE
     said = capsys.readouterr().out

@@ -89,18 +89,22 @@ def test_every_rule_has_a_unit_test() -> None:
     assert {rule["record"] for rule in RECORDS} == {name for name in names if ":" in name}
 
 
+@pytest.mark.server
 def test_promtool_accepts_the_configuration(promtool: str) -> None:
     assert "2 rule files found" in run(promtool, "check", "config", CONFIG)
 
 
+@pytest.mark.server
 def test_promtool_accepts_the_rules(promtool: str) -> None:
     run(promtool, "check", "rules", "--lint=all", "--lint-fatal", *sorted(RULES.iterdir()))
 
 
+@pytest.mark.server
 def test_rules_say_what_their_unit_tests_expect(promtool: str) -> None:
     assert "SUCCESS" in run(promtool, "test", "rules", UNIT_TESTS)
 
 
+@pytest.mark.server
 def test_every_query_of_the_dashboard_parses(promtool: str, tmp_path: Path) -> None:
     """As recording rules, which are the only expressions that promtool reads without a server."""
     filled = {**GRAFANA_VARIABLES, **dict.fromkeys(variables(), ".*")}

@@ -119,6 +119,7 @@ def test_the_kustomization_lists_every_resource_and_no_other() -> None:
     assert sorted(read(KUSTOMIZATION.name)["resources"]) == FILES
 
 
+@pytest.mark.server
 def test_it_renders_to_the_same_resources_in_one_namespace_with_the_images_tag() -> None:
     documents = render()
     for document in documents:

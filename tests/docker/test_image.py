@@ -29,7 +29,7 @@ if pathlib.Path("/opt/beeline/model_store").is_dir():
     import serve.servers.java, archive.inspect
     (mar,) = pathlib.Path("/opt/beeline/model_store").glob("*.mar")
     archive.inspect.card(mar)
-    serve.servers.java.find({})
+    serve.servers.java.find_java({})
     folder = pathlib.Path(tempfile.mkdtemp())
     zipfile.ZipFile(mar).extractall(folder)
     sys.path.insert(0, str(folder))

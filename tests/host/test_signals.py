@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from host.signals import Asked, as_exceptions
+from host.signals import Interrupted, as_exceptions
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -15,7 +15,7 @@ def test_a_signal_becomes_an_exception_and_a_second_one_changes_nothing(number: 
     before = signal.getsignal(number)
     reached = False
     with as_exceptions():
-        with pytest.raises(Asked) as caught:
+        with pytest.raises(Interrupted) as caught:
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         reached = True

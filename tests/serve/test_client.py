@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from beeline.errors import Undetermined
-from serve.client import InferenceClient, ManagementClient, Worker, parse_describe
+from serve.client import InferenceClient, ManagementClient, WorkerStatus, parse_describe
 
 TORCHSERVE = [
     {
@@ -79,13 +79,13 @@ def url() -> Iterator[str]:
 
 def test_torchserve_describes_with_a_list() -> None:
     (model,) = parse_describe(TORCHSERVE)
-    assert model.workers == (Worker("9000", "READY", 9196), Worker("9001", "UNLOADING", None))
+    assert model.workers == (WorkerStatus("9000", "READY", 9196), WorkerStatus("9001", "UNLOADING", None))
     assert (model.ready, model.min_workers, model.max_workers, model.batch_size) == (1, 2, 3, 8)
 
 
 def test_mms_describes_with_an_object() -> None:
     (model,) = parse_describe(MMS)
-    assert model.workers == (Worker("9000-be6f411b", "READY", None),)
+    assert model.workers == (WorkerStatus("9000-be6f411b", "READY", None),)
     assert (model.max_batch_delay, model.version) == (20, "1.0")
 
 

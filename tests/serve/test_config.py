@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archive.mar import Archive
 from beeline.errors import ConfigError
 from serve.config import Configuration, Overrides, Setting, resolve
 from serve.properties import Entry, Properties, load
-from serve.store import Archive
 
 
 def archive(model: str = "fake", version: str = "1.0") -> Archive:
-    return Archive(Path(f"/store/{model}.mar"), model, version, None)
+    return Archive(Path(f"/store/{model}.mar"), model, version)
 
 
 def resolved(

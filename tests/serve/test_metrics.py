@@ -18,8 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from beeline.answer import Answer
 from beeline.errors import BeelineError
 from beeline.metrics import Metrics
-from serve.metrics import Collector, Exporter, choices, load, serve_metrics
-from serve.restarts import GRACE
+from serve.metrics import GRACE, Collector, Exporter, choices, load, serve_metrics
 
 GOOD, BAD = Answer(200, "OK", "{}"), Answer(415, "Unsupported Media Type", "{}", reason="not_an_image")
 COLOURS = {"model": "colours", "version": "1.0"}

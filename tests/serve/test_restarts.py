@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.restarts import GRACE, Restarts
+from serve.metrics import GRACE, Restarts
 
 
 class Watch:

@@ -14,7 +14,7 @@ import pytest
 
 from beeline.errors import BeelineError
 from train import data, hymenoptera
-from train.data import find, labelled_pictures, read
+from train.data import find_data, labelled_pictures, read
 from train.errors import DataError, DownloadError
 from train.generate import generate
 from train.progress import silent
@@ -68,7 +68,7 @@ def test_what_is_no_photograph_by_name_is_left_out_and_named(folder: Path) -> No
     for name in ("train/circles/sign.gif", "train/circles/notes.txt", "val/stripes/.DS_Store", "train/list.csv"):
         (folder / name).write_text("x")
     said: list[str] = []
-    found = find(folder, said.append, environ={})
+    found = find_data(folder, said.append, environ={})
     assert len(found.train) == 16
     assert said[-1].startswith("data: 4 files are no photograph by name and left out: ")
     assert "sign.gif" in said[-1]
@@ -156,10 +156,10 @@ def test_evaluation_takes_the_validation_half_broken_pictures_included(folder: P
 
 
 def test_the_option_beats_the_environment(folder: Path, tmp_path: Path) -> None:
-    found = find(folder, silent, cache=tmp_path, environ={"BEELINE_DATA": str(tmp_path / "missing")})
+    found = find_data(folder, silent, cache=tmp_path, environ={"BEELINE_DATA": str(tmp_path / "missing")})
     assert found.name == "set"
     with pytest.raises(DataError, match="missing"):
-        find(None, silent, cache=tmp_path, environ={"BEELINE_DATA": str(tmp_path / "missing")})
+        find_data(None, silent, cache=tmp_path, environ={"BEELINE_DATA": str(tmp_path / "missing")})
 
 
 def test_without_a_network_generated_pictures_are_used_and_it_is_said(
@@ -167,7 +167,7 @@ def test_without_a_network_generated_pictures_are_used_and_it_is_said(
 ) -> None:
     monkeypatch.setattr(data, "generate", lambda cache: generate(cache, train=2, val=1))
     said: list[str] = []
-    found = find(None, said.append, cache=tmp_path, environ={"BEELINE_DATA_URL": "http://127.0.0.1:1/set.zip"})
+    found = find_data(None, said.append, cache=tmp_path, environ={"BEELINE_DATA_URL": "http://127.0.0.1:1/set.zip"})
     assert found.generated
     assert found.labels == ("circles", "stripes")
     assert any("cannot be reached" in line for line in said)
@@ -180,7 +180,7 @@ def test_generated_pictures_are_drawn_whatever_there_is(
     monkeypatch.setattr(data, "generate", lambda cache: generate(cache, train=2, val=1))
     monkeypatch.setattr(hymenoptera, "get", lambda *_: pytest.fail("pictures were looked for"))
     said: list[str] = []
-    found = find(None, said.append, cache=tmp_path, environ={"BEELINE_DATA": str(folder)}, generated=True)
+    found = find_data(None, said.append, cache=tmp_path, environ={"BEELINE_DATA": str(folder)}, generated=True)
     assert (found.generated, found.labels, len(found.train)) == (True, ("circles", "stripes"), 4)
     assert "GENERATED pictures" in said[0]
     assert "as asked for" in said[0]
@@ -203,36 +203,36 @@ def test_the_downloaded_set_is_verified_by_its_pictures(
     with pytest.raises(
         DownloadError, match=r"are not the known 397 of hymenoptera_data .*BEELINE_DATA_SHA256=[0-9a-f]{64}$"
     ):
-        find(None, silent, cache=tmp_path, environ=environ)
+        find_data(None, silent, cache=tmp_path, environ=environ)
     assert not list(tmp_path.glob("hymenoptera*"))
     folder = tmp_path / "copy"
     zipfile.ZipFile(io.BytesIO(archive.content)).extractall(folder)
     monkeypatch.setattr(hymenoptera, "PICTURES_SHA256", hymenoptera.digest(folder))
-    found = find(None, silent, cache=tmp_path, environ=environ)
+    found = find_data(None, silent, cache=tmp_path, environ=environ)
     assert (found.name, found.generated, len(found.train), len(found.val)) == ("hymenoptera_data", False, 16, 8)
     asked = len(archive.seen)
-    find(None, silent, cache=tmp_path, environ=environ)
+    find_data(None, silent, cache=tmp_path, environ=environ)
     assert len(archive.seen) == asked, "what is there is not downloaded again"
 
 
 def test_a_portals_page_does_not_stand_in_the_way_of_the_next_download(archive: Any, tmp_path: Path) -> None:
     good, archive.content = archive.content, b"<html>sign in first</html>"
     with pytest.raises(DataError):
-        find(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
+        find_data(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
     archive.content = good
     with pytest.raises(DownloadError, match="are not the known 397"):
-        find(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
+        find_data(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
 
 
 def test_an_archive_with_a_digest_of_its_own_may_hold_other_pictures(archive: Any, tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
-        find(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
+        find_data(None, silent, cache=tmp_path, environ={"BEELINE_DATA_URL": archive.url})
     match = re.search(r"BEELINE_DATA_SHA256=(\w+)", str(caught.value))
     assert match
     environ = {"BEELINE_DATA_URL": archive.url, "BEELINE_DATA_SHA256": match[1]}
-    assert len(find(None, silent, cache=tmp_path, environ=environ).train) == 16
+    assert len(find_data(None, silent, cache=tmp_path, environ=environ).train) == 16
     with pytest.raises(BeelineError, match="expected 000"):
-        find(None, silent, cache=tmp_path, environ={**environ, "BEELINE_DATA_SHA256": "0" * 64})
+        find_data(None, silent, cache=tmp_path, environ={**environ, "BEELINE_DATA_SHA256": "0" * 64})
 
 
 @pytest.mark.shared

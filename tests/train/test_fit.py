@@ -126,7 +126,7 @@ def test_a_broken_picture_is_one_sentence_and_no_finished_run(
     with pytest.raises(DataError, match=r"^the picture \S*003\.png cannot be used: ") as caught:
         fit(broken, silent, tmp_path / "runs")
     assert "\n" not in str(caught.value)
-    assert runs.find(broken.fingerprint, tmp_path / "runs") is None
+    assert runs.find_run(broken.fingerprint, tmp_path / "runs") is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -140,7 +140,7 @@ def test_an_interrupted_fit_is_no_finished_run(
     with pytest.raises(RunError, match=r"interrupted after [01] of 2 epochs and not kept; train again"):
         fit(tiny_plan, silent, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
-    assert runs.find(tiny_plan.fingerprint, tmp_path) is None
+    assert runs.find_run(tiny_plan.fingerprint, tmp_path) is None
 
 
 @pytest.mark.train

@@ -112,7 +112,7 @@ def test_without_weights_the_recipe_is_scratch_and_says_why(
 ) -> None:
     from train.weights import Weights
 
-    monkeypatch.setattr("train.weights.find", lambda *_: Weights("random", "none"))
+    monkeypatch.setattr("train.weights.find_weights", lambda *_: Weights("random", "none"))
     said: list[str] = []
     made = plan([*WORDS, "fit.epochs=1"], said.append, environ=environ)
     assert (made.config.fit.recipe, made.config.fit.batch_norm, made.config.fit.epochs) == ("scratch", "learnt", 1)
@@ -120,7 +120,7 @@ def test_without_weights_the_recipe_is_scratch_and_says_why(
 
 
 def test_scratch_asked_for_looks_for_no_weights(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.weights.find", lambda *_: pytest.fail("weights were looked for"))
+    monkeypatch.setattr("train.weights.find_weights", lambda *_: pytest.fail("weights were looked for"))
     assert not plan([*WORDS, "fit=scratch"], silent, environ=environ).weights.pretrained
 
 
@@ -135,8 +135,8 @@ def test_generated_pictures_may_be_asked_for(
 def test_a_plan_imports_no_torch(environ: dict[str, str]) -> None:
     """So that a second start, which only compares fingerprints, is quick."""
     code = (
-        "import sys; from train.plan import plan; from train.runs import find; import train.export\n"
-        f"print(find(plan({WORDS!r}, lambda text: None, environ={environ!r}).fingerprint))\n"
+        "import sys; from train.plan import plan; from train.runs import find_run; import train.export\n"
+        f"print(find_run(plan({WORDS!r}, lambda text: None, environ={environ!r}).fingerprint))\n"
         "print([name for name in ('torch', 'lightning', 'torchvision') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import pytest
 
 from train import runs
 from train.errors import RunError
-from train.runs import Run, create, find, finish, finished, open_run
+from train.runs import Run, create, find_run, finish, finished, open_run
 
 RECORD = {"fingerprint": "abcdef0123", "labels": ["a", "b"], "accuracy": 0.5}
 
@@ -23,8 +23,8 @@ def make(folder: Path, **changes: object) -> Run:
 
 def test_a_finished_run_is_found_by_its_fingerprint(tmp_path: Path) -> None:
     run = make(tmp_path)
-    assert find("abcdef0123", tmp_path) == run.folder
-    assert find("other", tmp_path) is None
+    assert find_run("abcdef0123", tmp_path) == run.folder
+    assert find_run("other", tmp_path) is None
     assert open_run(run.folder).labels == ("a", "b")
 
 
@@ -33,7 +33,7 @@ def test_the_newest_of_several_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
     for stamp in ("20250101-000000", "20260101-000000", "20240101-000000"):
         monkeypatch.setattr("train.runs.time.strftime", lambda _, stamp=stamp: stamp)
         folders.append(make(tmp_path).folder)
-    assert find("abcdef0123", tmp_path) == folders[1]
+    assert find_run("abcdef0123", tmp_path) == folders[1]
     assert [run.folder for run in finished(tmp_path)] == sorted(folders, reverse=True)
 
 
@@ -52,7 +52,7 @@ def test_an_unfinished_or_damaged_run_is_never_taken(tmp_path: Path, content: st
     record.unlink()
     if content is not None:
         record.write_text(content)
-    assert find("abcdef0123", tmp_path) is None
+    assert find_run("abcdef0123", tmp_path) is None
     assert list(finished(tmp_path)) == []
     with pytest.raises(RunError, match=r"was not finished|run\.json is damaged \(.*\); train again"):
         open_run(run.folder)
@@ -60,7 +60,7 @@ def test_an_unfinished_or_damaged_run_is_never_taken(tmp_path: Path, content: st
 
 def test_a_run_without_its_checkpoint_is_not_taken(tmp_path: Path) -> None:
     (make(tmp_path).folder / "checkpoint.pth").unlink()
-    assert find("abcdef0123", tmp_path) is None
+    assert find_run("abcdef0123", tmp_path) is None
 
 
 def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

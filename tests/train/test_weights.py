@@ -14,7 +14,7 @@ from torchvision import models
 
 from train.errors import DownloadError, WeightsError
 from train.model import build, start_from
-from train.weights import find, read
+from train.weights import find_weights, read
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,16 @@ def torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: Any) ->
 
 def test_a_named_file_comes_first(file: Path) -> None:
     said: list[str] = []
-    found = find("squeezenet1_1", file, said.append, {"BEELINE_WEIGHTS": "/missing"})
+    found = find_weights("squeezenet1_1", file, said.append, {"BEELINE_WEIGHTS": "/missing"})
     assert (found.kind, found.name, found.path) == ("file", "squeezenet.pth", file)
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert said == [f"weights: the file {file}"]
 
 
 def test_the_environment_names_a_file(file: Path) -> None:
-    assert find("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": str(file)}).path == file
+    assert find_weights("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": str(file)}).path == file
     with pytest.raises(WeightsError, match="the weights file /missing is missing; name a state dict of squeezenet1_1"):
-        find("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": "/missing"})
+        find_weights("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": "/missing"})
 
 
 def test_torchvisions_weights_are_downloaded_once_into_its_own_cache(
@@ -59,7 +59,7 @@ def test_torchvisions_weights_are_downloaded_once_into_its_own_cache(
     name = f"net-{hashlib.sha256(torchvision.content).hexdigest()[:8]}.pth"
     torchvision.choose(torchvision.url.replace("set.zip", name))
     for _ in range(2):
-        found = find("squeezenet1_1", None, print, {})
+        found = find_weights("squeezenet1_1", None, print, {})
         assert (found.kind, found.path) == ("torchvision", tmp_path / "hub" / "checkpoints" / name)
     assert len(torchvision.seen) == 1
     assert found.read().keys() == read(file).keys()
@@ -69,13 +69,13 @@ def test_torchvisions_weights_must_have_the_digest_in_their_name(torchvision: An
     torchvision.content = b"something else"
     torchvision.choose(torchvision.url.replace("set.zip", "net-01234567.pth"))
     with pytest.raises(DownloadError, match="expected 01234567"):
-        find("squeezenet1_1", None, print, {})
+        find_weights("squeezenet1_1", None, print, {})
 
 
 def test_without_a_network_random_weights_come_with_a_warning(torchvision: Any) -> None:
     torchvision.choose("http://127.0.0.1:1/net-01234567.pth")
     said: list[str] = []
-    found = find("squeezenet1_1", None, said.append, {})
+    found = find_weights("squeezenet1_1", None, said.append, {})
     assert (found.kind, found.pretrained, found.sha256) == ("random", False, None)
     assert any(line.startswith("WARNING: squeezenet1_1 starts from random weights") for line in said)
 

@@ -14,20 +14,25 @@ from PIL import Image
 
 from archive import inspect, variants
 from archive.build import build
-from archive.digest import file_sha256
 from archive.variants import CONVERTERS, Converter, Wanted, agreement, to_torch
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.cuda_jpeg import CudaJpegs
 from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import Artifact, ModelSpec
+from host.files import sha256
 from tests.archive.variants.test_agreement import SMALL, draw
 
 # Of noise the small network is sure of little, so int8 moves more there than of photographs.
 GATE = Gate(0.95, 0.3)
 MADE_UP = ((0.0,) * 3, (1.0,) * 3)
 # What this machine lacks something for is a test of its own.
-FAST = [wanted for wanted in variants.known() if wanted != variants.REFERENCE and variants.left_out(wanted) is None]
+FAST = [
+    # It needs a C++ compiler, which the README does not ask for.
+    pytest.param(wanted, marks=[pytest.mark.server] if wanted.engine == "torch_compile" else [])
+    for wanted in variants.known()
+    if wanted != variants.REFERENCE and variants.left_out(wanted) is None
+]
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +180,7 @@ def test_the_reference_is_the_first_variant_and_pytorchs_files_are_its_own(
     assert len(set(variants.known())) == len(variants.known())
     spec = made(tiny_export, tmp_path / "variant", Wanted("torch", "bf16"), pictures)
     assert spec.model == ModelSpec.load(tiny_export).model
-    assert file_sha256(tmp_path / "variant" / spec.model.file) == spec.model.sha256
+    assert sha256(tmp_path / "variant" / spec.model.file) == spec.model.sha256
 
 
 def photographs(folder: Path) -> Path:
@@ -240,7 +245,7 @@ def test_a_worker_without_the_runtime_says_what_to_install(tiny_export: Path, mo
 def test_every_file_of_the_model_is_covered(tiny_export: Path, tmp_path: Path, pictures: Pictures) -> None:
     made(tiny_export, tmp_path / "variant", Wanted("openvino", "fp32"), pictures)
     weights = tmp_path / "variant" / "model.bin"
-    before = file_sha256(weights)
+    before = sha256(weights)
     body = bytearray(weights.read_bytes())
     body[len(body) // 2] ^= 1
     weights.write_bytes(body)

@@ -18,7 +18,7 @@ from bench.compare.verdict import FASTER, SAME
 from bench.compare.wire import raw
 from bench.pictures import Pictures
 from host import ROOT
-from host.signals import Asked
+from host.signals import Interrupted
 from tests.conftest import BLUE, GREEN, RED
 
 CONFIG = ROOT / "config" / "config.properties"
@@ -65,7 +65,7 @@ class Turns:
         if asked is not None:
             self.asked.append(peer.name)
         if self.end_after is not None and len(self.order) > self.end_after:
-            raise Asked(signal.SIGINT)
+            raise Interrupted(signal.SIGINT)
         if peer.name in self.fail:
             raise self.fail[peer.name]
         return Turn(self.rates[peer.name], 20.0, 0, 100.0, 1.0, 1, 1.0 if asked else None)

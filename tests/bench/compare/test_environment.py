@@ -45,40 +45,13 @@ def test_environments_lie_where_git_does_not_look() -> None:
     assert environment.python == environment.folder / "bin" / "python"
 
 
-def test_uv_is_asked_for_exactly_the_lock_file(tmp_path: Path) -> None:
-    environment = Environment("mosec", home=tmp_path)
-    make, sync = environment.commands()
-    assert make[0] == "venv"
-    assert make[-1] == str(tmp_path / "mosec")
-    assert sync[:2] == ["pip", "sync"]
-    assert {"--require-hashes", "--compile-bytecode", str(environment.lock_file)} <= set(sync)
-    assert make[make.index("--python") + 1] in (sys.executable, "3.11")
-
-
-def empty_peer(tmp_path: Path, lock: str) -> Environment:
+def test_an_environment_is_made_of_its_lock_file_with_the_python_that_is_resolved_for(tmp_path: Path) -> None:
     (tmp_path / "peers" / "empty").mkdir(parents=True)
-    (tmp_path / "peers" / "empty" / "requirements.txt").write_text(lock)
-    return Environment("empty", home=tmp_path / "home", peers=tmp_path / "peers")
-
-
-def test_an_environment_is_made_once_and_again_when_its_lock_file_changes(tmp_path: Path) -> None:
-    environment = empty_peer(tmp_path, "# nothing\n")
-    said: list[str] = []
-    assert environment.prepare(said.append).exists()
-    environment.prepare(said.append)
-    assert len(said) == 1
-    environment.lock_file.write_text("# nothing else\n")
-    environment.prepare(said.append)
-    assert len(said) == 2
-
-
-def test_an_environment_that_cannot_be_made_says_so_and_is_tried_again(tmp_path: Path) -> None:
-    environment = empty_peer(tmp_path, "not a requirement at all\n")
-    for _ in range(2):
-        with pytest.raises(Undetermined, match="the environment of empty cannot be made"):
-            environment.prepare(print)
-
-
-def test_a_missing_lock_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(Undetermined, match="restore it"):
-        Environment("nobody", home=tmp_path, peers=tmp_path).prepare(print)
+    peer = Environment("empty", home=tmp_path / "home", peers=tmp_path / "peers")
+    peer.lock_file.write_text("# nothing\n")
+    assert peer.installed.version in (sys.executable, "3.11")
+    assert peer.prepare(print) == tmp_path / "home" / "empty" / "bin" / "python"
+    assert peer.python.exists()
+    peer.lock_file.write_text("not a requirement at all\n")
+    with pytest.raises(Undetermined, match=r"the environment of empty cannot be installed from .*requirements.txt"):
+        peer.prepare(print)

@@ -12,10 +12,11 @@ import pytest
 import requests
 
 from bench.load import ceiling
-from bench.load.ceiling import ROOT, Ceiling, limits, measure, trivial
+from bench.load.ceiling import Ceiling, limits, measure, trivial
 from bench.load.connection import Exchange
 from bench.load.outcome import Outcome
 from bench.load.plan import Plan
+from host import ROOT
 from tests.bench.load.conftest import PICTURES
 
 # Ends without leaving its block.

@@ -29,6 +29,7 @@ def at_a_time(places: int) -> Respond:
     return respond
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(("tool", "pictures"), [("ab", ONE), ("wrk", PICTURES)])
 def test_it_takes_turns_and_has_a_ratio(
     serve: Serve, tool: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
@@ -46,6 +47,7 @@ def test_it_takes_turns_and_has_a_ratio(
     assert any("ApacheBench" in arrival.head for arrival in server.arrivals) is (tool == "ab")
 
 
+@pytest.mark.server
 def test_wrk_counts_what_is_not_200(serve: Serve) -> None:
     if shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")
@@ -74,6 +76,7 @@ def test_a_tool_that_cannot_is_not_asked(serve: Serve, monkeypatch: pytest.Monke
         tool_for(plan(server, clients=1))
 
 
+@pytest.mark.server
 def test_answers_that_take_too_long_for_a_turn_are_said(serve: Serve) -> None:
     if not any(map(shutil.which, ("ab", "wrk"))):
         pytest.skip("neither ab nor wrk is installed")

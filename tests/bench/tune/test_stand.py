@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from archive import store
 from beeline.errors import ArchiveError, ConfigError
 from bench.pictures import Pictures
 from bench.tune import ladder, model, variants
@@ -17,7 +18,7 @@ from bench.tune.goal import Goal
 from bench.tune.settings import Settings
 from bench.tune.stand import Stand, together
 from host import processes
-from serve import properties, store
+from serve import properties
 from serve.client import ManagementClient
 from serve.instance import MARK
 from tests.conftest import BLUE, GREEN, ROOT, write_archive
@@ -96,7 +97,7 @@ def test_what_is_configured_now_comes_from_file_and_environment(colour_archive: 
 
 def test_an_archive_of_another_make_is_refused(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "other.mar", "other", {"model.pt": b"x", "h.py": b""}, "h.py")
-    with pytest.raises(ArchiveError, match=r"has no model_spec\.json; build it with"):
+    with pytest.raises(ArchiveError, match=r"holds no checksums\.json; build it with"):
         model.find(str(path), tmp_path, CONFIG, {})
 
 

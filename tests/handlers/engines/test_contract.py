@@ -25,7 +25,12 @@ from tests.handlers.test_real_pictures import independent_decode, reference_top,
 from tests.handlers.test_vision_handler import BROKEN, GOOD, ask, new_context
 from vision_handler import VisionHandler
 
-VARIANTS = [each for each in variants.known() if each != variants.REFERENCE and variants.left_out(each) is None]
+VARIANTS = [
+    # It needs a C++ compiler, which the README does not ask for.
+    pytest.param(each, marks=[pytest.mark.server] if each.engine == "torch_compile" else [])
+    for each in variants.known()
+    if each != variants.REFERENCE and variants.left_out(each) is None
+]
 
 
 def converted(folder: Path, out: Path, wanted: Wanted, crops: NDArray[np.uint8], tolerance: float) -> VisionHandler:

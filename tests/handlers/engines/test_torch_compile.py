@@ -18,6 +18,7 @@ from beeline.errors import ConfigError
 from beeline.spec import ModelSpec
 
 
+@pytest.mark.server
 def test_two_graphs_are_made_at_load_and_none_by_a_batch(colour_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = dataclasses.replace(ModelSpec.load(colour_model), engine="torch_compile")
     before = dynamo.counters["stats"]["unique_graphs"]

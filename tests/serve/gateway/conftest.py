@@ -408,7 +408,7 @@ def start(
     `module` is what is run with the runtime folder: its name, and arguments before that. `models` are what they serve,
     `counts` the folder in which their workers count.
     """
-    found = nginx.find()
+    found = nginx.find_nginx()
     assert found is not None, "these tests need nginx: apt-get install nginx"
     # Started by root, nginx's workers are nobody. pytest keeps its own folders to its user, and every
     # session that starts closes them again.
@@ -500,7 +500,7 @@ class Cluster:
         self.peers.append(Peer(host, self.name.port))
         return self.peers[-1]
 
-    def front(self, wait: bool = True, **changes: Any) -> Site:
+    def gateway(self, wait: bool = True, **changes: Any) -> Site:
         """Start the gateway before the name."""
         listen = settle([(Address("127.0.0.1", 0), "") for _ in range(2)])
         fixed = {"name": self.name, "store": None, "listen": listen[:1], "management": listen[1]}

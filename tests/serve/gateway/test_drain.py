@@ -80,7 +80,7 @@ def test_a_second_signal_shortens_nothing(gateway: Gateway) -> None:
 def test_a_backend_that_drains_under_load_costs_nobody_an_answer(cluster: Cluster) -> None:
     sites = [cluster.backend(host, drain=20) for host in cluster.HOSTS[:2]]
     cluster.resolve_to(*cluster.HOSTS[:2])
-    site = cluster.front(in_flight=50)
+    site = cluster.gateway(in_flight=50)
     wait_for(lambda: len(members(site)) == 2)
     statuses: list[int] = []
     over: list[bool] = []

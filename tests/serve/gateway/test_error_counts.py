@@ -12,18 +12,18 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.gateway import error_counts
-from serve.gateway.error_counts import OwnAnswers
+from serve.gateway.error_counts import ErrorCounts
 from serve.gateway.settings import Settings
 from tests.serve.gateway.conftest import Gateway, development, wait_for
 
-Follow = Callable[[Path], OwnAnswers]
+Follow = Callable[[Path], ErrorCounts]
 
 
 def line(status: int, who: str = "gateway", asked: str = "GET / HTTP/1.1") -> str:
     return json.dumps({"time": "now", "request": asked, "status": status, "from": who, "backend": ""}) + "\n"
 
 
-def counted(own: OwnAnswers) -> dict[str, float]:
+def counted(own: ErrorCounts) -> dict[str, float]:
     (family,) = own.collect()
     return {one.labels["status"]: one.value for one in family.samples if one.value}
 
@@ -37,7 +37,7 @@ def log(tmp_path: Path) -> Path:
 def follow() -> Iterator[Follow]:
     """Follow a log until the test ends."""
     with contextlib.ExitStack() as stack:
-        yield lambda path: stack.enter_context(contextlib.closing(OwnAnswers(path)))
+        yield lambda path: stack.enter_context(contextlib.closing(ErrorCounts(path)))
 
 
 def test_only_errors_of_its_own_are_counted(follow: Follow, log: Path) -> None:

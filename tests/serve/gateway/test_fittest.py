@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from archive.store import find
 from serve.gateway.discovery import Watched
 from serve.gateway.prober import Probe, Seen, closed_together, fittest, together
 from serve.gateway.settings import Backend
-from serve.store import find
 from tests.serve.conftest import MakeArchive
 from tests.serve.gateway.conftest import Cluster, Peer, wait_for
 
@@ -86,7 +86,7 @@ def test_a_backend_of_another_host_names_what_it_refuses(said: object, closed: s
 def test_a_model_that_fails_everywhere_closes_no_other_through_two_gateways(cluster: Cluster) -> None:
     backend = cluster.backend(cluster.HOSTS[0], models=("fake", "other"))
     cluster.resolve_to(cluster.HOSTS[0])
-    site = cluster.front()
+    site = cluster.gateway()
 
     def asked() -> list[int]:
         urls = (f"{site.url}/predictions/{model}" for model in ("fake", "other"))

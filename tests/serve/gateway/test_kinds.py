@@ -15,9 +15,8 @@ NGINX = Choice("nginx", "/usr/sbin/nginx", "1.22.1", "")
 
 
 @pytest.fixture
-def fake_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake nginx that only says its version, the one place where it is looked for."""
-    monkeypatch.setattr("serve.gateway.nginx._PLACES", ())
+def fake_nginx(tmp_path: Path) -> Path:
+    """A fake nginx that only says its version."""
     path = tmp_path / "nginx"
     path.write_text("#!/bin/sh\necho 'nginx version: nginx/1.22.1' >&2\n")
     path.chmod(0o755)
@@ -27,6 +26,14 @@ def fake_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_nginx_where_it_is_there(fake_nginx: Path) -> None:
     found = choose("auto", {"PATH": str(fake_nginx.parent)})
     assert (found.kind, found.program, found.version) == ("nginx", str(fake_nginx), "1.22.1")
+
+
+def test_nginx_in_the_sbin_of_a_bin(fake_nginx: Path) -> None:
+    sbin = fake_nginx.parent / "usr" / "sbin"
+    sbin.mkdir(parents=True)
+    program = fake_nginx.rename(sbin / "nginx")
+    assert choose("auto", {"PATH": f"/nowhere:{sbin.parent / 'bin'}"}).program == str(program)
+    assert choose("auto", {"PATH": f"/nowhere:{sbin.parent / 'links'}"}).kind == "development"
 
 
 def test_a_development_proxy_where_it_is_not(fake_nginx: Path) -> None:

@@ -77,7 +77,7 @@ def managed(settings: Settings) -> str:
 
 @pytest.mark.server
 def test_backends_join_and_leave(cluster: Cluster) -> None:
-    site = cluster.front(wait=False)
+    site = cluster.gateway(wait=False)
     assert site.wait_until_reason("no backend") == "no backend is there"
     status, headers, body = ask(f"{site.url}/predictions/fake", "POST", b"x")
     assert (status, json.loads(body)["type"], headers.get_all("Retry-After")) == (503, "NotReady", ["2"])
@@ -116,7 +116,7 @@ def test_a_backend_that_was_ready_before_the_gateway_started(cluster: Cluster) -
     peer.offer()
     cluster.resolve_to("127.0.0.2")
     for _ in range(3):
-        site = cluster.front()
+        site = cluster.gateway()
         assert site.predict().json() == {"from": "127.0.0.2"}
         assert site.process.poll() is None
 
@@ -127,7 +127,7 @@ def test_a_backend_that_falls_silent_or_talks_nonsense_is_left_out(cluster: Clus
     good.offer()
     bad.offer()
     cluster.resolve_to("127.0.0.2", "127.0.0.3")
-    site = cluster.front()
+    site = cluster.gateway()
     wait_for(lambda: len(members(site)) == 2)
     bad.silent = True
     wait_for(lambda: members(site) == ["127.0.0.2"])
@@ -147,7 +147,7 @@ def test_what_one_backend_refuses_another_answers(cluster: Cluster, status: int)
     free.offer()
     full.answers, full.headers = status, {"Retry_After": "30"}
     cluster.resolve_to("127.0.0.2", "127.0.0.3")
-    site = cluster.front()
+    site = cluster.gateway()
     wait_for(lambda: len(members(site)) == 2)
     wait_for(lambda: site.predict().ok and "/predictions/fake" in full.seen)
     answers = [site.predict() for _ in range(12)]
@@ -169,7 +169,7 @@ def test_what_one_backend_refuses_another_answers(cluster: Cluster, status: int)
 def test_a_backend_that_is_killed_under_load_costs_nobody_an_answer(cluster: Cluster) -> None:
     sites = [cluster.backend(host) for host in cluster.HOSTS[:2]]
     cluster.resolve_to(*cluster.HOSTS[:2])
-    site = cluster.front(in_flight=50)
+    site = cluster.gateway(in_flight=50)
     wait_for(lambda: len(members(site)) == 2)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         under_way = [pool.submit(site.predict, "sleep 0.02") for _ in range(200)]
@@ -185,7 +185,7 @@ def test_a_backend_that_is_killed_under_load_costs_nobody_an_answer(cluster: Clu
 def test_headers_are_said_once_through_two_gateways(cluster: Cluster) -> None:
     backend = cluster.backend("127.0.0.2", in_flight=1)
     cluster.resolve_to("127.0.0.2")
-    site = cluster.front()
+    site = cluster.gateway()
     page = f"{site.url}/predictions/fake"
     answers = {
         "an answer": ask(page, "POST", b"x"),
@@ -235,7 +235,7 @@ def test_management_of_one_backend_of_several_and_of_none(cluster: Cluster) -> N
     cluster.backend("127.0.0.2")
     other = cluster.peer("127.0.0.3")
     other.offer()
-    site = cluster.front(wait=False)
+    site = cluster.gateway(wait=False)
     url = managed(site.settings)
     site.wait_until_reason("no backend is there")
     status, headers, body = ask(url)
@@ -263,7 +263,7 @@ def test_management_of_one_backend_of_several_and_of_none(cluster: Cluster) -> N
 def test_management_is_for_the_addresses_that_are_named(cluster: Cluster) -> None:
     cluster.backend("127.0.0.2")
     cluster.resolve_to("127.0.0.2")
-    site = cluster.front(management_from=("127.0.0.1", "127.0.0.8"))
+    site = cluster.gateway(management_from=("127.0.0.1", "127.0.0.8"))
     url = managed(site.settings)
     assert [ask(url, source=f"127.0.0.{last}")[0] for last in (1, 8)] == [200, 200]
     status, headers, body = ask(url, source="127.0.0.9")
@@ -346,6 +346,7 @@ def test_no_table_is_no_router(tmp_path: Path) -> None:
     assert remote_backends.default_route(tmp_path / "nothing") == []
 
 
+@pytest.mark.server
 def test_loopback_needs_no_list_of_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert management_from(tmp_path, monkeypatch, {}) == ()
     variable = {"BEELINE_MANAGEMENT_ADDRESS": "http://0.0.0.0:0"}

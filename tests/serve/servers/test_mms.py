@@ -43,35 +43,6 @@ def test_it_is_installed_once_with_hashes_and_bytecode(tmp_path: Path, calls: li
     assert len(calls) == 2
 
 
-def test_a_changed_lock_file_is_installed_again(tmp_path: Path, calls: list[list[str]]) -> None:
-    lock_file = tmp_path / "mms.txt"
-    lock_file.write_text("one")
-    server = Mms(tmp_path / "venv", lock_file)
-    server.prepare(print)
-    lock_file.write_text("two")
-    server.prepare(print)
-    assert [call[0] for call in calls] == ["venv", "pip", "pip"]
-
-
-def test_a_failed_installation_is_one_sentence_and_tried_again(
-    tmp_path: Path, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lock_file = tmp_path / "mms.txt"
-    lock_file.write_text("one")
-    working = subprocess.run
-
-    def fail(command: list[str], **options: object) -> None:
-        raise subprocess.CalledProcessError(1, command, stderr="resolving\nerror: no such index\n")
-
-    monkeypatch.setattr(subprocess, "run", fail)
-    server = Mms(tmp_path / "venv", lock_file)
-    with pytest.raises(Undetermined, match=r"could not be installed \(uv: error: no such index\)"):
-        server.prepare(print)
-    monkeypatch.setattr(subprocess, "run", working)
-    server.prepare(print)
-    assert [call[0] for call in calls] == ["venv", "pip"]
-
-
 def test_its_python_is_first_on_the_path(tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     assert Mms(tmp_path).environment(python)["PATH"].startswith(f"{tmp_path / 'bin'}:")

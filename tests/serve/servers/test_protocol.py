@@ -9,6 +9,7 @@ from pathlib import Path
 import javaproperties
 import pytest
 
+from archive.mar import Archive
 from serve import addresses, config
 from serve.addresses import Ports
 from serve.properties import Properties, load
@@ -17,7 +18,6 @@ from serve.servers.java import Java
 from serve.servers.mms import Mms
 from serve.servers.protocol import Places
 from serve.servers.torchserve import TorchServe
-from serve.store import Archive
 
 ROOT = Path(__file__).resolve().parents[3]
 ADDRESSES = addresses.resolve(Properties(Path("config.properties")), Ports(), "none")
@@ -31,7 +31,7 @@ def places(tmp_path: Path) -> Places:
 @pytest.fixture
 def resolved() -> config.Configuration:
     overrides = config.Overrides(batch_size=4, workers=2, max_batch_delay=7)
-    archives = (Archive(Path("/store/fake.mar"), "fake", "1.0", None),)
+    archives = (Archive(Path("/store/fake.mar"), "fake", "1.0"),)
     return config.resolve(Properties(Path("config.properties")), archives, overrides, {}, 2, 0)
 
 
@@ -66,7 +66,7 @@ def test_behind_a_gateway_the_queue_has_room_for_what_is_left_in_it(
 def test_the_projects_file_in_torchserves_form_says_the_same_as_ours(places: Places) -> None:
     """TorchServe can read `config/config.properties` itself: what it would see there is what we hand it."""
     path = ROOT / "config" / "config.properties"
-    archives = (Archive(Path("/store/resnet18.mar"), "resnet18", "1.0", None),)
+    archives = (Archive(Path("/store/resnet18.mar"), "resnet18", "1.0"),)
     resolved = config.resolve(load(path), archives, config.Overrides(), {}, 2, 0)
     ours = json.loads(protocol.models_json(resolved))["resnet18"]["1.0"]
     theirs = json.loads(javaproperties.loads(path.read_text())["models"])["resnet18"]["1.0"]
@@ -113,7 +113,7 @@ def test_threads_and_limits_reach_the_workers(resolved: config.Configuration, pl
 
 
 def test_an_archive_stays_as_it_was_when_it_is_built_anew(resolved: config.Configuration, tmp_path: Path) -> None:
-    archive = Archive(tmp_path / "fake.mar", "fake", "1.0", None)
+    archive = Archive(tmp_path / "fake.mar", "fake", "1.0")
     archive.path.write_text("old")
     places = Places(tmp_path / "scratch", tmp_path / "logs")
     protocol.lay_out(TorchServe(), resolved, ADDRESSES, [archive], places)

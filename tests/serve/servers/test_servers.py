@@ -111,7 +111,7 @@ def test_the_curl_line_scales(served: Running) -> None:
     assert requests.put(url, timeout=120).status_code == 200
     done = scale(served.instance, served.state, "colours", 2, 4, print)
     assert (done.workers, done.healed) == (2, False)
-    assert "'red', as expected" in done.canary
+    assert "'red', as expected" in done.golden
 
 
 def test_scaling_waits_until_it_is_true(served: Running) -> None:
@@ -174,7 +174,7 @@ def test_scaling_heals_a_model_without_living_workers(
             scale(running.instance, running.state, "fake", 1, 1, print)
         gate.touch()
         done = scale(running.instance, running.state, "fake", 1, 2, print)
-        assert (done.workers, "as expected" in done.canary) == (1, True)
+        assert (done.workers, "as expected" in done.golden) == (1, True)
         # And from none, which on MMS takes more than asking.
         for workers in (0, 2):
             assert scale(running.instance, running.state, "fake", workers, workers, print).workers == workers

@@ -1,14 +1,24 @@
-"""The fake context offers what both servers' real ones do, with the same arguments, and no more."""
+"""The fake contexts offer what both servers' real ones do, with the same arguments, and no more; what is timed."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from archive.fake_context import CONTEXTS, FakeContext, FakeMetrics, FakeRequest, FakeTorchServeContext
+from archive.sandbox_worker import (
+    CONTEXTS,
+    FakeContext,
+    FakeMetrics,
+    FakeRequest,
+    FakeTorchServeContext,
+    forward_of,
+    out_of_memory,
+)
+from beeline.settings import Choice
 from serve import servers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,3 +106,47 @@ def test_a_batch_is_answered_through_it(server: str) -> None:
     assert context.get_request_header(1, "Accept") is None
     assert context.metrics.request_ids == context.request_ids
     assert "fake" in context.system_properties["server_version"]
+
+
+class Elsewhere:
+    """An engine on a CUDA device that copies there and back by itself; a stand-in where there is no device."""
+
+    def __init__(self, device: str) -> None:
+        self.choice = {"device": Choice(device, "asked for")}
+
+    def forward(self, pixels: Any) -> Any:
+        return pixels
+
+
+class OnDevice(Elsewhere):
+    """One that can be given what is there already."""
+
+    def on_device(self, pixels: Any) -> Any:
+        return pixels
+
+
+def test_an_engine_that_cannot_be_told_apart_from_its_copies_is_measured_with_them() -> None:
+    for engine in (Elsewhere("cuda:0"), Elsewhere("cpu"), OnDevice("cpu")):
+        forward, brought = forward_of(engine)
+        assert forward == engine.forward
+        assert brought(7) == 7
+
+
+def test_pytorch_on_a_device_is_measured_without_copies() -> None:
+    engine = OnDevice("cuda:0")
+    assert forward_of(engine)[0] != engine.forward
+
+
+@pytest.mark.parametrize(
+    "text_of",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "std::bad_alloc",
+    ],
+)
+def test_how_libraries_say_that_memory_is_out(text_of: str) -> None:
+    assert out_of_memory(RuntimeError(text_of))
+    assert not out_of_memory(ValueError(text_of))
+    assert not out_of_memory(RuntimeError("shape '[2, 3]' is invalid"))

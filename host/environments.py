@@ -1,0 +1,82 @@
+"""Environments: made by uv, the project's installer, from a lock file with hashes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from beeline.errors import Undetermined
+from host.files import locked, sha256
+
+# Characters of uv's last lines that a message shows.
+_SHOWN = 400
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A folder with a Python and exactly the packages of a lock file.
+
+    `title` is what messages call what is installed; `version` is the Python that uv makes it with, a path or
+    such as `3.11`.
+    """
+
+    title: str
+    folder: Path
+    lock_file: Path
+    version: str = sys.executable
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    def prepare(self, say: Callable[[str], None]) -> Path:
+        """Return its Python, installing first where the lock file is new or has changed; one process at a time.
+
+        Raises:
+            Undetermined: when it cannot be made, with uv's own words.
+        """
+        try:
+            digest = sha256(self.lock_file)
+        except OSError as error:
+            raise Undetermined(f"{self.lock_file} cannot be read ({error.strerror}); restore it") from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stamp = self.folder / "installed"
+        with locked(self.folder / "lock"):
+            if not stamp.is_file() or stamp.read_text() != digest or not self.python.exists():
+                say(f"installing {self.title} into {self.folder} (once, some minutes without a warm cache) ...")
+                # What breaks off is begun again.
+                stamp.unlink(missing_ok=True)
+                for command in self.commands():
+                    self._uv(command)
+                stamp.write_text(digest)
+        return self.python
+
+    def commands(self) -> list[list[str]]:
+        """Return what uv is asked: the environment, then the lock file's packages and no other, as `sync` has it."""
+        return [
+            ["venv", "--quiet", "--allow-existing", "--python", self.version, str(self.folder)],
+            [
+                *("pip", "sync", "--quiet", "--python", str(self.python)),
+                *("--require-hashes", "--compile-bytecode", str(self.lock_file)),
+            ],
+        ]
+
+    def _uv(self, arguments: list[str]) -> None:
+        neighbour = Path(sys.executable).with_name("uv")
+        uv = str(neighbour) if neighbour.exists() else shutil.which("uv")
+        if uv is None:
+            raise Undetermined(f"uv, which installs {self.title}, is not there; run `make setup`")
+        try:
+            subprocess.run([uv, *arguments], capture_output=True, text=True, check=True)
+        except OSError as error:
+            raise Undetermined(f"{uv} cannot be run ({error.strerror}); run `make setup`") from error
+        except subprocess.CalledProcessError as error:
+            words = " ".join(error.stderr.split())[-_SHOWN:] or "no message"
+            raise Undetermined(
+                f"{self.title} cannot be installed from {self.lock_file} (uv: {words}); is the network there?"
+            ) from error

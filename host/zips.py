@@ -1,0 +1,162 @@
+"""A zip file that nobody trusts yet: judged entry by entry, then read or unpacked within limits."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+# What the standard library raises for files that are cut off or had bytes changed, in 1,500 tries; RuntimeError
+# for an encrypted entry.
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
+# Small text files may compress very well.
+_SMALL = 1 << 20
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_END = struct.Struct("<4s4H2IH")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is refused, and how.
+
+    Attributes:
+        error: what is raised, with one sentence.
+        fix: what to do about a damaged file.
+        max_files: of the zip file, folders counted.
+        max_bytes: when unpacked.
+        max_ratio: of unpacked bytes to packed ones, for each file over a MiB.
+        plain: whether it holds files alone, which a reader from the front and one from the end see alike.
+    """
+
+    error: type[Exception]
+    fix: str
+    max_files: int
+    max_bytes: int
+    max_ratio: int
+    plain: bool = False
+
+
+@contextmanager
+def opened(path: Path, rules: Rules) -> Iterator[zipfile.ZipFile]:
+    """Open a zip file for reading, after every name, size and type in it was judged.
+
+    Raises:
+        rules.error: naming the first entry that is unsafe, or how the file is broken.
+    """
+    try:
+        with zipfile.ZipFile(path) as opened_zip:
+            _judge(path, opened_zip, rules)
+            yield opened_zip
+    except BROKEN as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise rules.error(
+            f"{path} is cut off, damaged or no zip file and cannot be unpacked ({size} bytes, {error}); {rules.fix}"
+        ) from error
+
+
+def unpack(path: Path, folder: Path, rules: Rules) -> None:
+    """Unpack a zip file's files into `folder`, which must be empty; nothing outside of it is ever touched.
+
+    Raises:
+        rules.error: as `opened`; before a byte is written for what the headers show.
+    """
+    with opened(path, rules) as source:
+        for info in source.infolist():
+            if info.is_dir():
+                continue
+            target = folder / info.filename
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # The library reads no more than the declared size, and then compares the checksum.
+            with source.open(info) as reader, target.open("xb") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _judge(path: Path, opened_zip: zipfile.ZipFile, rules: Rules) -> None:
+    entries = opened_zip.infolist()
+    if len(entries) > rules.max_files:
+        raise rules.error(f"{path} holds {len(entries)} entries; the limit is {rules.max_files}")
+    if sum(info.file_size for info in entries) > rules.max_bytes:
+        raise rules.error(
+            f"{path} unpacks to more than the limit of {rules.max_bytes} bytes; nothing of it was unpacked"
+        )
+    files: set[str] = set()
+    folders: set[str] = set()
+    for info in entries:
+        name = info.filename
+        reason = _reason_against(info, rules)
+        if reason:
+            raise rules.error(f"{path} holds {name!r}, which {reason}; nothing of it was unpacked")
+        # Compared without case: two such names would be one file on some systems.
+        folded = name.casefold()
+        if folded in files:
+            raise rules.error(f"{path} holds {name!r} twice; nothing of it was unpacked")
+        if not info.is_dir():
+            files.add(folded)
+        while (folded := folded.rpartition("/")[0]) and folded not in folders:
+            folders.add(folded)
+    if both := sorted(files & folders):
+        raise rules.error(f"{path} holds {both[0]!r} as a file and as a folder; nothing of it was unpacked")
+    if rules.plain:
+        _check_no_hidden_bytes(path, opened_zip, rules)
+
+
+def _reason_against(info: zipfile.ZipInfo, rules: Rules) -> str | None:
+    name, kind = info.filename, stat.S_IFMT(info.external_attr >> 16)
+    parts = PurePosixPath(name).parts
+    # zipfile turns backslashes into slashes only on Windows, and cuts names at a NUL: look at the raw name too.
+    raw = info.orig_filename
+    if not parts or "\0" in raw or "\\" in raw or ".." in parts or name.startswith("/") or ":" in parts[0]:
+        return "points outside the folder it is unpacked into"
+    if rules.plain and (_FORBIDDEN.search(name) or not {"", "."}.isdisjoint(name.split("/"))):
+        return "has a forbidden character in its name or is no file"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a device"
+    if info.flag_bits & 0x1:
+        return "is encrypted"
+    if rules.plain and info.compress_type not in _METHODS:
+        return "is packed with a method that servers cannot read"
+    packed = max(1, info.compress_size)
+    if info.file_size > _SMALL and info.file_size > rules.max_ratio * packed:
+        return f"claims to grow {info.file_size // packed}-fold"
+    return None
+
+
+def _check_no_hidden_bytes(path: Path, opened_zip: zipfile.ZipFile, rules: Rules) -> None:
+    """Let the entries cover the file without a gap, and their two headers say the same.
+
+    The servers read a zip file from its front, Python reads it from the directory at its end: what only
+    one of them sees would be verified by nobody and loaded all the same.
+    """
+    expected = 0
+    with path.open("rb") as file:
+        for info in sorted(opened_zip.infolist(), key=lambda info: info.header_offset):
+            file.seek(info.header_offset)
+            header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+            signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = header
+            name = file.read(name_length)
+            same = (crc, packed, size) == (info.CRC, info.compress_size, info.file_size)
+            same = same and (method, flags) == (info.compress_type, info.flag_bits)
+            if info.header_offset != expected or signature != b"PK\x03\x04" or flags & 0x8 or not same:
+                raise rules.error(
+                    f"{path} holds bytes around {info.filename!r} that its directory does not list; it was changed or "
+                    f"written by another tool: {rules.fix}"
+                )
+            if name != info.filename.encode("utf-8"):
+                raise rules.error(f"{path} names {info.filename!r} differently in its directory; {rules.fix}")
+            expected = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + packed
+        file.seek(-_END.size, 2)
+        end = file.tell()
+        signature, *disks, directory_size, directory, comment = _END.unpack(file.read(_END.size))
+    entries = len(opened_zip.infolist())
+    whole = directory == expected and directory + directory_size == end and disks == [0, 0, entries, entries]
+    if signature != b"PK\x05\x06" or not whole or comment:
+        raise rules.error(f"{path} holds bytes that belong to no file of it; {rules.fix}")

@@ -1,0 +1,122 @@
+"""Digests, files that are whole for every reader, and locks between processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from host import files
+
+HOLD = "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.flock(file, fcntl.LOCK_EX); print(); input()"
+
+
+@contextmanager
+def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Hold the lock file in another process."""
+    path.touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_digest_is_over_all_pieces_of_a_file(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000
+    (tmp_path / "file").write_bytes(data)
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_json_is_whole_indented_and_has_the_mode(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    path.write_text("old")
+    files.write_json(path, {"name": "Bücher"}, mode=0o640, sync=True)
+    assert path.read_text(encoding="utf-8") == '{\n  "name": "Bücher"\n}\n'
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fails", ["replace", "chmod"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, fails, fail)
+    with pytest.raises(OSError, match="No space"):
+        files.write_whole(path, "new", mode=0o644)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_that_json_has_no_word_for_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "file", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_synchronous_write_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    files.write_whole(tmp_path / "file", "fast")
+    assert synced == []
+    files.write_whole(tmp_path / "file", "safe", sync=True)
+    (draft,) = synced
+    assert draft.name.startswith(".file-")
+
+
+def test_a_lock_waits_for_whoever_holds_it(tmp_path: Path) -> None:
+    taken = threading.Event()
+
+    def take() -> None:
+        with files.locked(tmp_path / "lock"):
+            taken.set()
+
+    with held_elsewhere(tmp_path / "lock") as holder:
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        assert not taken.wait(0.2)
+        holder.kill()
+        assert taken.wait(10)
+        waiting.join()
+
+
+def test_a_lock_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not files.is_locked(path)
+    with held_elsewhere(path):
+        assert files.try_lock(path) is None
+        assert files.is_locked(path)
+    assert not files.is_locked(path)
+    descriptor = files.try_lock(path)
+    assert descriptor is not None
+    assert files.is_locked(path)
+    os.close(descriptor)
+    assert not files.is_locked(path)
+
+
+def test_a_lock_belongs_to_whoever_inherits_it(tmp_path: Path) -> None:
+    descriptor = files.try_lock(tmp_path / "lock", 0o600)
+    assert descriptor is not None
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[descriptor]) as heir:
+        os.close(descriptor)
+        assert files.is_locked(tmp_path / "lock")
+        heir.kill()
+    assert not files.is_locked(tmp_path / "lock")
