@@ -131,10 +131,13 @@ def _check_export(export: Path) -> ModelSpec:
             raise ArchiveError(
                 f"{model} has sha256 {actual[:SHORT]}, its spec says {expected[:SHORT]}; export the model again"
             )
-    if spec.geometry_sha256 != pixels.digest():
+    if spec.geometry_version != pixels.GEOMETRY:
+        made_with = (
+            "before geometry had a version" if spec.geometry_version is None else f"with {spec.geometry_version}"
+        )
         raise ArchiveError(
-            f"{export} was exported with another version of beeline/pixels.py ({spec.geometry_sha256[:SHORT]}, here "
-            f"{pixels.digest()[:SHORT]}); export the model again"
+            f"{export} was exported {made_with}, and beeline/pixels.py has version {pixels.GEOMETRY}; export the model "
+            "again: `beeline train` for a run, `beeline archive build --model` for a file"
         )
     if not (export / GOLDEN / EXPECTED).is_file():
         raise ArchiveError(f"{export / GOLDEN / EXPECTED} is missing; export the model again")

@@ -120,7 +120,7 @@ def _spec(request: ExportRequest, artifact: Artifact) -> ModelSpec:
         labels=request.labels,
         geometry=request.geometry,
         model=artifact,
-        geometry_sha256=pixels.digest(),
+        geometry_version=pixels.GEOMETRY,
         output=request.output,
         top_k=request.top_k,
         accuracy=request.accuracy,

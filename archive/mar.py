@@ -25,6 +25,7 @@ CONFIG_FILE = "model-config.yaml"
 HANDLER = "vision_handler.py"
 # The archiver's manifest tells the time; ours does not.
 CREATED = "01/01/1980 00:00:00"
+# What an archive of schema 1 names by its digest in the spec.
 GEOMETRY_CODE = "beeline/pixels.py"
 # Deflate reaches 1032 to 1 on zeros; weights, code and pictures stay below 10 to 1.
 RULES = zips.Rules(ArchiveError, "copy or build it again", 2_000, 4 << 30, 100, plain=True)
@@ -213,11 +214,13 @@ def _check_files(archive: zipfile.ZipFile, mar: Path, record: dict[str, Any], na
 
 
 def _check_identity(mar: Path, record: dict[str, Any], spec: ModelSpec, digests: dict[str, str]) -> None:
-    """Tie the spec to the record, the model and the geometry code, each by its digest."""
+    """Tie the spec to the record and the model, each by its digest; of schema 1, to the geometry code too."""
+    named = dict(spec.model.digests)
+    if spec.geometry_sha256 is not None:
+        named[GEOMETRY_CODE] = spec.geometry_sha256
     for what, expected, actual in (
         ("the spec's fingerprint", record.get("fingerprint"), spec.fingerprint()),
-        *((name, expected, digests.get(name)) for name, expected in spec.model.digests.items()),
-        (GEOMETRY_CODE, spec.geometry_sha256, digests.get(GEOMETRY_CODE)),
+        *((name, expected, digests.get(name)) for name, expected in named.items()),
     ):
         if expected != actual:
             raise _differs(mar, what, str(expected), str(actual))

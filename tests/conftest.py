@@ -144,7 +144,7 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=Artifact(
             "model.pt2", "exported_program", hashlib.sha256((folder / "model.pt2").read_bytes()).hexdigest()
         ),
-        geometry_sha256=pixels.digest(),
+        geometry_version=pixels.GEOMETRY,
     )
     spec.save(folder / "model_spec.json")
     (folder / "golden").mkdir()

@@ -1,17 +1,13 @@
 """A picture's bytes to uint8 RGB of the spec's geometry: the one definition, from training to worker.
 
-The order is probe, decode, orient, RGB, resize, crop. Bytes and header are judged before anything is
-decoded. The source of this file is part of every archive's fingerprint (`digest`): a model that was
-trained and exported with one version of it refuses to be served with another.
+The order is probe, decode, orient, RGB, resize, crop. Bytes and header are judged before anything is decoded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import PIL
@@ -23,6 +19,10 @@ from beeline.errors import EmptyBody, NotAnImage, RequestError, TooManyPixels, T
 from beeline.formats import FORMATS
 from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
+
+# The version of what this file, `formats` and `firewall` make of a picture: raise it when a pixel changes, or what is
+# refused. A model that was trained and exported with one version is not served with another.
+GEOMETRY = 1
 
 # As Pillow names them; earlier ones, as Pillow-SIMD is, read a PNG of 16 bits as mode I.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -56,11 +56,6 @@ Hold = Callable[[int], AbstractContextManager[object]]
 # the two, `probe` judges the header itself.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-
-def digest() -> str:
-    """Return the sha256 of this file's source: the identity of the geometry code."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def set_limit(max_pixels: int) -> None:
@@ -183,7 +178,9 @@ def _upright(image: Image.Image) -> Image.Image:
         image.load()
     except Exception as error:
         raise _broken(kind, "pixels", error) from error
-    turn = _TURNS.get(orientation(image))
+    # A TIFF is turned by its own tag while it is loaded; Pillow takes the tag away then, Pillow-SIMD leaves it.
+    turned = 0x0112 in getattr(image, "tag_v2", {})
+    turn = None if turned else _TURNS.get(orientation(image))
     try:
         if turn is not None:
             image = image.transpose(turn)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from beeline.errors import SpecError, did_you_mean
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "model_spec.json"
 # What else of ours lies in an archive: the golden pictures' folder, what it expects of them, and each file's digest.
 GOLDEN = "golden"
@@ -117,7 +117,8 @@ class ModelSpec:
 
     `output` says whether the graph returns logits or probabilities; `tolerance` is the largest
     difference in any golden probability that this engine and precision may show;
-    `geometry_sha256` is the digest of the `pixels.py` that made the goldens.
+    `geometry_version` is the `GEOMETRY` of the `pixels.py` that made the goldens. Specs of schema 1 have the digest of
+    that file in its place, `geometry_sha256`.
     """
 
     name: str
@@ -125,7 +126,7 @@ class ModelSpec:
     labels: tuple[str, ...]
     geometry: Geometry
     model: Artifact
-    geometry_sha256: str
+    geometry_version: int | None = None
     engine: str = "torch"
     precision: str = "fp32"
     output: str = "logits"
@@ -134,6 +135,7 @@ class ModelSpec:
     accuracy: Accuracy | None = None
     agreement: Agreement | None = None
     provenance: Provenance = field(default_factory=Provenance)
+    geometry_sha256: str | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -142,7 +144,9 @@ class ModelSpec:
         Raises:
             SpecError: naming the key, its value and what is allowed.
         """
-        _check(self.schema == SCHEMA, "schema", self.schema, f"this Beeline reads {SCHEMA}; rebuild the archive")
+        _check(
+            self.schema in (1, SCHEMA), "schema", self.schema, f"this Beeline reads 1 and {SCHEMA}; rebuild the archive"
+        )
         for key, value in (("name", self.name), ("version", self.version)):
             _check(
                 bool(_NAME.fullmatch(value)),
@@ -170,7 +174,16 @@ class ModelSpec:
         _one_of("engine", self.engine, ENGINES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("output", self.output, OUTPUTS)
-        digests = {"model.sha256": self.model.sha256, "geometry_sha256": self.geometry_sha256}
+        digests = {"model.sha256": self.model.sha256}
+        if self.schema == 1:
+            digests["geometry_sha256"] = self.geometry_sha256 or ""
+            _check(self.geometry_version is None, "geometry_version", self.geometry_version, "none with schema 1")
+        else:
+            version = self.geometry_version
+            _check(
+                version is not None and version >= 1, "geometry_version", version, "1 or more; export the model again"
+            )
+            _check(self.geometry_sha256 is None, "geometry_sha256", self.geometry_sha256, f"none with schema {SCHEMA}")
         files = {"model.file": self.model.file}
         if self.model.weights is not None or self.model.weights_sha256 is not None:
             files["model.weights"] = self.model.weights or ""
@@ -191,7 +204,7 @@ class ModelSpec:
             _check(self.agreement.pictures >= 1, "agreement.pictures", self.agreement.pictures, "at least 1")
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the whole spec in canonical JSON: it covers model and geometry code by their digests."""
+        """Return the sha256 of the whole spec in canonical JSON: it covers the model by its digest."""
         values = self.to_dict()
         # Archives from before these fields keep their fingerprint, which says nothing of them.
         for place, key, unsaid in (
@@ -208,6 +221,7 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, keys in the order of the fields, `schema` first."""
         values = dataclasses.asdict(self)
+        del values["geometry_sha256" if self.geometry_sha256 is None else "geometry_version"]
         values["labels"] = list(self.labels)
         return {"schema": values.pop("schema"), **values}
 

@@ -174,9 +174,12 @@ def test_an_export_that_was_changed_or_is_of_other_code_is_refused(tiny_export: 
     with pytest.raises(ArchiveError, match=r"model\.pt2 has sha256 .*, its spec says .*export the model again"):
         build(export, tmp_path / "store", check=False)
     shutil.copyfile(tiny_export / "model.pt2", export / "model.pt2")
-    ModelSpec.from_dict({**spec.to_dict(), "geometry_sha256": "0" * 64}).save(export / "model_spec.json")
-    with pytest.raises(ArchiveError, match=r"another version of beeline/pixels\.py"):
-        build(export, tmp_path / "store", check=False)
+    values = {**spec.to_dict(), "geometry_version": 2}
+    before = {**values, "schema": 1, "geometry_version": None, "geometry_sha256": "0" * 64}
+    for other, told in ((values, "with 2"), (before, "before geometry had a version")):
+        ModelSpec.from_dict(other).save(export / "model_spec.json")
+        with pytest.raises(ArchiveError, match=rf"exported {told}, and .* has version 1; export the model again: `bee"):
+            build(export, tmp_path / "store", check=False)
     with pytest.raises(BeelineError, match="is missing"):
         build(tmp_path, tmp_path / "store", check=False)
 

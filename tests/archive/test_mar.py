@@ -70,10 +70,6 @@ TAMPERINGS: dict[str, tuple[Change, str]] = {
         recorded(lambda files: {**files, "model.pt2": b"another"}, "model.pt2"),
         r"model\.pt2 has sha256",
     ),
-    "recorded geometry": (
-        recorded(lambda files: {**files, "beeline/pixels.py": b""}, "beeline/pixels.py"),
-        r"beeline/pixels\.py has sha256",
-    ),
     "added": (lambda files: {**files, "sitecustomize.py": b""}, r"holds sitecustomize\.py, which checksums\.json does"),
     "removed": (without("beeline/batch.py"), r"lacks beeline/batch\.py"),
     "no record": (without("checksums.json"), r"holds no checksums\.json; build it with"),

@@ -224,9 +224,7 @@ def test_an_unexpected_error_is_a_sentence_too(
 
 
 def test_options_that_say_nothing_or_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    spec = ModelSpec(
-        "m", "1", ("a", "b"), Geometry(36, 32), Artifact("model.pt2", "exported_program", "0" * 64), "0" * 64
-    )
+    spec = ModelSpec("m", "1", ("a", "b"), Geometry(36, 32), Artifact("model.pt2", "exported_program", "0" * 64), 1)
     spec.save(tmp_path / FILE_NAME)
     with pytest.raises(ConfigError, match="--pictures and --calibration are for a fast variant"):
         prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1))

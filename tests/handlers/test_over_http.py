@@ -6,7 +6,9 @@ import base64
 import itertools
 import json
 import random
+import shutil
 import socket
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,26 +24,28 @@ from serve.client import ManagementClient
 from serve.config import Overrides
 from serve.instance.child import Running
 from serve.up import Request, up
-from tests.conftest import BLUE, GREEN, RED, post_as_one_batch, post_together, until_one_batch
+from tests.conftest import BLUE, GREEN, RED, ROOT, post_as_one_batch, post_together, until_one_batch
 
 pytestmark = pytest.mark.server
 
 GOOD = {RED: "red", GREEN: "green", BLUE: "blue"}
 BROKEN = {b"": 400, b"no picture": 415, RED[:40]: 422, b'{"data": "?"}': 400, b"\xff\xd8\xff\xe0": 422}
 CASES = 40
+OLD = ROOT / "tests" / "archive" / "schema-1.mar"
 
 
 @pytest.fixture(scope="module")
 def store(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one archive, which both servers load."""
+    """A store with an archive of today and one from before geometry had a version; both servers load both."""
     folder = tmp_path_factory.mktemp("store")
     build(colour_model, folder)
+    shutil.copy(OLD, folder / "tiny.mar")
     return folder
 
 
 @pytest.fixture(scope="module", params=["torchserve", "mms"])
 def running(store: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
-    """One worker that waits long enough for 8 concurrent requests to be one batch, most times."""
+    """One worker a model that waits long enough for 8 concurrent requests to be one batch, most times."""
     overrides = Overrides(batch_size=8, workers=1, max_batch_delay=300)
     name = f"http-{request.param}"
     with up(
@@ -170,3 +174,13 @@ def test_the_users_own_line_scales(running: Running) -> None:
     assert described is not None
     assert described.ready == 2
     assert len(set(worker_ids(running)) - set(before)) >= 1
+
+
+def test_an_archive_from_before_geometry_had_a_version_is_served(running: Running) -> None:
+    with zipfile.ZipFile(OLD) as archive:
+        pictures = json.loads(archive.read("golden/expected.json"))["pictures"]
+        bodies = [archive.read(f"golden/{picture['file']}") for picture in pictures]
+    for picture, body in zip(pictures, bodies, strict=True):
+        answer = requests.post(f"{running.state.inference}/predictions/tiny", data=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == pytest.approx(dict(picture["top"]), abs=0.02)

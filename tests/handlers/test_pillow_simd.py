@@ -98,6 +98,13 @@ def test_every_picture_is_the_same_or_refused_alike(simd: Path, shared_data: Pat
     assert read > 70
 
 
+def test_drawn_pictures_decode_to_nearly_the_same_pixels(simd: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(simd)}
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "drawn_pictures", "tests/handlers/test_geometry.py"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout, done.stdout
+
+
 def test_a_format_that_it_does_not_read_is_named(simd: Path, shared_data: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(simd, tmp_path / "bare", ignore=shutil.ignore_patterns("pillow_avif*")))
     (path,) = (shared_data / "awkward").rglob("*.avif")

@@ -20,7 +20,7 @@ SPEC = ModelSpec(
     labels=("ants", "bees"),
     geometry=Geometry(256, 224),
     model=Artifact("model.pt2", "exported_program", DIGEST, "resnet18"),
-    geometry_sha256=DIGEST,
+    geometry_version=1,
     accuracy=Accuracy(0.94, 153, "hymenoptera_data"),
     provenance=Provenance("hymenoptera_data", False, "resnet18.pth", "unknown"),
 )
@@ -40,7 +40,8 @@ def test_a_field_that_came_later_changes_no_fingerprint_until_it_says_something(
         ("rose", "tulip"),
         Geometry(256, 224),
         Artifact("model.pt2", "exported_program", DIGEST),
-        "f" * 64,
+        geometry_sha256="f" * 64,
+        schema=1,
     )
     assert spec.fingerprint() == "a548f02a36ab5ab26d42e1237d4b89b59a75c34c3b56079aa41e259621f0b8c9"
     said = (
@@ -63,7 +64,11 @@ def _set(values: dict[str, Any], path: str, value: object) -> None:
     [
         ("lables", ["a"], "unknown key lables; did you mean 'labels'?"),
         ("geometry.resiz", 3, "unknown key geometry.resiz; did you mean 'resize'?"),
-        ("schema", 2, "schema is 2"),
+        ("schema", 3, "schema is 3"),
+        ("schema", 1, "geometry_version is 1; allowed: none with schema 1"),
+        ("geometry_version", 0, "geometry_version is 0; allowed: 1 or more"),
+        ("geometry_version", None, "geometry_version is None; allowed: 1 or more"),
+        ("geometry_sha256", DIGEST, "allowed: none with schema 2"),
         ("name", "../etc", "name is '../etc'"),
         ("name", "", "name is ''"),
         ("version", "1/0", "version is '1/0'"),
@@ -95,6 +100,15 @@ def test_a_broken_value_is_named(path: str, value: object, words: str) -> None:
         ModelSpec.from_dict(values)
 
 
+@pytest.mark.parametrize("changes", [{"geometry_sha256": None}, {"geometry_sha256": "0"}])
+def test_a_spec_of_the_first_schema_has_the_digest_of_the_geometry_code(changes: dict[str, object]) -> None:
+    values: dict[str, Any] = {**SPEC.to_dict(), "schema": 1, "geometry_sha256": DIGEST}
+    del values["geometry_version"]
+    assert ModelSpec.from_dict(values).to_dict() == values
+    with pytest.raises(SpecError, match=r"geometry_sha256 is '0?'; allowed: 64 hexadecimal digits"):
+        ModelSpec.from_dict({**values, **changes})
+
+
 def test_a_missing_key_is_named() -> None:
     values = SPEC.to_dict()
     del values["labels"]
@@ -109,6 +123,6 @@ def test_the_file_is_named(tmp_path: Path, make: Callable[[Path], object]) -> No
         ModelSpec.load(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"labels": ["bees", "ants"]}, {"version": "1.1"}, {"geometry_sha256": "1" * 64}])
+@pytest.mark.parametrize("changes", [{"labels": ["bees", "ants"]}, {"version": "1.1"}, {"geometry_version": 2}])
 def test_every_value_is_in_the_fingerprint(changes: dict[str, object]) -> None:
     assert ModelSpec.from_dict({**SPEC.to_dict(), **changes}).fingerprint() != SPEC.fingerprint()

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import train.plan
+from tests import digests
+from tests.conftest import ROOT
 from train.generate import generate
-from train.plan import SHAPING, plan
+from train.plan import plan
 from train.progress import silent
 
 # What fit.py imports of this room and what cannot change a fit that starts from the same values.
@@ -65,11 +67,33 @@ def test_a_changed_picture_weight_or_code_changes_the_fingerprint(
     weights = tmp_path / "weights.pth"
     weights.write_bytes(Path(environ["BEELINE_WEIGHTS"]).read_bytes() + b"\0")
     assert fingerprint({**environ, "BEELINE_WEIGHTS": str(weights)}) != before
-    monkeypatch.setattr(train.plan, "_digest", lambda path: f"changed {path.name}")
-    assert fingerprint(environ) != before
+    monkeypatch.setattr("train.plan.RECIPE", train.plan.RECIPE + 1)
+    recipe = fingerprint(environ)
+    monkeypatch.setattr("beeline.pixels.GEOMETRY", 1000)
+    assert len({before, recipe, fingerprint(environ)}) == 3
 
 
-def test_every_module_that_shapes_a_fit_is_in_the_fingerprint() -> None:
+def test_the_code_that_shapes_a_fit_is_the_recorded_one() -> None:
+    digests.check("RECIPE")
+
+
+def test_a_comment_in_the_code_that_shapes_a_fit_trains_nothing_anew(environ: dict[str, str], tmp_path: Path) -> None:
+    for room in ("train", "handlers", "config"):
+        shutil.copytree(ROOT / room, tmp_path / room)
+    for file in (file for name in ("RECIPE", "GEOMETRY") for file in digests.VERSIONS[name][1]):
+        with (tmp_path / file).open("a") as source:
+            source.write("# A comment that was corrected.\n")
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(tmp_path / 'handlers')!r}]\n"
+        "import train.plan\n"
+        f"assert train.plan.__file__.startswith({str(tmp_path)!r})\n"
+        f"print(train.plan.plan({WORDS!r}, lambda text: None, environ={environ!r}).fingerprint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == fingerprint(environ)
+
+
+def test_every_module_that_shapes_a_fit_is_in_the_recipe() -> None:
     room = Path(train.plan.__file__).parent
     seen, left = set(), {"fit"}
     while left:
@@ -79,7 +103,8 @@ def test_every_module_that_shapes_a_fit_is_in_the_fingerprint() -> None:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "train":
                 found = {node.module.removeprefix("train.")} if "." in node.module else {a.name for a in node.names}
                 left |= found - seen
-    assert seen == set(SHAPING) | NOT_SHAPING
+    shaping = {Path(file).stem for file in digests.VERSIONS["RECIPE"][1]}
+    assert seen == shaping | NOT_SHAPING
 
 
 def test_without_weights_the_recipe_is_scratch_and_says_why(

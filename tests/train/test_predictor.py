@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train.export
 from beeline.errors import SpecError
 from beeline.spec import ModelSpec
+from tests import digests
 from train.config import ExportConfig
 from train.data import labelled_pictures
 from train.errors import RunError
@@ -42,6 +44,26 @@ def test_an_export_that_says_the_same_is_kept(exported: Run) -> None:
     before = (exported.export / "model_spec.json").stat().st_mtime_ns
     export(exported)
     assert (exported.export / "model_spec.json").stat().st_mtime_ns == before
+
+
+def test_an_export_of_another_version_of_the_code_is_made_again(
+    exported: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(Path(shutil.copytree(exported.folder, tmp_path / "run")))
+    spec = ModelSpec.load(run.export)
+    # As it was before the export had a version: a digest of source files.
+    (run.folder / "exported_by").write_text("0" * 64)
+    (run.export / "golden" / "0.jpg").unlink()
+    assert export(run) == spec
+    assert (run.export / "golden" / "0.jpg").is_file()
+    (run.export / "golden" / "0.jpg").unlink()
+    monkeypatch.setattr("train.export.EXPORT", train.export.EXPORT + 1)
+    assert export(run) == spec
+    assert (run.export / "golden" / "0.jpg").is_file()
+
+
+def test_the_code_that_makes_an_export_is_the_recorded_one() -> None:
+    digests.check("EXPORT")
 
 
 def test_an_export_under_another_name_replaces_it(tiny_run: Run, tmp_path: Path) -> None:

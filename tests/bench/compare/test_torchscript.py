@@ -31,7 +31,7 @@ class Network(torch.nn.Module):
 
 def spec(file: str, form: str, crop: int = 16) -> ModelSpec:
     geometry = Geometry(resize=18, crop=crop, interpolation="bicubic")
-    return ModelSpec("m", "1.0", ("a", "b"), geometry, Artifact(file, form, "0" * 64), geometry_sha256="0" * 64)
+    return ModelSpec("m", "1.0", ("a", "b"), geometry, Artifact(file, form, "0" * 64), geometry_version=1)
 
 
 @pytest.mark.parametrize("scripted", [False, True], ids=["exported", "scripted"])
