@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from archive import store
 from archive.sandbox import OutOfMemory, Sandbox
 from beeline.errors import ArchiveError
@@ -16,6 +14,7 @@ from bench.ladder.fit import Fit, fit
 from bench.ladder.plan import Plan
 from bench.ladder.reference import REFERENCES, differences
 from bench.ladder.row import OUT_OF_MEMORY, Row
+from host import machine
 from host.signals import Interrupted
 
 # Of the memory that is free.
@@ -45,7 +44,7 @@ class Worker(Sandbox):
     def __enter__(self) -> Worker:
         super().__enter__()
         limit = self.plan.memory_mb
-        memory = int(psutil.virtual_memory().available * _MOST_MEMORY) if limit is None else limit << 20
+        memory = int(machine.free_memory() * _MOST_MEMORY) if limit is None else limit << 20
         try:
             self.about = self.take(self.plan.bodies(), memory)
             if self.about["refused"]:
