@@ -118,7 +118,7 @@ def test_nothing_of_this_machine_is_in_the_copy_that_images_are_made_of(compose:
     assert ignored[1] == "*"
     inside = in_image(CPU, "sh", "-c", "find /opt/beeline -maxdepth 1 -mindepth 1").split()
     assert {Path(path).name for path in inside} == {
-        *("handlers", "archive", "serve", "cli", "config", "frontend", "model_store")
+        *("handlers", "host", "archive", "serve", "cli", "config", "frontend", "model_store")
     }
 
 
