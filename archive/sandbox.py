@@ -321,11 +321,25 @@ def hidden_packages(runtime: Iterable[str] = ()) -> list[str]:
     Args:
         runtime: what the archive's engine imports besides `WORKER_PACKAGES`.
     """
-    installed = metadata.packages_distributions()
+    installed = owners()
     # Some runtimes come in several distributions, as onnxruntime and onnxruntime-gpu.
-    owned = (owner for name in runtime for owner in installed.get(name, (name,)))
-    allowed = _with_requirements((*WORKER_PACKAGES, *_IN_PLACE, *owned))
-    return sorted(name for name, owners in installed.items() if not any(_normal(owner) in allowed for owner in owners))
+    needed = (owner for name in runtime for owner in installed.get(name, {name}))
+    allowed = _with_requirements((*WORKER_PACKAGES, *_IN_PLACE, *needed))
+    return sorted(
+        name for name, brought in installed.items() if not any(_normal(owner) in allowed for owner in brought)
+    )
+
+
+def owners() -> dict[str, set[str]]:
+    """Return which distributions bring each top-level import; Python 3.10's own answer leaves out most wheels."""
+    names: dict[str, set[str]] = {}
+    for distribution in metadata.distributions():
+        declared = set((distribution.read_text("top_level.txt") or "").split())
+        files = [file for file in distribution.files or () if file.suffix == ".py"]
+        for name in declared or {file.parts[0] if len(file.parts) > 1 else file.stem for file in files}:
+            if name.isidentifier():
+                names.setdefault(name, set()).add(distribution.metadata["Name"])
+    return names
 
 
 def _with_requirements(names: Iterable[str]) -> set[str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 import pytest
 
 from archive.build import Built
-from archive.sandbox import OutOfMemory, Sandbox, WorkerTraceback, hidden_packages, package_folders
+from archive.sandbox import OutOfMemory, Sandbox, WorkerTraceback, hidden_packages, owners, package_folders
 from beeline.errors import ArchiveError, Undetermined
 from tests.archive.conftest import Files, MakeMar
 from tests.conftest import BLUE, GREEN, RED, ROOT, pack
@@ -172,8 +171,8 @@ def test_an_engines_runtime_is_seen_where_the_archive_needs_it() -> None:
 
 
 def test_pillow_simd_in_pillows_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    owners = {**metadata.packages_distributions(), "PIL": ["pillow-simd"]}
-    monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
+    installed = {**owners(), "PIL": {"pillow-simd"}}
+    monkeypatch.setattr("archive.sandbox.owners", lambda: installed)
     assert "PIL" not in hidden_packages()
 
 
