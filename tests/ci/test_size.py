@@ -24,7 +24,7 @@ def measured(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with a file of every kind; what git does not track has a huge one."""
+    """A repository with a file of every kind; git, which the README does not demand, tracks all but one."""
     files = {
         "serve/up.py": "\n" + "x" * 250 + "\nlast line without an end",
         ".ci/run": "#!/bin/sh\n",
@@ -44,6 +44,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.server
 def test_lines_count_as_wrapped_and_only_code_counts(repository: Path) -> None:
     done = measured(repository)
     assert done.returncode == 0, done.stderr
@@ -60,6 +61,7 @@ def test_lines_count_as_wrapped_and_only_code_counts(repository: Path) -> None:
     }
 
 
+@pytest.mark.server
 def test_over_a_budget_is_exit_code_1_and_one_sentence(repository: Path) -> None:
     most = runpy.run_path(str(SIZE))["BUDGETS"]["outside tests"][0]
     (repository / "serve" / "up.py").write_text("1\n" * most)
