@@ -163,6 +163,24 @@ def unpack(mar: Path, folder: Path) -> None:
     zips.unpack(mar, folder, RULES)
 
 
+def renamed(mar: Path, model: str, folder: Path) -> Path:
+    """Write an archive once more into a folder, its model under another name; stored, not compressed.
+
+    Returns:
+        The new file, which has the model's name.
+    """
+    target = folder / f"{model}.mar"
+    with opened(mar) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if info.filename == MANIFEST:
+                manifest = json.loads(data)
+                manifest["model"]["modelName"] = model
+                data = json.dumps(manifest).encode()
+            new.writestr(info.filename, data)
+    return target
+
+
 def _check_there(mar: Path) -> None:
     if not mar.is_file():
         raise ArchiveError(f"the archive {mar} is missing; build it with `beeline archive build`, or name another")

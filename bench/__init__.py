@@ -1,1 +1,1 @@
-"""Measure: ladders, load, tuning, comparison, reports."""
+"""Measure: batch sweeps, load, tuning, comparison, reports; what only we run is in `studies`."""

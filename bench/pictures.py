@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from beeline.errors import BeelineError
+from archive.mar import Archive
+from beeline.errors import BeelineError, ConfigError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
 
@@ -64,3 +65,20 @@ def read(path: Path, most: int | None = None) -> Pictures:
     if most is not None and len(files) > most:
         files = [files[index * len(files) // most] for index in range(most)]
     return Pictures(str(path), tuple(file.name for file in files), tuple(file.read_bytes() for file in files))
+
+
+def choose(
+    picture: Path | None, folder: Path | None, archive: Archive | None = None, most: int | None = None
+) -> Pictures:
+    """Return the pictures that a command's --picture or --pictures names, else the archive's golden pictures.
+
+    Raises:
+        BeelineError: where none is there. ConfigError: when both options are given, or neither and no archive.
+    """
+    if (picture is None) == (folder is None) and (archive is None or picture is not None):
+        raise ConfigError("name what to send: one picture with --picture, or a folder with --pictures")
+    if archive is None or picture or folder:
+        return read(picture or folder or Path(), most)
+    goldens = sorted(archive.goldens, key=lambda golden: golden.file)
+    names = tuple(Path(golden.file).name for golden in goldens)
+    return Pictures(f"{archive.path.name}'s golden pictures", names, tuple(map(archive.golden_bytes, goldens)))

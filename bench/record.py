@@ -1,8 +1,11 @@
-"""One measurement as one line of JSON: what was found, and of what machine, versions and pictures."""
+"""One measurement as one line of JSON: its figures, and the machine, versions and pictures that they are of."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,18 +14,53 @@ from pathlib import Path
 from typing import Any
 
 from beeline.errors import BeelineError, did_you_mean
-from bench import machine
 from bench.pictures import Pictures
+from host import machine as hardware
 
-KINDS = ("load", "table", "compare", "tune", "sweep")
+# "table" is what sweeps were called; a "sweep" whose result has "tried" is a search.
+KINDS = ("load", "sweep", "compare", "tune", "search", "table")
 SCHEMA = 1
 # What the figures depend on, where it is installed.
 _PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "httptools", "uvloop")
+# What decides how fast a network runs on a processor.
+_FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def utc() -> str:
     """Return the time now, in UTC, as records have it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def machine(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
+    """Return processor, usable cores, features, memory, system, Python, load and GPUs; no host name."""
+    try:
+        first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        first = ""
+    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    flags = lines.get("flags", "").split()
+    return {
+        "cpu": lines.get("model name") or platform.processor() or platform.machine(),
+        "cores": hardware.cores(),
+        "features": [name for name in _FEATURES if name in flags],
+        "memory_gb": round(hardware.memory() / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "gpus": hardware.gpus(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed version of each package; one that is not installed is left out."""
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
 
 
 def without_user(url: str) -> str:
@@ -52,7 +90,7 @@ class Record:
         kind: one of `KINDS`; it decides the keys of `result`.
         command: the command line that measures it again.
         started: when, ISO 8601 in UTC.
-        machine: as `machine.describe` has it.
+        machine: as `machine()` returns it.
         versions: by package.
         pictures: as `Pictures.to_dict` has it; empty where none were sent.
         result: the figures.
@@ -75,22 +113,13 @@ class Record:
         command: str,
         result: dict[str, Any],
         pictures: Pictures | dict[str, Any] | None,
-        versions: dict[str, str] | None = None,
+        more_versions: dict[str, str] | None = None,
         started: str | None = None,
     ) -> Record:
-        """Return the record of a measurement on this machine that has just ended.
-
-        Args:
-            kind: one of `KINDS`.
-            command: the command line that measures it again.
-            result: the figures.
-            pictures: what was sent.
-            versions: by package, more than those that are always looked up.
-            started: from `utc()`, where the measurement took long.
-        """
-        sent = pictures.to_dict() if isinstance(pictures, Pictures) else pictures or {}
-        found = machine.versions(*_PACKAGES) | (versions or {})
-        return cls(kind, command, started or utc(), machine.describe(), found, sent, result)
+        """Return the record of a measurement on this machine that has just ended; `started` is an earlier `utc()`."""
+        images = pictures.to_dict() if isinstance(pictures, Pictures) else pictures or {}
+        installed = versions(*_PACKAGES) | (more_versions or {})
+        return cls(kind, command, started or utc(), machine(), installed, images, result)
 
 
 def append(path: Path, record: Record) -> None:

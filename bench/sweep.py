@@ -1,263 +1,354 @@
-"""An exhaustive sweep of configurations on the real server, to check the choice of `beeline bench tune` against.
-
-Run it as `python -m bench.sweep model_store/resnet18.mar --p95 500ms --pictures FOLDER --tuned tune.jsonl`, after
-`beeline bench tune` with the same goal, pictures and clients wrote that record. Each configuration gets one
-turn; then the tuner's choice and the sweep's best are measured side by side, in turns, because the best of
-many single turns is partly the luckiest one. Interrupted, it goes on with `--resume`.
-"""
+"""A batch sweep: what an image costs at batch 1, 2, 4 ... in a worker without a server, stage by stage."""
 
 from __future__ import annotations
 
 import itertools
-import math
-import os
-import random
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import numpy as np
 
-from beeline.errors import BeelineError, ConfigError
-from bench import record
+from archive import store
+from archive.sandbox import OutOfMemory, Sandbox
+from beeline.errors import ArchiveError, ConfigError
 from bench.pictures import Pictures
-from bench.record import Record, command_line
-from bench.tune import ladder, model
-from bench.tune.goal import Goal, milliseconds
-from bench.tune.model import Model
-from bench.tune.settings import Settings
-from bench.tune.stand import Stand
-from bench.tune.standing import Standing, standings
-from bench.tune.tune import Request, folder
-from bench.tune.turns import Journal, Turn
 from host import machine
-from host.signals import Interrupted, as_exceptions
+from host.signals import Interrupted
 
-BATCHES = (1, 2, 4, 8, 16, 32)
-DELAYS = (1, 2, 10)
-LEAST = 60
-# So many of the sweep's best are measured again beside the tuner's choice.
-_BEST, _SIDE_SECONDS = 3, 10.0
+# Each stage includes those before it. `forward` has its batch on the device already; `copied` stacks the decoded rows
+# and brings them there; `decoded` begins with the encoded pictures; `handler` is all that a worker does for a batch.
+STAGES = ("forward", "copied", "decoded", "handler")
+TITLES = {"forward": "forward alone", "copied": "+ copy", "decoded": "+ decode", "handler": "whole handler"}
+OUT_OF_MEMORY = "out of memory"
+# Doubling the batch must make an image cheaper by more than this, or it gained nothing.
+PLATEAU = 0.03
+# The knee is the smallest batch whose image costs at most this much more than the cheapest one.
+NEAR = 0.05
+# Of the memory that is free.
+_MOST_MEMORY = 0.9
 
 
 @dataclass(frozen=True)
-class Options:
-    """How the sweep is made: seconds of a turn and its warm-up, rounds side by side, workers up at a time."""
+class Plan:
+    """One sweep.
 
-    seconds: float = 6.0
-    warm_up: float = 2.0
-    rounds: int = 8
-    together: int = 18
+    `device` and `threads` are what a worker would get by `BEELINE_DEVICE` and `BEELINE_THREADS`. The batch sizes double
+    from 1 until a plateau, but at least to `least` and at most to `most`. Each sample goes through the same `mix`
+    pictures, so that rows differ by their batch size alone; a row takes `repeats` samples of each stage, or as many
+    (three at least) as fit into `seconds`. `memory_mb` limits the worker on the CPU, None to nine tenths of what is
+    free: a batch too large is then a row, and not the kernel ending some process. `patience` is how long, in seconds,
+    one row may take before it counts as hung.
+    """
 
+    archive: Path
+    pictures: Pictures
+    device: str = "auto"
+    threads: int = 1
+    least: int = 1
+    most: int = 256
+    repeats: int = 7
+    seconds: float = 20.0
+    mix: int = 16
+    memory_mb: int | None = None
+    patience: float = 600.0
 
-@dataclass
-class Sweep:
-    """One sweep on a stand; every turn is in the journal as it ends."""
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming the first impossible number."""
+        for name in ("threads", "least", "most", "repeats", "mix", "memory_mb"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; allowed: 1 or more")
+        if self.least > self.most:
+            raise ConfigError(f"least is {self.least} and most {self.most}; allowed: least up to most")
 
-    stand: Stand
-    journal: Journal
-    goal: Goal
-    options: Options
-
-    def run(self, grid: Sequence[Settings], tuned: Settings) -> tuple[list[Standing], list[Standing]]:
-        """Return how all stand after a turn each, and how the best and `tuned` stand side by side."""
-        done = {turn.settings for turn in self.journal.turns if turn.round == 1}
-        left = [settings for settings in grid if settings not in done]
-        typer.echo(f"{len(grid)} configurations, {len(left)} to measure")
-        for group in groups(left, min(self.options.together, self.stand.room())):
-            self._group(group)
-        alone = standings([turn for turn in self.journal.turns if turn.round == 1], self.goal)
-        rivals = [standing.settings for standing in alone if standing.settings != tuned][:_BEST]
-        return alone, self._beside([tuned, *rivals])
-
-    def _group(self, group: Sequence[Sequence[Settings]]) -> None:
-        """Measure the configurations of one start: each ladder of workers from many to few."""
-        self.stand.open([line[0] for line in group])
-        for line in group:
-            now = line[0]
-            for settings in line:
-                if settings != now:
-                    now = self.stand.shrink(now, settings.workers)
-                self._turn(settings, 1, self.options.seconds)
-        self.stand.stop()
-
-    def _beside(self, wanted: Sequence[Settings]) -> list[Standing]:
-        """Measure a few in turns; what an interrupted sweep measured of them counts."""
-        done = {(turn.round, turn.settings) for turn in self.journal.turns if turn.round > 1}
-        if any(settings not in wanted for _, settings in done):
-            raise BeelineError(f"{self.journal.path} compares other configurations; begin anew without --resume")
-        due: list[tuple[int, Settings]] = []
-        for number in range(2, self.options.rounds + 2):
-            order = list(wanted)
-            random.Random(number).shuffle(order)
-            due += [(number, settings) for settings in order if (number, settings) not in done]
-        if due:
-            typer.echo(f"side by side, {self.options.rounds} rounds: {'; '.join(map(str, wanted))}")
-            self.stand.open(wanted)
-        for number, settings in due:
-            self._turn(settings, number, _SIDE_SECONDS)
-        return standings([turn for turn in self.journal.turns if turn.round > 1], self.goal)
-
-    def _turn(self, settings: Settings, number: int, seconds: float) -> None:
-        summary = self.stand.run(settings, seconds, self.options.warm_up)
-        self.journal.add(Turn.of(settings, number, summary))
-        typer.echo(f"  {len(self.journal.turns)}: {self.journal.turns[-1]}")
+    def bodies(self) -> list[bytes]:
+        """Return the mix: `mix` pictures, evenly from all of them, or fewer ones again and again."""
+        bodies = self.pictures.bodies
+        count = max(len(bodies), self.mix)
+        return [bodies[i * count // self.mix % len(bodies)] for i in range(self.mix)]
 
 
-def grid(batches: Sequence[int], delays: Sequence[int], layouts: Sequence[tuple[int, int]]) -> list[Settings]:
-    """Return every combination; `layouts` are workers with threads of each."""
-    return [
-        Settings(batch, workers, delay, threads)
-        for (workers, threads), batch, delay in itertools.product(layouts, batches, delays)
+@dataclass(frozen=True)
+class Timing:
+    """One stage at one batch size: median and quartiles of a batch's milliseconds, and the median for one image."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    ms_per_image: float
+
+    @classmethod
+    def of(cls, milliseconds: Sequence[float], batch: int) -> Timing:
+        """Sum up a stage's samples, each the milliseconds of one batch."""
+        low, median, high = np.quantile(milliseconds, (0.25, 0.5, 0.75)).tolist()
+        return cls(round(median, 4), round(low, 4), round(high, 4), round(median / batch, 5))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One batch size: the stages' timings by name, or why there are none."""
+
+    batch: int
+    stages: Mapping[str, Timing]
+    repeats: int = 0
+    error: str | None = None
+
+    @classmethod
+    def of(cls, batch: int, samples: Mapping[str, Sequence[float]]) -> Row:
+        """Sum up each stage's samples."""
+        return cls(batch, {stage: Timing.of(samples[stage], batch) for stage in STAGES}, len(samples[STAGES[0]]))
+
+    def per_image(self, stage: str) -> float:
+        """Return a stage's milliseconds for one image."""
+        return self.stages[stage].ms_per_image
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; the stages of a row with an error are null."""
+        timings = {stage: vars(self.stages[stage]) if stage in self.stages else None for stage in STAGES}
+        return {"batch": self.batch, "error": self.error, "repeats": self.repeats, **timings}
+
+    def __str__(self) -> str:
+        """Return one line of progress."""
+        costs = ", ".join(f"{TITLES[stage]} {self.per_image(stage):.3g}" for stage in STAGES if not self.error)
+        return f"batch {self.batch}: {self.error or f'ms per image: {costs}'}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """milliseconds(n) = a_ms * n + b_ms; `error` is the largest relative difference from a measured point."""
+
+    a_ms: float
+    b_ms: float
+    error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {name: round(value, 4) for name, value in vars(self).items()}
+
+    def __str__(self) -> str:
+        return f"{max(0.0, self.b_ms):.3g} ms fixed and {self.a_ms:.3g} ms an image"
+
+
+def fit(points: Sequence[tuple[int, float]]) -> Fit | None:
+    """Fit the line through points of batch size and a batch's milliseconds; None for fewer than two batch sizes.
+
+    Each weighs by its share: a plain fit would let the largest batches, whose milliseconds are hundreds, decide alone.
+    """
+    if len({batch for batch, _ in points}) < 2:
+        return None
+    sizes, times = np.array(points, float).T
+    system = np.stack([sizes, np.ones_like(sizes)], axis=1) / times[:, None]
+    (a, b), *_ = np.linalg.lstsq(system, np.ones_like(times), rcond=None)
+    return Fit(float(a), float(b), float(np.abs((a * sizes + b) / times - 1).max()))
+
+
+def line_of(rows: Sequence[Row], stage: str) -> Fit | None:
+    """Return a stage's batch time as a line; None for fewer than two batch sizes."""
+    return fit([(row.batch, row.stages[stage].median_ms) for row in rows if row.error is None])
+
+
+class Worker(Sandbox):
+    """The sandbox of a plan's archive; `about` is what it says of the model."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Raise `ArchiveError` for an archive that is not there, or not as it was built."""
+        path = plan.archive.resolve()
+        # Only a path that ends so is taken for one, not for a name in a store.
+        if path.suffix != ".mar":
+            raise ArchiveError(f"{plan.archive} is no .mar file; build one with `beeline archive build`")
+        store.find(path.parent, (str(path),))
+        # A row of one picture has as many threads as the others.
+        threads = dict.fromkeys(("BEELINE_THREADS", "BEELINE_LONE_THREADS"), str(plan.threads))
+        environment = {"BEELINE_DEVICE": plan.device, **threads}
+        super().__init__(path, load_seconds=plan.patience, batch_seconds=plan.patience, environment=environment)
+        self.plan = plan
+
+    def __enter__(self) -> Worker:
+        super().__enter__()
+        limit = self.plan.memory_mb
+        memory = int(machine.free_memory() * _MOST_MEMORY) if limit is None else limit << 20
+        try:
+            self.about = self.take(self.plan.bodies(), memory)
+            if self.about["refused"]:
+                raise ArchiveError(
+                    f"a picture of the mix is refused ({self.about['refused']}); name pictures that the model takes"
+                )
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def measure(self, batch: int) -> Row:
+        """Measure one batch size; see `Sandbox.time_stages`. A batch that does not fit into memory is a row too."""
+        try:
+            return Row.of(batch, self.time_stages(batch, self.plan.repeats, self.plan.seconds))
+        except OutOfMemory:
+            return Row(batch, {}, error=OUT_OF_MEMORY)
+
+
+def grow(measure: Callable[[int], Row], least: int, most: int, watch: Callable[[Row], None]) -> str:
+    """Measure batch sizes 1, 2, 4 ... up to `most`, no plateau before `least`, and return why they end."""
+    rows: list[Row] = []
+    while (batch := 1 << len(rows)) <= most:
+        rows.append(measure(batch))
+        watch(rows[-1])
+        if rows[-1].error is not None:
+            return OUT_OF_MEMORY
+        if batch >= least and is_flat(rows):
+            return "plateau"
+    return f"largest batch asked for ({most})"
+
+
+def is_flat(rows: Sequence[Row]) -> bool:
+    """Say whether the last two doublings gained next to nothing, the forward pass alone and the whole handler."""
+    steps = list(itertools.pairwise(rows))[-2:]
+    gains = [1 - b.per_image(stage) / a.per_image(stage) for a, b in steps for stage in ("forward", "handler")]
+    return len(steps) == 2 and max(gains) <= PLATEAU
+
+
+def knee(rows: Sequence[Row]) -> int | None:
+    """Return the smallest batch that is nearly as cheap an image as the cheapest, for the whole handler."""
+    costs = {row.batch: row.per_image("handler") for row in rows if row.error is None}
+    return next((batch for batch, cost in costs.items() if cost <= min(costs.values()) * (1 + NEAR)), None)
+
+
+def measure(plan: Plan, watch: Callable[[Row], None] = lambda row: None) -> tuple[dict[str, Any], Interrupted | None]:
+    """Sweep in a worker process, which has ended when this returns or raises; `watch` takes each row.
+
+    Returns:
+        The `sweep` record's result, and the signal that ended it early; the rows until then are kept.
+
+    Raises:
+        ArchiveError: for an archive that does not load or fails. Undetermined: for a worker that ended or hangs.
+        Interrupted: when it was interrupted before there was a row.
+    """
+    rows: list[Row] = []
+    interruption = None
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        watch(row)
+
+    with Worker(plan) as worker:
+        try:
+            ended = grow(worker.measure, plan.least, plan.most, keep)
+        except Interrupted as error:
+            if not rows:
+                raise
+            interruption, ended = error, f"interrupted ({error})"
+    lines = {stage: line_of(rows, stage) for stage in ("forward", "handler")}
+    device, reason = worker.choice["device"]
+    why = reason if "no CUDA" in reason else f"{device} was {reason}"
+    result = {
+        **{name: worker.about[name] for name in ("model", "version", "classes")},
+        "device": device,
+        "precision": worker.choice["precision"][0],
+        "threads": int(worker.choice["threads"][0]),
+        "reasons": {name: reason for name, (_, reason) in worker.choice.items()},
+        "rows": [row.to_dict() for row in rows],
+        "knee": knee(rows),
+        "ended": ended,
+        "mix": plan.mix,
+        "fit": {stage: line.to_dict() if line else None for stage, line in lines.items()},
+        "reference": [dict(reference) for reference in REFERENCES],
+        "differences": differences(rows),
+        "not_run": [{"what": "CUDA", "why": why}] if device == "cpu" else [],
+    }
+    return result, interruption
+
+
+_UNIT = "ms per image"
+# What users reported; from batch `worse_at` on an image got slower again.
+REFERENCES: tuple[Mapping[str, Any], ...] = (
+    {"what": "ResNet-18, reported by users", "points": [[8, 17.5], [32, 13.75]], "worse_at": 64, "unit": _UNIT},
+    {"what": "ResNet-101, reported by users", "points": [[1, 2.75], [256, 1.02]], "worse_at": None, "unit": _UNIT},
+)
+
+
+def differences(rows: Sequence[Row], references: Sequence[Mapping[str, Any]] = REFERENCES) -> list[str]:
+    """Return sentences: one a reference, on its shape and ours, and one on what batching cannot spread.
+
+    The reason is read from both lines milliseconds(n) = a * n + b: only b, a batch's fixed cost, gets cheaper an image
+    as the batch grows. The images' own cost a and their decoding stay.
+    """
+    good = [row for row in rows if row.error is None]
+    line = line_of(rows, "forward")
+    if line is None:
+        return ["Ours has fewer than two batch sizes, so there is no shape to compare."]
+    best = min(good, key=lambda row: row.per_image("handler"))
+    rest = max(0.0, best.per_image("handler") - best.per_image("forward"))
+    return [_difference(good, line, reference) for reference in references] + [
+        f"Of our {best.per_image('handler'):.3g} ms per image at batch {best.batch}, {rest:.3g} ms "
+        f"({rest / best.per_image('handler'):.0%}) are outside the forward pass, where a larger batch saves nothing; "
+        "the references do not say what theirs include."
     ]
 
 
-def groups(left: Sequence[Settings], together: int) -> Iterator[list[list[Settings]]]:
-    """Yield what shares a start of a server: lines of configurations that differ in their workers alone, most first.
-
-    A server is started with the most workers of each line; taking some away is all that changes after that.
-    The order is mixed, so that the machine's slow drift follows no number. At most `together` workers are up.
-    """
-    lines: dict[tuple[int, int, int], list[Settings]] = {}
-    for settings in sorted(left, key=lambda each: -each.workers):
-        lines.setdefault((settings.threads, settings.batch_size, settings.max_batch_delay), []).append(settings)
-    order = list(lines.values())
-    random.Random(0).shuffle(order)
-    order.sort(key=lambda line: line[0].threads)
-    group: list[list[Settings]] = []
-    for line in order:
-        up = sum(each[0].workers for each in group) + line[0].workers
-        if group and (up > together or group[0][0].threads != line[0].threads):
-            yield group
-            group = []
-        group.append(line)
-    if group:
-        yield group
+def _difference(good: Sequence[Row], line: Fit, reference: Mapping[str, Any]) -> str:
+    (small, before), (large, after) = reference["points"][0], reference["points"][-1]
+    theirs = fit([(batch, batch * each) for batch, each in reference["points"]])
+    assert theirs is not None
+    worse = f" and is worse at {reference['worse_at']}" if reference["worse_at"] else ""
+    shape = f"{reference['what']}: an image gets {_times(before / after)} from batch {small} to {large}{worse}"
+    first, last = (min(good, key=lambda row: abs(row.batch - size)) for size in (small, large))
+    if first.batch == last.batch:
+        return f"{shape}; ours has only batch {first.batch} in that range, so the shapes cannot be compared."
+    gain = first.per_image("forward") / last.per_image("forward")
+    alone = (line.a_ms + line.b_ms / first.batch) / (line.a_ms + line.b_ms / last.batch)
+    text = f"{shape}; our forward pass gets {_times(gain)} from {first.batch} to {last.batch}. "
+    text += f"A batch of theirs costs {theirs}, one of ours {line}"
+    if abs(gain * after / before - 1) <= NEAR:
+        return f"{text}: the shapes are alike."
+    text += f"; only what is fixed is spread over more images, which makes ours {_times(alone)}."
+    return f"{text} Our points lie up to {line.error:.0%} off their line."
 
 
-def result(
-    name: str, goal: Goal, alone: Sequence[Standing], beside: Sequence[Standing], tuned: Settings
-) -> dict[str, Any]:
-    """Return the record's result: `share` is the tuner's choice over the sweep's best, side by side.
-
-    At a rate it is the best's 95th percentile over the choice's.
-    """
-    choice = next(standing for standing in beside if standing.settings == tuned)
-    best = beside[0]
-    share = math.exp(best.delay - choice.delay if goal.open else choice.speed - best.speed)
-    if best.holds and not choice.holds:
-        share = 0.0
-    return {
-        "model": name,
-        "goal": goal.to_dict(),
-        "tried": [standing.to_dict() for standing in alone],
-        "beside": [standing.to_dict() for standing in beside],
-        "best": best.to_dict(),
-        "tuned": choice.to_dict(),
-        "share": round(min(share, 1.0), 4),
-    }
+def _times(gain: float) -> str:
+    if abs(gain - 1) < 0.01:
+        return "no faster"
+    return f"{gain:.2f} times faster" if gain > 1 else f"{1 / gain:.2f} times slower"
 
 
-def main(
-    archive: Annotated[str, typer.Argument(help="The path of a .mar file, or an archive's name in the store.")],
-    tuned: Annotated[Path, typer.Option(help="The tuner's record; its last one of this model and goal is checked.")],
-    p95: Annotated[str | None, typer.Option(help="The budget, as in 500ms.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Instead: arrivals a second.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="The one picture to send.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="A folder to send.")] = None,
-    clients: Annotated[int, typer.Option(help="With a budget: clients.")] = 50,
-    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
-    batches: Annotated[str, typer.Option(help="Batch sizes.")] = ",".join(map(str, BATCHES)),
-    delays: Annotated[str, typer.Option(help="Delays in milliseconds.")] = ",".join(map(str, DELAYS)),
-    layouts: Annotated[
-        str | None, typer.Option(help="Workers x threads. [default: 1x1, 2x1, 3x1, 1x2 on two cores]")
-    ] = None,
-    seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 6.0,
-    warm_up: Annotated[float, typer.Option(help="Seconds of load before it.")] = 2.0,
-    rounds: Annotated[int, typer.Option(help="Rounds side by side at the end.")] = 8,
-    together: Annotated[int, typer.Option(help="Workers that are up at the same time, at most.")] = 18,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the file that an interrupted sweep told.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
-) -> None:
-    """Measure every configuration and compare the best with the tuner's choice."""
-    began, started = time.monotonic(), record.utc()
-    goal = Goal(None if p95 is None else milliseconds(p95), rate, clients)
-    defaults = Request(archive, goal)
-    found = model.find(archive, defaults.store, defaults.config_file, {})
-    sent = model.sent(found, picture, pictures)
-    choice = _choice(tuned, found, goal)
-    wanted = grid(_numbers(batches), _numbers(delays), _layouts(layouts))
-    if len(wanted) < LEAST:
-        typer.echo(f"only {len(wanted)} configurations; a check of the tuner has {LEAST} at least", err=True)
-    journal = _journal(resume, found, goal, server, sent)
-    options = Options(seconds, warm_up, rounds, together)
-    try:
-        with as_exceptions(), model.unpacked(found) as files:
-            cost = ladder.climb(files, sent, 1, 0.5, lambda size, ms: None, (1,)) or ladder.UNKNOWN
-            with Stand(found, goal, sent, server, cost, typer.echo) as stand:
-                alone, beside = Sweep(stand, journal, goal, options).run(wanted, choice)
-    except Interrupted as asked:
-        typer.echo(f"interrupted ({asked}); --resume {journal.path} goes on from there", err=True)
-        raise typer.Exit(asked.exit_code) from asked
-    values = result(found.name, goal, alone, beside, choice) | {"seconds": round(time.monotonic() - began, 1)}
-    made = Record.now("sweep", command_line("python -m bench.sweep", sys.argv[1:]), values, sent, started=started)
-    if out is not None:
-        record.append(out, made)
-    for standing in beside:
-        p95_ms = "no answer" if standing.p95_ms is None else f"p95 {standing.p95_ms:.0f} ms"
-        typer.echo(f"{standing.settings}: {standing.per_second:.1f}/s, {p95_ms}")
-    typer.echo(
-        f"{found.name}: the tuner's choice ({choice}) reaches {values['share']:.1%} of the best of "
-        f"{len(alone)} configurations ({beside[0].settings}) for {goal.text}"
+def text(result: Mapping[str, Any]) -> str:
+    """Return a sweep's result as a table with the knee marked, then what it says."""
+    rows = [["batch", "threads", "precision", *titles(result).values(), ""]]
+    for row in result["rows"]:
+        costs = [row["error"], "", "", ""] if row["error"] else [_cell(**row[stage]) for stage in STAGES]
+        mark = "<- knee" if row["batch"] == result["knee"] else ""
+        rows.append([str(row["batch"]), str(result["threads"]), str(result["precision"]), *costs, mark])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    title = f"{result['model']} {result['version']}, {result['classes']} classes, on {result['device']}"
+    lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
+    lines += ["", *(f"{about}: {sentence}" for about, sentence in notes(result))]
+    return "\n".join((title, "each: ms a batch (quartiles), ms per image", *lines))
+
+
+def notes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a sweep says, each with what it is about: knee, end, references, differences, what was not run."""
+    lines = (
+        [("knee", f"batch {result['knee']}, the smallest within 5 % of the cheapest image")] if result["knee"] else []
     )
+    lines.append(("ended by", str(result["ended"])))
+    for reference in result["reference"]:
+        points = ", ".join(f"{each:g} at batch {batch}" for batch, each in reference["points"])
+        worse = f", worse at {reference['worse_at']}" if reference.get("worse_at") else ""
+        lines.append((reference["what"], f"{points}{worse} ({reference['unit']})"))
+    lines += [("shape", sentence) for sentence in result["differences"]]
+    return lines + [(one["what"], f"not run, {one['why']}") for one in result["not_run"]]
 
 
-def _choice(path: Path, found: Model, goal: Goal) -> Settings:
-    """Return what the tuner chose for this model and goal."""
-    for each in reversed(record.read(path)):
-        if each.kind == "tune" and each.result["model"] == found.name and each.result["goal"] == goal.to_dict():
-            return Settings.of(each.result["best"])
-    raise ConfigError(f"{path} has no tuning of {found.name} for {goal.text}; run `beeline bench tune --out {path}`")
+def titles(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return each stage's column head; only a CUDA device is copied to."""
+    return {**TITLES, "copied": "+ copy to device" if str(result["device"]).startswith("cuda") else TITLES["copied"]}
 
 
-def _journal(resume: Path | None, found: Model, goal: Goal, server: str, sent: Pictures) -> Journal:
-    about = {
-        "sweep": found.name,
-        "archive": found.sha256,
-        "goal": goal.to_dict(),
-        "clients": goal.clients,
-        "server": server,
-        "pictures": sent.to_dict()["sha256"],
-    }
-    if resume is not None:
-        return Journal.resume(resume, about)
-    path = folder(os.environ) / f"sweep-{found.name}-{time.strftime('%Y%m%d-%H%M%S')}.journal"
-    typer.echo(f"every turn is kept in {path}")
-    return Journal.begin(path, about)
+def number(value: float) -> str:
+    """Return three figures, without an exponent: `0.0123`, `1.23`, `12.3`, `123`, `1234`."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:#.3g}" if value >= 0.001 else f"{value:.4f}"
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{text!r} is no list of whole numbers; give one like 1,2,4") from None
-
-
-def _layouts(text: str | None) -> list[tuple[int, int]]:
-    """Return workers with threads: those in `text`, else those that suit the cores."""
-    if text is None:
-        cores = machine.cores()
-        one = [(workers, 1) for workers in range(1, cores + 2)]
-        return one + [(max(1, cores // threads), threads) for threads in (2, 4, 8) if threads <= cores]
-    try:
-        pairs = [part.lower().split("x") for part in text.split(",")]
-        return [(int(workers), int(threads)) for workers, threads in pairs]
-    except ValueError:
-        raise ConfigError(f"--layouts is {text!r}; give workers x threads, as in 1x1,2x1,1x2") from None
-
-
-if __name__ == "__main__":
-    typer.run(main)
+def _cell(median_ms: float, low_ms: float, high_ms: float, ms_per_image: float) -> str:
+    return f"{number(median_ms)} ({number(low_ms)}-{number(high_ms)})  {number(ms_per_image)}"

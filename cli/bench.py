@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,22 +34,19 @@ def load(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
-    from beeline.errors import ConfigError
-    from bench import pictures as files
     from bench.load.measure import Asked, measure
     from bench.load.plan import Plan
     from bench.load.target import resolve
     from bench.load.threshold import parse
+    from bench.pictures import choose
     from bench.record import append
     from cli.console import err, fail, result
 
-    sent = picture or pictures
-    if sent is None or (picture is not None and pictures is not None):
-        raise ConfigError("name what to send: one picture with --picture, or a folder with --pictures")
+    sent = choose(picture, pictures)
     thresholds = tuple(parse(text) for text in fail_if or ())
     plan = Plan(
         url=resolve(url, model),
-        pictures=files.read(sent),
+        pictures=sent,
         seconds=seconds,
         warm_up=warm_up,
         clients=50 if clients is None and rate is None else clients,
@@ -87,19 +85,17 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server."""
-    import sys
-
-    from bench.record import command_line
-    from bench.tune.goal import Goal, milliseconds
-    from bench.tune.tune import Request
-    from bench.tune.tune import tune as measure
-    from cli.console import say
-    from cli.tune import tell
+    from bench.record import append, command_line
+    from bench.report import page
+    from bench.tune import Request, lines
+    from bench.tune import tune as measure
+    from bench.tune.grid import Goal
+    from cli.console import fail, result, say
 
     defaults = Request("", Goal(rate=1))
     request = Request(
         wanted=archive,
-        goal=Goal(None if p95 is None else milliseconds(p95), rate, clients),
+        goal=Goal.parse(p95, rate, clients),
         command=command_line("beeline", sys.argv[1:]),
         picture=picture,
         pictures=pictures,
@@ -109,7 +105,36 @@ def tune(
         config_file=(config or defaults.config_file).resolve(),
         resume=resume,
     )
-    tell(measure(request, say), out, write, as_json)
+    tuned = measure(request, say)
+    plot = tuned.journal.with_suffix(".html")
+    plot.write_text(page([tuned.record]), encoding="utf-8")
+    if out is not None:
+        append(out, tuned.record)
+    for line in lines(tuned.record.result):
+        say(line)
+    path, diff, is_written = request.config_file, tuned.change.diff if tuned.change else "", False
+    if tuned.change and diff:
+        say(diff)
+        # An interruption is no moment for a question, nor for a change.
+        if tuned.interruption is None:
+            is_written = write or (sys.stdin.isatty() and typer.confirm(f"write this to {path}?", err=True))
+        if is_written:
+            tuned.change.write()
+    again = f"--resume {tuned.journal}"
+    how = f"{again} --minutes 0 --write" if tuned.interruption else "--write"
+    about = f"{path} is as it was; {how} makes the change shown above"
+    if tuned.change is None:
+        about = "the configuration file stays as it is: nothing measured holds the goal"
+    elif is_written or not diff:
+        about = f"{path} is changed" if is_written else f"{path} says so already"
+    ending = [tuned.record.result["sentence"], f"plot: {plot}", about]
+    ending += [f"interrupted; the same command with {again} goes on from there"] * (tuned.interruption is not None)
+    files = {"plot": str(plot), "journal": str(tuned.journal)}
+    result({**tuned.record.result, "diff": diff, "written": is_written, **files}, as_json, "\n".join(ending))
+    if tuned.interruption is not None:
+        fail(tuned.interruption.exit_code)
+    if not tuned.record.result["holds"]:
+        fail()
 
 
 @app.command()
@@ -138,8 +163,6 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
-    import sys
-
     from bench.compare.request import Request
     from bench.compare.request import compare as measure
     from bench.compare.table import lines
@@ -175,7 +198,7 @@ def compare(
 
 
 @app.command()
-def table(
+def sweep(
     source: Annotated[Path, typer.Argument(help="A .mar file, an archive's name in the store, or a run's folder.")],
     picture: Annotated[Path | None, typer.Option(help="The one picture to decode.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="A folder; pictures are taken evenly from all of it.")] = None,
@@ -192,42 +215,35 @@ def table(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Measure what an image costs at batch 1, 2, 4 ...: forward alone, with copy, with decode, the whole handler."""
-    import sys
-
-    from beeline.errors import ConfigError
-    from bench import pictures as files
-    from bench.ladder.ladder import measure
-    from bench.ladder.plan import Plan
-    from bench.ladder.text import progress
-    from bench.record import Record, command_line, utc
-    from cli.console import say
-    from cli.table import archive_of, tell
+    from bench.pictures import choose
+    from bench.record import Record, append, command_line, utc
+    from bench.sweep import Plan, measure, text
+    from cli.console import fail, result, say
+    from cli.sources import archive_of
     from host import signals
 
-    sent = picture or pictures
-    if sent is None or (picture is not None and pictures is not None):
-        raise ConfigError("name what to decode: one picture with --picture, or a folder with --pictures")
-    started, read = utc(), files.read(sent)
+    started, read = utc(), choose(picture, pictures)
     with signals.as_exceptions():
         try:
-            with archive_of(source) as archive:
-                plan = Plan(
-                    archive=archive,
-                    pictures=read,
-                    device=device,
-                    threads=threads,
-                    least=least,
-                    most=most,
-                    repeats=repeats,
-                    seconds=seconds,
-                    memory_mb=memory,
-                )
-                ladder = measure(plan, lambda row: say(progress(row)))
-        except signals.Interrupted as asked:
-            say(f"stopped before anything was measured ({asked})")
-            raise typer.Exit(asked.exit_code) from asked
-    made = Record.now("table", command_line("beeline", sys.argv[1:]), ladder.to_dict(), read, started=started)
-    tell(ladder, made, out, as_json)
+            with archive_of(source, say) as archive:
+                plan = Plan(archive, read, device, threads, least, most, repeats, seconds, memory_mb=memory)
+                values, interruption = measure(plan, lambda row: say(str(row)))
+        except signals.Interrupted as interrupted:
+            say(f"stopped before anything was measured ({interrupted})")
+            raise typer.Exit(interrupted.exit_code) from interrupted
+    if out is not None:
+        append(out, Record.now("sweep", command_line("beeline", sys.argv[1:]), values, read, started=started))
+    result(values, as_json, text(values))
+    if interruption is not None:
+        fail(interruption.exit_code)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def table() -> None:
+    """Give the new name of this command."""
+    from beeline.errors import Undetermined
+
+    raise Undetermined("`beeline bench table` is now `beeline bench sweep`, with the same options; use that")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,28 @@ def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
         yield RunPredictor(Path(source)).predict
     else:
         raise BeelineError(f"{source} is no URL, no .mar file and no run's folder; name one of these")
+
+
+@contextmanager
+def archive_of(source: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """Yield the archive at `source`, or of that name in the store; a run is built into one that is removed after.
+
+    So what is measured is always what would ship.
+
+    Raises:
+        BeelineError: when there is neither.
+    """
+    if not source.is_dir():
+        from archive.store import locate
+
+        yield locate(source)
+        return
+    from archive.build import build
+    from cli.archive import exported_folder
+
+    with tempfile.TemporaryDirectory(prefix="beeline-sweep-") as scratch:
+        say(f"building {source} into an archive, which is removed afterwards ...")
+        yield build(exported_folder(source), Path(scratch), check=False).path
 
 
 def default_archive() -> Path:

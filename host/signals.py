@@ -13,15 +13,16 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.is_alarm = number == signal.SIGALRM
         # What a shell reports of a process that the signal ended.
         self.exit_code = 128 + number
 
 
 @contextmanager
-def as_exceptions() -> Iterator[None]:
+def as_exceptions(seconds: float | None = None) -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted` inside the block; a second one meanwhile changes nothing.
 
-    Under `nohup` SIGHUP stays ignored.
+    Under `nohup` SIGHUP stays ignored. After so many seconds, where they are given, an alarm does the same.
     """
     interrupted = False
 
@@ -34,9 +35,15 @@ def as_exceptions() -> Iterator[None]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
+    if seconds is not None:
+        numbers.append(signal.SIGALRM)
     kept = {number: signal.signal(number, interrupt) for number in numbers}
+    if seconds is not None:
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, seconds))
     try:
         yield
     finally:
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import javaproperties
 
 from beeline.errors import ConfigError, did_you_mean
+from host.files import write_whole
 from serve.values import Address, Whole
 
 BATCH_SIZE = Whole(1, 1024, "requests")
@@ -228,3 +231,79 @@ def _entry(values: dict[str, Any], where: str, key: str) -> Entry:
     if low is not None and high is not None and low > high:
         raise ConfigError(f"{where}: {key}.maxWorkers is {high}, less than minWorkers ({low}); raise it")
     return Entry(numbers, values.get("defaultVersion"), values.get("marName"))
+
+
+@dataclass(frozen=True)
+class Change:
+    """The file's text as it is and as it would be."""
+
+    path: Path
+    before: str
+    after: str
+
+    @property
+    def diff(self) -> str:
+        """The unified diff; empty where nothing changes."""
+        names = (f"{self.path.name} (now)", f"{self.path.name} (tuned)")
+        return "\n".join(difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), *names, lineterm=""))
+
+    def write(self) -> None:
+        """Put the new text in place of the old one, in one step.
+
+        Raises:
+            ConfigError: when the file changed meanwhile, or cannot be written.
+        """
+        path = self.path.resolve()
+        try:
+            if _text(path) != self.before:
+                raise ConfigError(f"{self.path} changed while it was tuned; run it again with --resume and --write")
+            write_whole(path, self.after, stat.S_IMODE(path.stat().st_mode))
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be written ({error.strerror}); change it as shown") from error
+
+
+def change(path: Path, model: str, version: str, numbers: Mapping[str, int], threads: int | None) -> Change:
+    """Return the file with a model's numbers, and with the threads of a worker where they are given.
+
+    Comments and every other key stay as they are; so does the layout of `models`, lines of two spaces a level or one
+    line. A lone entry of the model for another version is the one that is changed, as it is the one that is read.
+
+    Raises:
+        ConfigError: for a file that cannot be read.
+    """
+    versions = load(path).models.get(model, {})
+    version = next(iter(versions)) if len(versions) == 1 else version
+    before = after = _text(path)
+    end = "\r\n" if "\r\n" in before else "\n"
+    elements = [each for each in javaproperties.parse(before) if isinstance(each, javaproperties.KeyValue)]
+    entry = next((each for each in elements if each.key == "models"), None)
+    models = json.loads(entry.value if entry else "{}")
+    kept = dict(models.get(model, {}).get(version, {}))
+    if (entry_numbers := {**kept, **numbers}) != kept:
+        models.setdefault(model, {})[version] = entry_numbers
+        is_one_line = entry is not None and "\n" not in entry.source.rstrip()
+        value = json.dumps(models, indent=None if is_one_line else 2, ensure_ascii=False).replace("\\", "\\\\")
+        after = _put(after, "models", value.replace("\n", f"\\{end}"), end)
+    if threads is not None:
+        after = _put(after, "beeline_threads", str(threads), end)
+    return Change(path, before, after)
+
+
+def _put(text: str, key: str, value: str, end: str) -> str:
+    """Return the text with a key's value: in its place, else below the comment that shows it, else at the end."""
+    at = 0
+    for element in javaproperties.parse(text):
+        source = element.source
+        if isinstance(element, javaproperties.KeyValue) and element.key == key:
+            head = re.match(r"[ \t\f]*(?:[^\\=: \t\f]|\\.)+[ \t\f]*[=:]?[ \t\f]*", source, re.DOTALL)
+            assert head is not None
+            return text[: at + head.end()] + value + text[at + len(source.rstrip("\r\n")) :]
+        at += len(source)
+    if example := re.search(rf"^[#!][ \t]*{key}[ \t]*[=:][^\r\n]*", text, re.MULTILINE):
+        return f"{text[: example.end()]}{end}{key}={value}{text[example.end() :]}"
+    return f"{text}{'' if text.endswith(end) or not text else end}{key}={value}{end}"
+
+
+def _text(path: Path) -> str:
+    with path.open(encoding="utf-8", newline="") as file:
+        return file.read()

@@ -1,1 +1,1 @@
-"""The ladder: what a picture costs at each batch size, without a server."""
+"""The names by which bench/report still imports them; goes with its next edition."""

@@ -1,8 +1,7 @@
-"""What a picture takes from bytes to the model's input: decoders beside each other, on the same photographs.
+"""What a picture takes from bytes to the model's input: decoders in turns, on the same photographs.
 
-Each runs in a process of its own, one thread, in turns; what is not installed is left out and said. Pillow-SIMD has
-Pillow's name, so it is read from a folder: `pip install --no-deps --target FOLDER pillow-simd`; a folder of simplejpeg
-is taken in the same way. Run it as `python -m bench.decoders --pictures some/folder --also FOLDER`.
+Each runs in a process of its own, one thread; what is not installed is left out. Pillow-SIMD has Pillow's name, so it
+is read from a folder, as is simplejpeg: `pip install --no-deps --target FOLDER pillow-simd`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,79 +22,55 @@ import typer
 from numpy.typing import NDArray
 
 from beeline.errors import BeelineError
-from bench import machine
+from beeline.spec import Geometry
 from bench.pictures import read
-from bench.record import utc
+from bench.studies import Out, Rounds, job
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
 RESIZE, CROP = 256, 224
-_HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One decoder: milliseconds a picture (median over rounds of the mean), and how far its pixels are from Pillow's.
-
-    `difference` is the mean of |a - b| over all pixels, of 255.
-    """
-
-    decoder: str
-    version: str
-    milliseconds: float
-    difference: float
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(
     pictures: Annotated[Path, typer.Option(help="A photograph or a folder of them.")],
     also: Annotated[list[Path] | None, typer.Option(help="A folder of packages that come first; repeat it.")] = None,
-    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 7,
+    rounds: Rounds = 7,
     most: Annotated[int, typer.Option(help="Pictures at most.")] = 40,
-    out: Annotated[Path | None, typer.Option(help="Write the figures here as JSON.")] = None,
+    out: Out = None,
 ) -> None:
-    """Measure and print a table."""
-    wanted = [(name, None) for name in DECODERS] + [(name, folder) for folder in also or () for name in DECODERS]
-    turns: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for _ in range(rounds):
-        for name, folder in wanted:
-            told = _turn(name, folder, pictures, most)
-            if "missing" not in told:
-                turns.setdefault((name, told["version"]), []).append(told)
-    reference = np.array(next(iter(turns.values()))[0]["means"])
-    rows = [
-        Row(
-            name,
-            version,
-            round(statistics.median(turn["milliseconds"] for turn in found), 2),
-            round(float(np.abs(np.array(found[0]["means"]) - reference).mean()), 2),
-        )
-        for (name, version), found in turns.items()
-    ]
-    for row in rows:
-        typer.echo(f"{row.decoder:24} {row.version:34} {row.milliseconds:6.2f} ms   {row.difference:5.2f} of 255")
-    if out is not None:
-        values = {
-            "at": utc(),
-            "machine": machine.describe(),
-            "pictures": read(pictures, most).to_dict(),
-            "rows": [asdict(row) for row in rows],
-        }
-        out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    """Print and keep milliseconds a picture, and the mean of |a - b| to Pillow's pixels, of 255."""
+    with job("decoders", out, {"pictures": read(pictures, most).to_dict(), "most": most}) as journal:
+        turns: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for number in range(rounds):
+            for folder in (None, *(also or ())):
+                for name in DECODERS:
+                    measure = partial(_start, name, folder, pictures, most)
+                    values = journal.once(f"{name} {folder} {number}", measure)
+                    if "missing" not in values:
+                        turns.setdefault((name, values["version"]), []).append(values)
+        reference = np.array(next(iter(turns.values()))[0]["means"])
+        rows = []
+        for (name, version), own in turns.items():
+            milliseconds = round(statistics.median(turn["milliseconds"] for turn in own), 2)
+            difference = round(float(np.abs(np.array(own[0]["means"]) - reference).mean()), 2)
+            rows.append({"decoder": name, "version": version, "milliseconds": milliseconds, "difference": difference})
+            typer.echo(f"{name:24} {version:34} {milliseconds:6.2f} ms   {difference:5.2f} of 255")
+        journal.add("result", {"rows": rows})
 
 
-def _turn(name: str, folder: Path | None, pictures: Path, most: int) -> dict[str, Any]:
-    paths = [*([str(folder.resolve())] if folder else []), str(_HANDLERS)]
-    command = [sys.executable, "-m", "bench.decoders", "--turn", name, str(pictures), str(most)]
+def _start(name: str, folder: Path | None, pictures: Path, most: int) -> dict[str, Any]:
+    paths = [*([str(folder.resolve())] if folder else []), str(_ROOT / "handlers"), str(_ROOT)]
+    command = [sys.executable, "-m", "bench.studies.decoders", "--turn", name, str(pictures), str(most)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BeelineError(f"the decoder {name} failed: {done.stderr.strip().splitlines()[-1]}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
 
 
 def _pillow(decoding: str) -> tuple[Decode, str]:
     from beeline import formats, pixels
-    from beeline.spec import Geometry
 
     geometry = Geometry(RESIZE, CROP, decoding=decoding)
     return lambda data: pixels.decode(data, geometry), f"Pillow {formats.pillow_version()}"
@@ -106,7 +81,6 @@ def _simplejpeg() -> tuple[Decode, str]:
     from PIL import Image
 
     from beeline import formats, pixels
-    from beeline.spec import Geometry
 
     def decode(data: bytes) -> NDArray[np.uint8]:
         return pixels.resize_crop(Image.fromarray(simplejpeg.decode_jpeg(data)), Geometry(RESIZE, CROP))
@@ -134,10 +108,9 @@ def _nvjpeg() -> tuple[Decode, str]:
     import torch
 
     from beeline.cuda_jpeg import CudaJpegs
-    from beeline.spec import Geometry
 
     if not torch.cuda.is_available():
-        raise Missing("a CUDA device")
+        raise ModuleNotFoundError(name="a CUDA device")
     jpegs = CudaJpegs(torch.device("cuda"), Geometry(RESIZE, CROP, decoding="cuda"))
 
     def decode(data: bytes) -> NDArray[np.uint8]:
@@ -147,10 +120,6 @@ def _nvjpeg() -> tuple[Decode, str]:
         return crop
 
     return decode, jpegs.version
-
-
-class Missing(Exception):
-    """What a decoder needs and is not here."""
 
 
 DECODERS: dict[str, Callable[[], tuple[Decode, str]]] = {
@@ -173,8 +142,6 @@ def turn(name: str, pictures: Path, most: int) -> dict[str, Any]:
         decode, version = DECODERS[name]()
     except ModuleNotFoundError as error:
         return {"missing": error.name}
-    except Missing as error:
-        return {"missing": str(error)}
     bodies = [body for body in read(pictures, most).bodies if body.startswith(b"\xff\xd8\xff")]
     crops = [decode(body) for body in bodies]
     start = time.perf_counter()

@@ -1,0 +1,147 @@
+"""The tuner's choice and a search without a forecast: every setting near the choice, and others drawn at random.
+
+Run it as `python -m bench.studies.search model_store/resnet18.mar --tuned tune.jsonl --pictures FOLDER`, after `beeline
+bench tune` wrote that record. Each configuration gets one turn; then the tuner's choice and the search's best are
+measured in turns, because the best of many single turns is partly the luckiest one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from beeline.errors import ConfigError
+from bench import pictures as files
+from bench import record
+from bench.journal import Journal
+from bench.record import Record, command_line
+from bench.tune import Request
+from bench.tune.grid import BATCHES, DELAYS, Goal, Settings
+from bench.tune.search import Score, Turn, rank, turns_of
+from bench.tune.server import MOST_PICTURES, Cost, Servers, find
+from host import machine
+from host.signals import Interrupted, as_exceptions
+
+NEAR, RANDOM = 24, 12
+# Workers that run at a time; seconds of a single turn, of one of the best, and before each; the best, and their rounds.
+_TOGETHER, _SECONDS, _LONG, _WARM_UP, _BEST, _ROUNDS = 18, 6.0, 10.0, 2.0, 3, 8
+
+
+def main(
+    archive: Annotated[str, typer.Argument(help="The path of a .mar file, or an archive's name in the store.")],
+    tuned: Annotated[Path, typer.Option(help="The tuner's record; its last one of this model is checked.")],
+    picture: Annotated[Path | None, typer.Option(help="What the tuner was given to send.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="What the tuner was given to send.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Add the record to this file. [default: the tuner's]")] = None,
+) -> None:
+    """Measure the configurations and compare the best with the tuner's choice."""
+    began, started, defaults = time.monotonic(), record.utc(), Request("", Goal(rate=1))
+    model = find(archive, defaults.store, defaults.config_file, {})
+    sent = files.choose(picture, pictures, model.archive, MOST_PICTURES)
+    name = model.archive.model
+    tuning = next((one for one in record.read(tuned)[::-1] if one.kind == "tune" and one.result["model"] == name), None)
+    if tuning is None or tuning.pictures["sha256"] != sent.to_dict()["sha256"]:
+        raise ConfigError(
+            f"{tuned} has no tuning of {name} with these pictures; run `beeline bench tune --out {tuned}`"
+        )
+    goal = Goal(**tuning.result["goal"], clients=tuning.result["clients"] or 50)
+    choice = Settings.of(tuning.result["best"])
+    about = {"archive": model.sha256, "tuned": tuning.started, "pictures": tuning.pictures["sha256"]}
+    journal = Journal.job((out or tuned).with_suffix(f".{name}.journal"), about)
+    try:
+        server = Servers(model, goal, sent, tuning.result["server"], Cost(), typer.echo)
+        with as_exceptions(), server as servers:
+            alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
+    except Interrupted as interruption:
+        typer.echo(f"interrupted ({interruption}); the same command goes on from there", err=True)
+        raise typer.Exit(interruption.exit_code) from interruption
+    values = result(name, goal, alone, finalists, choice) | {"seconds": round(time.monotonic() - began, 1)}
+    command = command_line("python -m bench.studies.search", sys.argv[1:])
+    record.append(out or tuned, Record.now("search", command, values, sent, started=started))
+    journal.path.unlink()
+    typer.echo(
+        f"{name}: the tuner's choice ({choice}) reaches {values['share']:.1%} of the best of {len(alone)} "
+        f"configurations ({finalists[0].settings}) for {goal}"
+    )
+
+
+def around(choice: Settings, cores: int) -> list[Settings]:
+    """Return the settings nearest to the choice, counted in steps of each number, and others drawn at random."""
+    layouts = [(w, t) for t in (1, 2, 4, 8, 16) for w in (1, 2, 3, 4, 6, 8, 12, 16) if cores / 4 < w * t <= 2 * cores]
+    grid = [
+        Settings(size, w, delay, t)
+        for w, t in layouts
+        for size in BATCHES
+        for delay in DELAYS
+        if size > 1 or delay == 2
+    ]
+
+    def steps(each: Settings) -> tuple[float, Settings]:
+        pairs = ((each.batch_size, choice.batch_size), (each.workers, choice.workers), (each.threads, choice.threads))
+        delay = abs(DELAYS.index(each.max_batch_delay) - sum(value < choice.max_batch_delay for value in DELAYS))
+        return sum(abs(math.log2(one / other)) for one, other in pairs) + delay, each
+
+    order = sorted((each for each in grid if each != choice), key=steps)
+    return [*order[:NEAR], *random.Random(0).sample(order[NEAR:], min(RANDOM, len(order[NEAR:])))]
+
+
+def compare(
+    servers: Servers, journal: Journal, goal: Goal, choice: Settings, wanted: Sequence[Settings]
+) -> tuple[list[Score], list[Score]]:
+    """Return the scores of all after a turn each, and those of the choice and the best after turns of their own."""
+
+    def turns(name: str, settings: Settings, seconds: float) -> Turn:
+        measure = lambda: asdict(Turn.of(settings, servers.run(settings, seconds, _WARM_UP)))  # noqa: E731
+        (turn,) = turns_of(Journal(journal.path, [("turn", journal.once(f"{name} {settings.label}", measure))]))
+        typer.echo(f"  {turn}")
+        return turn
+
+    # The order is mixed, so that the machine's drift follows no number; the same, so that a job goes on.
+    order = random.Random(1).sample([choice, *wanted], len(wanted) + 1)
+    order.sort(key=lambda each: each.threads)
+    single: list[Turn] = []
+    while order:
+        group = [each for i, each in enumerate(order) if sum(one.workers for one in order[: i + 1]) <= _TOGETHER]
+        missing = [each for each in group if not journal.of(f"alone {each.label}")]
+        servers.open(missing)
+        single += [turns("alone", each, _SECONDS) for each in group]
+        servers.stop()
+        order = order[len(group) :]
+    alone = rank(single, goal)
+    rivals = [choice, *[score.settings for score in alone if score.settings != choice][:_BEST]]
+    servers.open(rivals)
+    rounds = [random.Random(number).sample(rivals, len(rivals)) for number in range(_ROUNDS)]
+    long = [turns(f"round {number}", each, _LONG) for number, rivals in enumerate(rounds) for each in rivals]
+    return alone, rank(long, goal)
+
+
+def result(
+    name: str, goal: Goal, alone: Sequence[Score], finalists: Sequence[Score], tuned: Settings
+) -> dict[str, Any]:
+    """Return the record's result: `share` is the tuner's choice over the best, measured in turns.
+
+    At a rate it is the best's 95th percentile over the choice's.
+    """
+    choice, best = next(score for score in finalists if score.settings == tuned), finalists[0]
+    share = math.exp(best.latency - choice.latency if goal.rate else choice.speed - best.speed)
+    return {
+        "model": name,
+        "goal": goal.to_dict(),
+        "tried": [score.to_dict() for score in alone],
+        "beside": [score.to_dict() for score in finalists],
+        "best": best.to_dict(),
+        "tuned": choice.to_dict(),
+        "share": 0.0 if best.holds and not choice.holds else round(min(share, 1.0), 4),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
