@@ -6,7 +6,7 @@ SBOM ?= .beeline/sbom
 # What the processor must have for Pillow-SIMD: that of 2013 and later does.
 SIMD_CC ?= cc -mavx2
 # What `make bench` measures, and what the tuner is to hold.
-WHAT ?= gateway overload containers path decoders table tune compare
+WHAT ?= gateway overload containers path decoders sweep tune compare
 GOAL ?= --p95 1s --clients 16
 # Processes that share the tests of a tier, a file at a time: real servers spend half of their time waiting.
 PARALLEL ?= 2
@@ -41,7 +41,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3.13 pyth
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup simd pillow serve test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots size check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-table bench-tune bench-compare lock clean
+.PHONY: help setup simd pillow serve test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots size check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-sweep bench-tune bench-compare lock clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -133,37 +133,36 @@ check: setup ## format, lint, types, the layers between rooms, size, Dockerfiles
 		for file in docker-compose.yml awsei-docker-compose.yml; do docker compose -f $$file config --quiet || exit 1; done; \
 		else echo "make: no docker compose here, so the compose files were not checked"; fi
 
-bench: setup ## what the README's figures are from, in about two hours (MAR, PICTURE, PICTURES; WHAT="table tune")
+bench: setup ## what the README's figures are from, in about two hours (MAR, PICTURE, PICTURES; WHAT="sweep tune")
 	@test -n '$(MAR)' -a -n '$(PICTURE)' -a -n '$(PICTURES)' || { echo "make: name them: make bench" \
 		"MAR=model_store/resnet18.mar PICTURE=.beeline/samples/ants.jpg PICTURES=folder" >&2; exit 2; }
 	@mkdir -p bench/results
 	@for what in $(WHAT); do $(MAKE) -s --no-print-directory bench-$$what || exit 1; done
 
 bench-gateway:
-	@.venv/bin/python -m bench.gateway --picture '$(PICTURE)' --out bench/results/gateway.json
+	@.venv/bin/python -m bench.studies.gateway --picture '$(PICTURE)' --out bench/results/gateway.json
 
 bench-overload:
-	@.venv/bin/python -m bench.overload --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/overload.json
+	@.venv/bin/python -m bench.studies.overload --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/overload.json
 
 bench-containers:
 	@if docker image inspect beeline-cpu:0.1.0 >/dev/null 2>&1; \
-		then .venv/bin/python -m bench.containers --picture '$(PICTURE)' --mar '$(MAR)' --rounds 12 --requests 300 \
+		then .venv/bin/python -m bench.studies.containers --mar '$(MAR)' --picture '$(PICTURE)' --rounds 12 --requests 300 \
 			--out bench/results/containers.json; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
 
 bench-path:
-	@.venv/bin/python -m bench.path --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/path.json
+	@.venv/bin/python -m bench.studies.path --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/path.json
 
 bench-decoders:
-	@.venv/bin/python -m bench.decoders --pictures '$(PICTURES)' --out bench/results/decoders.json
+	@.venv/bin/python -m bench.studies.decoders --pictures '$(PICTURES)' --out bench/results/decoders.json
 
-bench-table:
-	@.venv/bin/beeline bench table '$(MAR)' --pictures '$(PICTURES)' --least 64 --out bench/results/table.jsonl
+bench-sweep:
+	@.venv/bin/beeline bench sweep '$(MAR)' --pictures '$(PICTURES)' --least 64 --out bench/results/sweep.jsonl
 
 bench-tune:
 	@.venv/bin/beeline bench tune '$(MAR)' $(GOAL) --pictures '$(PICTURES)' --out bench/results/tune.jsonl
-	@.venv/bin/python -m bench.sweep '$(MAR)' $(GOAL) --pictures '$(PICTURES)' --tuned bench/results/tune.jsonl \
-		--out bench/results/tune.jsonl
+	@.venv/bin/python -m bench.studies.search '$(MAR)' --pictures '$(PICTURES)' --tuned bench/results/tune.jsonl
 
 bench-compare:
 	@.venv/bin/beeline bench compare '$(MAR)' --picture '$(PICTURE)' --out bench/results/compare.jsonl

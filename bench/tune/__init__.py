@@ -20,7 +20,7 @@ from bench.journal import Journal, state_folder
 from bench.pictures import Pictures
 from bench.record import Record, utc
 from bench.sweep import Fit, fit
-from bench.tune.grid import Forecast, Goal, Settings, counted, grid, thread_counts
+from bench.tune.grid import Forecast, Goal, Settings, candidates, counted, thread_counts
 from bench.tune.search import SAME, Score, Search, choose, p95_text, rank, turns_of
 from bench.tune.server import MOST_PICTURES, MOST_WORKERS, Cost, Model, Servers, find, numbers_of, time_batches
 from host import ROOT, machine
@@ -128,7 +128,7 @@ class _Tuning:
                 cost = self._time_batches(whole)
                 with Servers(self.model, request.goal, self.pictures, request.server, cost, self.say) as opened:
                     self.room = max(1, opened.room())
-                    promising, pruned = grid(self.forecast(), self.room, configured)
+                    promising, pruned = candidates(self.forecast(), self.room, configured)
                     self.say(f"  {len(promising)} configurations are worth measuring, {len(pruned)} kinds are not")
                     places = (opened, self.journal, time.monotonic, deadline, self.say)
                     Search(self.forecast(), promising, configured, *places).run()
@@ -176,7 +176,7 @@ class _Tuning:
 
 def answer(model: str, configured: Settings, forecast: Forecast, room: int, journal: Journal) -> dict[str, Any]:
     """Return the record's result as a journal has it so far, but for how the measuring went."""
-    goal, (promising, pruned) = forecast.goal, grid(forecast, room, configured)
+    goal, (promising, pruned) = forecast.goal, candidates(forecast, room, configured)
     ranked = rank(turns_of(journal), goal)
     forecast = forecast.learned([(each.settings, each.speed, each.latency) for each in ranked])
     for settings in set(promising) - {each.settings for each in ranked}:
@@ -187,7 +187,7 @@ def answer(model: str, configured: Settings, forecast: Forecast, room: int, jour
     best = (
         chosen.to_dict() if chosen else {**asdict(expected), **figures, "failed": 0, "holds": False, "expected": True}
     )
-    sentence = _sentence(chosen, ranked, configured, goal, f"{expected} is {forecast.text(expected)}")
+    sentence = _sentence(chosen, ranked, configured, goal, f"{expected}: {forecast.text(expected)}")
     fits = [{"threads": threads, **line.to_dict()} for threads, line in forecast.lines.items()]
     return {
         "model": model,

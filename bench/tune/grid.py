@@ -184,19 +184,19 @@ def thread_counts(cores: int) -> tuple[int, ...]:
     return tuple(sorted({2**power for power in range(5) if 2**power <= cores} | {min(cores, 16)}))
 
 
-def grid(forecast: Forecast, room: int, also: Settings) -> tuple[list[Settings], dict[str, str]]:
+def candidates(forecast: Forecast, room: int, also: Settings) -> tuple[list[Settings], dict[str, str]]:
     """Return the configurations that are worth measuring, best forecast first, and why each other is not.
 
     `room` is how many workers memory holds; `also` stays whatever is forecast.
     """
     pruned: dict[str, str] = {}
-    candidates = {also, *(each for threads in forecast.lines for each in _layouts(forecast, threads, room, pruned))}
-    expected = {settings: forecast.of(settings) for settings in candidates}
-    order = sorted(candidates, key=lambda each: (expected[each][1], -expected[each][0], each))
+    combinations = {also, *(each for threads in forecast.lines for each in _layouts(forecast, threads, room, pruned))}
+    expected = {settings: forecast.of(settings) for settings in combinations}
+    order = sorted(combinations, key=lambda each: (expected[each][1], -expected[each][0], each))
     goal, best = forecast.goal, expected[order[0]][1]
     most = _SLOWER_AT_RATE * best if goal.rate else min(_SLOWER * best, _OVER * max(best, goal.p95_ms or 0.0))
     promising = [each for i, each in enumerate(order) if expected[each][1] < most or i < _LEAST or each == also]
-    for settings in sorted(candidates - set(promising)):
+    for settings in sorted(combinations - set(promising)):
         pruned[str(settings)] = f"{forecast.text(settings)}, far from the best, p95 {best:.0f} ms, or from {goal}"
     return promising, pruned
 

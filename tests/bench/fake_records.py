@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bench.ladder.climb import knee
-from bench.ladder.reference import REFERENCES, differences
-from bench.ladder.row import OUT_OF_MEMORY, STAGES, Row, Timing
 from bench.record import Record
+from bench.sweep import OUT_OF_MEMORY, REFERENCES, STAGES, Row, Timing, differences, knee
 
 MACHINE = {
     "cpu": "Fake processor",
@@ -67,7 +65,7 @@ def table(a: float = 12.0, b: float = 6.0, most: int = 64, precision: str = "fp3
         "ended": ended,
         "mix": 16,
         "fit": {},
-        "reference": [reference.to_dict() for reference in REFERENCES],
+        "reference": [dict(reference) for reference in REFERENCES],
         "differences": differences(rows),
         "not_run": [{"what": "CUDA", "why": "no CUDA device is there"}],
     }

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from beeline.errors import BeelineError
+from archive import mar
+from beeline.errors import BeelineError, ConfigError
 from bench import pictures
 
 
@@ -53,3 +54,12 @@ def test_nothing_to_send_is_said(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BeelineError, match="no picture below"):
         pictures.read(tmp_path / "empty")
+
+
+def test_an_archives_golden_pictures_are_sent_where_none_are_named(folder: Path, colour_archive: Path) -> None:
+    archive = mar.read(colour_archive)
+    assert pictures.choose(None, None, archive).names == ("0.png", "1.png")
+    assert pictures.choose(None, folder, archive, most=2).names == ("1.PNG", "2.jpg")
+    for picture, archive_or_none in ((folder, archive), (folder, None), (None, None)):
+        with pytest.raises(ConfigError, match="one picture with --picture, or a folder with --pictures"):
+            pictures.choose(picture, picture, archive_or_none)

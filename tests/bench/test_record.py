@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
 def test_a_command_line_keeps_addresses_and_loses_folders_and_passwords() -> None:
     words = [
         "bench",
-        "table",
+        "sweep",
         "/some/where/a.mar",
         "--url",
         "http://me:p@ss@127.0.0.1:8080/x",
@@ -77,5 +78,28 @@ def test_a_command_line_keeps_addresses_and_loses_folders_and_passwords() -> Non
         "--fail-if",
         "p95>1s",
     ]
-    said = "beeline bench table a.mar --url http://127.0.0.1:8080/x --out=b --fail-if 'p95>1s'"
+    said = "beeline bench sweep a.mar --url http://127.0.0.1:8080/x --out=b --fail-if 'p95>1s'"
     assert record.command_line("beeline", words) == said
+
+
+def test_the_machine_is_complete_and_without_the_host_name(tmp_path: Path) -> None:
+    machine = record.machine()
+    assert set(machine) == {"cpu", "cores", "features", "memory_gb", "system", "python", "load_average", "gpus"}
+    assert platform.node() not in json.dumps(machine)
+    # Where the system has no such file, the architecture is named.
+    without = record.machine(tmp_path / "none")
+    assert without["cpu"]
+    assert without["features"] == []
+
+
+def test_processor_and_features_are_the_first_processors(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    first = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512f amx_bf16 avx512_vnni2\n"
+    cpuinfo.write_text(f"{first}\nprocessor\t: 1\nmodel name\t: Another\nflags\t\t: amx_int8\n")
+    machine = record.machine(cpuinfo)
+    assert machine["cpu"] == "Some CPU @ 2 GHz"
+    assert machine["features"] == ["amx_bf16", "avx512f", "avx2"]
+
+
+def test_versions_leave_out_what_is_not_installed() -> None:
+    assert list(record.versions("numpy", "no-such-package")) == ["numpy"]

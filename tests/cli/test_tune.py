@@ -5,52 +5,60 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import typer
 
+import bench.tune
+from bench.journal import Journal
 from bench.record import Record, read
-from bench.tune import candidates, written
-from bench.tune.answer import Answer
-from bench.tune.forecast import Curve, Forecaster
-from bench.tune.goal import Goal
-from bench.tune.settings import Settings
-from bench.tune.tune import Tuned
-from bench.tune.turns import Turn
-from cli.tune import tell
+from bench.sweep import Fit
+from bench.tune import Request, Tuned, answer
+from bench.tune.grid import Forecast, Goal, Settings
+from bench.tune.search import Turn
+from bench.tune.server import numbers_of
+from cli.bench import tune
 from host.signals import Interrupted
+from serve.properties import change
 
 NOW, BETTER = Settings(8, 1, 2, 2), Settings(16, 2, 2, 1)
 FILE = '# mine\nmodels={"colours": {"1.0": {"batchSize": 8}}}\n'
-MakeTuned = Callable[..., Tuned]
+Tell = Callable[..., None]
 
 
 @pytest.fixture
-def make_tuned(tmp_path: Path) -> MakeTuned:
-    """Return what came of a tuning that measured two configurations."""
+def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tell:
+    """Return the command, whose tuning measured two configurations."""
     config = tmp_path / "config.properties"
     config.write_text(FILE)
 
-    def make(p95_ms: float = 300.0, asked: Interrupted | None = None) -> Tuned:
-        goal = Goal(p95_ms=500)
-        curves = {threads: Curve.through([(1, 15.0), (8, 90.0)]) for threads in (1, 2)}
-        forecaster = Forecaster(curves, goal, 2)
-        field = candidates.field(forecaster, 9, (NOW,))
-        turns = [Turn(BETTER, 1, 5.0, 100.0, p95_ms, 0), Turn(NOW, 1, 5.0, 60.0, 2 * p95_ms, 0)]
-        answer = Answer.of("colours", NOW, forecaster, field, turns)
-        result = {**answer.to_dict(), "seconds": 9.0, "interrupted": asked is not None}
-        change = written.change(config, "colours", "1.0", answer.settings, 1) if answer.holds else None
+    def run(p95_ms: float = 300.0, interruption: Interrupted | None = None, **options: object) -> None:
+        journal = Journal.begin(tmp_path / "a.journal", {})
+        for turn in (Turn(BETTER, 5.0, 100.0, p95_ms, 0), Turn(NOW, 5.0, 60.0, 2 * p95_ms, 0)):
+            journal.add("turn", asdict(turn))
+        forecast = Forecast({threads: Fit(10.0, 5.0, 0.0) for threads in (1, 2)}, Goal(p95_ms=500), 2)
+        result = answer("colours", NOW, forecast, 9, journal)
+        result |= {"seconds": 9.0, "interrupted": interruption is not None}
+        made = change(config, "colours", "1.0", numbers_of(Settings.of(result["best"])), None)
         record = Record.now("tune", "beeline bench tune", result, {})
-        return Tuned(answer, record, change, tmp_path / "a.journal", asked)
+        tuned = Tuned(record, made if result["holds"] else None, journal.path, interruption)
 
-    return make
+        def measure(request: Request, say: object) -> Tuned:
+            assert request.goal == Goal(p95_ms=500)
+            return tuned
+
+        monkeypatch.setattr(bench.tune, "tune", measure)
+        tune("colours", p95="500ms", config=config, **options)  # type: ignore[arg-type]
+
+    return run
 
 
 def test_without_a_terminal_the_diff_is_shown_and_nothing_changes(
-    make_tuned: MakeTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tell: Tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell(make_tuned(), tmp_path / "out.jsonl", write=False, as_json=True)
+    tell(out=tmp_path / "out.jsonl", as_json=True)
     said = capsys.readouterr()
     assert '-models={"colours": {"1.0": {"batchSize": 8}}}' in said.err
     assert '"batchSize": 16' in said.err
@@ -62,8 +70,8 @@ def test_without_a_terminal_the_diff_is_shown_and_nothing_changes(
     assert read(tmp_path / "out.jsonl")[0].result["sentence"] == values["sentence"]
 
 
-def test_asked_to_write_it_writes(make_tuned: MakeTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell(make_tuned(), None, write=True, as_json=False)
+def test_asked_to_write_it_writes(tell: Tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell(write=True)
     text = (tmp_path / "config.properties").read_text()
     assert text.startswith("# mine\n")
     assert '"batchSize": 16' in text
@@ -74,7 +82,7 @@ def test_asked_to_write_it_writes(make_tuned: MakeTuned, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("yes", [True, False])
 def test_at_a_terminal_the_person_is_asked(
-    make_tuned: MakeTuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, yes: bool
+    tell: Tell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, yes: bool
 ) -> None:
     questions: list[str] = []
 
@@ -84,26 +92,24 @@ def test_at_a_terminal_the_person_is_asked(
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr(typer, "confirm", confirm)
-    tell(make_tuned(), None, write=False, as_json=False)
+    tell()
     assert questions == [f"write this to {tmp_path / 'config.properties'}?"]
     assert ((tmp_path / "config.properties").read_text() != FILE) is yes
 
 
-def test_nothing_is_written_that_does_not_hold(
-    make_tuned: MakeTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_written_that_does_not_hold(tell: Tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as ended:
-        tell(make_tuned(p95_ms=900), None, write=True, as_json=False)
+        tell(p95_ms=900, write=True)
     assert ended.value.exit_code == 1
     assert (tmp_path / "config.properties").read_text() == FILE
     assert "stays as it is: nothing measured holds the goal" in capsys.readouterr().out
 
 
-def test_who_interrupts_gets_the_answer_and_no_change(
-    make_tuned: MakeTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_interruption_gives_the_answer_and_no_change(
+    tell: Tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(typer.Exit) as ended:
-        tell(make_tuned(asked=Interrupted(signal.SIGINT)), None, write=True, as_json=False)
+        tell(interruption=Interrupted(signal.SIGINT), write=True)
     assert ended.value.exit_code == 130
     assert (tmp_path / "config.properties").read_text() == FILE
     said = capsys.readouterr().out

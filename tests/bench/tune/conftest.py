@@ -1,4 +1,4 @@
-"""A fake of the real servers for the race: a latency model the forecast does not know, drift, noise, a clock."""
+"""A fake of the real servers: a latency model that the forecast does not know, drift, noise, a clock."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from bench.tune import candidates
-from bench.tune.candidates import BATCHES, DELAYS
-from bench.tune.forecast import Curve, Forecaster
-from bench.tune.goal import Goal
-from bench.tune.race import Race
-from bench.tune.settings import Settings
-from bench.tune.turns import Journal
+from bench.journal import Journal
+from bench.sweep import Fit, fit
+from bench.tune.grid import BATCHES, DELAYS, Forecast, Goal, Settings, candidates, thread_counts
+from bench.tune.search import Search
+from bench.tune.server import Servers
 
 CONFIGURED = Settings(8, 1, 2, 2)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the fake computes with: milliseconds a picture and a batch, and what no ladder tells.
+    """What the fake computes with: milliseconds a picture and a batch, and what no lone process tells.
 
     Attributes:
         a_ms: of a picture on one thread.
@@ -50,11 +48,12 @@ class Machine:
         a = self.a_ms / self.gain ** math.log2(threads) * (1 + self.large * (size > 16))
         return a * size + self.b_ms
 
-    def ladder(self) -> dict[int, Curve]:
+    def lines(self) -> dict[int, Fit]:
         """What a lone process would be measured with."""
+        sizes = (1, 2, 4, 8, 16, 32)
         return {
-            threads: Curve.through([(size, self.batch_ms(threads, size)) for size in (1, 2, 4, 8, 16, 32)])
-            for threads in candidates.thread_counts(self.cores)
+            threads: cast(Fit, fit([(size, self.batch_ms(threads, size)) for size in sizes]))
+            for threads in thread_counts(self.cores)
         }
 
     def truth(self, settings: Settings, goal: Goal) -> tuple[float, float, bool]:
@@ -98,7 +97,6 @@ class FakeServer:
     most_workers: int = 40
     start: float = 2.0
     opened: set[Settings] = field(default_factory=set)
-    closed: list[Settings] = field(default_factory=list)
     runs: list[Settings] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -113,9 +111,8 @@ class FakeServer:
         assert not self.opened & set(wanted)
         self.opened |= set(wanted)
 
-    def close(self, settings: Settings) -> None:
-        self.opened.remove(settings)
-        self.closed.append(settings)
+    def stop(self) -> None:
+        self.opened.clear()
 
     def opening_seconds(self, wanted: Sequence[Settings]) -> float:
         return 4 + self.start * sum(settings.workers for settings in wanted)
@@ -137,7 +134,7 @@ class FakeServer:
             "p95_ms": p95 * math.exp(-noise),
             "failed": 0,
             "batch_sizes": {str(settings.batch_size): 10},
-            "backlog": {"growing": growing} if self.goal.open else None,
+            "backlog": {"growing": growing} if self.goal.rate else None,
         }
 
     def _spend(self, seconds: float) -> None:
@@ -150,7 +147,7 @@ class FakeServer:
 
 @dataclass
 class Trial:
-    """A race on the fake, and its journal."""
+    """A search on the fake, and its journal."""
 
     machine: Machine
     goal: Goal
@@ -158,31 +155,22 @@ class Trial:
     server: FakeServer
     seconds: float = 240.0
 
-    def forecaster(self) -> Forecaster:
-        return Forecaster(self.machine.ladder(), self.goal, self.machine.cores)
-
-    def race(self) -> Race:
-        forecaster = self.forecaster()
-        return Race(
-            goal=self.goal,
-            forecaster=forecaster,
-            promising=candidates.field(forecaster, self.server.most_workers, (CONFIGURED,)).promising,
-            configured=CONFIGURED,
-            course=self.server,
-            log=self.journal,
-            clock=self.server.clock,
-            deadline=self.server.now + self.seconds,
-            say=lambda line: None,
+    def search(self) -> Search:
+        forecast = Forecast(self.machine.lines(), self.goal, self.machine.cores)
+        promising, _ = candidates(forecast, self.server.most_workers, CONFIGURED)
+        servers, deadline = cast(Servers, self.server), self.server.now + self.seconds
+        return Search(
+            forecast, promising, CONFIGURED, servers, self.journal, self.server.clock, deadline, lambda line: None
         )
 
     def again(self) -> Trial:
         """The same, resumed from the file by another process."""
-        server = replace(self.server, opened=set(), closed=[], runs=[], interrupt_at=math.inf)
+        server = replace(self.server, opened=set(), runs=[], interrupt_at=math.inf)
         return replace(self, journal=Journal.resume(self.journal.path, {}), server=server)
 
 
 def every(machine: Machine) -> list[Settings]:
-    """All configurations of an exhaustive sweep of the fake."""
+    """All configurations of the fake."""
     layouts = [(workers, threads) for workers in (1, 2, 3, 4) for threads in (1, 2) if workers * threads <= 4]
     return [
         Settings(size, *layout[:1], delay, layout[1])
@@ -195,7 +183,7 @@ MakeTrial = Callable[..., Trial]
 
 @pytest.fixture
 def make_trial(tmp_path: Path) -> MakeTrial:
-    """Make a race on a fake server, with an empty journal."""
+    """Make a search on a fake server, with an empty journal."""
 
     def make(goal: Goal, machine: Machine | None = None, seconds: float = 240.0, **options: Any) -> Trial:
         machine = machine or Machine()

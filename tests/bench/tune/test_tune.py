@@ -10,17 +10,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import bench.tune
 from bench import record
-from bench.tune import candidates, race
-from bench.tune.settings import Settings
+from bench.journal import Journal
+from bench.sweep import Fit
+from bench.tune import answer, grid, lines, search
+from bench.tune.grid import Forecast, Goal, Settings
+from bench.tune.search import Turn
 from cli.bench import app
 from host import processes
 from serve.instance import MARK
@@ -70,15 +74,12 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the race so short that it is decided long before its time is up, however slow the machine is now."""
-    monkeypatch.setattr(candidates, "BATCHES", (2, 8))
-    monkeypatch.setattr(candidates, "thread_counts", lambda cores: (1,))
-    monkeypatch.setattr(candidates, "_WORKERS", (1, 2))
-    monkeypatch.setattr(race, "_TURNS", (1.5, 1.5))
-    monkeypatch.setattr(race, "_LONG", 1.5)
-    monkeypatch.setattr(race, "_WAVE", 1)
-    monkeypatch.setattr(race, "_AGAIN", 1)
-    monkeypatch.setattr(race, "_MOST_ROUNDS", 1)
+    """Make the search so short that it is decided long before its time is up, however slow the machine is now."""
+    monkeypatch.setattr(bench.tune, "thread_counts", lambda cores: (1,))
+    for name, value in {"BATCHES": (2, 8), "_WORKERS": (1, 2)}.items():
+        monkeypatch.setattr(grid, name, value)
+    for name, seconds in {"_TURN": 1.5, "_LONG": 1.5, "_WAVE": 1, "_ROUNDS": 1}.items():
+        monkeypatch.setattr(search, name, seconds)
 
 
 @pytest.mark.bench
@@ -179,3 +180,91 @@ def test_sigterm_while_servers_start_leaves_a_forecast_and_nothing_else(place: P
     assert values["best"]["expected"]
     assert "no turn was measured" in values["sentence"]
     assert place.config.read_bytes() == before
+
+
+NOW, BETTER = Settings(8, 1, 2, 2), Settings(16, 2, 2, 1)
+
+
+def answered(tmp_path: Path, goal: Goal, turns: Sequence[tuple[Settings, float, float, int]]) -> dict[str, Any]:
+    journal = Journal.begin(tmp_path / "a.journal", {})
+    for settings, rate, p95, failed in [*turns] * 3:
+        journal.add("turn", asdict(Turn(settings, 5.0, rate, p95, failed)))
+    forecast = Forecast({threads: Fit(10.0, 5.0, 0.0) for threads in (1, 2)}, goal, 2)
+    return answer("colours", NOW, forecast, 48, journal)
+
+
+@pytest.mark.parametrize(
+    ("goal", "turns", "said"),
+    [
+        (
+            Goal(p95_ms=500),
+            [(BETTER, 183.4, 281.0, 0), (NOW, 92.0, 480.0, 0)],
+            "colours: batch 16, 2 workers, delay 2 ms, 1 thread each: 183.4 requests a second, p95 281 ms, which holds "
+            "p95 of at most 500 ms with 50 clients; 1.99 times what is configured now (batch 8, 1 worker, delay 2 ms, "
+            "2 threads each: 92.0 a second, p95 480 ms).",
+        ),
+        (
+            Goal(p95_ms=500),
+            [(BETTER, 183.4, 281.0, 0), (NOW, 92.0, 580.0, 0)],
+            "; what is configured now (batch 8, 1 worker, delay 2 ms, 2 threads each: 92.0 a second, p95 580 ms) does "
+            "not hold it.",
+        ),
+        (Goal(p95_ms=500), [(NOW, 183.4, 281.0, 0)], "; it is what is configured now."),
+        (
+            Goal(p95_ms=500),
+            [(BETTER, 92.0, 700.0, 0), (NOW, 80.0, 800.0, 0)],
+            "colours: nothing measured holds p95 of at most 500 ms with 50 clients; the nearest is batch 16, "
+            "2 workers, delay 2 ms, 1 thread each: 92.0 requests a second, p95 700 ms; about 35 clients at a time "
+            "would be within the budget, or serve it from more cores.",
+        ),
+        (
+            Goal(p95_ms=500),
+            [(BETTER, 92.0, 300.0, 2)],
+            "p95 300 ms, 6 requests failed or took over 10 s; look into why requests fail with `beeline bench load`.",
+        ),
+        (
+            Goal(rate=60),
+            [(BETTER, 60.0, 40.0, 0), (NOW, 60.0, 80.0, 0)],
+            "which holds 60 arrivals a second; what is configured now (batch 8, 1 worker, delay 2 ms, 2 threads each: "
+            "60.0 a second, p95 80 ms) has 2.00 times its p95.",
+        ),
+        (Goal(rate=60), [(BETTER, 40.0, 4000.0, 0)], "lower the rate, or serve it from more cores."),
+        (
+            Goal(p95_ms=500),
+            [],
+            "colours: no turn was measured; from the time of a batch alone, batch 32, 2 workers, delay 2 ms, 1 thread "
+            "each: expected 179 answers a second, p95 322 ms (p95 of at most 500 ms with 50 clients).",
+        ),
+    ],
+)
+def test_the_sentence(tmp_path: Path, goal: Goal, turns: list[tuple[Settings, float, float, int]], said: str) -> None:
+    sentence = answered(tmp_path, goal, turns)["sentence"]
+    assert said in sentence, sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("goal", [Goal(p95_ms=500), Goal(rate=60), Goal(rate=6000)])
+@pytest.mark.parametrize("turns", [[(BETTER, 50.0, 300.0, 0)], []])
+def test_the_record_has_what_a_report_needs_and_no_infinity(
+    tmp_path: Path, goal: Goal, turns: list[tuple[Settings, float, float, int]]
+) -> None:
+    result = answered(tmp_path, goal, turns)
+    json.dumps(result, allow_nan=False)
+    assert set(result["fit"]) == {"threads", "a_ms", "b_ms", "error"}
+    assert all(each["what"] and each["why"] for each in result["pruned"])
+    assert Settings.of(result["best"])
+    assert len(result["tried"]) == len(turns)
+
+
+def test_the_table_marks_what_is_chosen_and_says_why_the_rest_is_not_there(tmp_path: Path) -> None:
+    result = answered(tmp_path, Goal(p95_ms=500), [(BETTER, 183.4, 281.0, 0), (NOW, 92.0, 580.0, 0)])
+    table = lines(result)
+    assert table[0].split() == ["requests/s", "p95", "ms", "failed", "batch", "seen", "turns", "goal", "configuration"]
+    assert table[1].endswith("holds  batch 16, 2 workers, delay 2 ms, 1 thread each <- chosen")
+    assert table[2].endswith("<- configured now")
+    assert "not measured:" in table
+    reasons = {each["what"]: each["why"] for each in result["pruned"]}
+    assert "threads would share 2 cores" in reasons["6 workers of 1 thread, and more workers"]
+    assert str(BETTER) not in reasons
+    # What was promising and not measured has its forecast.
+    assert "nothing near it was in the lead" in reasons[str(Settings(32, 2, 2, 1))]

@@ -1,4 +1,4 @@
-"""`beeline bench table` as a person runs it: a run or an archive, a record, Ctrl-C in the middle."""
+"""`beeline bench sweep` as a person runs it: a run or an archive, a record, Ctrl-C in the middle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from bench.record import read
-from cli.table import archive_of
-from tests.bench.ladder.test_ladder import faking, with_handler
+from cli.sources import archive_of
+from tests.bench.test_sweep import faking, with_handler
 from tests.cli.test_main import beeline, sentence
 from tests.conftest import BLUE, RED, ROOT
 
@@ -28,8 +28,8 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_archive_gives_a_table_and_a_record(colour_archive: Path, pictures: Path, tmp_path: Path) -> None:
-    out = tmp_path / "ladder.jsonl"
+def test_an_archive_gives_rows_and_a_record(colour_archive: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
     fake = with_handler(colour_archive, tmp_path / "fake.mar", faking())
     words = [
         "--pictures",
@@ -44,16 +44,16 @@ def test_an_archive_gives_a_table_and_a_record(colour_archive: Path, pictures: P
         str(out),
         "--json",
     ]
-    done = beeline("bench", "table", str(fake), *words)
+    done = beeline("bench", "sweep", str(fake), *words)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert [row["batch"] for row in result["rows"]] == [1, 2]
     assert "batch 2: ms per image: forward alone" in done.stderr
     (record,) = read(out)
-    assert (record.kind, record.result) == ("table", result)
+    assert (record.kind, record.result) == ("sweep", result)
     assert record.pictures["count"] == 2
     # Of paths only the last part: a record is no place for this machine's folders.
-    assert record.command.startswith("beeline bench table fake.mar --pictures pictures --most 2")
+    assert record.command.startswith("beeline bench sweep fake.mar --pictures pictures --most 2")
     assert str(tmp_path) not in out.read_text()
 
 
@@ -61,7 +61,7 @@ def test_ctrl_c_keeps_the_rows_so_far_and_leaves_nothing(colour_archive: Path, p
     hanging = with_handler(colour_archive, tmp_path / "hanging.mar", faking("time.sleep(3600)"))
     words = ["--pictures", str(pictures), "--least", "64", "--repeats", "1", "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli", "bench", "table", str(hanging), *words],
+        [sys.executable, "-m", "cli", "bench", "sweep", str(hanging), *words],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -85,13 +85,19 @@ def test_ctrl_c_keeps_the_rows_so_far_and_leaves_nothing(colour_archive: Path, p
 
 
 def test_what_to_decode_must_be_named_once(pictures: Path) -> None:
-    assert "name what to decode" in sentence(beeline("bench", "table", "some.mar"))
+    assert "name what to send" in sentence(beeline("bench", "sweep", "some.mar"))
     both = ("--picture", str(pictures / "red.png"), "--pictures", str(pictures))
-    assert "name what to decode" in sentence(beeline("bench", "table", "some.mar", *both))
+    assert "name what to send" in sentence(beeline("bench", "sweep", "some.mar", *both))
+
+
+def test_the_old_name_says_the_new_one() -> None:
+    done = beeline("bench", "table", "some.mar", "--most", "2")
+    assert done.returncode == 2
+    assert sentence(done) == "`beeline bench table` is now `beeline bench sweep`, with the same options; use that"
 
 
 def test_a_run_is_measured_as_the_archive_that_it_would_become(colour_model: Path) -> None:
-    with archive_of(colour_model) as archive:
+    with archive_of(colour_model, print) as archive:
         assert archive.name == "colours.mar"
         assert archive.is_file()
     assert not archive.exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import decoders
+from bench.studies import decoders
 
 
 @pytest.fixture

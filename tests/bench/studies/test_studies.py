@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from bench.containers import interval
+from bench.studies import interval
 
 
 @pytest.mark.parametrize(("count", "cut"), [(6, 0), (7, 0), (8, 0), (9, 1), (12, 2), (20, 5)])
