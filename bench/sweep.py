@@ -267,11 +267,7 @@ REFERENCES: tuple[Mapping[str, Any], ...] = (
 
 
 def differences(rows: Sequence[Row], references: Sequence[Mapping[str, Any]] = REFERENCES) -> list[str]:
-    """Return sentences: one a reference, on its shape and ours, and one on what batching cannot spread.
-
-    The reason is read from both lines milliseconds(n) = a * n + b: only b, a batch's fixed cost, gets cheaper an image
-    as the batch grows. The images' own cost a and their decoding stay.
-    """
+    """Return a sentence a reference on its shape and ours, by their lines, and one on what batching cannot spread."""
     good = [row for row in rows if row.error is None]
     line = line_of(rows, "forward")
     if line is None:

@@ -42,11 +42,10 @@ def load(
     from bench.record import append
     from cli.console import err, fail, result
 
-    sent = choose(picture, pictures)
     thresholds = tuple(parse(text) for text in fail_if or ())
     plan = Plan(
         url=resolve(url, model),
-        pictures=sent,
+        pictures=choose(picture, pictures),
         seconds=seconds,
         warm_up=warm_up,
         clients=50 if clients is None and rate is None else clients,
@@ -92,7 +91,6 @@ def tune(
     from bench.tune.grid import Goal
     from cli.console import fail, result, say
 
-    defaults = Request("", Goal(rate=1))
     request = Request(
         wanted=archive,
         goal=Goal.parse(p95, rate, clients),
@@ -101,8 +99,8 @@ def tune(
         pictures=pictures,
         minutes=minutes,
         server=server,
-        store=(store or defaults.store).resolve(),
-        config_file=(config or defaults.config_file).resolve(),
+        store=(store or Request.store).resolve(),
+        config_file=(config or Request.config_file).resolve(),
         resume=resume,
     )
     tuned = measure(request, say)
@@ -110,8 +108,7 @@ def tune(
     plot.write_text(page([tuned.record]), encoding="utf-8")
     if out is not None:
         append(out, tuned.record)
-    for line in lines(tuned.record.result):
-        say(line)
+    say("\n".join(lines(tuned.record.result)))
     path, diff, is_written = request.config_file, tuned.change.diff if tuned.change else "", False
     if tuned.change and diff:
         say(diff)
@@ -129,12 +126,10 @@ def tune(
         about = f"{path} is changed" if is_written else f"{path} says so already"
     ending = [tuned.record.result["sentence"], f"plot: {plot}", about]
     ending += [f"interrupted; the same command with {again} goes on from there"] * (tuned.interruption is not None)
-    files = {"plot": str(plot), "journal": str(tuned.journal)}
-    result({**tuned.record.result, "diff": diff, "written": is_written, **files}, as_json, "\n".join(ending))
-    if tuned.interruption is not None:
-        fail(tuned.interruption.exit_code)
-    if not tuned.record.result["holds"]:
-        fail()
+    values = {"diff": diff, "written": is_written, "plot": str(plot), "journal": str(tuned.journal)}
+    result({**tuned.record.result, **values}, as_json, "\n".join(ending))
+    if tuned.interruption is not None or not tuned.record.result["holds"]:
+        fail(tuned.interruption.exit_code if tuned.interruption else 1)
 
 
 @app.command()

@@ -167,11 +167,10 @@ class _Tuning:
             raise Undetermined("it was interrupted before a single batch was timed; run it again")
         # Interrupted before its turn came: what the fewest threads take is the best guess there is.
         points.setdefault(self.model.configured.threads, points[min(points)])
-        # Through one point alone goes the line without a fixed cost.
-        alone = {threads: Fit(own[0][1] / own[0][0], 0.0, 1.0) for threads, own in sorted(points.items())}
-        return Forecast(
-            {key: fit(points[key]) or line for key, line in alone.items()}, self.request.goal, machine.cores()
-        )
+        # Two points, a noisy one among them, say nothing of large batches: then the line is without a fixed cost.
+        alone = {threads: Fit(own[-1][1] / own[-1][0], 0.0, 1.0) for threads, own in sorted(points.items())}
+        lines = {key: (fit(points[key]) if len(points[key]) > 2 else None) or line for key, line in alone.items()}
+        return Forecast(lines, self.request.goal, machine.cores())
 
 
 def answer(model: str, configured: Settings, forecast: Forecast, room: int, journal: Journal) -> dict[str, Any]:
