@@ -35,6 +35,21 @@ class Sample:
     label: str | None
 
 
+def named_samples(folder: Path) -> list[Sample]:
+    """Return the samples of a folder that somebody named.
+
+    Raises:
+        ArchiveError: when it holds none.
+    """
+    chosen = choose(in_folder(folder))
+    if not chosen:
+        raise ArchiveError(
+            f"the samples' folder {folder} holds no whole picture under {MAX_BYTES / 1e6:g} MB that browsers "
+            "show (JPEG, PNG, GIF, WebP, AVIF, BMP); add some, or leave it out"
+        )
+    return chosen
+
+
 def choose(pictures: Iterable[tuple[Path, str | None]]) -> list[Sample]:
     """Return up to `MOST` pictures, `MOST_A_LABEL` a label: the first good ones, the labels taken in turn.
 

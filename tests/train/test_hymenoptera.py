@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from train.errors import UnsafeArchive
-from train.unpack import unzip
+from train.hymenoptera import unzip
 
 
 def refused(tmp_path: Path, data: bytes, match: str, **limits: int) -> None:
