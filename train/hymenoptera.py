@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from host import zips
 from host.files import sha256 as file_sha256
+from host.files import whole_folder
 from train.download import fetch
 from train.errors import DownloadError, UnsafeArchive
 from train.progress import Say
@@ -49,13 +48,13 @@ def get(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
     if not archive.exists():
         say(f"downloading {url}")
         fetch(url, archive, say, sha256, MAX_BYTES)
-    try:
-        fresh = unzip(archive, cache / f".{folder.name}.unverified")
-    except UnsafeArchive:
-        # A portal's page with status 200, say: kept, it would stand in the way of every later download.
-        archive.unlink()
-        raise
-    try:
+    with whole_folder(folder) as fresh:
+        try:
+            unzip(archive, fresh)
+        except UnsafeArchive:
+            # A portal's page with status 200, say: kept, it would stand in the way of every later download.
+            archive.unlink()
+            raise
         if sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
             actual = file_sha256(archive)
             archive.unlink()
@@ -63,9 +62,6 @@ def get(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
                 f"the pictures from {url} are not the known {PICTURES} of {NAME} (their digest is {found[:12]}, "
                 f"expected {PICTURES_SHA256[:12]}); if they are what you want, set BEELINE_DATA_SHA256={actual}"
             )
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     archive.unlink(missing_ok=True)
     return folder
 
@@ -81,21 +77,13 @@ def digest(folder: Path) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def unzip(archive: Path, folder: Path, max_bytes: int = 10 * MAX_BYTES, max_files: int = MAX_FILES) -> Path:
-    """Unpack `archive` as `folder`, which appears whole or not at all; an older one is replaced.
+def unzip(archive: Path, folder: Path, max_bytes: int = 10 * MAX_BYTES, max_files: int = MAX_FILES) -> None:
+    """Unpack a zip file that was downloaded into an empty folder: nothing leaves it, nothing grows without bound.
 
     Raises:
         UnsafeArchive: a damaged zip file, a name outside the folder, a link, a file that is encrypted,
             doubled or unlike its declared size, more than `max_files` files or `max_bytes` bytes.
     """
-    rules = zips.Rules(UnsafeArchive, "delete it and download it again", max_files, max_bytes, MAX_RATIO)
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    fresh.mkdir(parents=True)
-    try:
-        zips.unpack(archive, fresh, rules)
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
+    zips.unpack(
+        archive, folder, zips.Rules(UnsafeArchive, "delete it and download it again", max_files, max_bytes, MAX_RATIO)
+    )
