@@ -11,8 +11,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, sync_playwright
 
 from bench.report import page
-from tests.bench.report.test_web import EVERY
+from tests.bench.test_report import EVERY
 from tests.frontend.conftest import CHROMIUM, QUIET
+from train import report as evaluation
+from train.evaluate import Judged, Report
 
 pytestmark = pytest.mark.browser
 
@@ -25,13 +27,21 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.mark.parametrize("kind", EVERY)
-@pytest.mark.parametrize(("theme", "width"), [("light", 1100), ("dark", 400)])
+def html(kind: str) -> str:
+    if kind != "evaluate":
+        return page(EVERY[kind]()).html()
+    labels = tuple(f"a label of words, number {i}" for i in range(9))
+    judged = [Judged(Path(f"{label}.jpg"), label, ((labels[0], 0.9),), 200) for label in labels]
+    return evaluation.page(Report("data", labels, (*judged, Judged(Path("x"), labels[1], (), 415, "none"))), "x").html()
+
+
+@pytest.mark.parametrize("kind", [*EVERY, "evaluate"])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
 def test_a_page_is_quiet_fits_and_can_be_read(
     chromium: Browser, tmp_path: Path, kind: str, theme: Literal["light", "dark"], width: int
 ) -> None:
     path = tmp_path / "report.html"
-    path.write_text(page(EVERY[kind]()), encoding="utf-8")
+    path.write_text(html(kind), encoding="utf-8")
     # The page's own policy would keep axe's script out as well.
     context = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 800}, bypass_csp=True)
     tab = context.new_page()
@@ -41,13 +51,8 @@ def test_a_page_is_quiet_fits_and_can_be_read(
     tab.goto(path.as_uri())
     assert said == [path.as_uri()]
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert (
-        tab.evaluate("getComputedStyle(document.body).backgroundColor")
-        == {
-            "light": "rgb(255, 255, 255)",
-            "dark": "rgb(21, 23, 26)",
-        }[theme]
-    )
+    ink = {"light": "rgb(26, 29, 33)", "dark": "rgb(231, 233, 236)"}[theme]
+    assert tab.evaluate("getComputedStyle(document.querySelector('.chart .fill-ink')).fill") == ink
     found = Axe().run(tab)
     assert found.violations_count == 0, found.generate_report()
     context.close()
