@@ -13,6 +13,7 @@ from beeline.errors import BeelineError
 from bench import record as files
 from bench.record import Record
 from host.report import Block, Figures, Page, Section, Sentences, Table, number
+from host.report.charts import Bar, Line, bars, plot
 
 Result = Mapping[str, Any]
 # The stages of a batch sweep; each includes those before it.
@@ -131,8 +132,6 @@ def _table(caption: str, rows: Iterable[Result], marked: Sequence[int] = (), wor
 
 def _compare(runs: Sequence[Run]) -> Section:
     """Return bars with intervals, in classes that are never mixed, and every column."""
-    from host.report.charts import bars
-
     blocks: list[Block] = []
     for run in runs:
         again = run.result.get("aa") or {}
@@ -170,8 +169,7 @@ def _compare(runs: Sequence[Run]) -> Section:
     return Section("Comparison: the same model, pictures and machine, servers in turn", tuple(blocks))
 
 
-def _bar(run: Run, row: Result) -> Any:
-    from host.report.charts import Bar
+def _bar(run: Run, row: Result) -> Bar:
 
     name = f"{row['server']} ({run.name})" if run.name else row["server"]
     if not row["per_second"]:
@@ -200,14 +198,11 @@ def _server(row: Result) -> Result:
 
 def _load(runs: Sequence[Run]) -> Section:
     """Return rate, latency, what failed, the batch sizes that clients saw, thresholds."""
-    from host.report.charts import Bar, bars
-
     blocks: list[Block] = []
     for run in runs:
         backlog = run.result.get("backlog")
         wrong = run.result["client_limited"] or run.result["failed"] or (backlog and backlog["growing"])
-        said = run.result.get("sentence") or _sentence(run.result)
-        blocks.append(Sentences((_join(run.name, f"{said}."),), "bad" if wrong else "lead"))
+        blocks.append(Sentences((_join(run.name, f"{run.result['sentence']}."),), "bad" if wrong else "lead"))
     if len(runs) == 1:
         one = runs[0].result
         figures = [
@@ -239,20 +234,8 @@ def _load(runs: Sequence[Run]) -> Section:
     return Section("Load: a running server, from outside", tuple(blocks))
 
 
-def _sentence(result: Result) -> str:
-    """Return what must not be overlooked."""
-    said = f"{number(result['per_second'])} answers a second, {result['failed']} of {result['requests']} failed"
-    if result["client_limited"]:
-        return f"{said}; the client was the limit: this says nothing of the server"
-    if result.get("backlog") and result["backlog"]["growing"]:
-        return f"{said}; the server does not hold {result['rate']:g}/s: the queue grew to {result['backlog']['at_end']}"
-    return said
-
-
 def _curve(runs: Sequence[Run]) -> Block:
     """Return latency against throughput, a point a run: p50, p95 and p99 of one file, p95 of each of several."""
-    from host.report.charts import Line, plot
-
     labels = list(dict.fromkeys(run.label for run in runs))
     lines = [(name, f"{name}_ms", labels[0]) for name in _PERCENTILES]
     if len(labels) > 1:
@@ -266,17 +249,15 @@ def _curve(runs: Sequence[Run]) -> Block:
     return plot("Latency against throughput", caption, ("answers a second", None), ("latency, ms", 10), drawn)
 
 
-def _facts(caption: str, items: Sequence[Result], names: Sequence[str], words: bool = False) -> list[Block]:
+def _facts(caption: str, items: Sequence[Result], names: Sequence[str]) -> list[Block]:
     """Return a table with a column an item."""
     keys = dict.fromkeys(key for item in items for key in item)
     rows = tuple((key.replace("_", " "), *(_text(item.get(key)) for item in items)) for key in keys)
-    return [Table(caption, ("", *names), rows, words=words)] if rows else []
+    return [Table(caption, ("", *names), rows, words=True)] if rows else []
 
 
 def _batches(runs: Sequence[Run]) -> Section:
     """Return milliseconds an image against batch, the references over it, and every figure."""
-    from host.report.charts import Line, plot
-
     drawn, rules, tables = [], [], []
     for run in runs:
         result = run.result
@@ -360,8 +341,6 @@ def _tune(runs: Sequence[Run]) -> Section:
 
 def _tried(runs: Sequence[Run], words: Mapping[str, str]) -> list[Block]:
     """Return the chart of all configurations and a table a run; those under the keys of `words` stand out."""
-    from host.report.charts import Line, plot
-
     drawn, rings, tables = [], [], []
     rules: dict[tuple[str, float, str, str], None] = {}
     for run in runs:
@@ -403,8 +382,8 @@ def _origin(records: Sequence[Record], labels: Sequence[str]) -> Section:
     ]
     shared = {key: value for key, value in facts[0].items() if all(each.get(key, "") == value for each in facts)}
     apart = [{key: value for key, value in each.items() if key not in shared} for each in facts]
-    tables = _facts("What differs", apart, names, words=True)
-    tables += _facts("Machine, versions and pictures", [shared], ["all runs"], words=True)
+    tables = _facts("What differs", apart, names)
+    tables += _facts("Machine, versions and pictures", [shared], ["all runs"])
     return Section("How it was measured", tuple(tables))
 
 

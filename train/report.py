@@ -9,6 +9,7 @@ from pathlib import Path
 from beeline import pixels
 from beeline.errors import RequestError
 from host.report import Figures, Page, Pictures, Section, Sentences, Table, write
+from host.report.charts import Bar, bars
 from train.evaluate import Judged, Report
 
 _THUMBNAIL = 180
@@ -27,8 +28,6 @@ def write_report(report: Report, path: Path, source: str) -> Path:
 
 def page(report: Report, source: str) -> Page:
     """Return the page of an evaluation."""
-    from host.report.charts import Bar, bars
-
     scores, failures, mistakes = report.scores(), report.failures(), report.mistakes()
     failed = str(sum(map(len, failures.values())))
     figures = [(f"{report.top1:.1%}", "accuracy"), (f"{report.topk:.1%}", f"true label among the best {report.k}")]

@@ -115,9 +115,9 @@ def write(text: str, path: Path) -> Path:
 
 def number(value: float) -> str:
     """Return three digits, without an exponent: `0.0123`, `1.23`, `12.3`, `123`, `1234`."""
-    if value >= 100:
+    if abs(value) >= 100:
         return f"{value:.0f}"
-    return f"{value:#.3g}" if value >= 0.001 else f"{value:.4f}"
+    return f"{value:#.3g}" if abs(value) >= 0.001 else f"{value:.4f}"
 
 
 def _block(block: Block) -> str:

@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
-from typing import Any
-
-from markupsafe import Markup
-from matplotlib import style, ticker
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.transforms import Transform
+from typing import TYPE_CHECKING, Any
 
 from host.report import NAMES, Chart, number
+
+# matplotlib itself is imported when something is drawn: it takes half a second.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Transform
 
 # In pixels: a chart's width, and what is left, right, above and below of its axes.
 _WIDTH, _EDGES = 640, (66, 18, 34, 58)
@@ -143,6 +142,8 @@ def _line(axes: Axes, line: Line) -> None:
 
 def _scale(axes: Axes, which: str, title: str, values: Sequence[float], base: int | None) -> None:
     """Give an axis its title, range and round ticks."""
+    from matplotlib import ticker
+
     known = [value for value in values if value > 0] or [1.0]
     low, high = min(known) / 1.15, max(known) * 1.15
     locator: ticker.Locator = ticker.MaxNLocator(6)
@@ -165,6 +166,9 @@ def _note(axes: Axes, point: tuple[float, float], text: str, right: float, up: f
 
 def _svg(title: str, said: str, paint: Callable[[Axes], None], height: float, edges: Sequence[float]) -> str:
     """Return what `paint` draws in `_COLOURS`; the same calls give the same bytes."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     left, right, top, bottom = edges
     file = StringIO()
     with style.context(["default", _RC]), warnings.catch_warnings():
@@ -181,7 +185,7 @@ def _svg(title: str, said: str, paint: Callable[[Axes], None], height: float, ed
     body = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r'style="([^"]*)"', _classes, re.sub(r'<g id="[^"]*">', "<g>", body))
     words = f"<title>{escape(title)}</title><desc>{escape(said)}</desc>"
-    return Markup(f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:g}" role="img">{words}{body}')
+    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:g}" role="img">{words}{body}'
 
 
 def _classes(match: re.Match[str]) -> str:
