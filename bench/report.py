@@ -118,7 +118,7 @@ def _text(value: object) -> str:
         return ", ".join(map(_text, value)) or "none"
     if value is None or isinstance(value, bool):
         return {None: "-", True: "yes", False: "no"}[value]
-    return number(value) if isinstance(value, float) else str(value)
+    return number(value) if value and isinstance(value, float) else str(value)
 
 
 def _table(caption: str, rows: Iterable[Result], marked: Sequence[int] = (), words: bool = False) -> list[Block]:
@@ -222,13 +222,12 @@ def _load(runs: Sequence[Run]) -> Section:
     blocks += _facts("Every figure", facts, [run.name or "figure" for run in runs])
     limits = [
         {
-            "threshold": each["text"],
-            "value": each["value"],
-            "verdict": "pass" if each["holds"] else "FAIL",
-            "run": run.name,
+            "threshold": _join(run.name, one["text"]),
+            "value": one["value"],
+            "verdict": "pass" if one["holds"] else "FAIL",
         }
         for run in runs
-        for each in run.result["thresholds"]
+        for one in run.result["thresholds"]
     ]
     blocks += _table("Fail if", limits, words=True)
     return Section("Load: a running server, from outside", tuple(blocks))
