@@ -240,10 +240,14 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Make a page or Markdown of what was measured; runs of the same kind share their charts."""
-    from bench.report.files import read, write
+    from bench.report import page, read
     from cli.console import result
+    from host.report import write
 
     found, labels = read(records)
-    written, text = write(found, labels, html, markdown)
+    made = page(found, labels)
+    text = made.markdown()
+    written = [write(made.html(), html)] if html else []
+    written += [write(text, markdown)] if markdown else []
     values = {"records": len(found), "html": html and str(html), "markdown": markdown and str(markdown)}
     result(values, as_json, "\n".join(map(str, written)) or text)

@@ -26,7 +26,7 @@ def tell(tuned: Tuned, out: Path | None, write: bool, as_json: bool) -> None:
         typer.Exit: 1 where nothing holds the goal, 128 and the signal's number where one interrupted it.
     """
     plot = tuned.journal.with_suffix(".html")
-    plot.write_text(page([tuned.record]), encoding="utf-8")
+    plot.write_text(page([tuned.record]).html(), encoding="utf-8")
     if out is not None:
         append(out, tuned.record)
     for line in tuned.answer.lines():
