@@ -94,7 +94,7 @@ test-bench: setup ## the tests that measure on real servers: some minutes, on a 
 	@.venv/bin/pytest -q -m bench
 
 test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED names their folder)
-	@.venv/bin/pytest -q -m "shared and not train and not readme and not docker"
+	@$(TOGETHER) -m "shared and not train and not readme and not docker"
 
 test-train: setup ## the tests that train a model on real pictures
 	@.venv/bin/pytest -q -m train

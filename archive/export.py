@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from beeline import pixels
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
 from beeline.spec import FILE_NAME, GOLDEN, Accuracy, Artifact, Geometry, ModelSpec, Provenance
-from host.files import sha256
+from host.files import sha256, whole_folder
 
 # Sums in parallel depend on how they are split: with a fixed number of threads the same model gives
 # the same golden pictures, however many cores are free.
@@ -86,7 +84,7 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
     _check_replaceable(out)
     # The request is judged whole before anything takes time.
     _spec(request, Artifact(PROGRAM_FILE, "exported_program", "0" * 64))
-    with _fixed_threads(), _draft(out) as draft:
+    with _fixed_threads(), whole_folder(out) as draft:
         graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)
         _check_outputs(graph, request)
         model = graph.save(draft)
@@ -189,16 +187,3 @@ def _fixed_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _draft(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` that takes its place when all went well."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
-        draft = Path(scratch) / "export"
-        draft.mkdir()
-        yield draft
-        if out.exists():
-            shutil.rmtree(out)
-        draft.rename(out)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
-import os
 import re
 import tempfile
 import unicodedata
@@ -17,13 +14,13 @@ from pathlib import Path
 from beeline import formats, pixels
 from beeline.errors import ArchiveError, RequestError
 from beeline.spec import ModelSpec
+from host.files import whole_folder
 
 FOLDER, LIST = "samples", "samples.json"
 MOST, MOST_A_LABEL, MAX_BYTES = 12, 2, 2_000_000
 # What browsers show; of what the worker takes besides, TIFF, they show none.
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp"}
 _HEAD = 16
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,21 @@ class Sample:
     data: bytes
     ending: str
     label: str | None
+
+
+def named_samples(folder: Path) -> list[Sample]:
+    """Return the samples of a folder that somebody named.
+
+    Raises:
+        ArchiveError: when it holds none.
+    """
+    chosen = choose(in_folder(folder))
+    if not chosen:
+        raise ArchiveError(
+            f"the samples' folder {folder} holds no whole picture under {MAX_BYTES / 1e6:g} MB that browsers "
+            "show (JPEG, PNG, GIF, WebP, AVIF, BMP); add some, or leave it out"
+        )
+    return chosen
 
 
 def choose(pictures: Iterable[tuple[Path, str | None]]) -> list[Sample]:
@@ -92,12 +104,11 @@ def replace(store: Path, spec: ModelSpec, samples: Sequence[Sample], source: str
     target = place(store, spec)
     if not samples and not target.exists():
         return None
-    with tempfile.TemporaryDirectory(prefix=".samples-", dir=store) as scratch:
-        fresh = Path(scratch) / "fresh"
-        if not samples:
-            target.rename(fresh)
-            return None
-        fresh.mkdir()
+    if not samples:
+        with tempfile.TemporaryDirectory(prefix=".samples-", dir=store) as scratch:
+            target.rename(Path(scratch) / "old")
+        return None
+    with whole_folder(target) as fresh:
         rows = []
         for sample, name in zip(samples, _names(samples), strict=True):
             (fresh / name).write_bytes(sample.data)
@@ -105,7 +116,6 @@ def replace(store: Path, spec: ModelSpec, samples: Sequence[Sample], source: str
         (fresh / LIST).write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         for path in (fresh, *fresh.iterdir()):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        _swap(fresh, target)
     return target
 
 
@@ -142,20 +152,3 @@ def _names(samples: Sequence[Sample]) -> list[str]:
         counts[stem.lower()] += 1
         names.append(f"{stem}-{counts[stem.lower()]}.{sample.ending}")
     return names
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put one folder in another's place; what was there, if anything, lies where the new one was."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # Only onto nothing, or an empty folder.
-        fresh.rename(target)
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if exchange is None or exchange(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
-        # A file system that cannot exchange two names: for an instant there is neither.
-        target.rename(fresh.with_name("old"))
-        fresh.rename(target)

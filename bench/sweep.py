@@ -15,6 +15,7 @@ from archive.sandbox import OutOfMemory, Sandbox
 from beeline.errors import ArchiveError, ConfigError
 from bench.pictures import Pictures
 from host import machine
+from host.report import number
 from host.signals import Interrupted
 
 # Each stage includes those before it. `forward` has its batch on the device already; `copied` stacks the decoded rows
@@ -337,13 +338,6 @@ def notes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def titles(result: Mapping[str, Any]) -> dict[str, str]:
     """Return each stage's column head; only a CUDA device is copied to."""
     return {**TITLES, "copied": "+ copy to device" if str(result["device"]).startswith("cuda") else TITLES["copied"]}
-
-
-def number(value: float) -> str:
-    """Return three figures, without an exponent: `0.0123`, `1.23`, `12.3`, `123`, `1234`."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:#.3g}" if value >= 0.001 else f"{value:.4f}"
 
 
 def _cell(median_ms: float, low_ms: float, high_ms: float, ms_per_image: float) -> str:

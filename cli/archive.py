@@ -12,8 +12,13 @@ from beeline.errors import BeelineError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from archive.build import Built
+    from archive.samples import Sample
+
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
+# The engines that run in the images as they are; a compiler for `torch_compile` is not there.
+_IN_IMAGES = ("torch", "openvino")
 # Options that an exported folder has not settled.
 _OF_ANY = (
     "source", "engine", "precision", "pictures", "calibration", "agreement", "moved", "decoding", "handler",
@@ -82,45 +87,54 @@ def build(
     import tempfile
 
     from archive import build as room
+    from archive import variants
+    from archive.samples import named_samples
     from archive.store import STORE
     from beeline.spec import Provenance
-    from cli import model_file
-    from cli import samples as page
     from cli.console import result, say
-    from cli.variants import needed, prepared
 
     if (source is None) == (model is None):
         given = "both a folder and --model are" if source else "neither a folder nor --model is"
         raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
     if source is not None:
         _check_only_of_models(context, source)
-    chosen = page.named(samples) if samples else None
+    page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None:
             export = exported_folder(source)
         else:
+            from archive.artifact import load_network
+            from archive.export import ExportRequest, export_folder
+            from archive.labels import read_labels
+            from archive.presets import find_preset
+
             assert model is not None
-            overrides = {"resize": resize, "crop": crop, "interpolation": interpolation}
-            request = model_file.request(
-                model,
-                labels,
-                (preset, architecture),
-                {**overrides, "mean": model_file.numbers("mean", mean), "std": model_file.numbers("std", std)},
-                {
-                    "name": name or architecture or model.stem,
-                    "version": version,
-                    "output": output,
-                    "top_k": top_k,
-                    "provenance": Provenance(data=data, weights=weights or model.name, licence=licence),
-                    "golden_pictures": golden,
-                    "blind_to": tuple(blind_to or ()),
-                },
+            if labels is None:
+                raise BeelineError(
+                    f"the model {model} comes without labels; add --labels FILE, one a line in output order"
+                )
+            chosen = find_preset(preset, architecture).override(
+                resize, crop, interpolation, _numbers("mean", mean), _numbers("std", std)
+            )
+            request = ExportRequest(
+                name=name or architecture or model.stem,
+                version=version,
+                labels=read_labels(labels),
+                geometry=chosen.geometry,
+                mean=chosen.mean,
+                std=chosen.std,
+                architecture=architecture or "unknown",
+                output=output,
+                top_k=top_k,
+                provenance=Provenance(data=data, weights=weights or model.name, licence=licence),
+                golden_pictures=golden,
+                blind_to=tuple(blind_to or ()),
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            model_file.export(model, architecture, request, export, uint8_input)
-        made, measured = prepared(
-            export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding
+            export_folder(load_network(model, architecture), request, export, takes_uint8=uint8_input)
+        made, measured = variants.prepare(
+            export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding, say
         )
         say("building" + (" and verifying ..." if verify else " ..."))
         built = room.build(
@@ -132,8 +146,8 @@ def build(
             reuse=reuse,
             measured=measured,
         )
-        placed, about = page.put(built, export, samples, chosen)
-    lacking = needed(built.spec.engine)
+        placed, about = _put_samples(built, export, samples, page)
+    lacking = needed_package(built.spec.engine)
     if lacking:
         say(lacking)
     values = {
@@ -273,6 +287,65 @@ def _check_only_of_models(context: typer.Context, source: Path) -> None:
                 f"--{name.replace('_', '-')} is given with the exported folder {source}, which has settled that; "
                 "give it to `beeline train` (export.name=..., export.version=..., export.top_k=...), or use --model"
             )
+
+
+def _numbers(key: str, text: str | None) -> list[float] | None:
+    """Return the numbers of an option such as `0.5,0.5,0.5`."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise BeelineError(f"--{key} is {text!r}; allowed: three numbers, as 0.5,0.5,0.5") from error
+
+
+def needed_package(engine: str) -> str | None:
+    """Return what an engine needs to be installed where it serves; None for those that the images bring."""
+    from beeline.engines import runtime
+
+    if engine in _IN_IMAGES:
+        return None
+    lacking = "a C++ compiler" if engine == "torch_compile" else runtime(engine)
+    return f"{engine} needs {lacking} where it serves, which the images have not; for them take --engine openvino"
+
+
+def _put_samples(
+    built: Built, export: Path, folder: Path | None, chosen: list[Sample] | None
+) -> tuple[Path | None, str]:
+    """Put an archive's samples for the page beside it; return their folder and a clause on them.
+
+    Args:
+        built: the archive; of one that was there already, samples that are there are kept.
+        export: what it was built from, perhaps in a run.
+        folder: what was named.
+        chosen: the samples in it; None takes the run's.
+    """
+    from archive import samples
+
+    store, spec = built.path.parent, built.spec
+    there = samples.place(store, spec)
+    if chosen is None and built.reused and (there / samples.LIST).is_file():
+        return there, "the samples are the same as before"
+    source = "" if folder is None else folder.resolve().name
+    why = "the model did not come from a run; --samples FOLDER names some"
+    if chosen is None and (run := export.resolve().parent).joinpath("run.json").is_file():
+        chosen, source, why = _samples_of_run(run)
+    target = samples.replace(store, spec, chosen or [], source)
+    if target is None:
+        return None, f"no samples: {why}"
+    return target, f"{len(chosen or [])} samples from {source}"
+
+
+def _samples_of_run(folder: Path) -> tuple[list[Sample], str, str]:
+    """Return a run's samples, its data's name, and why there are none."""
+    from archive import samples
+    from train.runs import open_run, validation_pictures
+
+    try:
+        run = open_run(folder)
+        found = validation_pictures(run)
+    except BeelineError as error:
+        return [], "", f"{error}, or name others with --samples FOLDER"
+    chosen = samples.choose((one.path, found.labels[one.truth]) for one in found.pictures)
+    return chosen, str(run.record["data"]["name"]), "no validation picture is small enough and shown by browsers"
 
 
 def _table(rows: list[tuple[str, str]]) -> Table:

@@ -105,7 +105,7 @@ def tune(
     )
     tuned = measure(request, say)
     plot = tuned.journal.with_suffix(".html")
-    plot.write_text(page([tuned.record]), encoding="utf-8")
+    plot.write_text(page([tuned.record]).html(), encoding="utf-8")
     if out is not None:
         append(out, tuned.record)
     say("\n".join(lines(tuned.record.result)))
@@ -251,10 +251,14 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Make a page or Markdown of what was measured; runs of the same kind share their charts."""
-    from bench.report.files import read, write
+    from bench.report import page, read
     from cli.console import result
+    from host.report import write
 
     found, labels = read(records)
-    written, text = write(found, labels, html, markdown)
+    made = page(found, labels)
+    text = made.markdown()
+    written = [write(made.html(), html)] if html else []
+    written += [write(text, markdown)] if markdown else []
     values = {"records": len(found), "html": html and str(html), "markdown": markdown and str(markdown)}
     result(values, as_json, "\n".join(map(str, written)) or text)

@@ -1,10 +1,13 @@
-"""Files on this machine: digests, whole writes, JSON, and locks between processes."""
+"""Files on this machine: digests, whole files and folders, JSON, and locks between processes."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +15,10 @@ from typing import Any
 
 from beeline.files import SHORT, sha256, write_whole
 
-__all__ = ["SHORT", "is_locked", "locked", "sha256", "try_lock", "write_json", "write_whole"]
+__all__ = ["SHORT", "is_locked", "locked", "sha256", "try_lock", "whole_folder", "write_json", "write_whole"]
+
+# Of renameat2(2).
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = False) -> None:
@@ -22,6 +28,37 @@ def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = Fa
         ValueError: for a number that JSON has no word for, such as NaN. OSError: as `write_whole`.
     """
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode, sync)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `target` in one step when the block ends without an error.
+
+    Raises:
+        OSError: when a folder cannot be made or renamed; `target` is as before.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir()
+        yield fresh
+        _put_in_place(fresh, target)
+
+
+def _put_in_place(fresh: Path, target: Path) -> None:
+    """Rename `fresh` to `target`; what was there, if anything, takes the old name or lies beside it."""
+    try:
+        # Only onto nothing, or an empty folder.
+        fresh.rename(target)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if exchange is None or exchange(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
+        # A file system that cannot exchange two names: for an instant there is neither.
+        target.rename(fresh.with_name("old"))
+        fresh.rename(target)
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import shutil
-import uuid
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
+
+from host.files import whole_folder
 
 LABELS = ("circles", "stripes")
 # In the folder's name, so that a later version of the drawing never meets an older one's files.
@@ -24,17 +24,13 @@ def generate(cache: Path, seed: int = 0, train: int = TRAIN, val: int = VAL) -> 
     folder = cache / f"generated-{VERSION}-{seed}-{train}-{val}"
     if folder.is_dir():
         return folder
-    fresh = cache / f".{folder.name}.{uuid.uuid4().hex}.tmp"
-    try:
+    with whole_folder(folder) as fresh:
         for split, count in (("train", train), ("val", val)):
             for label in LABELS:
                 (fresh / split / label).mkdir(parents=True)
                 for index in range(count):
                     picture = draw(label, random.Random(f"{seed}/{split}/{label}/{index}"))
                     picture.save(fresh / split / label / f"{index:03}.png")
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 

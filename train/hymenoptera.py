@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from host import zips
 from host.files import sha256 as file_sha256
+from host.files import whole_folder
 from train.download import fetch
 from train.errors import DownloadError, UnsafeArchive
 from train.progress import Say
-from train.unpack import unzip
 
 NAME = "hymenoptera_data"
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
+# Of the download; ten times as much unpacked.
 MAX_BYTES = 200 << 20
+MAX_FILES = 200_000
+# Photographs hardly shrink; deflate's own ceiling is 1032.
+MAX_RATIO = 200
 
 # No digest of the archive is published. What is pinned instead is its content: the sha256 over the sorted
 # lines `<sha256>  <path>` of the 397 photographs in train/ and val/, taken from an independent copy.
@@ -44,13 +48,13 @@ def get(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
     if not archive.exists():
         say(f"downloading {url}")
         fetch(url, archive, say, sha256, MAX_BYTES)
-    try:
-        fresh = unzip(archive, cache / f".{folder.name}.unverified", 10 * MAX_BYTES)
-    except UnsafeArchive:
-        # A portal's page with status 200, say: kept, it would stand in the way of every later download.
-        archive.unlink()
-        raise
-    try:
+    with whole_folder(folder) as fresh:
+        try:
+            unzip(archive, fresh)
+        except UnsafeArchive:
+            # A portal's page with status 200, say: kept, it would stand in the way of every later download.
+            archive.unlink()
+            raise
         if sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
             actual = file_sha256(archive)
             archive.unlink()
@@ -58,9 +62,6 @@ def get(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
                 f"the pictures from {url} are not the known {PICTURES} of {NAME} (their digest is {found[:12]}, "
                 f"expected {PICTURES_SHA256[:12]}); if they are what you want, set BEELINE_DATA_SHA256={actual}"
             )
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     archive.unlink(missing_ok=True)
     return folder
 
@@ -74,3 +75,15 @@ def digest(folder: Path) -> str:
     ]
     lines = [f"{file_sha256(path)}  {path.relative_to(root).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def unzip(archive: Path, folder: Path, max_bytes: int = 10 * MAX_BYTES, max_files: int = MAX_FILES) -> None:
+    """Unpack a zip file that was downloaded into an empty folder: nothing leaves it, nothing grows without bound.
+
+    Raises:
+        UnsafeArchive: a damaged zip file, a name outside the folder, a link, a file that is encrypted,
+            doubled or unlike its declared size, more than `max_files` files or `max_bytes` bytes.
+    """
+    zips.unpack(
+        archive, folder, zips.Rules(UnsafeArchive, "delete it and download it again", max_files, max_bytes, MAX_RATIO)
+    )

@@ -22,9 +22,9 @@ from archive.variants import agreement, to_onnx, to_openvino, to_torch
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.answer import probabilities
-from beeline.errors import ArchiveError, ConfigError
+from beeline.errors import ArchiveError, ConfigError, did_you_mean
 from beeline.golden import Forward, replay
-from beeline.spec import EXPECTED, FILE_NAME, GOLDEN, Artifact, ModelSpec
+from beeline.spec import DECODINGS, EXPECTED, FILE_NAME, GOLDEN, Artifact, ModelSpec
 
 Say = Callable[[str], None]
 Convert = Callable[[Path, ModelSpec, Path, str, Pictures, Gate], Artifact]
@@ -111,6 +111,87 @@ def left_out(wanted: Wanted, decoding: str = "full") -> str | None:
             # where there is bf16 would be judged by nothing.
             return "this processor cannot multiply in bf16"
     return None
+
+
+def prepare(
+    export: Path,
+    scratch: Path,
+    asked: tuple[str, str | None],
+    pictures: tuple[Path | None, Path | None],
+    gate: tuple[float, float],
+    decoding: str,
+    say: Say,
+) -> tuple[Path, dict[str, float | str] | None]:
+    """Return the folder to build of, and for `auto` what each variant took or why it was refused.
+
+    Args:
+        export: of the fp32 model for PyTorch.
+        scratch: a folder for variants.
+        asked: engine and precision, each perhaps `auto`.
+        pictures: to judge by, and to calibrate with.
+        gate: the part of equal first labels, and how far probabilities may move on 99 of 100 pictures.
+        decoding: `full`, `scaled` for JPEGs at a part of their size, or `cuda` for JPEGs on the model's device.
+        say: takes each line of progress.
+
+    Raises:
+        ConfigError: for what is not known, or without pictures.
+        ArchiveError: when the gate refuses it.
+    """
+    engine, precision = asked
+    choices = known()
+    for word, option, names in (
+        (engine, "--engine", {each.engine for each in choices}),
+        (precision, "--precision", {each.precision for each in choices}),
+    ):
+        if word not in (None, "auto", *names):
+            raise ConfigError(f"{option} is {word!r}{did_you_mean(str(word), ('auto', *sorted(names)))}")
+    wanted = [
+        each
+        for each in choices
+        if engine in ("auto", each.engine)
+        and (precision or ("auto" if engine == "auto" else "fp32")) in ("auto", each.precision)
+    ]
+    if decoding == "cuda" and engine in engines.ON_CPUS:
+        raise ConfigError(f"--decoding is 'cuda', and {engine} runs on CPUs; take full or scaled, or --engine torch")
+    if not wanted:
+        both = ", ".join(map(str, choices))
+        raise ConfigError(f"there is no {engine} {precision} here; allowed: {both}")
+    spec = ModelSpec.load(export)
+    if decoding not in DECODINGS:
+        raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")
+    geometry = dataclasses.replace(spec.geometry, decoding=decoding)
+    if wanted == [REFERENCE] and geometry == spec.geometry:
+        if pictures != (None, None):
+            raise ConfigError(
+                "--pictures and --calibration are for a fast variant, and this is the fp32 reference: add --engine, "
+                "--precision or --decoding, or leave them out"
+            )
+        return export, None
+    judged, calibration = pictures
+    if judged is None:
+        raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
+    # A lone one that cannot be made here says so itself.
+    tried = [each for each in wanted if len(wanted) == 1 or left_out(each, decoding) is None]
+    calibrates = any(each.precision == "int8" for each in tried)
+    if calibration is not None and all(each.precision != "int8" for each in wanted):
+        raise ConfigError(
+            f"--calibration is {calibration}, and only int8 is calibrated; leave it out: --pictures judge, or add "
+            "--precision int8"
+        )
+    read = agreement.read(judged, calibration, geometry, calibrates)
+    photometry = to_torch.photometry(export, spec)
+    allowed = agreement.Gate(*gate)
+    if len(wanted) == 1:
+        folder = scratch / "variant"
+        folder.mkdir()
+        say(f"making {wanted[0]} and comparing it with fp32 on {len(read.judged)} pictures ...")
+        make(export, folder, wanted[0], read, allowed, photometry)
+        return folder, None
+    say(f"trying {len(wanted)} variants on {len(read.judged)} pictures ...")
+    folder, results = fastest(export, scratch, read, allowed, photometry, wanted, say)
+    return folder, {
+        str(each.wanted): each.refused or "" if each.milliseconds is None else each.milliseconds for each in results
+    }
 
 
 def make(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate, photometry: Photometry) -> ModelSpec:

@@ -159,7 +159,7 @@ def test_a_file_system_that_cannot_exchange_folders_does_it_in_two_steps(
     tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A fake: a C library without the call.
-    monkeypatch.setattr("archive.samples.ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("host.files.ctypes.CDLL", lambda *_, **__: object())
     for label in ("old", "new"):
         target = replace(tmp_path, spec, [Sample(RED, "png", label)], "a set")
     assert target is not None

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from archive.sandbox_worker import (
-    CONTEXTS,
-    FakeContext,
-    FakeMetrics,
-    FakeRequest,
-    FakeTorchServeContext,
-    forward_of,
-    out_of_memory,
-)
+from archive.sandbox_context import CONTEXTS, FakeContext, FakeMetrics, FakeRequest, FakeTorchServeContext
+from archive.sandbox_worker import forward_of, out_of_memory
 from beeline.settings import Choice
 from serve import servers
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from archive.build import build
+from archive.variants import prepare
 from beeline import engines as engines
 from beeline.errors import ConfigError
 from beeline.spec import FILE_NAME, Artifact, Geometry, ModelSpec
+from cli.archive import needed_package
 from cli.main import main
-from cli.variants import needed, prepared
 from tests.conftest import BLUE, RED, ROOT
 
 
@@ -67,7 +68,8 @@ def test_help_imports_neither_torch_nor_lightning_nor_numpy() -> None:
         "from cli.main import app\n"
         "done = CliRunner().invoke(app, ['--help'])\n"
         "assert done.exit_code == 0 and 'predict' in done.output, done.output\n"
-        "print([name for name in ('torch', 'lightning', 'torchvision', 'numpy', 'requests') if name in sys.modules])"
+        "heavy = ('torch', 'lightning', 'torchvision', 'numpy', 'requests', 'matplotlib', 'jinja2')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
@@ -227,19 +229,19 @@ def test_options_that_say_nothing_or_contradict_each_other_are_refused(tmp_path:
     spec = ModelSpec("m", "1", ("a", "b"), Geometry(36, 32), Artifact("model.pt2", "exported_program", "0" * 64), 1)
     spec.save(tmp_path / FILE_NAME)
     with pytest.raises(ConfigError, match="--pictures and --calibration are for a fast variant"):
-        prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1))
+        prepare(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1), "full", print)
     with pytest.raises(ConfigError, match="only int8 is calibrated; leave it out"):
-        prepared(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, tmp_path), (0.99, 0.1))
+        prepare(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, tmp_path), (0.99, 0.1), "full", print)
     with pytest.raises(ConfigError, match="--decoding is 'cuda', and openvino runs on CPUs"):
-        prepared(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, None), (0.99, 0.1), "cuda")
+        prepare(tmp_path, tmp_path, ("openvino", "fp32"), (tmp_path, None), (0.99, 0.1), "cuda", print)
     with pytest.raises(ConfigError, match="--decoding is 'cudda'; did you mean 'cuda'"):
-        prepared(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1), "cudda")
+        prepare(tmp_path, tmp_path, ("torch", None), (tmp_path, None), (0.99, 0.1), "cudda", print)
 
 
 def test_what_the_images_lack_is_said_of_each_engine() -> None:
     inside = (ROOT / "requirements" / "image.in").read_text().split()
     for engine, (_, _, package) in engines._ENGINES.items():
         if package in (*inside, "torch") and engine != "torch_compile":
-            assert needed(engine) is None
+            assert needed_package(engine) is None
         else:
-            assert str(needed(engine)).startswith(f"{engine} needs ")
+            assert str(needed_package(engine)).startswith(f"{engine} needs ")

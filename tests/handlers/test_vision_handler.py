@@ -332,7 +332,7 @@ def test_an_artifact_that_does_not_run_is_an_error_of_ours(copy: Path, edit_spec
 
 
 def test_the_worker_imports_nothing_of_the_repository_outside_handlers() -> None:
-    rooms = ("archive", "host", "train", "serve", "cli", "torchvision")
+    rooms = ("archive", "host", "train", "serve", "cli", "torchvision", "matplotlib", "jinja2")
     code = f"import sys, vision_handler; print([room for room in {rooms} if room in sys.modules])"
     root = Path(__file__).resolve().parents[2] / "handlers"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

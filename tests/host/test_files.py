@@ -120,3 +120,15 @@ def test_a_lock_belongs_to_whoever_inherits_it(tmp_path: Path) -> None:
         assert files.is_locked(tmp_path / "lock")
         heir.kill()
     assert not files.is_locked(tmp_path / "lock")
+
+
+def test_a_folder_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "inside" / "set"
+    for name in ("old", "new"):
+        with files.whole_folder(target) as fresh:
+            (fresh / name).write_text(name)
+        assert [path.name for path in target.iterdir()] == [name]
+    with pytest.raises(ValueError, match="4 bytes"), files.whole_folder(target) as fresh:
+        raise ValueError(f"{(fresh / 'half').write_text('half')} bytes")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(target.parent.iterdir()) == [target]

@@ -13,7 +13,7 @@ import importlib, pkgutil, sys
 import serve
 for module in pkgutil.walk_packages(serve.__path__, "serve."):
     importlib.import_module(module.name)
-print(*sorted({"numpy", "torch", "PIL", "lightning"} & set(sys.modules)))
+print(*sorted({"numpy", "torch", "PIL", "lightning", "matplotlib", "jinja2"} & set(sys.modules)))
 print(*sorted(name for name in sys.modules if name.startswith("archive.")))
 """
 

@@ -175,7 +175,7 @@ def test_names_are_escaped_on_the_page(tmp_path: Path) -> None:
         Judged(tmp_path / nasty.replace("/", "_"), nasty, (("bee", 1.0),), 200),
         Judged(tmp_path, "bee", (), 415, nasty),
     )
-    text = page(Report(nasty, (nasty, "bee"), judged), nasty)
+    text = page(Report(nasty, (nasty, "bee"), judged), nasty).html()
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 4
 
@@ -183,6 +183,6 @@ def test_names_are_escaped_on_the_page(tmp_path: Path) -> None:
 def test_many_labels_become_a_list_of_the_most_confused(tmp_path: Path) -> None:
     labels = tuple(f"label{index:02}" for index in range(40))
     judged = tuple(Judged(tmp_path, label, ((labels[0], 1.0),), 200) for label in labels)
-    text = page(Report("x", labels, judged), "y")
+    text = page(Report("x", labels, judged), "y").html()
     assert "Most confused" in text
     assert "true label \\ answer" not in text

@@ -151,6 +151,9 @@ def test_real_pictures_are_learnt(shared_data: Path, tmp_path: Path, seed: int) 
         "BEELINE_DATA": str(shared_data / "hymenoptera_data"),
         "BEELINE_WEIGHTS": str(shared_data / "weights/resnet18-imagenet-pq.pth"),
     }
-    run = fit(plan([f"seed={seed}"], silent, environ=environ), silent, tmp_path)
+    planned = plan([f"seed={seed}"], silent, environ=environ)
+    # That of the default seed is what `make serve` trains: a run of the same fingerprint is the same run.
+    finished = runs.find_run(planned.fingerprint)
+    run = runs.open_run(finished) if finished else fit(planned, silent, tmp_path)
     assert run.record["data"]["val"] == {"ants": 70, "bees": 83}
     assert run.accuracy >= 0.93

@@ -28,7 +28,6 @@ NOT_SHAPING = {
     "runs",
     "weights",
     "download",
-    "unpack",
     "hymenoptera",
     "generate",
 }

@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
+from host.files import whole_folder
+from train import hymenoptera
 from train.errors import UnsafeArchive
-from train.unpack import unzip
+
+
+def unzip(archive: Path, folder: Path, **limits: int) -> Path:
+    """Unpack it as a download is: the folder appears whole or not at all."""
+    with whole_folder(folder) as fresh:
+        hymenoptera.unzip(archive, fresh, **limits)
+    return folder
 
 
 def refused(tmp_path: Path, data: bytes, match: str, **limits: int) -> None:

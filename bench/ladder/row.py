@@ -1,5 +1,0 @@
-"""See bench/sweep.py."""
-
-from bench.sweep import STAGES
-
-__all__ = ["STAGES"]

@@ -1,5 +1,0 @@
-"""See bench/sweep.py."""
-
-from bench.sweep import notes, number, titles
-
-__all__ = ["notes", "number", "titles"]

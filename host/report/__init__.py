@@ -1,0 +1,139 @@
+"""Reports: a page of sections as one HTML file that needs nothing else, or as Markdown."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from beeline.errors import BeelineError
+from beeline.files import write_whole
+
+# The colours that charts have, as CSS classes, and the marks of four series and of a reference in their legends.
+NAMES = ("ink", "dim", "panel", "line", "grid", "bad", "ref", "s0", "s1", "s2", "s3", "s4", "s5")
+GLYPHS = "●■◆▲▼"
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A few large values, each with what it is."""
+
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Text, a paragraph each; `tone` is `plain`, `lead` (the result), `good` or `bad`."""
+
+    lines: tuple[str, ...]
+    tone: str = "plain"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a caption; each row's first cell names it.
+
+    `marked` rows stand out. A `folded` table is closed until somebody opens it. `words` are read from the left, numbers
+    from the right. `shades` tell of each cell after the first how strong its ground is: 1 is green, -1 red.
+    """
+
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: frozenset[int] = frozenset()
+    folded: bool = False
+    words: bool = False
+    shades: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG drawing of `host.report.charts`, what it shows in words, and its legend: (series or None, name)."""
+
+    svg: str
+    caption: str
+    description: str
+    keys: tuple[tuple[int | None, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Thumbnails: a `data:` address, or why there is none; the file's name; a caption."""
+
+    items: tuple[tuple[str, str, str], ...]
+
+
+Block = Figures | Sentences | Table | Chart | Pictures
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: its title, a line of facts, its sections."""
+
+    title: str
+    facts: str
+    sections: tuple[Section, ...]
+
+    def html(self) -> str:
+        """Return one HTML file; it loads nothing, and its policy forbids it to."""
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+        environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                                  lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
+        return environment.get_template("report.html.jinja").render(page=self, names=NAMES, glyphs=GLYPHS)
+
+    def markdown(self) -> str:
+        """Return the same as Markdown; a chart is its description."""
+        parts = [f"# {_plain(self.title)}", _plain(self.facts)]
+        for section in self.sections:
+            parts += [f"## {_plain(section.title)}", *map(_block, section.blocks)]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def write(text: str, path: Path) -> Path:
+    """Write a report whole and return its path; folders that are missing are made.
+
+    Raises:
+        BeelineError: when it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        raise BeelineError(f"{path} cannot be written ({error.strerror}); name another file") from error
+    return path
+
+
+def number(value: float) -> str:
+    """Return three digits, without an exponent: `0.0123`, `1.23`, `12.3`, `123`, `1234`."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:#.3g}" if abs(value) >= 0.001 else f"{value:.4f}"
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Sentences):
+        return "\n\n".join(f"**{_plain(line)}**" if block.tone == "lead" else _plain(line) for line in block.lines)
+    if isinstance(block, Chart):
+        return _plain(block.description)
+    if not isinstance(block, Table):
+        return "\n".join(f"- **{_plain(item[-2])}** {_plain(item[-1])}" for item in block.items)
+    rules = ["---", *["---" if block.words else "---:"] * (len(block.heads) - 1)]
+    lines = [[_plain(head) or " " for head in block.heads], rules]
+    for i, row in enumerate(block.rows):
+        lines.append([f"**{cell}**" if cell and i in block.marked else cell for cell in map(_plain, row)])
+    return "\n".join([f"{_plain(block.caption)}:", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown takes as it is."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
