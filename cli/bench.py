@@ -84,31 +84,29 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server."""
+    from bench import tune as tuner
     from bench.record import append, command_line
     from bench.report import page
-    from bench.tune import Request, lines
-    from bench.tune import tune as measure
-    from bench.tune.grid import Goal
     from cli.console import fail, result, say
 
-    request = Request(
+    request = tuner.Request(
         wanted=archive,
-        goal=Goal.parse(p95, rate, clients),
+        goal=tuner.Goal.parse(p95, rate, clients),
         command=command_line("beeline", sys.argv[1:]),
         picture=picture,
         pictures=pictures,
         minutes=minutes,
         server=server,
-        store=(store or Request.store).resolve(),
-        config_file=(config or Request.config_file).resolve(),
+        store=(store or tuner.Request.store).resolve(),
+        config_file=(config or tuner.Request.config_file).resolve(),
         resume=resume,
     )
-    tuned = measure(request, say)
+    tuned = tuner.tune(request, say)
     plot = tuned.journal.with_suffix(".html")
     plot.write_text(page([tuned.record]).html(), encoding="utf-8")
     if out is not None:
         append(out, tuned.record)
-    say("\n".join(lines(tuned.record.result)))
+    say("\n".join(tuner.lines(tuned.record.result)))
     path, diff, is_written = request.config_file, tuned.change.diff if tuned.change else "", False
     if tuned.change and diff:
         say(diff)
@@ -118,8 +116,8 @@ def tune(
         if is_written:
             tuned.change.write()
     again = f"--resume {tuned.journal}"
-    how = f"{again} --minutes 0 --write" if tuned.interruption else "--write"
-    about = f"{path} is as it was; {how} makes the change shown above"
+    how = f"{again} --minutes 0 " if tuned.interruption else ""
+    about = f"{path} is as it was; {how}--write makes the change shown above"
     if tuned.change is None:
         about = "the configuration file stays as it is: nothing measured holds the goal"
     elif is_written or not diff:
@@ -203,9 +201,7 @@ def sweep(
     most: Annotated[int, typer.Option(help="The largest batch size.")] = 256,
     repeats: Annotated[int, typer.Option(help="Samples of each stage at each batch size.")] = 7,
     seconds: Annotated[float, typer.Option(help="Time after which three samples are enough.")] = 20.0,
-    memory: Annotated[
-        int | None, typer.Option(help="MB that the CPU's worker may take. [default: nine tenths of what is free]")
-    ] = None,
+    memory: Annotated[int | None, typer.Option(help="MB for the CPU's worker. [default: 90 % of what is free]")] = None,
     out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
@@ -258,7 +254,6 @@ def report(
     found, labels = read(records)
     made = page(found, labels)
     text = made.markdown()
-    written = [write(made.html(), html)] if html else []
-    written += [write(text, markdown)] if markdown else []
+    written = [*([write(made.html(), html)] if html else []), *([write(text, markdown)] if markdown else [])]
     values = {"records": len(found), "html": html and str(html), "markdown": markdown and str(markdown)}
     result(values, as_json, "\n".join(map(str, written)) or text)

@@ -27,6 +27,8 @@ from host import ROOT, machine
 from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
 
+__all__ = ["Goal", "Request", "Tuned", "answer", "lines", "tune"]
+
 # The share of the time for batches outside of any server, at most so many seconds for a number of threads; and for
 # stopping the servers at the end, at most so many seconds.
 _TIMING, _TIMING_SECONDS, _STOP, _STOP_SECONDS = 0.2, 6.0, 0.1, 8.0
