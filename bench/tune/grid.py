@@ -224,10 +224,10 @@ def _layouts(forecast: Forecast, threads: int, room: int, pruned: dict[str, str]
         fill = next((size for size in BATCHES if size >= share), BATCHES[-1])
         if fill < BATCHES[-1]:
             pruned[f"batch over {fill} with {what}"] = f"{goal.clients} clients are {share:.3g} for each worker"
-        for size in (size for size in BATCHES if size <= fill):
-            is_full = not goal.rate and goal.clients >= (workers + 1) * size
-            if is_full and size > 1:
-                why = f"{goal.clients} clients keep a whole batch waiting, so that no delay begins"
-                pruned[f"batch {size} with {what} and other delays"] = why
-            fixed = [_DELAY] if is_full or size == 1 else delays
-            yield from (Settings(size, workers, delay, threads) for delay in fixed)
+        full = [size for size in BATCHES if not goal.rate and goal.clients >= (workers + 1) * size] or [1]
+        if full[-1] > 1:
+            why = f"{goal.clients} clients keep a whole batch waiting, so that no delay begins"
+            pruned[f"batch 2 to {full[-1]} with {what} and other delays"] = why
+        for size in BATCHES[: BATCHES.index(fill) + 1]:
+            for delay in delays if size > full[-1] else [_DELAY]:
+                yield Settings(size, workers, delay, threads)

@@ -185,8 +185,9 @@ class Search:
         while wave := self._wave(until):
             # The best so far is measured again in each wave, to tell its figures from the machine's drift.
             self._measure([*wave, *(each.settings for each in self.ranked[:1])], _TURN)
-        close = [each for each in self.ranked if loss(each, self.ranked[0], self.forecast.goal) <= _MARGIN]
-        finalists = [each.settings for each in close][:_FINALISTS]
+        margins = [loss(each, self.ranked[0], self.forecast.goal) for each in self.ranked[:_FINALISTS]]
+        # Two at least: turns of one alone decide nothing.
+        finalists = [each.settings for i, each in enumerate(self.ranked[:_FINALISTS]) if i < 2 or margins[i] <= _MARGIN]
         for number in range(_ROUNDS):
             if not finalists or self._left() < sum(sum(self._lengths(each, _LONG)) for each in finalists[:2]):
                 return

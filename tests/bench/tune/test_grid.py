@@ -55,7 +55,13 @@ def test_what_was_measured_corrects_what_is_expected_of_the_layout_and_those_lik
             "batch over 12 with 2 workers of 1 thread",
             "20 clients are 10 for each",
         ),
-        (Goal(p95_ms=5000), 2, 48, "batch 8 with 2 workers of 1 thread and other delays", "so that no delay begins"),
+        (
+            Goal(p95_ms=5000),
+            2,
+            48,
+            "batch 2 to 16 with 2 workers of 1 thread and other delays",
+            "so that no delay begins",
+        ),
         (Goal(p95_ms=5000), 2, 48, "batch 1 with other delays", "a batch of 1 never waits"),
         (Goal(p95_ms=40), 2, 48, "delay 30 ms", "it would take half of the 40 ms alone"),
         (
