@@ -20,7 +20,7 @@ from serve.client import InferenceClient, ManagementClient
 from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
 from serve.gateway.nginx import Choice, choose
-from serve.gateway.settings import local, tls_files
+from serve.gateway.settings import Backend, public, tls_files
 from serve.instance import Instance, State, logs
 from serve.instance.child import Running
 from serve.ready import Watch, try_golden, wait_for_workers
@@ -186,7 +186,22 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
     target.write(state)
     protocol.lay_out(kind, resolved, start.addresses, start.archives, places)
     if state.gateway:
-        settings = local(start.gateway, start.addresses, resolved, places, start.properties, kind.versions)
+        at = start.addresses
+        settings = public(
+            start.gateway,
+            resolved,
+            start.properties,
+            folder=places.gateway,
+            listen=at.public,
+            tls=at.tls,
+            backends=(Backend(state.backend, state.management, str(places.metrics)),),
+            store=places.store,
+            versions=kind.versions,
+            logs=places.logs,
+            metrics=at.metrics,
+            management=at.management,
+            worker_metrics=places.metrics,
+        )
         runtime.lay_out(settings)
         built = {archive.path.name: archive.path for archive in start.archives}
         catalog.write(settings, resolved, start.archives, built, kind.name, start.request.card)

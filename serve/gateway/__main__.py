@@ -92,7 +92,7 @@ class Gateway:
             self.prober.stop()
             if self.catalog_copy is not None:
                 self.catalog_copy.stop()
-            self.error_counts.close()
+            self.error_counts.log.close()
 
     def tell(self) -> None:
         """Write what `/ping` answers, and let the ready backends share the load, where either changed."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from serve.instance.logs import Followed
 
 _ERRORS = {
     400: ("BadRequest", "the request is no proper HTTP/1.1; send it with a common client"),
@@ -47,10 +46,9 @@ _ERRORS = {
 }
 STATUSES = tuple(_ERRORS)
 # As nginx writes it. A client's own words cannot look so: their quotes are escaped.
-_OWN = re.compile(rb'"status":(\d{3}),"from":"gateway"')
+_OWN = re.compile(r'"status":(\d{3}),"from":"gateway"')
 # Seconds for which a renamed log may still get lines: whoever writes it keeps some back for one.
 _LATE = 3.0
-_LONGEST_LINE = 1 << 20
 
 
 def body(status: int, max_image: int, deadline: int) -> str:
@@ -73,30 +71,14 @@ class ErrorCounts(Collector):
     """
 
     def __init__(self, log: Path) -> None:
-        self._log = log
+        self.log = Followed(log, _LATE)
         self._lock = threading.Lock()
         self._counts: Counter[int] = Counter()
-        self._file = self._open()
-        self._begun = b""
-        self._renamed: float | None = None
-        if self._file is not None:
-            self._file.seek(0, os.SEEK_END)
 
     def read(self) -> None:
         """Count what was added since."""
         with self._lock:
-            self._take()
-            newer = self._newer()
-            if newer is None:
-                return
-            now = time.monotonic()
-            self._renamed = self._renamed or now
-            if self._file is not None and now - self._renamed < _LATE:
-                newer.close()
-                return
-            self.close()
-            self._file, self._begun, self._renamed = newer, b"", None
-            self._take()
+            self._counts.update(int(own[1]) for line in self.log.added() if (own := _OWN.search(line)))
 
     def collect(self) -> Iterator[Metric]:
         """Return the one metric; called on each scrape, by any thread."""
@@ -107,29 +89,3 @@ class ErrorCounts(Collector):
         for status in STATUSES:
             family.add_metric([str(status)], self._counts[status])
         yield family
-
-    def close(self) -> None:
-        """Close the log."""
-        if self._file is not None:
-            self._file.close()
-
-    def _take(self) -> None:
-        if self._file is not None:
-            whole, _, self._begun = (self._begun + self._file.read()).rpartition(b"\n")
-            self._counts.update(map(int, _OWN.findall(whole)))
-            self._begun = self._begun[:_LONGEST_LINE]
-
-    def _open(self) -> IO[bytes] | None:
-        try:
-            return self._log.open("rb")
-        except OSError:
-            # Not yet, or just now renamed.
-            return None
-
-    def _newer(self) -> IO[bytes] | None:
-        """Return the file of that name where it is another than the open one."""
-        file = self._open()
-        if file is not None and self._file is not None and os.path.sameopenfile(file.fileno(), self._file.fileno()):
-            file.close()
-            return None
-        return file

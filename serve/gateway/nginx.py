@@ -192,7 +192,7 @@ class Nginx:
         deadline = time.monotonic() + _RELOAD
         while self._process.poll() is None and time.monotonic() < deadline:
             children = self._children()
-            if any(child not in before for child in children) and not any(map(_listening, before)):
+            if any(child not in before for child in children) and not any(map(listening, before)):
                 return True
             time.sleep(0.01)
         return self._process.poll() is not None
@@ -211,7 +211,7 @@ class Nginx:
             self._process.send_signal(number)
 
 
-def _listening(worker: psutil.Process) -> bool:
+def listening(worker: psutil.Process) -> bool:
     """Whether a worker takes new requests; one that only ends those it has says so in its title."""
     try:
         return worker.status() != psutil.STATUS_ZOMBIE and "shutting down" not in " ".join(worker.cmdline())

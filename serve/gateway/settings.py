@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from beeline.errors import ConfigError
 from host import machine
-from serve.addresses import Addresses
 from serve.config import Configuration
 from serve.ports import Address
 from serve.properties import Properties
-from serve.servers.protocol import Places
 
 if TYPE_CHECKING:
     from serve.gateway.nginx import Choice
@@ -165,36 +163,6 @@ class Settings:
         tls = values["tls"]
         values["tls"] = tls and Tls(Address(**tls["address"]), Path(tls["certificate"]), Path(tls["key"]))
         return cls(**values)
-
-
-def local(
-    choice: Choice,
-    addresses: Addresses,
-    configuration: Configuration,
-    places: Places,
-    properties: Properties,
-    versions: bool,
-) -> Settings:
-    """Return the settings of a gateway before the one server that is started with it.
-
-    Raises:
-        ConfigError: as `tls_files` does.
-    """
-    return public(
-        choice,
-        configuration,
-        properties,
-        folder=places.gateway,
-        listen=addresses.public,
-        tls=addresses.tls,
-        backends=(Backend(str(addresses.backend), str(addresses.control), str(places.metrics)),),
-        store=places.store,
-        versions=versions,
-        logs=places.logs,
-        metrics=addresses.metrics,
-        management=addresses.management,
-        worker_metrics=places.metrics,
-    )
 
 
 def public(

@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 import requests
 
 from beeline.errors import BeelineError
 from host import processes
 from serve.gateway import runtime
-from serve.gateway.nginx import Choice, choose
+from serve.gateway.nginx import Choice, choose, listening
 from serve.gateway.settings import Backend, Name, Settings, Tls
 from serve.ports import Address, settle
 
@@ -306,7 +307,14 @@ class Site:
             time.sleep(0.05)
 
     def _reached(self, members: list[str]) -> bool:
-        """Whether nginx really shares the load among these: it reads the file a moment after it is written."""
+        """Whether nginx really shares the load among these, and no worker of before does otherwise.
+
+        It reads the file a moment after it is written; and for a tenth of a second the old workers go on accepting
+        beside the new ones, so that a request may meet the group of before.
+        """
+        master = psutil.Process(int((self.settings.folder / "nginx.pid").read_text()))
+        if sum(map(listening, master.children())) != self.settings.processes:
+            return False
         requests.post(f"{self.url}/predictions/shared", data="a picture", timeout=30)
         alive = [each for each in self.backends if each.backend.inference.removeprefix("http://") in members]
         return all("/predictions/shared" in each.seen for each in alive)

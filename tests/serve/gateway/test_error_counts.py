@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.gateway import errors
 from serve.gateway.errors import ErrorCounts
 from serve.gateway.settings import Settings
 from tests.serve.gateway.conftest import Gateway, wait_for
@@ -37,8 +35,15 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def follow() -> Iterator[Follow]:
     """Follow a log until the test ends."""
-    with contextlib.ExitStack() as stack:
-        yield lambda path: stack.enter_context(contextlib.closing(ErrorCounts(path)))
+    followed: list[ErrorCounts] = []
+
+    def begin(path: Path) -> ErrorCounts:
+        followed.append(ErrorCounts(path))
+        return followed[-1]
+
+    yield begin
+    for each in followed:
+        each.log.close()
 
 
 def test_only_errors_of_its_own_are_counted(follow: Follow, log: Path) -> None:
@@ -54,7 +59,7 @@ def test_only_errors_of_its_own_are_counted(follow: Follow, log: Path) -> None:
     assert counted(own) == {"429": 2, "404": 1}
 
 
-def test_a_renamed_log_is_read_to_its_end(follow: Follow, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renamed_log_is_read_to_its_end(follow: Follow, log: Path) -> None:
     own = follow(log)
     assert counted(own) == {}
     log.write_text(line(404))
@@ -66,7 +71,7 @@ def test_a_renamed_log_is_read_to_its_end(follow: Follow, log: Path, monkeypatch
         old.write(line(404))
         old.flush()
         assert counted(own) == {"404": 2}
-    monkeypatch.setattr(errors, "_LATE", 0.0)
+    own.log.late = 0.0
     assert counted(own) == {"404": 2, "413": 1}
 
 
