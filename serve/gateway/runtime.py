@@ -15,7 +15,6 @@ from pathlib import Path
 from beeline.errors import Undetermined
 from host import ROOT
 from host.files import write_whole
-from serve.gateway import errors
 from serve.gateway.settings import Backend, Settings
 from serve.ports import Address
 
@@ -26,6 +25,38 @@ _CONFIGURATION = ("nginx.conf", "errors.conf", "hidden.conf", "management.conf",
 _MIDDLING = 1_000_000
 # What a backend's own gateway says where it did not ask its server: too many, broken off, not ready.
 _OF_GATEWAYS = " http_429 http_502 http_503"
+# The gateway's own errors: for each status a type and one sentence, in the shape of the workers' errors.
+_ERRORS = {
+    400: ("BadRequest", "the request is no proper HTTP/1.1; send it with a common client"),
+    403: (
+        "Forbidden",
+        "management takes no requests of web pages, and none from elsewhere; ask it with curl on this machine (in "
+        "containers: where its address is another than the route outward, BEELINE_MANAGEMENT_FROM adds that)",
+    ),
+    404: ("NotFound", "there is nothing here; send a picture to /predictions/MODEL, /catalog.json lists the models"),
+    405: ("MethodNotAllowed", "this address does not take that method; its Allow header names those it takes"),
+    408: ("RequestTimeout", "the request did not arrive in time; send it without pauses of ten seconds"),
+    409: (
+        "SeveralBackends",
+        "several backends share the load and this address cannot tell which is meant; change how many there are, or "
+        "ask each by itself with `beeline serve scale` in its container",
+    ),
+    412: ("PreconditionFailed", "what the request asks for is not so; send it without If-Match"),
+    413: ("TooManyBytes", "the request is larger than a picture of {max_image} bytes; send a smaller one"),
+    414: ("UriTooLong", "the address is longer than any here; /catalog.json lists the models"),
+    416: ("NoSuchRange", "the file is shorter than that; ask for all of it"),
+    429: ("TooManyRequests", "the server has as many requests as it holds; try again after Retry-After seconds"),
+    500: ("GatewayError", "the gateway failed; its log says why"),
+    501: ("NotImplemented", "the request has a transfer encoding other than chunked; send it without"),
+    502: ("BadGateway", "the server broke the connection; try again"),
+    503: ("NotReady", "the server is not ready; /ping says why, try again after Retry-After seconds"),
+    504: (
+        "DeadlineExceeded",
+        "no answer in time, which is {deadline} seconds at most; try again when the server is less busy",
+    ),
+    505: ("HttpVersion", "this version of HTTP is not spoken here; use HTTP/1.1"),
+}
+STATUSES = tuple(_ERRORS)
 
 
 def lay_out(settings: Settings, page: Path = PAGE) -> None:
@@ -47,8 +78,8 @@ def lay_out(settings: Settings, page: Path = PAGE) -> None:
             shutil.copytree(source, settings.web / name, copy_function=shutil.copyfile)
         else:
             shutil.copyfile(source, settings.web / name)
-    for status in errors.STATUSES:
-        text = errors.body(status, settings.max_image, settings.deadline)
+    for status in STATUSES:
+        text = _error(status, settings)
         (settings.folder / "errors" / f"{status}.json").write_text(text, encoding="utf-8")
     write_state(settings, ready=False, text=json.dumps({"status": "Unhealthy", "reason": "starting", "models": {}}))
     for folder in (settings.web, settings.ready_file.parent, settings.folder / "errors"):
@@ -79,6 +110,13 @@ def command(settings: Settings) -> list[str]:
     """Return the command line that runs nginx in the foreground."""
     folder = settings.folder
     return [settings.program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(settings.error_log)]
+
+
+def _error(status: int, settings: Settings) -> str:
+    """Return the JSON body of an error."""
+    kind, sentence = _ERRORS[status]
+    message = sentence.format(max_image=settings.max_image, deadline=settings.deadline)
+    return json.dumps({"code": status, "type": kind, "message": message})
 
 
 def write_state(

@@ -10,7 +10,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.gateway.errors import ErrorCounts
+from serve.gateway.__main__ import ErrorCounts
 from serve.gateway.settings import Settings
 from tests.serve.gateway.conftest import Gateway, wait_for
 
