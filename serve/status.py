@@ -102,7 +102,7 @@ def _kind(process: psutil.Process, state: State) -> str:
     if process.pid in known:
         return known[process.pid]
     # It writes its own title; its program may have any name.
-    return "nginx" if "".join(process.cmdline()[:1]).startswith("nginx: ") else "worker"
+    return "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
 
 
 def _processes(state: State) -> list[dict[str, Any]]:

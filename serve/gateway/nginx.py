@@ -76,7 +76,8 @@ def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
 def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield what may be nginx, with whose it is; beside a named one nothing else is meant."""
     if named := environ.get(VARIABLE):
-        yield named, f"--nginx or {VARIABLE}"
+        # It runs in another folder than this one.
+        yield str(Path(named).absolute()), f"--nginx or {VARIABLE}"
         return
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
     # Debian installs it into /usr/sbin, which an ordinary user's PATH lacks.
