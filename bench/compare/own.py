@@ -17,7 +17,7 @@ from host import processes
 from serve import servers
 from serve.addresses import Ports
 from serve.config import Overrides
-from serve.gateway.kinds import choose
+from serve.gateway.nginx import choose
 from serve.instance import MARK
 from serve.instance.child import Running
 from serve.servers.protocol import Say

@@ -20,8 +20,8 @@ from bench.compare.environment import PEERS, Environment
 from bench.compare.peer import OURS, Bench, Numbers, Peer
 from host import ROOT, processes
 from serve import ports
+from serve.ports import Address
 from serve.servers.protocol import MALLOC, Say, clean
-from serve.values import Address
 
 MARK = "BEELINE_PEER"
 # Seconds to end by itself after SIGTERM, then for what it left behind.

@@ -17,9 +17,9 @@ from bench.compare.process import Place, Process
 from bench.compare.torchscript import FILE, TOLD
 from bench.compare.wire import raw
 from serve import ports
+from serve.ports import Address
 from serve.servers import java
 from serve.servers.protocol import Say
-from serve.values import Address
 
 MAR, MODEL = "classifier.mar", "classifier"
 # The stock handler asks for the five best labels and fails every batch of a model with fewer.
