@@ -25,8 +25,7 @@ from bench import machine
 from bench.compare.own import Up
 from bench.ladder.ladder import Worker
 from bench.ladder.plan import Plan as Ladder
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from bench.pictures import read
 from bench.record import utc
 from serve.addresses import Ports

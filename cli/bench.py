@@ -35,10 +35,8 @@ def load(
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
     from beeline.errors import ConfigError
     from bench import pictures as files
-    from bench.load.measure import Asked, measure
-    from bench.load.plan import Plan
-    from bench.load.target import resolve
-    from bench.load.threshold import parse
+    from bench.load import Plan
+    from bench.load.measure import Asked, measure, parse, resolve
     from bench.record import append
     from cli.console import err, fail, result
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from beeline.errors import BeelineError, Undetermined
 from bench.compare import agreement
 from bench.compare.peer import Bench, Peer, labels, memory_mb, wait
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from bench.pictures import Pictures
 
 WARM_UP = 2.0

@@ -8,9 +8,8 @@ import shutil
 import pytest
 
 from beeline.errors import Undetermined
-from bench import wrk
 from bench.load import crosscheck
-from bench.load.crosscheck import CrossCheck, cross_check, tool_for
+from bench.load.crosscheck import CrossCheck, cross_check, tool_for, wrk
 from bench.pictures import Pictures
 from tests.bench.load.conftest import PICTURES, Arrival, Respond, Serve, answer, plan
 
@@ -57,7 +56,7 @@ def test_wrk_counts_what_is_not_200(serve: Serve) -> None:
         return answer(b"{}", "503 Busy" if arrival.index % 2 else "200 OK")
 
     server = serve(refuse)
-    turn = wrk.run(f"{server.url}/predictions/x", plan(server, clients=1).requests(), 2, 1.0)
+    turn = wrk(plan(server, clients=2, seconds=1.0))
     assert 0 < turn.failed < len(server.arrivals)
 
 
