@@ -138,9 +138,9 @@ def compare(
     """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
     import sys
 
-    from bench.compare.request import Request
-    from bench.compare.request import compare as measure
-    from bench.compare.table import lines
+    from bench.compare.comparison import Request
+    from bench.compare.comparison import compare as measure
+    from bench.compare.verdict import lines
     from bench.record import append, command_line
     from cli.console import fail, result, say
     from host import signals
@@ -160,7 +160,7 @@ def compare(
         config_file=config.resolve() if config else Request.config_file,
     )
     if request.servers == ("list",):
-        known = request.known()
+        known = {peer.name: peer.pattern for peer in request.peers()}
         result({"servers": known}, as_json, "\n".join(f"{name}: {pattern}" for name, pattern in known.items()))
         return
     with signals.as_exceptions():
