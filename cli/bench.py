@@ -33,11 +33,13 @@ def load(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
+    import sys
+
     from beeline.errors import ConfigError
     from bench import pictures as files
     from bench.load import Plan
-    from bench.load.measure import Asked, measure, parse, resolve
-    from bench.record import append
+    from bench.load.measure import measure, parse, resolve
+    from bench.record import append, command_line
     from cli.console import err, fail, result
 
     sent = picture or pictures
@@ -55,7 +57,7 @@ def load(
         deadline=deadline,
         seed=seed,
     )
-    measured = measure(Asked(plan, thresholds, cross_check), err)
+    measured = measure(plan, err, thresholds, cross_check, command_line("beeline", sys.argv[1:]))
     if out is not None:
         append(out, measured.record)
     result(measured.record.result, as_json, measured.text)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -162,15 +161,6 @@ def ceiling(outcome: Outcome) -> float:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What to measure: the load, what must not be, and whether another tool is to do the same."""
-
-    plan: Plan
-    thresholds: tuple[Threshold, ...] = ()
-    cross_check: bool = False
-
-
-@dataclass(frozen=True)
 class Measured:
     """The record, its text for people, and the command's exit code."""
 
@@ -179,15 +169,23 @@ class Measured:
     exit_code: int
 
 
-def measure(asked: Asked, console: Console) -> Measured:
+def measure(
+    plan: Plan, console: Console, thresholds: Sequence[Threshold] = (), other: bool = False, command: str = ""
+) -> Measured:
     """Measure, and show it on the console meanwhile; Ctrl-C ends it with what was measured until then.
+
+    Args:
+        plan: the load.
+        console: takes progress.
+        thresholds: what must not be.
+        other: whether another tool is to do the same.
+        command: the command line that measures it again.
 
     Raises:
         BeelineError: when the address is wrong. Undetermined: when nothing answers, the other tool is not there,
             or it was interrupted before anything was measured.
     """
-    plan = asked.plan
-    if asked.cross_check:
+    if other:
         tool_for(plan)
     started, outcome, code = record.utc(), Outcome(plan), 0
     checked: CrossCheck | None = None
@@ -202,14 +200,14 @@ def measure(asked: Asked, console: Console) -> Measured:
             )
             with watching(console) as watch:
                 run(plan, watch, outcome)
-            if asked.cross_check:
+            if other:
                 checked = _cross_check(outcome, console)
         except signals.Interrupted as ended:
             code = ended.exit_code
     if not outcome.seconds:
         raise Undetermined("interrupted before anything was measured; let it run longer")
     figures, limit = outcome.summary(), limits(outcome)
-    verdicts = [threshold.judge(figures) for threshold in asked.thresholds]
+    verdicts = [threshold.judge(figures) for threshold in thresholds]
     values = {
         **figures,
         "url": without_user(plan.url),
@@ -219,13 +217,13 @@ def measure(asked: Asked, console: Console) -> Measured:
         "crosscheck": None if checked is None else asdict(checked),
         "sentence": outcome.sentence(limit),
     }
-    made = Record.now("load", _command(asked), values, plan.pictures, started=started)
+    made = Record.now("load", command, values, plan.pictures, started=started)
     if not code:
         # A slow client crosses any threshold as well as a slow server does, except that of errors.
-        pairs = zip(asked.thresholds, verdicts, strict=True)
+        pairs = zip(thresholds, verdicts, strict=True)
         crossed = [threshold.quantity for threshold, verdict in pairs if not verdict.holds]
         failed = not figures["statuses"].get("200") or (crossed and limit is None) or "errors" in crossed
-        code = 1 if failed else 2 if crossed or (asked.cross_check and checked is None) else 0
+        code = 1 if failed else 2 if crossed or (other and checked is None) else 0
     return Measured(made, text(values, checked), code)
 
 
@@ -240,18 +238,6 @@ def _cross_check(outcome: Outcome, console: Console) -> CrossCheck | None:
     except Undetermined as error:
         console.print(f"no cross-check: {error}", markup=False)
         return None
-
-
-def _command(asked: Asked) -> str:
-    """Return the command line that measures it again; of paths only the last part."""
-    plan = asked.plan
-    one = len(plan.pictures.bodies) == 1 and Path(plan.pictures.source).suffix
-    words = [without_user(plan.url), "--picture" if one else "--pictures", Path(plan.pictures.source).name]
-    words += ["--clients", str(plan.clients)] if plan.rate is None else ["--rate", f"{plan.rate:g}"]
-    words += ["--seconds", f"{plan.seconds:g}", "--warm-up", f"{plan.warm_up:g}", "--seed", str(plan.seed)]
-    words += [] if plan.rate is None or plan.poisson else ["--evenly"]
-    words += [word for each in asked.thresholds for word in ("--fail-if", f"'{each.text}'")]
-    return " ".join(("beeline bench load", *words, *(["--cross-check"] if asked.cross_check else [])))
 
 
 # For people.
