@@ -77,9 +77,7 @@ def test_an_empty_one_has_no_percentiles() -> None:
     ("name", "waiting", "growing"),
     [
         ("steady", lambda second: 20, False),
-        ("up and down", lambda second: 20 + 15 * (int(10 * second) % 2), False),
         ("a burst that is worked off", lambda second: 200 if 4 < second < 6 else 3, False),
-        ("shrinks", lambda second: 300 - 30 * second, False),
         ("a tenth of 300 arrivals a second is left", lambda second: 10 + 30 * second, True),
         ("within chance of 300 arrivals a second", lambda second: 10 + 5 * second, False),
     ],
