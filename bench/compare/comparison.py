@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -240,51 +240,36 @@ def run(
     }
 
 
-def take(peer: Peer, bench: Bench, load: Load, check: Check | None) -> Turn:
+def take(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Turn:
     """Run one turn; the server is stopped at its end whatever happens.
 
     Raises:
         BeelineError: why the server does not run or answer, in both of two attempts.
     """
-    try:
-        return _attempt(peer, bench, load, check)
-    except _NotReadyError:
-        # Some have races in their start, as PyTriton's second instance has one second for the first.
-        try:
-            return replace(_attempt(peer, bench, load, check), restarts=1)
-        except _NotReadyError as error:
-            raise error.reason from error
-
-
-class _NotReadyError(Exception):
-    """A server that ended before its first answer."""
-
-    def __init__(self, reason: BeelineError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-def _attempt(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Turn:
-    began, agreement, wire = time.monotonic(), None, peer.wire
-    with Server(peer, bench) as server:
-        try:
-            server.wait(sent.pictures.bodies[0])
-        except Undetermined:
-            raise
-        except BeelineError as error:
-            raise _NotReadyError(error) from error
-        ready = round(time.monotonic() - began, 2)
-        if check is not None:
-            # A picture without an answer counts against the server.
-            answers = ask(server.url, wire, check.pictures.bodies, _CLIENTS)
-            same = [label == other for (label, _), other in zip(answers, check.labels, strict=True)]
-            agreement = sum(same) / len(same)
-        pictures = wire.pictures(sent.pictures)
-        plan = load.Plan(server.url, pictures, sent.seconds, WARM_UP, clients=sent.clients, headers=wire.headers)
-        figures = load.run(plan).summary()
-        server.check()
-        counts = figures["good_per_second"], figures["p95_ms"], figures["failed"]
-        return Turn(*counts, server.memory_mb(), ready, server.threads(), agreement)
+    wire = peer.wire
+    pictures, agreement = wire.pictures(sent.pictures), None
+    for restarts in (0, 1):
+        began = time.monotonic()
+        with Server(peer, bench) as server:
+            try:
+                server.wait(sent.pictures.bodies[0])
+            except BeelineError as error:
+                # Some have races in their start, as PyTriton's second instance has one second for the first.
+                if restarts or isinstance(error, Undetermined):
+                    raise
+                continue
+            ready = round(time.monotonic() - began, 2)
+            if check is not None:
+                # A picture without an answer counts against the server.
+                answers = ask(server.url, wire, check.pictures.bodies, _CLIENTS)
+                same = [label == other for (label, _), other in zip(answers, check.labels, strict=True)]
+                agreement = sum(same) / len(same)
+            plan = load.Plan(server.url, pictures, sent.seconds, WARM_UP, clients=sent.clients, headers=wire.headers)
+            figures = load.run(plan).summary()
+            server.check()
+            counts = figures["good_per_second"], figures["p95_ms"], figures["failed"]
+            return Turn(*counts, server.memory_mb(), ready, server.threads(), agreement, restarts)
+    raise AssertionError("the second attempt returns or raises")
 
 
 def _progress(entry: Entry) -> str:

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+import certifi
 import numpy as np
 import pycurl
 
@@ -29,8 +30,8 @@ from beeline.errors import ConfigError, Undetermined
 from bench.pictures import Pictures
 
 STAGES = ("queue", "decode", "forward", "encode")
-# What `select` of this platform can wait for is 1024 descriptors, of which the process has some.
-MOST_CONNECTIONS = 1000
+# `select` waits for descriptors below 1024, of which the process has some for itself.
+MOST_CONNECTIONS = 900
 _PERCENTILES = (50, 95, 99)
 # Half the width of a normal distribution's 95 %, in standard deviations.
 _WIDTH = 1.96
@@ -333,7 +334,8 @@ class _Client:
         }
         if plan.parts.scheme == "https":
             paths = ssl.get_default_verify_paths()
-            options |= {pycurl.CAINFO: paths.openssl_cafile, pycurl.CAPATH: paths.openssl_capath}
+            # As Python trusts, which heeds SSL_CERT_FILE and SSL_CERT_DIR; libcurl's wheel knows no system's folder.
+            options |= {pycurl.CAINFO: paths.cafile or certifi.where(), pycurl.CAPATH: paths.capath or ""}
         for option, value in options.items():
             curl.setopt(option, value)
 

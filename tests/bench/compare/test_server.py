@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_peer_that_ends_by_itself_says_why_and_leaves_nothing(make_peer: MakeP
 def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     with pytest.raises(BeelineError, match="/no/such/command does not start"):
         Server(Peer("gone", "a fake", Numbers(1, 1, 0), raw("/"), ("/no/such/command",)), bench)

@@ -272,7 +272,7 @@ def test_the_watcher_sees_it_grow_and_its_error_ends_the_load(serve: Serve) -> N
         ({"rate": -2.0}, "rate is -2"),
         ({"clients": 1, "seconds": 0}, "seconds is 0"),
         ({"clients": 1, "warm_up": -1}, "warm_up is -1"),
-        ({"clients": 2000}, "clients is 2000; give at most 1000"),
+        ({"clients": 2000}, "clients is 2000; give at most 900"),
         ({"clients": 1, "url": "127.0.0.1:8080"}, "the URL is"),
     ],
 )
