@@ -24,7 +24,8 @@ import PIL
 import typer
 
 from beeline.errors import Undetermined
-from bench import ab, machine
+from bench import machine
+from bench.load.crosscheck import ab
 from serve.addresses import Ports
 from serve.client import InferenceClient
 from serve.config import Overrides
@@ -138,7 +139,7 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
 
 def _turn(url: str, picture: Path, requests: int, clients: int) -> float:
     """Return requests a second of one turn, none of which may fail."""
-    turn = ab.run(url, picture, requests, clients)
+    turn = ab(url, picture, requests, clients)
     if turn.failed:
         raise Undetermined(f"{turn.failed} of {requests} requests failed, so this is no measurement")
     return turn.per_second

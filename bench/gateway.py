@@ -20,7 +20,8 @@ from typing import Annotated
 import psutil
 import typer
 
-from bench import ab, machine
+from bench import machine
+from bench.load.crosscheck import ab
 from host import processes
 from host.machine import cores
 from serve.addresses import Ports
@@ -122,7 +123,7 @@ def text(values: dict[str, object]) -> str:
 
 def _turn(target: str, url: str, running: Running, picture: Path, requests: int, clients: int) -> Round:
     before = _cpu(running)
-    turn = ab.run(f"{url}/predictions/noop", picture, requests, clients)
+    turn = ab(f"{url}/predictions/noop", picture, requests, clients)
     return Round(target, turn.per_second, turn.failed, 1000 * (_cpu(running) - before) / requests)
 
 

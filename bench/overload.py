@@ -16,8 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from bench import machine, pictures
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.up import Request, up

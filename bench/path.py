@@ -12,9 +12,9 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,16 +22,15 @@ from typing import Annotated, Any
 import typer
 
 from bench import machine
-from bench.compare.own import Up
 from bench.ladder.ladder import Worker
 from bench.ladder.plan import Plan as Ladder
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from bench.pictures import read
 from bench.record import utc
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.counts import choices
+from serve.instance.child import Running
 from serve.up import Request, up
 
 _REPEATS = 9
@@ -79,9 +78,9 @@ def main(
     pictures = read(picture)
     found = []
     for _ in range(rounds):
-        with _server(mar, Overrides(batch, workers, delay)) as started:
-            state = started.running.state
-            address = f"{started.url}/predictions/{state.configuration['models'][0]['model']}"
+        with _server(mar, Overrides(batch, workers, delay)) as running:
+            state = running.state
+            address = f"{state.inference}/predictions/{state.configuration['models'][0]['model']}"
             many = run(Plan(address, pictures, seconds=seconds, warm_up=_WARM_UP, clients=clients)).summary()
             (choice,) = choices(Path(state.environment["BEELINE_METRICS_DIR"])).values()
             threads, lone = threads_of(choice)
@@ -165,8 +164,8 @@ def _alone(plan: Ladder, workers: int, batch: int) -> float:
     return float(sum(1000 / row.per_image("handler") for row in rows))
 
 
-def _server(mar: Path, numbers: Overrides) -> Up:
-    state = Path(tempfile.mkdtemp(prefix="beeline-path-"))
+@contextmanager
+def _server(mar: Path, numbers: Overrides) -> Iterator[Running]:
     asked = Request(
         wanted=(str(mar.resolve()),),
         store=mar.resolve().parent,
@@ -175,7 +174,11 @@ def _server(mar: Path, numbers: Overrides) -> Up:
         ports=Ports(0),
         gateway="none",
     )
-    return Up(up(asked, lambda line: None, {**os.environ, "BEELINE_STATE": str(state)}), state)
+    with (
+        tempfile.TemporaryDirectory(prefix="beeline-path-") as state,
+        up(asked, lambda line: None, {**os.environ, "BEELINE_STATE": state}) as running,
+    ):
+        yield running
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from bench.pictures import Pictures
 KINDS = ("load", "table", "compare", "tune", "sweep")
 SCHEMA = 1
 # What the figures depend on, where it is installed.
-_PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "httptools", "uvloop")
+_PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "pycurl")
 
 
 def utc() -> str:

@@ -33,13 +33,13 @@ def load(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
+    import sys
+
     from beeline.errors import ConfigError
     from bench import pictures as files
-    from bench.load.measure import Asked, measure
-    from bench.load.plan import Plan
-    from bench.load.target import resolve
-    from bench.load.threshold import parse
-    from bench.record import append
+    from bench.load import Plan
+    from bench.load.measure import measure, parse, resolve
+    from bench.record import append, command_line
     from cli.console import err, fail, result
 
     sent = picture or pictures
@@ -57,7 +57,7 @@ def load(
         deadline=deadline,
         seed=seed,
     )
-    measured = measure(Asked(plan, thresholds, cross_check), err)
+    measured = measure(plan, err, thresholds, cross_check, command_line("beeline", sys.argv[1:]))
     if out is not None:
         append(out, measured.record)
     result(measured.record.result, as_json, measured.text)
@@ -140,9 +140,9 @@ def compare(
     """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
     import sys
 
-    from bench.compare.request import Request
-    from bench.compare.request import compare as measure
-    from bench.compare.table import lines
+    from bench.compare.comparison import Request
+    from bench.compare.comparison import compare as measure
+    from bench.compare.verdict import lines
     from bench.record import append, command_line
     from cli.console import fail, result, say
     from host import signals
@@ -162,7 +162,7 @@ def compare(
         config_file=config.resolve() if config else Request.config_file,
     )
     if request.servers == ("list",):
-        known = request.known()
+        known = {peer.name: peer.pattern for peer in request.peers()}
         result({"servers": known}, as_json, "\n".join(f"{name}: {pattern}" for name, pattern in known.items()))
         return
     with signals.as_exceptions():

@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from beeline.errors import Undetermined
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from bench.pictures import Pictures
 from bench.tune import variants
 from bench.tune.goal import Goal
