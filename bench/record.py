@@ -21,7 +21,7 @@ from host import machine as hardware
 KINDS = ("load", "sweep", "compare", "tune", "search", "table")
 SCHEMA = 1
 # What the figures depend on, where it is installed.
-_PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "httptools", "uvloop")
+_PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "pycurl")
 # What decides how fast a network runs on a processor.
 _FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
 _CPUINFO = Path("/proc/cpuinfo")

@@ -34,12 +34,10 @@ def load(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
-    from bench.load.measure import Asked, measure
-    from bench.load.plan import Plan
-    from bench.load.target import resolve
-    from bench.load.threshold import parse
+    from bench.load import Plan
+    from bench.load.measure import measure, parse, resolve
     from bench.pictures import choose
-    from bench.record import append
+    from bench.record import append, command_line
     from cli.console import err, fail, result
 
     thresholds = tuple(parse(text) for text in fail_if or ())
@@ -54,7 +52,7 @@ def load(
         deadline=deadline,
         seed=seed,
     )
-    measured = measure(Asked(plan, thresholds, cross_check), err)
+    measured = measure(plan, err, thresholds, cross_check, command_line("beeline", sys.argv[1:]))
     if out is not None:
         append(out, measured.record)
     result(measured.record.result, as_json, measured.text)
@@ -156,9 +154,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
-    from bench.compare.request import Request
-    from bench.compare.request import compare as measure
-    from bench.compare.table import lines
+    from bench.compare.comparison import Request
+    from bench.compare.comparison import compare as measure
+    from bench.compare.verdict import lines
     from bench.record import append, command_line
     from cli.console import fail, result, say
     from host import signals
@@ -178,7 +176,7 @@ def compare(
         config_file=config.resolve() if config else Request.config_file,
     )
     if request.servers == ("list",):
-        known = request.known()
+        known = {peer.name: peer.pattern for peer in request.peers()}
         result({"servers": known}, as_json, "\n".join(f"{name}: {pattern}" for name, pattern in known.items()))
         return
     with signals.as_exceptions():

@@ -136,7 +136,7 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
 def _check_ports(asked: Ports, server: str) -> None:
     """Raise now if a port is taken, rather than after minutes of training."""
     from serve import addresses, properties, servers
-    from serve.gateway.kinds import choose
+    from serve.gateway.nginx import choose
 
     read = properties.load(ROOT / "config" / "config.properties", os.environ)
     gateway = choose("auto")

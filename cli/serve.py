@@ -16,6 +16,7 @@ Name = Annotated[str | None, typer.Option("--name", help="Which server, where se
 ShowLogs = Annotated[
     str | None, typer.Option(help="Print these logs as they grow: 'all', or names as `serve logs` has, with commas.")
 ]
+Nginx = Annotated[Path | None, typer.Option(help="nginx. [default: BEELINE_NGINX, the system's, the set-up's]")]
 _DEFAULT = "config/config.properties"
 
 
@@ -27,7 +28,8 @@ def up(
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
     config: Annotated[Path | None, typer.Option(help=f"Numbers to serve with. [default: {_DEFAULT}]")] = None,
     name: Annotated[str, typer.Option(help="A name for this server.")] = "default",
-    gateway: Annotated[str, typer.Option(help="auto, nginx, development or none.")] = "auto",
+    gateway: Annotated[str, typer.Option(help="auto (which is nginx), nginx or none.")] = "auto",
+    nginx: Nginx = None,
     port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones everywhere.")] = None,
     page_port: Annotated[int | None, typer.Option(help="A second port for page and API.")] = None,
     management_port: Annotated[int | None, typer.Option(help="Port for management; 0 for a free one.")] = None,
@@ -69,7 +71,7 @@ def up(
         _show(named(state_folder(os.environ), name).logs, show_logs)
     with signals.as_exceptions():
         try:
-            running = room.up(request, say)
+            running = room.up(request, say, _environ(nginx))
         except signals.Interrupted as asked:
             say(f"stopped while starting ({asked})")
             raise typer.Exit(asked.exit_code) from asked
@@ -99,6 +101,7 @@ def gateway(
         typer.Option(help="Instead of names: http://NAME:PORT of backends on other hosts.", envvar="BEELINE_BACKENDS"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help=f"Addresses and limits. [default: {_DEFAULT}]")] = None,
+    nginx: Nginx = None,
     port: Annotated[int | None, typer.Option(help="Port for page and API; 0 for a free one.")] = None,
     page_port: Annotated[int | None, typer.Option(help="A second port for page and API.")] = None,
     show_logs: ShowLogs = None,
@@ -110,7 +113,7 @@ def gateway(
     from cli.console import say
     from serve import up as room
     from serve.addresses import Ports
-    from serve.gateway import local_backends, remote_backends
+    from serve.gateway.backends import discover, logs, share
     from serve.instance import state_folder
 
     file = (config or room.Request().config_file).resolve()
@@ -119,14 +122,14 @@ def gateway(
     if show_logs is not None and not backends:
         raise ConfigError("--show-logs goes with --backends; servers of this machine have `beeline serve logs`")
     if show_logs is not None:
-        _show(remote_backends.logs(state_folder(os.environ)), show_logs)
+        _show(logs(state_folder(os.environ)), show_logs)
     if backends:
-        remote_backends.run(backends, file, Ports(port, page=page_port), say)
+        discover(backends, file, Ports(port, page=page_port), say, _environ(nginx))
     else:
         # The gateway's own image is without it.
         from archive.inspect import card
 
-        local_backends.run(names or [], file, Ports(port, page=page_port), say, lambda mar: card(mar).to_dict())
+        share(names or [], file, Ports(port, page=page_port), say, lambda mar: card(mar).to_dict(), _environ(nginx))
 
 
 @app.command()
@@ -139,7 +142,7 @@ def down(
     import os
 
     from cli.console import result
-    from serve.down import down as stop
+    from serve.instance import down as stop
     from serve.instance import state_folder
 
     stopped = stop(state_folder(os.environ), name, every)
@@ -220,6 +223,13 @@ def logs(
             out.print(f"{path.stem}: {line}", markup=False)
     except KeyboardInterrupt:
         return
+
+
+def _environ(nginx: Path | None) -> dict[str, str]:
+    """Return the environment with the nginx that was named."""
+    import os
+
+    return {**os.environ, **({"BEELINE_NGINX": str(nginx)} if nginx is not None else {})}
 
 
 def _show(folder: Path, wanted: str) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from beeline.errors import ConfigError
 from serve import ports
-from serve.properties import VARIABLES, Properties
-from serve.values import Address, Whole
+from serve.ports import Address
+from serve.properties import VARIABLES, Properties, Whole
 
 DEFAULTS = {
     "inference_address": Address("127.0.0.1", 8080),
@@ -82,7 +82,7 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
     Args:
         properties: the checked file.
         given: the command line's ports.
-        gateway: `nginx`, `development` or `none`.
+        gateway: `nginx` or `none`.
 
     Raises:
         ConfigError: for a port out of range, one address twice, or one that others reach and must not.
@@ -133,7 +133,7 @@ def _check(addresses: Addresses, gateway: str, properties: Properties) -> None:
     for key, address in {**private, **(public if gateway != "nginx" else {})}.items():
         if address is None or address.loopback or (gateway == "nginx" and key in properties.variables):
             continue
-        fix = "or install nginx, the gateway that may face a network"
+        fix = "or leave --gateway none out: nginx may face a network"
         if key in private:
             # Who sets the variable knows what the network is; a file is copied from machine to machine.
             name = next(name for name, meant in VARIABLES.items() if meant == key)

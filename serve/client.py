@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from beeline.errors import BeelineError, Undetermined
-from serve.values import Address
+from serve.ports import Address
 
 if TYPE_CHECKING:
     from beeline.answer import Answer

@@ -9,8 +9,7 @@ from typing import Any
 
 from archive.mar import Archive
 from beeline.errors import ConfigError
-from serve.properties import BATCH_SIZE, DELAY, WORKERS, Entry, Properties
-from serve.values import Whole
+from serve.properties import BATCH_SIZE, DELAY, WORKERS, Entry, Properties, Whole
 
 # Around a picture in base64: the rest of the JSON, or multipart's headers.
 _ENVELOPE_BYTES = 65_536

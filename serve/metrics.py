@@ -28,7 +28,7 @@ from serve import counts
 from serve.counts import Buckets, Key, WorkerCounts
 from serve.counts import choices as choices
 from serve.counts import load as load
-from serve.values import Address
+from serve.ports import Address
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

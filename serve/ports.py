@@ -1,21 +1,69 @@
-"""Ports on this machine: a free one, or who holds a taken one."""
+"""Addresses with their ports on this machine: a free one, or who holds a taken one."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import ipaddress
 import random
 import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import psutil
 
 from beeline.errors import BeelineError, Undetermined
-from serve.values import Address
 
 # Below Linux's range for outgoing connections, which could take a port between this choice and its use,
 # and below 32768: MMS calls anything over that invalid.
 _FREE = range(20_000, 32_000)
+
+
+@dataclass(frozen=True)
+class Address:
+    """`http://host:port`, or `https`; a port of 0 asks for a free one."""
+
+    host: str
+    port: int
+    scheme: str = "http"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def local(self) -> Address:
+        """Where this machine itself reaches it: an address that stands for all of them is none to connect to."""
+        return dataclasses.replace(self, host={"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether nobody outside this machine reaches it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Return the address written in `text`.
+
+        Raises:
+            ValueError: with what is allowed.
+        """
+        try:
+            parts = urlsplit(text)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.hostname
+                or parts.port is None
+                or parts.path not in ("", "/")
+            ):
+                raise ValueError
+        except ValueError:
+            raise ValueError("http://HOST:PORT, such as http://127.0.0.1:8080") from None
+        return cls(parts.hostname, parts.port, parts.scheme)
 
 
 def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list[Address]:

@@ -19,7 +19,35 @@ import javaproperties
 
 from beeline.errors import ConfigError, did_you_mean
 from host.files import write_whole
-from serve.values import Address, Whole
+from serve.ports import Address
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`; `unit` is for the error's sentence."""
+
+    low: int
+    high: int
+    unit: str
+
+    def check(self, value: object) -> int:
+        """Return the number.
+
+        Raises:
+            ValueError: with what is allowed.
+        """
+        if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
+            raise ValueError(f"a whole number of {self.unit}, {self.low} to {self.high}")
+        return value
+
+    def parse(self, text: str) -> int:
+        """Return the number written in `text`, as `check` does."""
+        try:
+            value: object = int(text)
+        except ValueError:
+            value = text
+        return self.check(value)
+
 
 BATCH_SIZE = Whole(1, 1024, "requests")
 WORKERS = Whole(1, 256, "processes")

@@ -64,6 +64,7 @@ def _server(found: Instance) -> dict[str, Any]:
         "server": state.server,
         "url": state.inference,
         "gateway": state.gateway_kind,
+        "gateway_program": state.gateway_program,
         "addresses": state.addresses,
         "management": state.addresses.get("management") or state.management,
         "seconds": round(time.time() - state.started, 1),
@@ -100,7 +101,8 @@ def _kind(process: psutil.Process, state: State) -> str:
     known = {state.supervisor: "supervisor", state.java: "java", state.gateway_process: "gateway"}
     if process.pid in known:
         return known[process.pid]
-    return "nginx" if process.name() == "nginx" else "worker"
+    # It writes its own title; its program may have any name.
+    return "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
 
 
 def _processes(state: State) -> list[dict[str, Any]]:
@@ -140,7 +142,7 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         f"{server['name']}: {server['server']}, {server['state']} since {server['seconds']:.0f} s, "
         f"{server['url']}, management {server['management']}"
     ]
-    out.append(f"  gateway: {server['gateway']}; " + _where(server["addresses"]))
+    out.append(f"  gateway: {server['gateway_program']}; " + _where(server["addresses"]))
     if server["note"]:
         out.append(f"  {server['note']}")
     for model in server["models"]:

@@ -19,7 +19,8 @@ from serve.addresses import Addresses, Ports
 from serve.client import InferenceClient, ManagementClient
 from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
-from serve.gateway.kinds import Choice, choose, local, tls_files
+from serve.gateway.nginx import Choice, choose
+from serve.gateway.settings import Backend, public, tls_files
 from serve.instance import Instance, State, logs
 from serve.instance.child import Running
 from serve.ready import Watch, try_golden, wait_for_workers
@@ -44,7 +45,7 @@ class Request:
         name: the instance's.
         overrides: numbers that win over the file.
         ports: the command line's.
-        gateway: `auto` (nginx where it is there, else the development proxy), `nginx`, `development`, `none`.
+        gateway: `auto` (which is nginx), `nginx` or `none`.
         card: reads an archive's card for the page.
         listed: whether only archives that the store's index lists are served.
     """
@@ -72,7 +73,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     Raises:
         BeelineError: when what was asked for does not hold: an empty store, a taken port, a worker that
             refuses its archive; nothing is left running then.
-        Undetermined: when Java or the server's package is missing, or nothing answers in time.
+        Undetermined: when Java, nginx or the server's package is missing, or nothing answers in time.
     """
     began = time.monotonic()
     kind = servers.named(request.server)
@@ -171,6 +172,7 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
         backend=str(start.addresses.backend),
         addresses=start.addresses.to_dict(),
         gateway_kind=start.gateway.kind,
+        gateway_program=start.gateway.sentence,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
         command=protocol.command(kind, virtual_machine, python, places, resolved.vmargs),
@@ -184,7 +186,22 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
     target.write(state)
     protocol.lay_out(kind, resolved, start.addresses, start.archives, places)
     if state.gateway:
-        settings = local(start.gateway, start.addresses, resolved, places, start.properties, kind.versions)
+        at = start.addresses
+        settings = public(
+            start.gateway,
+            resolved,
+            start.properties,
+            folder=places.gateway,
+            listen=at.public,
+            tls=at.tls,
+            backends=(Backend(state.backend, state.management, str(places.metrics)),),
+            store=places.store,
+            versions=kind.versions,
+            logs=places.logs,
+            metrics=at.metrics,
+            management=at.management,
+            worker_metrics=places.metrics,
+        )
         runtime.lay_out(settings)
         built = {archive.path.name: archive.path for archive in start.archives}
         catalog.write(settings, resolved, start.archives, built, kind.name, start.request.card)

@@ -1,9 +1,11 @@
-"""A whole comparison: every server in turn, round after round, one of them twice, and what comes of it."""
+"""A whole comparison: every server in turn, round after round, one of them twice, and what comes of it: a record."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,15 +13,103 @@ from pathlib import Path
 from typing import Any
 
 from archive import mar, store
-from beeline.errors import ArchiveError
+from beeline.errors import ArchiveError, BeelineError, ConfigError, Undetermined
 from beeline.spec import ModelSpec
-from bench.compare import agreement, torchscript
-from bench.compare.peer import OURS, Bench, Peer, error_text
-from bench.compare.turn import Check, Load, Turn, take
+from bench import load
+from bench import pictures as files
+from bench.compare import peers as known
+from bench.compare import torchscript
+from bench.compare.peers import OURS, Numbers, Peer
+from bench.compare.server import Bench, Server, ask, error_text, pack, sweep
 from bench.compare.verdict import judge
 from bench.pictures import Pictures
+from bench.record import Record, utc
+from host import ROOT, machine
 from host.signals import Interrupted
+from serve import config, properties
 from serve.servers.protocol import Say
+
+WARM_UP = 2.0
+_CLIENTS = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare.
+
+    Attributes:
+        archive: what every server serves.
+        picture: what is sent, a file or a folder.
+        agreement: pictures on which each is asked for its first label; None asks nothing.
+        servers: by name; empty means those compared by default.
+        clients: of the load.
+        rounds: turns of each server.
+        seconds: that each turn is measured.
+        overrides: numbers of our engine that win over the configuration file.
+        reference: an fp32 archive of the same model; None takes the archive itself.
+        command: the command line that compares again.
+        config_file: the numbers of our engine.
+    """
+
+    archive: Path
+    picture: Path
+    agreement: Path | None = None
+    servers: tuple[str, ...] = ()
+    clients: int = 50
+    rounds: int = 5
+    seconds: float = 8.0
+    overrides: config.Overrides = field(default_factory=config.Overrides)
+    reference: Path | None = None
+    command: str = ""
+    config_file: Path = ROOT / "config" / "config.properties"
+
+    def peers(self) -> tuple[Peer, ...]:
+        """Return all servers, ours with the numbers that `serve up` would take on this machine.
+
+        Raises:
+            ArchiveError: for an archive that is not there. ConfigError: for a number out of range.
+        """
+        found, cores = store.find(self.archive.parent, (str(self.archive),)), machine.cores()
+        read = properties.load(self.config_file, os.environ)
+        resolved = config.resolve(read, found, self.overrides, os.environ, cores, gpus=0)
+        (model,) = resolved.models
+        numbers = (model.batch_size, model.min_workers, model.max_batch_delay, resolved.threads)
+        return known.everything(found[0].model, cores, Numbers(*(number.value for number in numbers)))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What each turn sends: pictures, from so many clients, for so long; seconds."""
+
+    pictures: Pictures
+    clients: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """Pictures with the labels that the fp32 reference has for them."""
+
+    pictures: Pictures
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn found: good answers a second, ms, failed requests, MB, seconds.
+
+    `agreement` is None where it was not asked; `restarts` counts starts that ended before the first answer.
+    """
+
+    per_second: float
+    p95_ms: float | None
+    failed: int
+    memory_mb: float
+    ready_s: float
+    threads: int | None
+    agreement: float | None
+    restarts: int = 0
+
 
 Take = Callable[[Peer, Bench, Load, Check | None], Turn]
 
@@ -38,6 +128,27 @@ class Entry:
         return [turn.per_second for turn in self.turns]
 
 
+def compare(request: Request, say: Say) -> Record:
+    """Compare, and return the record.
+
+    Raises:
+        BeelineError: for what does not hold before the first server starts; later a row says it.
+    """
+    if request.rounds < 1 or request.clients < 1 or request.seconds <= 0:
+        given = f"--rounds is {request.rounds}, --clients {request.clients}, --seconds {request.seconds:g}"
+        raise ConfigError(f"{given}; give more than 0")
+    if left := sweep():
+        say(f"stopped {len(left)} processes that a killed comparison had left: {left}")
+    started, sent = utc(), files.read(request.picture)
+    asked = None if request.agreement is None else files.read(request.agreement)
+    peers = known.choose(request.peers(), request.servers)
+    with prepared(request.archive, request.config_file, request.reference) as bench:
+        check = None if asked is None else Check(asked, tuple(torchscript.labels(bench.model, asked)))
+        result = run(peers, bench, Load(sent, request.clients, request.seconds), request.rounds, check, say)
+    versions = {name: version for peer in peers for name, version in peer.pinned().items()}
+    return Record.now("compare", request.command, result, sent, versions, started)
+
+
 @contextmanager
 def prepared(archive: Path, config_file: Path, reference: Path | None = None) -> Iterator[Bench]:
     """Unpack the archive and convert its model, in a folder that is removed at the end.
@@ -52,9 +163,8 @@ def prepared(archive: Path, config_file: Path, reference: Path | None = None) ->
     """
     (found,) = store.find(archive.parent, (str(archive.resolve()),))
     with tempfile.TemporaryDirectory(prefix="beeline-compare-") as scratch:
-        model = Path(scratch) / "model"
-        spec = _unpack(archive, model)
-        plain, plain_spec = model, spec
+        model = plain = Path(scratch) / "model"
+        spec = plain_spec = _unpack(archive, model)
         if reference is not None:
             plain = Path(scratch) / "reference"
             plain_spec = _unpack(reference, plain)
@@ -64,19 +174,14 @@ def prepared(archive: Path, config_file: Path, reference: Path | None = None) ->
         yield Bench(archive, found.model, spec.precision, len(spec.labels), model, config_file)
 
 
-def check(bench: Bench, pictures: Pictures | None) -> Check | None:
-    """Return the pictures with the reference's labels, or None where there are none to agree on."""
-    return None if pictures is None else Check(pictures, tuple(agreement.reference(bench.model, pictures)))
-
-
 def run(
     peers: Sequence[Peer],
     bench: Bench,
     load: Load,
     rounds: int,
-    agreement_check: Check | None,
+    check: Check | None,
     say: Say,
-    turn: Take = take,
+    turn: Take | None = None,
 ) -> dict[str, Any]:
     """Let every server have its turn in each round, and one of them a second turn at the round's end.
 
@@ -87,39 +192,44 @@ def run(
         bench: what they serve.
         load: of each turn.
         rounds: how many turns each has.
-        agreement_check: asked of each server once.
+        check: asked of each server once.
         say: takes each line of progress.
         turn: runs one turn, for tests.
+
+    Returns:
+        Plain JSON values: a row a server.
     """
     entries = [Entry(peer) for peer in peers]
-    twin = Entry(_twin(peers))
-    interrupted = False
+    # Entered twice: the first of ours, which starts fast, else the first.
+    original = next((entry for entry in entries if entry.peer.kind == OURS), entries[0])
+    twin, interrupted = Entry(original.peer), False
     try:
         for entry in entries:
-            _prepare(entry, bench, say)
-        twin.error = next(entry.error for entry in entries if entry.peer is twin.peer)
+            try:
+                entry.peer.prepare(say)
+                pack(entry.peer, bench)
+            except Exception as error:  # noqa: BLE001 - a server that cannot run here is a row that says why
+                entry.error = error_text(error)
+                say(f"{entry.peer.name}: cannot run here: {entry.error}")
+        twin.error = original.error
         for number in range(1, rounds + 1):
             for entry in (*entries, twin):
-                if entry.error is None:
-                    asked = agreement_check if number == 1 and entry is not twin else None
-                    _turn(entry, bench, load, asked, turn)
-                    again = " again" if entry is twin else ""
-                    say(f"round {number}/{rounds}: {entry.peer.name}{again}: {_told(entry)}")
-    except Interrupted as asked_to_end:
-        say(f"stopped ({asked_to_end}); the rounds so far count")
+                if entry.error is not None:
+                    continue
+                try:
+                    asked = check if number == 1 and entry is not twin else None
+                    entry.turns.append((turn or take)(entry.peer, bench, load, asked))
+                except Exception as error:  # noqa: BLE001 - likewise
+                    entry.error = error_text(error)
+                again = " again" if entry is twin else ""
+                say(f"round {number}/{rounds}: {entry.peer.name}{again}: {_progress(entry)}")
+    except Interrupted as stop:
+        say(f"stopped ({stop}); the rounds so far count")
         interrupted = True
-    return result(entries, twin, bench, load, rounds, interrupted)
-
-
-def result(
-    entries: Sequence[Entry], twin: Entry, bench: Bench, load: Load, rounds: int, interrupted: bool
-) -> dict[str, Any]:
-    """Return plain JSON values: a row a server, compared with the first of its class that ran."""
     firsts: dict[str, Entry] = {}
     for entry in entries:
-        if entry.rates:
+        if entry.turns:
             firsts.setdefault(entry.peer.kind, entry)
-    original = next(entry for entry in entries if entry.peer is twin.peer)
     return {
         "clients": load.clients,
         "rounds": rounds,
@@ -130,27 +240,39 @@ def result(
     }
 
 
-def _twin(peers: Sequence[Peer]) -> Peer:
-    """Return the server that is entered twice: the first of ours, which starts fast, else the first."""
-    return next((peer for peer in peers if peer.kind == OURS), peers[0])
+def take(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Turn:
+    """Run one turn; the server is stopped at its end whatever happens.
+
+    Raises:
+        BeelineError: why the server does not run or answer, in both of two attempts.
+    """
+    wire = peer.wire
+    pictures, agreement = wire.pictures(sent.pictures), None
+    for restarts in (0, 1):
+        began = time.monotonic()
+        with Server(peer, bench) as server:
+            try:
+                server.wait(sent.pictures.bodies[0])
+            except BeelineError as error:
+                # Some have races in their start, as PyTriton's second instance has one second for the first.
+                if restarts or isinstance(error, Undetermined):
+                    raise
+                continue
+            ready = round(time.monotonic() - began, 2)
+            if check is not None:
+                # A picture without an answer counts against the server.
+                answers = ask(server.url, wire, check.pictures.bodies, _CLIENTS)
+                same = [label == other for (label, _), other in zip(answers, check.labels, strict=True)]
+                agreement = sum(same) / len(same)
+            plan = load.Plan(server.url, pictures, sent.seconds, WARM_UP, clients=sent.clients, headers=wire.headers)
+            figures = load.run(plan).summary()
+            server.check()
+            counts = figures["good_per_second"], figures["p95_ms"], figures["failed"]
+            return Turn(*counts, server.memory_mb(), ready, server.threads(), agreement, restarts)
+    raise AssertionError("the second attempt returns or raises")
 
 
-def _prepare(entry: Entry, bench: Bench, say: Say) -> None:
-    try:
-        entry.peer.prepare(bench, say)
-    except Exception as error:  # noqa: BLE001 - a server that cannot run here is a row that says why
-        entry.error = error_text(error)
-        say(f"{entry.peer.name}: cannot run here: {entry.error}")
-
-
-def _turn(entry: Entry, bench: Bench, load: Load, asked: Check | None, turn: Take) -> None:
-    try:
-        entry.turns.append(turn(entry.peer, bench, load, asked))
-    except Exception as error:  # noqa: BLE001 - likewise
-        entry.error = error_text(error)
-
-
-def _told(entry: Entry) -> str:
+def _progress(entry: Entry) -> str:
     if entry.error is not None:
         return f"failed: {entry.error}"
     last = entry.turns[-1]
@@ -159,28 +281,29 @@ def _told(entry: Entry) -> str:
 
 
 def _row(entry: Entry, first: Entry | None, bench: Bench) -> dict[str, Any]:
+    """Return one server's row, compared with the first of its class that ran."""
     peer, turns = entry.peer, entry.turns
-    found = judge(entry.rates, first.rates) if first is not None else None
+    verdict = judge(entry.rates, first.rates) if first is not None else None
     threads = [turn.threads for turn in turns if turn.threads is not None]
-    agrees = [turn.agreement for turn in turns if turn.agreement is not None]
+    agreements = [turn.agreement for turn in turns if turn.agreement is not None]
     return {
         "server": peer.name,
         "class": peer.kind,
         "pattern": peer.pattern,
         "threads": threads[-1] if threads else peer.numbers.threads,
-        "precision": peer.precision(bench),
+        "precision": bench.precision if peer.kind == OURS else "fp32 TorchScript",
         "batch": peer.numbers.batch,
         "workers": peer.numbers.workers,
         "delay_ms": peer.numbers.delay_ms,
         "per_second": entry.rates,
         "p95_ms": [turn.p95_ms for turn in turns],
         "compared_with": first.peer.name if first is not None else None,
-        "ratio": found and round(found.ratio, 3),
-        "interval": found and [round(found.low, 3), round(found.high, 3)],
-        "verdict": found and found.word,
+        "ratio": verdict and round(verdict.ratio, 3),
+        "interval": verdict and [round(verdict.low, 3), round(verdict.high, 3)],
+        "verdict": verdict and verdict.word,
         "failed": sum(turn.failed for turn in turns),
         "restarts": sum(turn.restarts for turn in turns),
-        "agreement": agrees[0] if agrees else None,
+        "agreement": agreements[0] if agreements else None,
         "memory_mb": round(statistics.median(turn.memory_mb for turn in turns), 1) if turns else None,
         "ready_s": round(statistics.median(turn.ready_s for turn in turns), 1) if turns else None,
         "error": entry.error,

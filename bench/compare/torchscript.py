@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from beeline.errors import ArchiveError
-from beeline.spec import ModelSpec
+from beeline import pixels
+from beeline.errors import ArchiveError, RequestError, Undetermined
+from beeline.spec import Geometry, ModelSpec
+from bench.pictures import Pictures
 
 FILE, TOLD = "documented.pt", "documented.json"
-# Where an archive normalises by itself in a way of its own, the stock handler's numbers.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Where an archive normalises by itself in a way of its own, the stock handler's numbers, a channel each.
+_IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
 # Between this and the archive's own outputs, relative to the largest; what TorchScript reorders costs 1e-6.
 _APART = 1e-3
-
-
-@dataclass(frozen=True)
-class Photometry:
-    """What the inputs are normalised with, a channel each, of values scaled to 0..1."""
-
-    mean: tuple[float, ...] = _MEAN
-    std: tuple[float, ...] = _STD
+_BATCH = 16
 
 
 def write(folder: Path, spec: ModelSpec, out: Path) -> None:
-    """Write `documented.pt` and `documented.json` into `out`: the model, and its labels and preprocessing.
+    """Write the model, its labels and preprocessing, and the stock handler's list of labels into `out`.
 
     Args:
         folder: the unpacked archive.
@@ -45,25 +40,19 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             # Deprecated upstream, and still what TorchServe's documentation serves; tracing notes constants.
             warnings.simplefilter("ignore")
-            whole, parts = _load(folder, spec)
-            pixels = torch.randint(0, 256, (3, crop, crop, 3), generator=_seed(), dtype=torch.uint8)
-            model, photometry = _plain(whole, parts, crop, pixels)
+            model, (mean, std) = _convert(folder, spec)
             torch.jit.save(model, str(out / FILE))
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise ArchiveError(
-            f"{spec.model.file} cannot be turned into TorchScript for other servers ({why}); "
+            f"{spec.model.file} cannot be turned into TorchScript for other servers ({reason}); "
             "name an fp32 archive of the same model with --reference"
         ) from error
-    told = {
-        "labels": list(spec.labels),
-        "resize": spec.geometry.resize,
-        "crop": crop,
-        "interpolation": spec.geometry.interpolation,
-        "mean": photometry.mean,
-        "std": photometry.std,
-    }
+    geometry = {"resize": spec.geometry.resize, "crop": crop, "interpolation": spec.geometry.interpolation}
+    told = {"labels": list(spec.labels), **geometry, "mean": mean.tolist(), "std": std.tolist()}
     (out / TOLD).write_text(json.dumps(told), encoding="utf-8")
+    names = {str(index): label for index, label in enumerate(spec.labels)}
+    (out / "index_to_name.json").write_text(json.dumps(names), encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -74,42 +63,58 @@ def load(folder: Path) -> tuple[Any, dict[str, Any]]:
     return model, json.loads((folder / TOLD).read_text(encoding="utf-8"))
 
 
-def _plain(whole: nn.Module, parts: tuple[nn.Module, Any], crop: int, pixels: Tensor) -> tuple[Any, Photometry]:
-    """Return the traced network behind the archive's own normalisation, else the whole behind its inverse."""
-    wanted = whole(pixels)
-    inner, photometry = parts
-    if photometry is not None:
-        planes = _normalised(pixels, photometry)
-        model = torch.jit.trace(inner, planes[:2], check_trace=False)  # type: ignore[no-untyped-call]
-        if _same(model(planes), wanted):
-            return model, photometry
-    photometry = Photometry()
-    planes = _normalised(pixels, photometry)
-    model = torch.jit.trace(_Denormalised(whole, photometry), planes[:2], check_trace=False)  # type: ignore[no-untyped-call]
-    if not _same(model(planes), wanted):
-        raise ValueError("its outputs differ")
-    return model, photometry
+def labels(folder: Path, pictures: Pictures) -> list[str]:
+    """Return the fp32 model's first label of each picture, its pixels decoded in full.
+
+    Args:
+        folder: that `write` wrote into.
+        pictures: to classify.
+
+    Raises:
+        Undetermined: for a picture that cannot be decoded.
+    """
+    model, told = load(folder)
+    geometry = Geometry(told["resize"], told["crop"], told["interpolation"])
+    photometry = torch.tensor([told["mean"], told["std"]])
+    rows, found = [], []
+    for name, body in zip(pictures.names, pictures.bodies, strict=True):
+        try:
+            rows.append(pixels.decode(body, geometry))
+        except RequestError as error:
+            raise Undetermined(f"{name} cannot be decoded ({error}); leave it out of --pictures") from error
+    for start in range(0, len(rows), _BATCH):
+        planes = _normalised(torch.from_numpy(np.stack(rows[start : start + _BATCH])), photometry)
+        with torch.inference_mode():
+            found += [told["labels"][int(index)] for index in model(planes).argmax(1)]
+    return found
 
 
-def _load(folder: Path, spec: ModelSpec) -> tuple[nn.Module, tuple[nn.Module, Photometry | None]]:
-    """Return the archive's model, and the network inside it with the normalisation that is before it."""
-    path = folder / spec.model.file
+def _convert(folder: Path, spec: ModelSpec) -> tuple[Any, Tensor]:
+    """Return the traced network behind the archive's own normalisation, else the whole behind its inverse.
+
+    And mean and deviation of its inputs, `[2, 3]`.
+    """
+    path, crop = folder / spec.model.file, spec.geometry.crop
     if spec.model.format == "torchscript":
-        script = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-        inner = getattr(script, "network", script)
-        return script, (inner, _photometry(script))
-    program = torch.export.load(path)
-    whole, inner = (_Program(program.module(check_guards=False), spec.geometry.crop, cut) for cut in (False, True))
-    return whole, (inner, _photometry(whole.module))
-
-
-def _photometry(module: Any) -> Photometry | None:
-    """Read mean and deviation off the archive's `value * scale + shift`."""
-    scale, shift = getattr(module, "scale", None), getattr(module, "shift", None)
-    if not isinstance(scale, Tensor) or not isinstance(shift, Tensor):
-        return None
-    std = 1 / (255 * scale[:3].double())
-    return Photometry(tuple((-shift[:3].double() * std).tolist()), tuple(std.tolist()))
+        script: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        whole, inner = script, getattr(script, "network", script)
+    else:
+        script = torch.export.load(path).module(check_guards=False)
+        whole, inner = (_Program(script, crop, from_planes) for from_planes in (False, True))
+    pixels = torch.randint(0, 256, (3, crop, crop, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = whole(pixels)
+    attempts: list[tuple[nn.Module, Tensor]] = [(_Denormalised(whole), _IMAGENET)]
+    scale, shift = getattr(script, "scale", None), getattr(script, "shift", None)
+    if isinstance(scale, Tensor) and isinstance(shift, Tensor):
+        # The archive's `value * scale + shift`, of values up to 255.
+        std = 1 / (255 * scale[:3].double())
+        attempts.insert(0, (inner, torch.stack([-shift[:3].double() * std, std]).float()))
+    for network, photometry in attempts:
+        planes = _normalised(pixels, photometry)
+        model: Any = torch.jit.trace(network, planes[:2], check_trace=False)  # type: ignore[no-untyped-call]
+        if (model(planes) - expected).abs().max() <= _APART * max(1.0, float(expected.abs().max())):
+            return model, photometry
+    raise ValueError("its outputs differ")
 
 
 class _Program(nn.Module):
@@ -117,9 +122,7 @@ class _Program(nn.Module):
 
     def __init__(self, module: nn.Module, crop: int, from_planes: bool) -> None:
         super().__init__()
-        self.module = module
-        self.crop = crop
-        self.from_planes = from_planes
+        self.module, self.crop, self.from_planes = module, crop, from_planes
         for tensor in (*module.parameters(), *module.buffers()):
             # In the plain layout that a tutorial's weights have.
             tensor.data = tensor.data.contiguous()
@@ -128,15 +131,16 @@ class _Program(nn.Module):
     def forward(self, given: Tensor) -> Tensor:
         """Run it; what is before the permutation to NCHW does not matter where planes are given."""
         graph = cast(torch.fx.GraphModule, self.module)
-        pixels = given
         if self.from_planes:
             pixels = torch.zeros((given.shape[0], self.crop, self.crop, 3), dtype=torch.uint8)
-        out = _Cut(graph, given if self.from_planes else None).run(pixels, enable_io_processing=False)
+            out = _Cut(graph, given).run(pixels, enable_io_processing=False)
+        else:
+            out = _Cut(graph, None).run(given, enable_io_processing=False)
         return cast(Tensor, out[0] if isinstance(out, (tuple, list)) else out)
 
 
 class _Cut(torch.fx.Interpreter):
-    """Runs a graph without its checks, with given planes in place of its own."""
+    """Runs a graph without its checks, with given planes instead of its own."""
 
     def __init__(self, module: torch.fx.GraphModule, planes: Tensor | None) -> None:
         super().__init__(module)
@@ -160,26 +164,18 @@ class _Cut(torch.fx.Interpreter):
 class _Denormalised(nn.Module):
     """A model of uint8 NHWC, for callers who normalise."""
 
-    def __init__(self, model: nn.Module, photometry: Photometry) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(photometry.mean).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(photometry.std).reshape(1, 3, 1, 1))
+        self.register_buffer("photometry", _IMAGENET.clone())
 
     def forward(self, planes: Tensor) -> Tensor:
         """Undo the normalisation and run the model."""
-        values = (planes * cast(Tensor, self.std) + cast(Tensor, self.mean)) * 255
+        mean, std = cast(Tensor, self.photometry).reshape(2, 1, 3, 1, 1)
+        values = (planes * std + mean) * 255
         return cast(Tensor, self.model(values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()))
 
 
-def _normalised(pixels: Tensor, photometry: Photometry) -> Tensor:
-    values = (pixels.float() / 255 - torch.tensor(photometry.mean)) / torch.tensor(photometry.std)
+def _normalised(pixels: Tensor, photometry: Tensor) -> Tensor:
+    values = (pixels.float() / 255 - photometry[0]) / photometry[1]
     return values.permute(0, 3, 1, 2).contiguous()
-
-
-def _same(got: Tensor, wanted: Tensor) -> bool:
-    return bool((got - wanted).abs().max() <= _APART * max(1.0, float(wanted.abs().max())))
-
-
-def _seed() -> torch.Generator:
-    return torch.Generator().manual_seed(0)

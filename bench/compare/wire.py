@@ -22,14 +22,7 @@ def _best(answer: dict[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Wire:
-    """One protocol.
-
-    Attributes:
-        path: of the address.
-        headers: of each request.
-        encode: a picture's bytes to a request's body.
-        label: an answer's JSON to its first label.
-    """
+    """One protocol: path, headers, a picture's bytes to a request's body, an answer's JSON to its first label."""
 
     path: str
     headers: Mapping[str, str]
@@ -59,25 +52,20 @@ def raw(path: str) -> Wire:
 
 def base64_json(path: str, key: str) -> Wire:
     """The picture in base64 under a key of a JSON object."""
-    return Wire(
-        path,
-        {"Content-Type": "application/json"},
-        lambda data: json.dumps({key: base64.b64encode(data).decode()}).encode(),
-    )
+
+    def encode(data: bytes) -> bytes:
+        return json.dumps({key: base64.b64encode(data).decode()}).encode()
+
+    return Wire(path, {"Content-Type": "application/json"}, encode)
 
 
 def form(path: str, name: str, in_list: bool = False) -> Wire:
     """The picture as a browser uploads a file; `in_list` where the answer is a list of one."""
-    head = (
-        f"--{_BOUNDARY}\r\n"
-        f'Content-Disposition: form-data; name="{name}"; filename="picture.jpg"\r\n'
-        "Content-Type: image/jpeg\r\n\r\n"
-    ).encode()
+    disposition = f'Content-Disposition: form-data; name="{name}"; filename="picture.jpg"'
+    head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
-    wire = Wire(path, {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, lambda data: head + data + tail)
-    if not in_list:
-        return wire
-    return Wire(path, wire.headers, wire.encode, lambda answer: _best(answer[0]))
+    headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+    return Wire(path, headers, lambda data: head + data + tail, (lambda answer: _best(answer[0])) if in_list else _best)
 
 
 def triton(model: str) -> Wire:
@@ -85,17 +73,9 @@ def triton(model: str) -> Wire:
 
     def encode(data: bytes) -> bytes:
         tensor = len(data).to_bytes(4, "little") + data
-        told = {
-            "inputs": [
-                {
-                    "name": "image",
-                    "shape": [1, 1],
-                    "datatype": "BYTES",
-                    "parameters": {"binary_data_size": len(tensor)},
-                }
-            ]
-        }
-        return json.dumps(told).encode().ljust(_TRITON_JSON) + tensor
+        size = {"binary_data_size": len(tensor)}
+        inputs = [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": size}]
+        return json.dumps({"inputs": inputs}).encode().ljust(_TRITON_JSON) + tensor
 
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(_TRITON_JSON)}
     return Wire(f"/v2/models/{model}/infer", headers, encode, lambda answer: str(answer["outputs"][0]["data"][0]))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import statistics
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from beeline.errors import Undetermined
-from bench import ab, wrk
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 
 ROUNDS = 3
 # Seconds, and answers' times, that a turn takes at least: the tools count from the first connection on, before any
@@ -20,6 +20,30 @@ ROUNDS = 3
 _SHORTEST, _TIMES, _LONGEST = 3.0, 10, 60.0
 # Within this much of 1 the two agree.
 CLOSE = 0.05
+_PACKAGES = {"ab": "apache2-utils", "wrk": "wrk"}
+# Every request is kept ready in memory, as libcurl's are.
+_SCRIPT = """
+local ready, next = {}, 0
+function init(arguments)
+  for index = 0, COUNT - 1 do
+    local file = io.open("FOLDER/" .. index, "rb")
+    ready[index] = file:read("*a")
+    file:close()
+  end
+end
+function request()
+  next = next + 1
+  return ready[(next - 1) % COUNT]
+end
+"""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Requests a second, and how many were not answered 200."""
+
+    per_second: float
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +68,7 @@ def tool_for(plan: Plan) -> str:
     """
     if plan.clients is None:
         raise Undetermined("--cross-check is for --clients: neither ab nor wrk counts from an intended start")
-    for tool in ("ab", "wrk"):
+    for tool in _PACKAGES:
         if (tool == "wrk" or len(plan.pictures.bodies) == 1) and shutil.which(tool):
             return tool
     raise Undetermined("--cross-check needs ab (one picture) or wrk (Debian: apt-get install apache2-utils wrk)")
@@ -61,28 +85,72 @@ def cross_check(plan: Plan, latency: float, rounds: int = ROUNDS) -> CrossCheck:
     Raises:
         Undetermined: as `tool_for`, when answers take too long for that, or when the tool fails.
     """
-    tool = tool_for(plan)
+    tool, clients = tool_for(plan), plan.clients or 1
     seconds = max(_SHORTEST, round(plan.seconds / rounds), round(_TIMES * latency))
     if seconds > _LONGEST:
         raise Undetermined(
             f"an answer takes {latency:.1f} s, too long for a cross-check by turns of {_LONGEST:g} s; use fewer clients"
         )
     turn = dataclasses.replace(plan, seconds=seconds, warm_up=0.5 + latency)
-    ours, theirs = [], []
+    rates, ratios = [], []
     for _ in range(rounds):
-        ours.append(run(turn).summary()["per_second"])
-        theirs.append(_other(tool, turn, ours[-1]))
-    ratios = [mine / other if other else 0.0 for mine, other in zip(ours, theirs, strict=True)]
-    return CrossCheck(tool, round(statistics.median(theirs), 2), round(statistics.median(ratios), 3))
+        ours = run(turn).summary()["per_second"]
+        if tool == "wrk":
+            other = wrk(turn).per_second
+        else:
+            with tempfile.NamedTemporaryFile() as picture:
+                Path(picture.name).write_bytes(plan.pictures.bodies[0])
+                other = ab(plan.url, Path(picture.name), max(clients, round(ours * seconds)), clients).per_second
+        rates.append(other)
+        ratios.append(ours / other if other else 0.0)
+    return CrossCheck(tool, round(statistics.median(rates), 2), round(statistics.median(ratios), 3))
 
 
-def _other(tool: str, turn: Plan, expected: float) -> float:
-    """Return the tool's answers a second, of whatever status, as ours are counted."""
-    assert turn.clients is not None
-    if tool == "wrk":
-        return wrk.run(turn.url, turn.requests(), turn.clients, turn.seconds).per_second
-    with tempfile.TemporaryDirectory(prefix="beeline-ab-") as folder:
-        picture = Path(folder) / "picture"
-        picture.write_bytes(turn.pictures.bodies[0])
-        requests = max(turn.clients, round(expected * turn.seconds))
-        return ab.run(turn.url, picture, requests, turn.clients).per_second
+def ab(url: str, picture: Path, requests: int, clients: int, patience: float = 900) -> Turn:
+    """Let ApacheBench send one picture so many times, by keep-alive clients that send again when they have an answer.
+
+    Raises:
+        Undetermined: where `ab` is not installed, or fails.
+    """
+    options = ["-q", "-k", "-l", "-n", str(requests), "-c", str(clients), "-T", "image/jpeg", "-p", str(picture)]
+    patterns = (r"Failed requests: +(\d+)", r"Non-2xx responses: +(\d+)")
+    return _turn(["ab", *options, url], patience, r"Requests per second: +([\d.]+)", *patterns)
+
+
+def wrk(plan: Plan) -> Turn:
+    """Let wrk send a plan's pictures in turn, in one thread and for whole seconds.
+
+    Raises:
+        Undetermined: where `wrk` is not installed, or fails.
+    """
+    seconds, requests = max(1, round(plan.seconds)), plan.requests()
+    path = (plan.parts.path or "/") + (f"?{plan.parts.query}" if plan.parts.query else "")
+    with tempfile.TemporaryDirectory(prefix="beeline-wrk-") as folder:
+        for index, (headers, body) in enumerate(requests):
+            host = f"Host: {plan.parts.netloc.rpartition('@')[2]}"
+            head = [f"POST {path} HTTP/1.1", host, *headers, f"Content-Length: {len(body)}"]
+            (Path(folder) / str(index)).write_bytes("\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body)
+        script = Path(folder) / "requests.lua"
+        script.write_text(_SCRIPT.replace("COUNT", str(len(requests))).replace("FOLDER", folder), encoding="utf-8")
+        options = ["-t1", f"-c{plan.clients}", f"-d{seconds}s", "--timeout", "60s", "-s", str(script)]
+        patterns = (
+            r"Non-2xx or 3xx responses: +(\d+)",
+            r"errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)",
+        )
+        return _turn(["wrk", *options, plan.url], seconds + 90, r"Requests/sec: +([\d.]+)", *patterns)
+
+
+def _turn(command: list[str], patience: float, rate: str, *failures: str) -> Turn:
+    """Run a tool; its rate, and its failures added up, are what the patterns' groups match."""
+    tool = command[0]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=patience).stdout
+    except FileNotFoundError as error:
+        raise Undetermined(f"{tool} is not installed (Debian: apt-get install {_PACKAGES[tool]})") from error
+    except subprocess.SubprocessError as error:
+        raise Undetermined(f"{tool} at {command[-1]}: {error}") from error
+    match = re.search(rate, text)
+    if match is None:
+        raise Undetermined(f"{tool} printed no rate: {text}")
+    counts = (found for pattern in failures if (found := re.search(pattern, text)))
+    return Turn(float(match[1]), sum(int(number) for found in counts for number in found.groups()))

@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,20 +34,13 @@ def settings() -> Settings:
     return Settings(port, batch_size, workers, delay / 1000)
 
 
-class Classifier(Protocol):
-    """Both classifiers: bytes to a decoded picture, decoded pictures to `{label: probability}`, best first."""
+def load() -> Documented | Beeline:
+    """Return the classifier in the folder `PEER_MODEL`, with the engine that `PEER_ENGINE` names.
 
-    def decode(self, data: bytes) -> Any:
-        """Turn one picture's bytes into what `predict` takes."""
-
-    def predict(self, pictures: Any) -> list[dict[str, float]]:
-        """Classify a batch of decoded pictures."""
-
-
-def load() -> Classifier:
-    """Return the classifier in the folder `PEER_MODEL`, with the engine that `PEER_ENGINE` names."""
+    Both turn bytes into what `predict` takes, and a batch of that into `{label: probability}`, best first.
+    """
     folder = Path(os.environ["PEER_MODEL"])
-    classifier: Classifier = Beeline(folder) if os.environ["PEER_ENGINE"] == "beeline" else Documented(folder)
+    classifier = Beeline(folder) if os.environ["PEER_ENGINE"] == "beeline" else Documented(folder)
     # What the row says of threads is what this process really has.
     Path(os.environ["PEER_THREADS_FILE"]).write_text(str(torch.get_num_threads()), encoding="utf-8")
     return classifier

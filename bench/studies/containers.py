@@ -21,7 +21,7 @@ import PIL
 import typer
 
 from beeline.errors import Undetermined
-from bench import ab
+from bench.load.crosscheck import ab
 from bench.studies import Clients, Mar, Out, Picture, Rounds, in_turns, interval, job, served
 from host.files import sha256
 from serve.client import InferenceClient
@@ -57,7 +57,7 @@ def main(
             client.predict(Path(path).name, picture.read_bytes())
 
         def turn(url: str) -> float:
-            measured = ab.run(url + path, picture, requests, clients)
+            measured = ab(url + path, picture, requests, clients)
             if measured.failed:
                 raise Undetermined(f"{measured.failed} of {requests} requests failed, so this is no measurement")
             return measured.per_second

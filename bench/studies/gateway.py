@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from bench import ab
+from bench.load.crosscheck import ab
 from bench.studies import Clients, Out, Picture, Rounds, in_turns, job, served
 from host import processes
 from serve.config import Overrides
@@ -50,7 +50,7 @@ def main(
 
             def turn(url: str) -> dict[str, float]:
                 before = _cpu_seconds(running)
-                measured = ab.run(url + path, picture, requests, clients)
+                measured = ab(url + path, picture, requests, clients)
                 cpu = 1000 * (_cpu_seconds(running) - before) / requests
                 return {"per_second": measured.per_second, "failed": measured.failed, "gateway_cpu_ms": cpu}
 

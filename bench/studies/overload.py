@@ -13,8 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from bench import pictures
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from bench.studies import Mar, Out, Picture, job, served
 from host.files import sha256
 from serve.config import Overrides

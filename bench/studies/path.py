@@ -16,8 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from bench.pictures import read
 from bench.studies import Clients, Mar, Out, Picture, Rounds, job, served
 from bench.sweep import Plan as Sweep

@@ -20,8 +20,7 @@ from archive import mar, store
 from archive.mar import Archive
 from archive.sandbox import OutOfMemory, Sandbox
 from beeline.errors import Undetermined
-from bench.load.plan import Plan
-from bench.load.run import run
+from bench.load import Plan, run
 from bench.pictures import Pictures
 from bench.tune.grid import Goal, Settings
 from host import machine

@@ -75,9 +75,7 @@ function asked() {
 function served(values) {
   const server = { torchserve: "TorchServe", mms: "Multi Model Server" }[values.server] ?? values.server;
   const { kind, version } = values.gateway;
-  return kind === "development"
-    ? `${server} behind the development gateway (${version}), which is not for a network`
-    : `${server} behind ${kind} ${version}`;
+  return `${server} behind ${kind} ${version}`;
 }
 
 async function json(url) {

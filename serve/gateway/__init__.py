@@ -1,1 +1,1 @@
-"""What stands before the servers: nginx or a development proxy, and the prober."""
+"""What stands before the servers: nginx, and the prober behind its /ping."""

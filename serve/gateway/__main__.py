@@ -1,4 +1,4 @@
-"""The gateway process: what listens in public, the prober behind `/ping`, and the exporter of `/metrics`.
+"""The gateway process: nginx, which listens in public, the prober behind `/ping`, and the exporter of `/metrics`.
 
 Run as `python -m serve.gateway FOLDER`, the runtime folder that `serve.gateway.runtime` made. It ends on
 SIGTERM: unready first, then what is on its way is answered.
@@ -8,26 +8,62 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from archive import store
 from beeline.errors import BeelineError
 from serve import metrics
-from serve.gateway import catalog, nginx, runtime
+from serve.gateway import catalog, runtime
 from serve.gateway.catalog_copy import CatalogCopy
 from serve.gateway.discovery import Discovery
-from serve.gateway.error_counts import ErrorCounts
+from serve.gateway.nginx import Nginx
 from serve.gateway.prober import Prober, closed_together, together
-from serve.gateway.proxy import DevelopmentThread, Nginx, Proxy
 from serve.gateway.settings import Settings
-from serve.instance.logs import rotate
+from serve.instance.logs import Followed, rotate
 
 logger = logging.getLogger("gateway")
 _TICK = 1.0
+# As nginx writes it. A client's own words cannot look so: their quotes are escaped.
+_OWN = re.compile(r'"status":(\d{3}),"from":"gateway"')
+# Seconds for which a renamed log may still get lines: nginx keeps some back for one.
+_LATE = 3.0
+
+
+class ErrorCounts(Collector):
+    """Counts the gateway's own answers from its access log, which names who answered; through rotation.
+
+    What is in it at first was counted by somebody before. `/ping` is not in the log, and so its 503 not among them.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = Followed(log, _LATE)
+        self._lock = threading.Lock()
+        self._counts: Counter[int] = Counter()
+
+    def read(self) -> None:
+        """Count what was added since."""
+        with self._lock:
+            self._counts.update(int(own[1]) for line in self.log.added() if (own := _OWN.search(line)))
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the one metric; called on each scrape, by any thread."""
+        self.read()
+        family = CounterMetricFamily(
+            "beeline_gateway_answers", "Errors that the gateway itself answered, by HTTP status.", labels=["status"]
+        )
+        for status in runtime.STATUSES:
+            family.add_metric([str(status)], self._counts[status])
+        yield family
 
 
 class Gateway:
@@ -35,7 +71,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.proxy: Proxy = Nginx(settings) if settings.program is not None else DevelopmentThread(settings)
+        self.nginx = Nginx(settings)
         self._woken = threading.Event()
         self._stopping = False
         self._said = self._state = ""
@@ -47,14 +83,14 @@ class Gateway:
         )
         self.catalog_copy = CatalogCopy(settings, self._woken.set) if settings.name is not None else None
         self._begun = time.monotonic()
-        self.error_counts = ErrorCounts(settings.logs / nginx.ACCESS_LOG)
+        self.error_counts = ErrorCounts(settings.access_log)
         self.collector = metrics.Collector(settings.worker_metrics) if settings.worker_metrics else None
 
     def run(self) -> None:
         """Run until told to stop.
 
         Raises:
-            BeelineError: when what listens ended by itself.
+            BeelineError: when nginx ended by itself.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked)
@@ -62,13 +98,13 @@ class Gateway:
         counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
         exporter = metrics.serve_metrics((at.host, at.port), *counters) if at else None
         self.tell()
-        self.proxy.start()
+        self.nginx.start()
         self.prober.start()
         try:
             while not self._stopping:
                 self._woken.wait(_TICK)
                 self._woken.clear()
-                self.proxy.check()
+                self.nginx.check()
                 try:
                     self.tell()
                     self.keep()
@@ -86,13 +122,13 @@ class Gateway:
             if self._stopping:
                 # Whoever stands before this gateway sees /ping, and looks elsewhere, before a request is refused.
                 time.sleep(self.settings.drain)
-            self.proxy.stop()
+            self.nginx.stop()
             if exporter is not None:
                 exporter.stop()
             self.prober.stop()
             if self.catalog_copy is not None:
                 self.catalog_copy.stop()
-            self.error_counts.close()
+            self.error_counts.log.close()
 
     def tell(self) -> None:
         """Write what `/ping` answers, and let the ready backends share the load, where either changed."""
@@ -104,7 +140,7 @@ class Gateway:
         shared = (members or self._shared[0], known)
         changed = shared != self._shared and (self.settings.name is not None or len(known) > 1)
         # What is not taken is tried again in the next round.
-        if changed and self.proxy.share(*shared):
+        if changed and self.nginx.share(*shared):
             self._shared = shared
         if self.catalog_copy is not None and members:
             self.catalog_copy.follow(members)
@@ -125,11 +161,11 @@ class Gateway:
         """Do the small regular chores: count and rotate logs, put the workers' own choices into the cards."""
         self.error_counts.read()
         renamed = [
-            rotate(self.settings.logs / name, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
-            for name in (nginx.ACCESS_LOG, nginx.ERROR_LOG)
+            rotate(path, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
+            for path in (self.settings.access_log, self.settings.error_log)
         ]
         if any(renamed):
-            self.proxy.reopen_logs()
+            self.nginx.reopen_logs()
         if self.settings.worker_metrics is not None:
             catalog.add_choices(self.settings, metrics.choices(self.settings.worker_metrics))
 

@@ -52,7 +52,7 @@ def write(
         "in_flight": settings.in_flight * len(settings.backends),
         "deadline_s": settings.deadline,
     }
-    gateway = {"kind": settings.kind, "version": settings.version}
+    gateway = {"kind": "nginx", "version": settings.version}
     values = {"models": models, "limits": limits, "server": server, "gateway": gateway}
     write_json(settings.web / "catalog.json", values, 0o644)
     open_to_all(settings.web)

@@ -110,7 +110,7 @@ class CatalogCopy:
         for path, card in cards.items():
             _write(self._target(path), card)
         catalog["limits"]["in_flight"] *= members
-        catalog["gateway"] = {"kind": self.settings.kind, "version": self.settings.version}
+        catalog["gateway"] = {"kind": "nginx", "version": self.settings.version}
         # Last, when all that it names is there.
         _write(self.settings.web / "catalog.json", json.dumps(catalog, ensure_ascii=False, indent=1).encode())
         self._remove_all_but({self._target(path) for path in paths})

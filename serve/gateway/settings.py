@@ -1,4 +1,4 @@
-"""What one gateway runs with: addresses, backends, limits, folders; JSON in its runtime folder."""
+"""What one gateway runs with: addresses, backends, limits, folders; decided here, then JSON in its runtime folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serve.values import Address
+from beeline.errors import ConfigError
+from host import machine
+from serve.config import Configuration
+from serve.ports import Address
+from serve.properties import Properties
+
+if TYPE_CHECKING:
+    from serve.gateway.nginx import Choice
 
 FILE = "settings.json"
+# nginx passes several thousand requests a second on one core; the others are the workers'.
+_CORES_A_PROCESS = 8
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class Settings:
 
     Attributes:
         folder: its runtime folder, made by `serve.gateway.runtime`.
-        program: nginx; None for the development proxy.
-        version: nginx's version, or the proxy's library and version.
+        program: nginx.
+        version: nginx's version.
         listen: public addresses, each with page and API.
         management: where nginx stands before the management API of a lone backend; None where nothing does.
         metrics: the internal address of `/metrics`; None where no workers of this machine are counted.
@@ -74,7 +83,7 @@ class Settings:
     """
 
     folder: Path
-    program: str | None
+    program: str
     version: str
     listen: tuple[Address, ...]
     backends: tuple[Backend, ...]
@@ -100,9 +109,14 @@ class Settings:
     defaults: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def kind(self) -> str:
-        """`nginx` or `development`."""
-        return "development" if self.program is None else "nginx"
+    def access_log(self) -> Path:
+        """A line of JSON a request."""
+        return self.logs / "access.log"
+
+    @property
+    def error_log(self) -> Path:
+        """What nginx has to say of itself."""
+        return self.logs / "gateway.log"
 
     @property
     def web(self) -> Path:
@@ -149,3 +163,62 @@ class Settings:
         tls = values["tls"]
         values["tls"] = tls and Tls(Address(**tls["address"]), Path(tls["certificate"]), Path(tls["key"]))
         return cls(**values)
+
+
+def public(
+    choice: Choice, configuration: Configuration, properties: Properties, *, tls: Address | None, **places: Any
+) -> Settings:
+    """Return the settings of any gateway: its limits from the configuration, everything else as given.
+
+    Args:
+        choice: which gateway.
+        configuration: what the servers run with.
+        properties: the checked file, for TLS.
+        tls: where TLS is spoken, if there is a certificate.
+        places: the other attributes of `Settings`.
+
+    Raises:
+        ConfigError: as `tls_files` does.
+    """
+    files = tls_files(choice, properties)
+    numbers = {key: setting.value for key, setting in configuration.numbers.items()}
+    return Settings(
+        program=choice.program,
+        version=choice.version,
+        max_body=configuration.max_request_size,
+        max_image=numbers["beeline_max_image_bytes"],
+        in_flight=numbers["job_queue_size"],
+        per_second=numbers["beeline_requests_per_second"],
+        deadline=numbers["beeline_deadline_seconds"],
+        drain=numbers["beeline_drain_seconds"],
+        stop=numbers["beeline_stop_seconds"],
+        processes=max(1, machine.cores() // _CORES_A_PROCESS),
+        log_megabytes=numbers["beeline_log_megabytes"],
+        log_files=numbers["beeline_log_files"],
+        tls=Tls(tls, *files) if files is not None and tls is not None else None,
+        defaults={model.model: model.version for model in configuration.models if model.default_version},
+        **places,
+    )
+
+
+def tls_files(choice: Choice, properties: Properties) -> tuple[Path, Path] | None:
+    """Return certificate and key; None where TLS is not asked for.
+
+    Raises:
+        ConfigError: for one without the other, an address without them, a file that is not there, or no gateway.
+    """
+    names = ("beeline_tls_certificate", "beeline_tls_key")
+    given = [name for name in (*names, "beeline_tls_address") if name in {*properties.texts, *properties.addresses}]
+    if not given:
+        return None
+    for name in names:
+        if name not in given:
+            raise ConfigError(
+                f"{properties.path}: {given[0]} is there, {name} is not; TLS needs a certificate and its key, add it"
+            )
+        if not Path(properties.texts[name]).is_file():
+            raise ConfigError(f"{properties.path}: {name} is {properties.texts[name]!r}, which is not there; mount it")
+    if choice.kind != "nginx":
+        raise ConfigError(f"{properties.path}: TLS needs nginx, and --gateway is {choice.kind}; leave that out")
+    certificate, key = (Path(properties.texts[name]).resolve() for name in names)
+    return certificate, key

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from beeline.errors import BeelineError, did_you_mean
+from beeline.errors import BeelineError, Undetermined, did_you_mean
 from host import ROOT, processes
 from host.files import is_locked, try_lock, write_json
 
@@ -29,6 +30,8 @@ DEFAULT_NAME = "default"
 MARK = "BEELINE_INSTANCE"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SCRATCH = "beeline-"
+# A supervisor gives Java ten seconds, workers five; then it kills.
+_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class State:
     """What is known of a running instance; JSON in `instance.json`.
 
     `inference` is where clients ask, `backend` where the server itself listens, `addresses` where
-    everything does. `gateway` is the command line of the gateway process, empty without one.
+    everything does. `gateway` is the command line of the gateway process, empty without one; `gateway_program` says to
+    people which nginx it runs.
     `environment` is what the server's processes get on top of the supervisor's own; `archives` are the
     paths of what it serves, by file name; `grace` is how many seconds each gets to end before it is killed.
     """
@@ -55,6 +59,7 @@ class State:
     backend: str = ""
     addresses: dict[str, str | None] = field(default_factory=dict)
     gateway_kind: str = "none"
+    gateway_program: str = ""
     gateway: list[str] = field(default_factory=list)
     supervisor: int | None = None
     java: int | None = None
@@ -147,6 +152,14 @@ class Instance:
         return stopped
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """One server that was stopped; `leftovers` are the ids of processes that a dead supervisor had left."""
+
+    name: str
+    leftovers: tuple[int, ...] = ()
+
+
 def state_folder(environ: Mapping[str, str]) -> Path:
     """Return the folder of all instances: `BEELINE_STATE`, else `.beeline/serve` in the repository."""
     given = environ.get("BEELINE_STATE")
@@ -223,6 +236,47 @@ def sweep_dead(home: Path) -> dict[str, list[int]]:
         if stopped:
             swept[instance.name] = stopped
     return swept
+
+
+def down(home: Path, name: str | None = None, every: bool = False) -> list[Stopped]:
+    """Stop the server of that name, or the only one, or every one; then sweep what dead ones left.
+
+    Raises:
+        BeelineError: when there is nothing to stop, or several and neither a name nor `every`.
+        Undetermined: when one does not end.
+    """
+    swept = [Stopped(found, tuple(pids)) for found, pids in sweep_dead(home).items()]
+    alive = [found for found in known(home) if found.alive()]
+    if every:
+        targets = alive
+    elif not alive and any(name in (None, item.name) for item in swept):
+        targets = []
+    else:
+        targets = [running(home, name)[0]]
+    for target in targets:
+        _stop(target)
+    return swept + [Stopped(target.name) for target in targets]
+
+
+def _stop(target: Instance) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    asked = False
+    while target.alive():
+        state = target.read()
+        # The state names the supervisor as soon as that holds the lock alone; only then is its id sure.
+        if not asked and state is not None and state.supervisor is not None:
+            try:
+                os.kill(state.supervisor, signal.SIGTERM)
+                asked = True
+            except ProcessLookupError:
+                # It ended in this instant; `alive` will say so.
+                continue
+        if time.monotonic() > deadline:
+            raise Undetermined(
+                f"the server {target.name!r} does not end (supervisor {state.supervisor if state else 'unknown'}); "
+                f"see {target.logs / 'supervisor.log'}"
+            )
+        time.sleep(0.05)
 
 
 def scratch(mark: str) -> Path:

@@ -51,10 +51,10 @@ def follow(files: list[Path], pause: float = 0.3) -> Generator[tuple[Path, str],
 
     One may come into being later.
     """
-    return _lines([_Followed(path) for path in files], pause)
+    return _lines([Followed(path) for path in files], pause)
 
 
-def _lines(followed: Sequence[_Followed], pause: float) -> Generator[tuple[Path, str], None, None]:
+def _lines(followed: Sequence[Followed], pause: float) -> Generator[tuple[Path, str], None, None]:
     try:
         while True:
             quiet = True
@@ -149,11 +149,16 @@ def _messages(path: Path) -> list[str]:
     return found
 
 
-class _Followed:
-    """One log file: what there is at first is no news; what comes into being later is, from its first line."""
+class Followed:
+    """One log file: what there is at first is no news; what comes into being later is, from its first line.
 
-    def __init__(self, path: Path) -> None:
+    A renamed one is read on for `late` seconds, where whoever writes it keeps some lines back for so long.
+    """
+
+    def __init__(self, path: Path, late: float = 0.0) -> None:
         self.path = path
+        self.late = late
+        self._renamed: float | None = None
         self._file = self._open()
         # What its writer has begun and not ended.
         self._begun = b""
@@ -165,14 +170,20 @@ class _Followed:
         # Looked at first: whatever the old one got before it was renamed is read below.
         newer = self._newer()
         yield from self._lines()
-        if newer is not None:
-            if self._begun:
-                yield _text(self._begun)
-            self.close()
-            self._file, self._begun = newer, b""
-            yield from self._lines()
+        if newer is None:
+            return
+        self._renamed = self._renamed or time.monotonic()
+        if self._file is not None and time.monotonic() - self._renamed < self.late:
+            newer.close()
+            return
+        if self._begun:
+            yield _text(self._begun)
+        self.close()
+        self._file, self._begun, self._renamed = newer, b"", None
+        yield from self._lines()
 
     def close(self) -> None:
+        """Close it."""
         if self._file is not None:
             self._file.close()
 

@@ -21,7 +21,7 @@ OF_MMS = {"model-archiver", "enum-compat", "future"}
 # Imports all that the server's processes and its command line import, and names the distributions that are left.
 _UNUSED = """
 import importlib.metadata as metadata, json, pathlib, sys, tempfile, zipfile
-import cli.main, cli.serve, serve.up, serve.instance.supervisor, serve.gateway.__main__, serve.gateway.remote_backends
+import cli.main, cli.serve, serve.up, serve.instance.supervisor, serve.gateway.__main__, serve.gateway.backends
 from typer.testing import CliRunner
 assert CliRunner().invoke(cli.serve.app, ["--help"]).exit_code == 0
 assert CliRunner().invoke(cli.serve.app, ["status"]).exit_code in (0, 1)

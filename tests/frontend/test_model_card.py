@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.frontend.conftest import Open, row
 
@@ -83,18 +81,3 @@ def test_what_is_strange_in_a_card_stays_text(visit: Open) -> None:
     fake_card(seen.page, data="<img src=x onerror=alert(1)>")
     seen.open()
     expect(row(seen.page, "data")).to_have_text("<img src=x onerror=alert(1)>")
-
-
-def test_the_development_gateway_is_named(visit: Open) -> None:
-    seen = visit(ready=False)
-
-    def answer(route: Route) -> None:
-        catalog = json.loads(route.fetch().text())
-        route.fulfill(json={**catalog, "gateway": {"kind": "development", "version": "aiohttp 3.14"}})
-
-    # A fake of the name alone: which gateway serves the tests is not theirs to choose.
-    seen.page.route("**/catalog.json", answer)
-    seen.open()
-    expect(row(seen.page, "served by")).to_contain_text(
-        "development gateway (aiohttp 3.14), which is not for a network"
-    )

@@ -8,8 +8,8 @@ import pytest
 
 from beeline.errors import ConfigError
 from serve.addresses import Ports, resolve, settle
+from serve.ports import Address
 from serve.properties import Properties, load
-from serve.values import Address
 
 FILE = Path("config.properties")
 
@@ -38,7 +38,7 @@ def test_another_port_takes_no_fixed_one_beside_it() -> None:
     assert resolve(Properties(FILE), Ports(9000, page=9001), "nginx").page == Address("127.0.0.1", 9001)
 
 
-@pytest.mark.parametrize(("gateway", "count"), [("nginx", 5), ("development", 5), ("none", 2)])
+@pytest.mark.parametrize(("gateway", "count"), [("nginx", 5), ("none", 2)])
 def test_port_0_asks_for_free_ports_everywhere(gateway: str, count: int) -> None:
     """Behind a gateway, that and the server listen on ports of their own, for management too."""
     found = resolve(Properties(FILE), Ports(0), gateway)
@@ -51,18 +51,16 @@ def test_port_0_asks_for_free_ports_everywhere(gateway: str, count: int) -> None
 
 
 @pytest.mark.parametrize("key", ["management_address", "beeline_metrics_address"])
-@pytest.mark.parametrize("gateway", ["nginx", "development"])
-def test_management_and_metrics_are_loopbacks_alone(key: str, gateway: str) -> None:
+def test_management_and_metrics_are_loopbacks_alone(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} is http://0.0.0.0:9, which other machines may reach"):
-        resolve(properties(**{key: "http://0.0.0.0:9"}), Ports(), gateway)
+        resolve(properties(**{key: "http://0.0.0.0:9"}), Ports(), "nginx")
 
 
-@pytest.mark.parametrize("gateway", ["none", "development"])
-def test_only_nginx_may_face_a_network(gateway: str) -> None:
+def test_only_nginx_may_face_a_network() -> None:
     open_to_all = properties(inference_address="http://0.0.0.0:8080")
     assert resolve(open_to_all, Ports(), "nginx").inference.host == "0.0.0.0"
-    with pytest.raises(ConfigError, match="or install nginx"):
-        resolve(open_to_all, Ports(), gateway)
+    with pytest.raises(ConfigError, match="or leave --gateway none out: nginx may face"):
+        resolve(open_to_all, Ports(), "none")
 
 
 @pytest.mark.parametrize(
@@ -96,13 +94,12 @@ def test_beyond_loopback_through_the_variable_and_with_nginx_only(tmp_path: Path
     environ = {KEYS[key]: "http://0.0.0.0:9"}
     found = resolve(load(file, environ), Ports(), "nginx")
     assert Address("0.0.0.0", 9) in (found.management, found.metrics)
-    for gateway in ("development", "none"):
-        if gateway == "none" and key == "beeline_metrics_address":
-            # There is no exporter then.
-            assert resolve(load(file, environ), Ports(), gateway).metrics is None
-            continue
+    if key == "beeline_metrics_address":
+        # There is no exporter without a gateway.
+        assert resolve(load(file, environ), Ports(), "none").metrics is None
+    else:
         with pytest.raises(ConfigError, match=f"^environment {KEYS[key]}: {key} is http://0.0.0.0:9, which other"):
-            resolve(load(file, environ), Ports(), gateway)
+            resolve(load(file, environ), Ports(), "none")
     file.write_text(f"{key}=http://0.0.0.0:9\n")
     with pytest.raises(ConfigError, match=f"^config.properties: {key} is .* the environment variable {KEYS[key]}$"):
         resolve(load(file), Ports(), "nginx")

@@ -77,6 +77,14 @@ def test_a_missing_server_package_exits_2(
     assert caught.value.exit_code == 2
 
 
+def test_a_named_nginx_that_cannot_be_run_exits_2(
+    run: Callable[..., str], make_fake: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(BeelineError, match=r"no nginx 1\.22 or later: /nothing cannot be run") as caught:
+        run("up", "--mar", str(make_fake(tmp_path)), "--nginx", "/nothing")
+    assert caught.value.exit_code == 2
+
+
 def test_a_mistake_in_the_file_is_found_before_anything_starts(
     run: Callable[..., str], make_fake: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -14,8 +14,7 @@ import pytest
 from host import processes
 from serve import instance
 from serve.client import InferenceClient
-from serve.down import down
-from serve.instance import MARK
+from serve.instance import MARK, down
 from tests.conftest import ROOT
 from tests.serve.conftest import MakeArchive, wait_until
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from beeline.errors import BeelineError, Undetermined
-from serve.ports import settle
-from serve.values import Address
+from serve.ports import Address, settle
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from beeline.errors import ConfigError
+from serve.ports import Address
 from serve.properties import KNOWN, VARIABLES, load
-from serve.values import Address
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = 'models={"fake": {"1.0": {%s}}}'

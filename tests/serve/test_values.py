@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve.values import Address, Whole
+from serve.ports import Address
+from serve.properties import Whole
 
 
 @pytest.mark.parametrize("text", ["", "0", "9", "1.5", "two", "True"])

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from beeline.errors import ArchiveError, BeelineError, ConfigError
-from bench.compare.comparison import check, prepared, run
-from bench.compare.peer import DOCUMENTED, OURS, Bench, Numbers, Peer, Started
-from bench.compare.request import Request, compare
-from bench.compare.table import lines
-from bench.compare.turn import Check, Load, Turn
-from bench.compare.verdict import FASTER, SAME
+from bench.compare import torchscript
+from bench.compare.comparison import Check, Load, Request, Turn, compare, prepared, run
+from bench.compare.peers import OURS, Numbers, Peer
+from bench.compare.server import Bench
+from bench.compare.verdict import FASTER, SAME, lines
 from bench.compare.wire import raw
 from bench.pictures import Pictures
 from host import ROOT
@@ -32,19 +31,13 @@ class Fake(Peer):
 
     broken: str | None = None
 
-    def precision(self, bench: Bench) -> str:
-        return "fp32"
-
-    def prepare(self, bench: Bench, say: Callable[[str], None]) -> None:
+    def prepare(self, say: Callable[[str], None]) -> None:
         if self.broken:
             raise BeelineError(self.broken)
 
-    def start(self, bench: Bench) -> Started:
-        raise AssertionError("not started here")
 
-
-def fake(name: str, kind: str = DOCUMENTED, broken: str | None = None) -> Fake:
-    return Fake(name, kind, f"pattern of {name}", Numbers(8, 2, 5), raw("/"), broken)
+def fake(name: str, broken: str | None = None) -> Fake:
+    return Fake(name, f"pattern of {name}", Numbers(8, 2, 5), raw("/"), broken=broken)
 
 
 BENCH = Bench(Path("m.mar"), "m", "fp32", 3, Path(), CONFIG)
@@ -72,30 +65,30 @@ class Turns:
 
 
 def test_servers_take_turns_and_one_of_ours_is_entered_twice() -> None:
-    turns = Turns(stock=10, other=20, mine=100)
-    peers = [fake("stock"), fake("other"), fake("mine", OURS)]
+    turns = Turns(stock=10, other=20, **{"ours-mine": 100})
+    peers = [fake("stock"), fake("other"), fake("ours-mine")]
     found = run(peers, BENCH, LOAD, 5, ASKED, lambda line: None, turns)
-    assert turns.order == ["stock", "other", "mine", "mine"] * 5
-    assert turns.asked == ["stock", "other", "mine"]
+    assert turns.order == ["stock", "other", "ours-mine", "ours-mine"] * 5
+    assert turns.asked == ["stock", "other", "ours-mine"]
     stock, other, mine = found["rows"]
     assert (other["ratio"], other["interval"], other["verdict"]) == (2, [2, 2], FASTER)
     assert other["compared_with"] == "stock"
     # Never across classes.
-    assert (mine["ratio"], mine["verdict"], mine["compared_with"]) == (1, SAME, "mine")
+    assert (mine["ratio"], mine["verdict"], mine["compared_with"]) == (1, SAME, "ours-mine")
     assert stock["per_second"] == [10.0] * 5
-    assert (found["aa"]["server"], found["aa"]["verdict"], found["aa"]["ratio"]) == ("mine", SAME, 1)
+    assert (found["aa"]["server"], found["aa"]["verdict"], found["aa"]["ratio"]) == ("ours-mine", SAME, 1)
     assert (found["clients"], found["rounds"], found["seconds"], found["interrupted"]) == (3, 5, 1.5, False)
     json.dumps(found, allow_nan=False)
-    assert any(line.startswith("the same server twice (mine): no difference") for line in lines(found))
+    assert any(line.startswith("the same server twice (ours-mine): no difference") for line in lines(found))
 
 
 def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on() -> None:
-    turns = Turns(stock=10, fast=20, mine=30)
-    turns.fail["stock"] = BeelineError("stock ended with exit code 1")
-    peers = [fake("stock"), fake("gone", broken="no such wheel"), fake("fast"), fake("mine", OURS)]
+    turns = Turns(stock=10, fast=20, **{"ours-mine": 30})
+    turns.fail["stock"] = RuntimeError("what nobody foresaw")
+    peers = [fake("stock"), fake("gone", "no such wheel"), fake("fast"), fake("ours-mine")]
     found = run(peers, BENCH, LOAD, 2, None, lambda line: None, turns)
     stock, gone, fast, mine = found["rows"]
-    assert stock["error"] == "stock ended with exit code 1"
+    assert stock["error"] == "RuntimeError: what nobody foresaw"
     assert gone["error"] == "no such wheel"
     assert stock["per_second"] == gone["per_second"] == []
     assert (gone["ratio"], gone["verdict"], gone["memory_mb"]) == (None, None, None)
@@ -106,18 +99,11 @@ def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on()
     assert "gone: no such wheel" in "\n".join(lines(found))
 
 
-def test_an_error_that_nobody_foresaw_is_a_row_too() -> None:
-    turns = Turns(stock=10, mine=30)
-    turns.fail["stock"] = RuntimeError("what")
-    found = run([fake("stock"), fake("mine", OURS)], BENCH, LOAD, 1, None, lambda line: None, turns)
-    assert found["rows"][0]["error"] == "RuntimeError: what"
-
-
 def test_asked_to_end_the_rounds_so_far_are_the_result() -> None:
-    turns = Turns(stock=10, mine=30)
+    turns = Turns(stock=10, **{"ours-mine": 30})
     turns.end_after = 4
     said: list[str] = []
-    found = run([fake("stock"), fake("mine", OURS)], BENCH, LOAD, 9, None, said.append, turns)
+    found = run([fake("stock"), fake("ours-mine")], BENCH, LOAD, 9, None, said.append, turns)
     assert found["interrupted"]
     assert [len(row["per_second"]) for row in found["rows"]] == [2, 1]
     assert said[-1] == "stopped (SIGINT); the rounds so far count"
@@ -127,13 +113,11 @@ def test_the_archive_is_unpacked_and_removed_and_its_pictures_have_reference_lab
     pictures = Pictures("p", ("0.png", "1.png", "2.png"), (RED, GREEN, BLUE))
     with prepared(colour_archive, CONFIG) as bench:
         assert (bench.name, bench.precision, bench.labels) == ("colours", "fp32", 3)
-        asked = check(bench, pictures)
-        assert asked is not None
-        assert asked.labels == ("red", "green", "blue")
+        assert torchscript.labels(bench.model, pictures) == ["red", "green", "blue"]
         folder = bench.model
         assert folder.is_dir()
     assert not folder.exists()
-    assert check(bench, None) is None
+    assert OURS not in (fake("stock").kind, fake("our").kind)
 
 
 def test_what_is_no_archive_of_ours_is_said(tmp_path: Path) -> None:
@@ -147,14 +131,11 @@ def test_our_numbers_are_those_of_serve_up_and_the_command_line(colour_archive: 
     request = Request(colour_archive, colour_archive, overrides=Overrides(16, 1, 7))
     ours = next(peer for peer in request.peers() if peer.name == "ours-ray")
     assert (ours.numbers.batch, ours.numbers.workers, ours.numbers.delay_ms) == (16, 1, 7)
-    assert next(iter(request.known())) == "torchserve"
+    assert request.peers()[0].name == "torchserve"
 
 
-def test_impossible_numbers_are_refused_before_anything_starts(colour_archive: Path) -> None:
+def test_what_is_impossible_is_refused_before_anything_starts(colour_archive: Path) -> None:
     with pytest.raises(ConfigError, match="--rounds is 0"):
         compare(Request(colour_archive, colour_archive, rounds=0), print)
-
-
-def test_an_unknown_server_is_refused_before_anything_starts(colour_archive: Path) -> None:
     with pytest.raises(BeelineError, match="did you mean 'mosec'"):
         compare(Request(colour_archive, colour_archive, servers=("mosek",)), print)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.load.plan import Plan
+from bench.load import Plan
 from bench.pictures import Pictures
 
 PICTURES = Pictures("some/pictures", ("a.jpg", "b.png", "c"), (b"first" * 9, b"second" * 900, b"third" * 30_000))

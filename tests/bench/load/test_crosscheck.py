@@ -8,25 +8,12 @@ import shutil
 import pytest
 
 from beeline.errors import Undetermined
-from bench import wrk
 from bench.load import crosscheck
-from bench.load.crosscheck import CrossCheck, cross_check, tool_for
+from bench.load.crosscheck import CrossCheck, cross_check, tool_for, wrk
 from bench.pictures import Pictures
-from tests.bench.load.conftest import PICTURES, Arrival, Respond, Serve, answer, plan
+from tests.bench.load.conftest import PICTURES, Arrival, Serve, answer, good, plan
 
 ONE = Pictures("a.jpg", ("a.jpg",), (b"picture" * 1000,))
-
-
-def at_a_time(places: int) -> Respond:
-    """Answer so many requests at a time, each after 20 ms: its rate is the same for every client."""
-    free = asyncio.Semaphore(places)
-
-    async def respond(arrival: Arrival) -> bytes:
-        async with free:
-            await asyncio.sleep(0.02)
-        return answer(b"{}", "200 OK", *(["Connection: keep-alive"] if "HTTP/1.0" in arrival.head else []))
-
-    return respond
 
 
 @pytest.mark.server
@@ -36,14 +23,21 @@ def test_it_takes_turns_and_has_a_ratio(
 ) -> None:
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
+    free = asyncio.Semaphore(2)
+
+    async def respond(arrival: Arrival) -> bytes:
+        # Two at a time, each after 20 ms: the rate is the same for every client.
+        async with free:
+            await asyncio.sleep(0.02)
+        return answer(b"{}", "200 OK", *(["Connection: keep-alive"] if "HTTP/1.0" in arrival.head else []))
+
     monkeypatch.setattr(crosscheck, "_SHORTEST", 1.0)
-    server = serve(at_a_time(2))
+    server = serve(respond)
     found = cross_check(plan(server, pictures=pictures, clients=4), latency=0.04, rounds=1)
     assert found.tool == tool
     # Not a timing: a tool that counts wrongly, or sends something else, is far off.
     assert 0.5 < found.ratio < 2
-    sent = {arrival.body for arrival in server.arrivals}
-    assert sent == set(pictures.bodies)
+    assert {arrival.body for arrival in server.arrivals} == set(pictures.bodies)
     assert any("ApacheBench" in arrival.head for arrival in server.arrivals) is (tool == "ab")
 
 
@@ -57,31 +51,21 @@ def test_wrk_counts_what_is_not_200(serve: Serve) -> None:
         return answer(b"{}", "503 Busy" if arrival.index % 2 else "200 OK")
 
     server = serve(refuse)
-    turn = wrk.run(f"{server.url}/predictions/x", plan(server, clients=1).requests(), 2, 1.0)
-    assert 0 < turn.failed < len(server.arrivals)
+    assert 0 < wrk(plan(server, clients=2, seconds=1.0)).failed < len(server.arrivals)
 
 
 def test_a_tool_that_cannot_is_not_asked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def respond(arrival: Arrival) -> bytes:
-        return answer()
-
-    server = serve(respond)
+    server = serve(good)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert tool_for(plan(server, clients=1, pictures=ONE)) == "ab"
     assert tool_for(plan(server, clients=1)) == "wrk"
+    with pytest.raises(Undetermined, match=r"an answer takes 9\.5 s, too long"):
+        cross_check(plan(server, clients=1), latency=9.5)
     with pytest.raises(Undetermined, match="intended start"):
         tool_for(plan(server, rate=1.0))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(Undetermined, match="apt-get install"):
         tool_for(plan(server, clients=1))
-
-
-@pytest.mark.server
-def test_answers_that_take_too_long_for_a_turn_are_said(serve: Serve) -> None:
-    if not any(map(shutil.which, ("ab", "wrk"))):
-        pytest.skip("neither ab nor wrk is installed")
-    with pytest.raises(Undetermined, match=r"an answer takes 9\.5 s, too long"):
-        cross_check(plan(serve(at_a_time(1)), pictures=ONE, clients=1), latency=9.5)
 
 
 def test_within_five_per_cent_they_agree() -> None:

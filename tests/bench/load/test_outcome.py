@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.load.connection import Exchange
-from bench.load.outcome import Outcome
-from bench.load.plan import Plan
+from bench.load import Outcome, Plan
 from tests.bench.load.conftest import PICTURES
 
 
@@ -18,26 +16,34 @@ def outcome(**changes: float) -> Outcome:
     return made
 
 
-def exchange(start: float, end: float, status: int = 200, error: str | None = None) -> Exchange:
-    made = Exchange(start, b"")
-    made.end, made.status, made.error = end, status, error
-    return made
-
-
 def test_percentiles_are_numpys() -> None:
     made = outcome()
     latencies = np.random.default_rng(0).lognormal(3, 1, 777)
     for latency in latencies:
-        made.add(exchange(101.0, 101.0 + latency / 1000))
+        made.add(101.0, 101.0 + latency / 1000, 200)
     found = made.summary()
     for name, percentile in (("p50_ms", 50), ("p95_ms", 95), ("p99_ms", 99), ("max_ms", 100)):
         assert found[name] == pytest.approx(np.percentile(latencies, percentile), abs=0.002)
 
 
+def test_intervals_hold_the_percentile_they_are_of_as_often_as_they_say() -> None:
+    source, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        made = outcome()
+        for latency in source.exponential(0.1, 400):
+            made.add(101.0, 101.0 + latency, 200)
+        low, high = made.summary()["intervals_ms"]["p95_ms"]
+        held += low <= 100 * np.log(20) <= high
+    assert 0.9 < held / 200 < 1
+    few = outcome()
+    few.add(101.0, 101.1, 200)
+    assert few.summary()["intervals_ms"] == {"p50_ms": None, "p95_ms": None, "p99_ms": None}
+
+
 def test_requests_count_by_their_start_and_rates_by_the_answers_end() -> None:
     made = outcome()
     for start, end in ((99.0, 99.5), (99.9, 100.1), (105.0, 106.0), (109.9, 112.0), (110.1, 112.0)):
-        made.add(exchange(start, end))
+        made.add(start, end, 200)
     found = made.summary()
     assert found["requests"] == 2  # begun in the measured time
     assert found["per_second"] == pytest.approx(2 / 10)  # answered in it
@@ -46,13 +52,9 @@ def test_requests_count_by_their_start_and_rates_by_the_answers_end() -> None:
 
 def test_failures_are_all_that_is_not_200_and_only_200_have_a_latency() -> None:
     made = outcome()
-    for each in (
-        exchange(101.0, 101.1),
-        exchange(101.0, 103.0, 429),
-        exchange(101.0, 104.0, 503),
-        exchange(101.0, 105.0, 0, "Timeout"),
-    ):
-        made.add(each)
+    answers: tuple[int | str, ...] = (200, 429, 503, "Timeout")
+    for end, answer in zip((101.1, 103.0, 104.0, 105.0), answers, strict=True):
+        made.add(101.0, end, answer)
     found = made.summary()
     assert found["statuses"] == {"200": 1, "429": 1, "503": 1}
     assert found["errors"] == {"Timeout": 1}
@@ -75,9 +77,7 @@ def test_an_empty_one_has_no_percentiles() -> None:
     ("name", "waiting", "growing"),
     [
         ("steady", lambda second: 20, False),
-        ("up and down", lambda second: 20 + 15 * (int(10 * second) % 2), False),
         ("a burst that is worked off", lambda second: 200 if 4 < second < 6 else 3, False),
-        ("shrinks", lambda second: 300 - 30 * second, False),
         ("a tenth of 300 arrivals a second is left", lambda second: 10 + 30 * second, True),
         ("within chance of 300 arrivals a second", lambda second: 10 + 5 * second, False),
     ],
@@ -95,5 +95,5 @@ def test_a_backlog_grows_when_it_rises_by_more_than_chance(name: str, waiting: o
 def test_a_rate_that_is_held_only_with_failures_is_said() -> None:
     made = outcome(rate=300.0)
     made.waiting = [(100 + tick, 1) for tick in range(10)]
-    made.add(exchange(101.0, 101.1, 429))
+    made.add(101.0, 101.1, 429)
     assert made.sentence().endswith("the server does not hold 300/s without failures")

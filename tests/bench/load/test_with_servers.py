@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.load.plan import Plan
-from bench.load.run import run
-from bench.load.target import resolve
+from bench.load import Plan, run
+from bench.load.measure import resolve
 from bench.pictures import Pictures
 from serve.addresses import Ports
 from serve.config import Overrides

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import http.server
 import json
+import os
 import random
 import shutil
 import signal
@@ -20,15 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 import requests
 
 from beeline.errors import BeelineError
 from host import processes
-from serve.gateway import nginx, runtime
+from serve.gateway import runtime
+from serve.gateway.nginx import Choice, choose, listening
 from serve.gateway.settings import Backend, Name, Settings, Tls
-from serve.ports import settle
-from serve.values import Address
+from serve.ports import Address, settle
 
 ROOT = Path(__file__).resolve().parents[3]
 ONE_READY = {"workers": 1, "ready": 1}
@@ -305,14 +307,21 @@ class Site:
             time.sleep(0.05)
 
     def _reached(self, members: list[str]) -> bool:
-        """Whether nginx really shares the load among these: it reads the file a moment after it is written."""
+        """Whether nginx really shares the load among these, and no worker of before does otherwise.
+
+        It reads the file a moment after it is written; and for a tenth of a second the old workers go on accepting
+        beside the new ones, so that a request may meet the group of before.
+        """
+        master = psutil.Process(int((self.settings.folder / "nginx.pid").read_text()))
+        if sum(map(listening, master.children())) != self.settings.processes:
+            return False
         requests.post(f"{self.url}/predictions/shared", data="a picture", timeout=30)
         alive = [each for each in self.backends if each.backend.inference.removeprefix("http://") in members]
         return all("/predictions/shared" in each.seen for each in alive)
 
-    def raw(self, *parts: bytes, pause: float = 0.0) -> bytes:
-        """Send bytes as they are and return all that comes back until the connection ends or 5 s are over."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+    def raw(self, *parts: bytes, pause: float = 0.0, port: int | None = None, patience: float = 5.0) -> bytes:
+        """Send bytes as they are and return all that comes back until the connection ends or is silent for so long."""
+        with socket.create_connection(("127.0.0.1", port or self.port), timeout=patience) as connection:
             for part in parts:
                 connection.sendall(part)
                 time.sleep(pause)
@@ -328,7 +337,7 @@ class Site:
         """Return the access log once it tells of so many predictions: nginx writes it once a second."""
         deadline = time.monotonic() + 30
         while True:
-            text = (self.settings.logs / nginx.ACCESS_LOG).read_text(encoding="utf-8")
+            text = self.settings.access_log.read_text(encoding="utf-8")
             lines = [json.loads(line) for line in text.splitlines()]
             if sum("/predictions/" in line["request"] for line in lines) >= requests_seen:
                 return lines
@@ -339,9 +348,28 @@ class Site:
 Gateway = Callable[..., Site]
 
 
-def development(kind: str) -> dict[str, object]:
-    """Return the settings that make a gateway of that kind, nginx or development."""
-    return {} if kind == "nginx" else {"program": None, "version": "aiohttp"}
+WHOSE = ("the system's", "the set-up's")
+# For tests, or files of tests, that run with both; the others run with the system's.
+both = pytest.mark.parametrize("whose", WHOSE, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def whose(request: pytest.FixtureRequest) -> str:
+    """Return whose nginx is meant, one of `WHOSE`."""
+    return str(getattr(request, "param", WHOSE[0]))
+
+
+def environment(whose: str) -> dict[str, str]:
+    """Return an environment where that nginx is found: the set-up's only where the PATH leads to none."""
+    found = {name: value for name, value in os.environ.items() if name != "BEELINE_NGINX"}
+    return found if whose == WHOSE[0] else {**found, "PATH": "/nowhere"}
+
+
+def nginx_of(whose: str) -> Choice:
+    """Return that nginx."""
+    found = choose("nginx", environment(whose))
+    assert whose in found.sentence, f"{found.sentence}; these tests need both: apt-get install nginx"
+    return found
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -401,15 +429,15 @@ def start(
     module: Sequence[str] = ("serve.gateway",),
     models: Sequence[str] = ("fake",),
     counts: Path | None = None,
+    whose: str = WHOSE[0],
     **changes: Any,
 ) -> Site:
-    """Start a gateway over so many stand-ins; `changes` replace settings. nginx must be installed.
+    """Start a gateway over so many stand-ins; `changes` replace settings.
 
     `module` is what is run with the runtime folder: its name, and arguments before that. `models` are what they serve,
     `counts` the folder in which their workers count.
     """
-    found = nginx.find_nginx()
-    assert found is not None, "these tests need nginx: apt-get install nginx"
+    found = nginx_of(whose)
     # Started by root, nginx's workers are nobody. pytest keeps its own folders to its user, and every
     # session that starts closes them again.
     folder = Path(tempfile.mkdtemp(prefix="beeline-test-"))
@@ -420,7 +448,7 @@ def start(
     public, metrics, tls = settle([(Address("127.0.0.1", 0, scheme), "") for scheme in ("http", "http", "https")])
     if "tls" in changes:
         changes["tls"] = Tls(tls, *changes["tls"])
-    given = {"program": found[0], "version": found[1], "listen": (public,), "metrics": metrics, **changes}
+    given = {"program": found.program, "version": found.version, "listen": (public,), "metrics": metrics, **changes}
     known = tuple(dataclasses.replace(each.backend, counts=str(counts) if counts else None) for each in stand_ins)
     settings = settings_of(folder, known, **given)
     runtime.lay_out(settings)
@@ -448,12 +476,12 @@ def stop(site: Site) -> None:
 
 
 @pytest.fixture
-def gateway(make_fake: MakeArchive) -> Iterator[Gateway]:
+def gateway(make_fake: MakeArchive, whose: str) -> Iterator[Gateway]:
     """Start gateways, each as `start` does."""
     started: list[Site] = []
 
     def begin(*arguments: Any, **changes: Any) -> Site:
-        started.append(start(make_fake, *arguments, **changes))
+        started.append(start(make_fake, *arguments, **{"whose": whose, **changes}))
         return started[-1]
 
     yield begin
@@ -462,9 +490,9 @@ def gateway(make_fake: MakeArchive) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="module")
-def gateway_once(make_fake: MakeArchive) -> Iterator[Site]:
+def gateway_once(make_fake: MakeArchive, whose: str) -> Iterator[Site]:
     """One gateway for all tests of a file that leave it as it was."""
-    site = start(make_fake)
+    site = start(make_fake, whose=whose)
     yield site
     stop(site)
 

@@ -11,22 +11,17 @@ import pytest
 import requests
 
 from serve.gateway import runtime
-from serve.gateway.kinds import choose
-from tests.serve.gateway.conftest import Cluster, Gateway, Site
+from tests.serve.gateway.conftest import Cluster, Gateway, Site, both
 from tests.serve.gateway.test_discovery import wait_for
 from tests.serve.gateway.test_remote_backends import members
 
 pytestmark = pytest.mark.server
 
 
-def development(kind: str) -> dict[str, object]:
-    return {} if kind == "nginx" else {"program": None, "version": choose("development").version}
-
-
-@pytest.mark.parametrize("kind", ["nginx", "development"])
-def test_predictions_are_let_through_after_ping_says_no(gateway: Gateway, kind: str) -> None:
+@both
+def test_predictions_are_let_through_after_ping_says_no(gateway: Gateway) -> None:
     # Long enough that a slow machine's next requests come before its end.
-    site = gateway(drain=20, stop=30, deadline=60, **development(kind))
+    site = gateway(drain=20, stop=30, deadline=60)
     began = time.monotonic()
     site.process.send_signal(signal.SIGTERM)
     assert site.wait_until(ready=False) == {
@@ -45,9 +40,9 @@ def test_predictions_are_let_through_after_ping_says_no(gateway: Gateway, kind: 
         site.predict()
 
 
-@pytest.mark.parametrize("kind", ["nginx", "development"])
-def test_what_is_under_way_too_long_is_cut(gateway: Gateway, kind: str) -> None:
-    site = gateway(stop=1, deadline=30, **development(kind))
+@both
+def test_what_is_under_way_too_long_is_cut(gateway: Gateway) -> None:
+    site = gateway(stop=1, deadline=30)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         last = pool.submit(site.predict, "sleep 20")
         wait_for(lambda: site.backends[0].busy > 0)

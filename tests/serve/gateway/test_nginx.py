@@ -9,7 +9,7 @@ import pytest
 
 from serve.gateway import runtime
 from serve.gateway.settings import Backend
-from serve.values import Address
+from serve.ports import Address
 from tests.serve.gateway.conftest import settings_of
 
 BACKEND = Backend("http://127.0.0.1:1", "http://127.0.0.1:2")

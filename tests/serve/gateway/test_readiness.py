@@ -20,7 +20,7 @@ from beeline.answer import Answer
 from beeline.metrics import Metrics
 from host import processes
 from serve.gateway.prober import _STUCK
-from tests.serve.gateway.conftest import Gateway, Site, StandIn, certificate, development, wait_for
+from tests.serve.gateway.conftest import Gateway, Site, StandIn, both, certificate, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -48,9 +48,9 @@ def test_ready_is_workers_and_a_golden_picture(gateway: Gateway) -> None:
     assert site.predict().status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["nginx", "development"])
-def test_one_model_that_fails_closes_no_other(gateway: Gateway, kind: str) -> None:
-    site = gateway(models=("fake", "other"), **development(kind))
+@both
+def test_one_model_that_fails_closes_no_other(gateway: Gateway) -> None:
+    site = gateway(models=("fake", "other"))
     server = site.backends[0]
 
     def asked() -> tuple[int, int, int]:
@@ -95,6 +95,7 @@ def test_an_answer_of_another_form_is_no_readiness_and_stops_no_watch(gateway: G
     assert "does not answer" in site.wait_until(ready=False)["reason"]
 
 
+@both
 def test_a_reload_cuts_nothing_that_is_under_way(gateway: Gateway) -> None:
     site = gateway(backends=2, deadline=60)
     site.wait_until_members(2)
@@ -143,6 +144,7 @@ def test_a_gateway_ends_though_a_golden_picture_is_never_answered(gateway: Gatew
     assert not server.released.is_set()
 
 
+@both
 def test_a_reload_that_nginx_refuses_is_said_and_tried_again(gateway: Gateway) -> None:
     site = gateway(backends=2)
     site.wait_until_members(2)
@@ -164,6 +166,7 @@ def test_a_reload_that_nginx_refuses_is_said_and_tried_again(gateway: Gateway) -
     wait_for(left_out)
 
 
+@both
 def test_the_load_is_shared_and_a_dead_server_is_taken_out(gateway: Gateway) -> None:
     site = gateway(backends=3, in_flight=20)
     site.wait_until_members(3)
@@ -178,6 +181,7 @@ def test_the_load_is_shared_and_a_dead_server_is_taken_out(gateway: Gateway) -> 
     assert site.backends[1].backend.inference.removeprefix("http://") not in members
 
 
+@both
 def test_what_is_on_its_way_is_answered_before_the_end(gateway: Gateway) -> None:
     site = gateway()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -190,27 +194,30 @@ def test_what_is_on_its_way_is_answered_before_the_end(gateway: Gateway) -> None
         site.predict()
 
 
+@both
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nginx_ends_with_its_parent_however_that_ends(gateway: Gateway, number: signal.Signals) -> None:
     site = gateway()
-    assert len(nginx_of(site)) >= 2
+    assert len(running_nginx(site)) >= 2
     site.process.send_signal(number)
     site.process.wait(timeout=30)
     deadline = time.monotonic() + 10
-    while nginx_of(site):
+    while running_nginx(site):
         assert time.monotonic() < deadline, "nginx outlived its parent"
         time.sleep(0.05)
 
 
+@both
 def test_a_killed_nginx_ends_the_process_and_leaves_nothing(gateway: Gateway) -> None:
     """The supervisor above starts it anew."""
     site = gateway()
     master = int((site.settings.folder / "nginx.pid").read_text())
     os.kill(master, signal.SIGKILL)
     assert site.process.wait(timeout=30) == 1
-    assert nginx_of(site) == []
+    assert running_nginx(site) == []
 
 
+@both
 def test_tls_with_a_mounted_certificate(gateway: Gateway, tmp_path: Path) -> None:
     chain, key = certificate(tmp_path)
     site = gateway(tls=(chain, key))
@@ -230,6 +237,6 @@ def test_tls_with_a_mounted_certificate(gateway: Gateway, tmp_path: Path) -> Non
     assert (plain_http.status_code, plain_http.json()["type"]) == (400, "BadRequest")
 
 
-def nginx_of(site: Site) -> list[psutil.Process]:
+def running_nginx(site: Site) -> list[psutil.Process]:
     found = processes.marked("no such variable", "-", site.settings.folder)
     return [each for each in found if each.name() == "nginx"]

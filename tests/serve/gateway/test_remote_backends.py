@@ -20,9 +20,9 @@ import requests
 from beeline.errors import ConfigError
 from host import processes
 from serve.addresses import Ports
-from serve.gateway import remote_backends
+from serve.gateway import backends
 from serve.gateway.settings import Settings
-from serve.values import Address
+from serve.ports import Address
 from tests.serve.gateway.conftest import Cluster, Peer, Site
 from tests.serve.gateway.test_discovery import wait_for
 
@@ -323,7 +323,7 @@ def test_the_command_stands_before_what_a_variable_names(tmp_path: Path) -> None
 )
 def test_backends_that_are_no_name_and_port(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"--backends is {url!r}; allowed: http://NAME:PORT")):
-        remote_backends.run(url, tmp_path / "config.properties", Ports(), print, {})
+        backends.discover(url, tmp_path / "config.properties", Ports(), print, {})
 
 
 @pytest.mark.parametrize(
@@ -339,11 +339,11 @@ def test_backends_that_are_no_name_and_port(url: str, tmp_path: Path) -> None:
 def test_the_router_is_in_the_kernels_table(tmp_path: Path, rows: str, found: list[str]) -> None:
     table = tmp_path / "route"
     table.write_text(f"Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n{rows}")
-    assert remote_backends.default_route(table) == found
+    assert backends.default_route(table) == found
 
 
 def test_no_table_is_no_router(tmp_path: Path) -> None:
-    assert remote_backends.default_route(tmp_path / "nothing") == []
+    assert backends.default_route(tmp_path / "nothing") == []
 
 
 @pytest.mark.server
@@ -363,11 +363,11 @@ def management_from(folder: Path, monkeypatch: pytest.MonkeyPatch, variables: di
 
     lay_out: Callable[[Settings], None] = keep
     monkeypatch.setattr("serve.gateway.runtime.lay_out", lay_out)
-    monkeypatch.setattr(remote_backends, "default_route", lambda: ["172.18.0.1"])
+    monkeypatch.setattr(backends, "default_route", lambda: ["172.18.0.1"])
     environ = {**os.environ, "BEELINE_STATE": str(folder), **variables}
     file = ROOT / "config" / "config.properties"
     with pytest.raises(KeyboardInterrupt):
-        remote_backends.run("http://backend:8080", file, Ports(0), print, environ)
+        backends.discover("http://backend:8080", file, Ports(0), print, environ)
     assert kept[0].name is not None
     assert (kept[0].name.host, kept[0].name.port, kept[0].name.management_port) == ("backend", 8080, 8081)
     assert isinstance(kept[0].management, Address)

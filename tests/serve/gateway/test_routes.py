@@ -16,15 +16,15 @@ import requests
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.instance.child import Running
-from serve.ports import settle
+from serve.ports import Address, settle
 from serve.servers.torchserve import TorchServe
 from serve.up import Request, up
-from serve.values import Address
 from tests.conftest import RED
-from tests.serve.gateway.conftest import certificate
+from tests.serve.gateway.conftest import both, certificate, environment
 
 pytestmark = [
     pytest.mark.server,
+    both,
     # The certificate is this test's own.
     pytest.mark.filterwarnings("ignore:Unverified HTTPS request"),
 ]
@@ -105,28 +105,25 @@ def metrics_on(port: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def running(
-    colour_archive: Path, tmp_path_factory: pytest.TempPathFactory, metrics_port: int
+    colour_archive: Path, tmp_path_factory: pytest.TempPathFactory, metrics_port: int, whose: str
 ) -> Iterator[dict[str, Running]]:
-    """Both servers behind nginx, with every port that there is, and one behind the development proxy."""
+    """Both servers behind nginx, with every port that there is."""
     found = {}
     folder = tmp_path_factory.mktemp("state")
-    environ = {**os.environ, "BEELINE_STATE": str(folder)}
+    environ = {**environment(whose), "BEELINE_STATE": str(folder)}
     chain, key = certificate(folder)
     tls = f"beeline_tls_address=https://127.0.0.1:0\nbeeline_tls_certificate={chain}\nbeeline_tls_key={key}\n"
     (folder / "tls.properties").write_text(tls)
-    (folder / "plain.properties").write_text("")
     try:
-        for name in (*TITLES, "development"):
-            gateway = "development" if name == "development" else "nginx"
+        for name in TITLES:
             asked = Request(
-                "torchserve" if name == "development" else name,
+                name,
                 (str(colour_archive),),
                 colour_archive.parent,
-                folder / ("plain.properties" if name == "development" else "tls.properties"),
+                folder / "tls.properties",
                 name,
                 Overrides(workers=1),
                 Ports(0, page=0),
-                gateway,
             )
             with metrics_on(metrics_port) if name == "torchserve" else contextlib.nullcontext():
                 found[name] = up(asked, print, environ)
@@ -195,14 +192,11 @@ def test_only_predictions_ping_and_catalog_are_let_through(running: dict[str, Ru
 
 def test_management_is_reached_from_no_published_port(running: dict[str, Running]) -> None:
     """By path, by a Host that names it, and by an absolute address; page, API, TLS and metrics."""
-    for name, each in running.items():
+    for each in running.values():
         state = each.state
         before = requests.get(f"{state.management}/models/colours", timeout=30).json()
-        ports = {port: state.addresses[port] for port in ("inference", "page", "metrics", "tls")}
-        assert (ports["tls"] is None) == (name == "development")
-        published = {port: url for port, url in ports.items() if url is not None}
-        assert len(published) == (3 if name == "development" else 4)
-        for url in published.values():
+        for url in (state.addresses[port] for port in ("inference", "page", "metrics", "tls")):
+            assert url is not None
             for path in ("/models/colours", "//models/colours", "/predictions/..;/models/colours", "/%6dodels/colours"):
                 for host in (state.management, str(state.addresses["management"])):
                     for headers in ({}, {"Host": host.removeprefix("http://")}, {"X-Original-URL": "/models"}):

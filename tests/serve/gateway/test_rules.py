@@ -11,9 +11,9 @@ import time
 import pytest
 import requests
 
-from tests.serve.gateway.conftest import Gateway, Site, at_once, development, wait_for
+from tests.serve.gateway.conftest import Gateway, Site, at_once, both, wait_for
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, both]
 
 
 def reached(site: Site, path: str, times: int) -> bool:
@@ -139,6 +139,16 @@ def test_a_smuggled_request_is_refused_and_reaches_nobody(gateway_once: Site, re
     assert set(since) == {"/predictions/fake"}
 
 
+def test_a_client_that_asks_first_is_told_to_go_on(gateway_once: Site) -> None:
+    start = f"{START}Connection: close\r\nExpect: 100-continue\r\nContent-Length: "
+    with socket.create_connection(("127.0.0.1", gateway_once.port), timeout=5) as connection:
+        connection.sendall(f"{start}4\r\n\r\n".encode())
+        assert connection.recv(99).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(b"body")
+        assert connection.recv(999).startswith(b"HTTP/1.1 200 ")
+    assert gateway_once.raw(f"{start}999999\r\n\r\n".encode()).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_body_goes_on_only_when_it_is_complete(gateway_once: Site) -> None:
     """Cut in the middle: the server behind never hears of it."""
     seen = gateway_once.backends[0].seen.count("/predictions/cut")
@@ -177,14 +187,13 @@ def test_whoever_hangs_up_keeps_his_place_until_the_server_has_answered(gateway:
     assert requests.get(f"{site.url}/ping", timeout=5).status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["nginx", "development"])
 @pytest.mark.parametrize(
     "said",
     [" application/x-www-form-urlencoded", " multipart/form-data; boundary=b", "\tmultipart/form-data; boundary=b"],
 )
-def test_no_body_is_a_form_to_the_servers(gateway: Gateway, kind: str, said: str) -> None:
+def test_no_body_is_a_form_to_the_servers(gateway: Gateway, said: str) -> None:
     """So curl --data-binary calls it one, to which both servers answer 500; and nginx leaves a tab where it was."""
-    site = gateway(**development(kind))
+    site = gateway()
     head = (
         f"POST /predictions/fake HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 4\r\nContent-Type:{said}"
     )
@@ -300,9 +309,8 @@ def test_the_access_log_is_json_with_the_timings(gateway: Gateway) -> None:
     assert line["backend"] == site.backends[0].backend.inference.removeprefix("http://")
 
 
-@pytest.mark.parametrize("kind", ["nginx", "development"])
-def test_the_access_log_is_json_whatever_bytes_come(gateway: Gateway, kind: str) -> None:
-    site = gateway(**development(kind))
+def test_the_access_log_is_json_whatever_bytes_come(gateway: Gateway) -> None:
+    site = gateway()
     head = b"Host: x\r\nConnection: close\r\nContent-Length: 1\r\nUser-Agent: \xff\xc3(\r\n\r\nx"
     assert site.raw(b"POST /predictions/fake HTTP/1.1\r\n" + head).split()[1] == b"200"
     odd = site.raw(b"POST /predictions/fake?\xe4\xff HTTP/1.1\r\n" + head).split()[1]

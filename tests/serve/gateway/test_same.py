@@ -9,7 +9,7 @@ import pytest
 from archive.store import find
 from beeline.errors import BeelineError
 from serve import config, properties
-from serve.gateway import local_backends
+from serve.gateway import backends
 from serve.instance import State
 from tests.serve.conftest import MakeArchive
 
@@ -57,7 +57,7 @@ def test_limits_and_batches_are_those_of_the_servers(
         server(tmp_path, "two", "job_queue_size=40\nbeeline_max_image_bytes=4000\nbeeline_deadline_seconds=9\n"),
     ]
     mine = config.resolve(own, (), config.Overrides(), {}, 2, 0)
-    found = local_backends.common(mine, states, find(tmp_path / "one" / "store"))
+    found = backends.common(mine, states, find(tmp_path / "one" / "store"))
     numbers = {name: setting.value for name, setting in found.numbers.items()}
     assert numbers["job_queue_size"] == 40
     assert numbers["beeline_requests_per_second"] == 400
@@ -72,14 +72,14 @@ def test_servers_of_different_models_are_no_group(tmp_path: Path, make_fake: Mak
     make_fake(tmp_path / "two" / "store", "other")
     states = [server(tmp_path, name, "") for name in ("one", "two")]
     with pytest.raises(BeelineError, match=r"two \(torchserve\) serves other.mar, one .* servers that serve the same"):
-        local_backends.check_same(states)
+        backends.check_same(states)
 
 
 def test_archives_of_one_name_are_to_be_the_same_file(tmp_path: Path, make_fake: MakeArchive) -> None:
     make_fake(tmp_path / "one" / "store")
     make_fake(tmp_path / "two" / "store")
     states = [server(tmp_path, name, "") for name in ("one", "two")]
-    local_backends.check_same(states)
+    backends.check_same(states)
     make_fake(tmp_path / "two" / "store", label="blue")
     with pytest.raises(BeelineError, match=r"two serves fake\.mar with sha256 \w{12}, one another one with \w{12}"):
-        local_backends.check_same(states)
+        backends.check_same(states)

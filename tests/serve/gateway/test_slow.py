@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.serve.gateway.conftest import Gateway, Site, wait_for
+from tests.serve.gateway.conftest import Gateway, Site, both, wait_for
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, both]
 # All of 127/8 is this machine: each such address is another client's.
 SLOW, OTHER = "127.0.0.2", "127.0.0.3"
 
@@ -97,6 +97,15 @@ def test_half_a_header_is_given_up_and_keeps_nobody_out(gateway: Gateway) -> Non
         assert site.predict().status_code == 200
         assert requests.get(f"{site.url}/ping", timeout=30).status_code == 200
         assert {connection.recv(99)[9:12] for connection in slow} <= {b"408", b""}
+
+
+def test_a_body_that_stops_is_given_up(gateway: Gateway) -> None:
+    """Nginx answers nothing to it; the log has 408."""
+    head = b"POST /predictions/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
+    site = gateway()
+    assert site.raw(head, patience=30) == b""
+    assert [line["status"] for line in site.log() if "slow" in line["request"]] == [408]
+    assert "/predictions/slow" not in site.backends[0].seen
 
 
 def test_slow_clients_hold_none_of_the_servers_places(gateway: Gateway) -> None:

@@ -25,20 +25,20 @@ from serve.addresses import Ports
 from serve.config import Overrides
 from serve.instance.child import Running
 from serve.scale import scale
-from serve.status import status
+from serve.status import lines, status
 from serve.up import Request, up
 from tests.conftest import BLUE, RED
-from tests.serve.gateway.conftest import at_once, wait_for
+from tests.serve.gateway.conftest import WHOSE, at_once, environment, wait_for
 
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(scope="module", params=[("torchserve", "nginx"), ("mms", "nginx"), ("torchserve", "development")])
+@pytest.fixture(scope="module", params=[("torchserve", WHOSE[0]), ("mms", WHOSE[0]), ("torchserve", WHOSE[1])])
 def running(
     request: pytest.FixtureRequest, colour_archive: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     """A server behind a gateway; its tests leave it ready with one worker."""
-    server, gateway = request.param
+    server, whose = request.param
     # A store with samples of another model of that name and version; those beside the archive count.
     store = tmp_path_factory.mktemp("store")
     (store / "samples" / "colours" / "1.0").mkdir(parents=True)
@@ -49,12 +49,12 @@ def running(
         server,
         (str(colour_archive),),
         store,
-        name=f"{server}-{gateway}",
         overrides=Overrides(workers=1, batch_size=4, max_batch_delay=20),
         ports=Ports(0, page=0),
-        gateway=gateway,
     )
-    with up(asked, print, {**os.environ, "BEELINE_STATE": str(tmp_path_factory.mktemp("state"))}) as server_up:
+    environ = {**environment(whose), "BEELINE_STATE": str(tmp_path_factory.mktemp("state"))}
+    with up(asked, print, environ) as server_up:
+        assert whose in server_up.state.gateway_program
         yield server_up
 
 
@@ -77,7 +77,7 @@ def test_the_catalog_says_what_is_served_and_samples_are_answered(running: Runni
     (model,) = catalog["models"]
     assert (model["name"], model["batch_size"], model["max_batch_delay_ms"]) == ("colours", 4, 20)
     assert catalog["limits"] == {"bytes": 20_000_000, "pixels": 50_000_000, "in_flight": 200, "deadline_s": 60}
-    assert catalog["gateway"]["kind"] == running.state.gateway_kind
+    assert catalog["gateway"]["kind"] == running.state.gateway_kind == "nginx"
     assert "another store" not in str(model["samples"])
     for sample in model["samples"]:
         picture = requests.get(f"{url}{sample['url']}", timeout=30).content
@@ -231,9 +231,9 @@ def test_a_request_that_is_smuggled_oversized_slow_or_cut_harms_only_itself(runn
     assert "hidden" not in requests.get(f"{running.state.management}/models", timeout=30).text
 
 
-@pytest.mark.parametrize("server", ["torchserve", "mms"])
+@pytest.mark.parametrize(("server", "whose"), [("torchserve", WHOSE[0]), ("mms", WHOSE[0]), ("torchserve", WHOSE[1])])
 def test_many_more_clients_than_it_holds_are_told_to_come_back(
-    colour_archive: Path, tmp_path: Path, server: str
+    colour_archive: Path, tmp_path: Path, server: str, whose: str
 ) -> None:
     numbers = tmp_path / "config.properties"
     numbers.write_text("job_queue_size=8\nbeeline_requests_per_second=100000\n")
@@ -245,9 +245,8 @@ def test_many_more_clients_than_it_holds_are_told_to_come_back(
         numbers,
         overrides=overrides,
         ports=Ports(0),
-        gateway="nginx",
     )
-    with up(asked, print, {**os.environ, "BEELINE_STATE": str(tmp_path / "state")}) as running_up:
+    with up(asked, print, {**environment(whose), "BEELINE_STATE": str(tmp_path / "state")}) as running_up:
         before, url = workers(running_up), f"{running_up.state.inference}/predictions/colours"
         answers = at_once([lambda: requests.post(url, data=RED, timeout=90)] * 200)
         codes = Counter(answer.status_code for answer in answers)
@@ -326,11 +325,11 @@ def test_a_killed_gateway_is_started_anew(running: Running) -> None:
 
 
 def test_status_names_gateway_and_addresses(running: Running) -> None:
-    seen = status_of(running)
-    assert seen["gateway"] == running.state.gateway_kind
-    kinds = {each["kind"] for each in seen["processes"]}
-    assert {"supervisor", "java", "gateway", "worker"} <= kinds
-    assert ("nginx" in kinds) == (running.state.gateway_kind == "nginx")
+    seen = status(running.instance.folder.parent, running.instance.name)
+    assert seen["servers"][0]["gateway"] == running.state.gateway_kind
+    kinds = {each["kind"] for each in seen["servers"][0]["processes"]}
+    assert {"supervisor", "java", "gateway", "nginx", "worker"} <= kinds
+    assert f"  gateway: {running.state.gateway_program}; page http" in "\n".join(lines(seen))
 
 
 def test_a_gateway_that_cannot_start_says_why(

@@ -17,8 +17,7 @@ import pytest
 from beeline.errors import BeelineError
 from host import processes
 from serve import instance
-from serve.down import down
-from serve.instance import MARK, Instance, State, supervisor
+from serve.instance import MARK, Instance, State, down, supervisor
 from serve.status import status
 from tests.serve.conftest import wait_until
 

@@ -54,7 +54,7 @@ def test_torchserve_gets_its_numbers_from_its_file(resolved: config.Configuratio
 
 
 @pytest.mark.parametrize("kind", [TorchServe(), Mms()])
-@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400"), ("development", "400")])
+@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400")])
 def test_behind_a_gateway_the_queue_has_room_for_what_is_left_in_it(
     kind: protocol.Server, gateway: str, queue: str, resolved: config.Configuration, places: Places
 ) -> None:
