@@ -48,7 +48,7 @@ class Listed:
     entry: Entry | None
 
 
-def find(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
+def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
     """Return the archives named by `wanted`, else every one in `store`.
 
     Args:

@@ -149,7 +149,7 @@ def line_of(rows: Sequence[Row], stage: str) -> Fit | None:
     return fit([(row.batch, row.stages[stage].median_ms) for row in rows if row.error is None])
 
 
-class Worker(Sandbox):
+class TimedSandbox(Sandbox):
     """The sandbox of a plan's archive; `about` is what it says of the model."""
 
     def __init__(self, plan: Plan) -> None:
@@ -158,14 +158,14 @@ class Worker(Sandbox):
         # Only a path that ends so is taken for one, not for a name in a store.
         if path.suffix != ".mar":
             raise ArchiveError(f"{plan.archive} is no .mar file; build one with `beeline archive build`")
-        store.find(path.parent, (str(path),))
+        store.find_archives(path.parent, (str(path),))
         # A row of one picture has as many threads as the others.
         threads = dict.fromkeys(("BEELINE_THREADS", "BEELINE_LONE_THREADS"), str(plan.threads))
         environment = {"BEELINE_DEVICE": plan.device, **threads}
         super().__init__(path, load_seconds=plan.patience, batch_seconds=plan.patience, environment=environment)
         self.plan = plan
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> TimedSandbox:
         super().__enter__()
         limit = self.plan.memory_mb
         memory = int(machine.free_memory() * _MOST_MEMORY) if limit is None else limit << 20
@@ -231,7 +231,7 @@ def measure(plan: Plan, watch: Callable[[Row], None] = lambda row: None) -> tupl
         rows.append(row)
         watch(row)
 
-    with Worker(plan) as worker:
+    with TimedSandbox(plan) as worker:
         try:
             ended = grow(worker.measure, plan.least, plan.most, keep)
         except Interrupted as error:

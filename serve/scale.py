@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archive.mar import Archive
-from archive.store import find
+from archive.store import find_archives
 from beeline.errors import BeelineError, Undetermined, did_you_mean
 from serve import servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
@@ -191,4 +191,4 @@ def _settings(state: State, model: str) -> ModelSettings:
 def _archive(state: State, settings: ModelSettings) -> Archive:
     """Read the archive as it is served, which may have been built anew since."""
     store = Path(state.temporary) / "store"
-    return find(store, [settings.archive])[0]
+    return find_archives(store, [settings.archive])[0]

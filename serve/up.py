@@ -131,7 +131,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
 
 
 def _archives(kind: Server, request: Request) -> tuple[Archive, ...]:
-    archives = store.find(request.store, request.wanted, request.listed)
+    archives = store.find_archives(request.store, request.wanted, request.listed)
     names = store.names(archives)
     if not kind.versions and len(names) < len(archives):
         raise BeelineError(

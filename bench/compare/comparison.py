@@ -69,7 +69,7 @@ class Request:
         Raises:
             ArchiveError: for an archive that is not there. ConfigError: for a number out of range.
         """
-        found, cores = store.find(self.archive.parent, (str(self.archive),)), machine.cores()
+        found, cores = store.find_archives(self.archive.parent, (str(self.archive),)), machine.cores()
         read = properties.load(self.config_file, os.environ)
         resolved = config.resolve(read, found, self.overrides, os.environ, cores, gpus=0)
         (model,) = resolved.models
@@ -95,7 +95,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Measurement:
     """What one turn found: good answers a second, ms, failed requests, MB, seconds.
 
     `agreement` is None where it was not asked; `restarts` counts starts that ended before the first answer.
@@ -111,7 +111,7 @@ class Turn:
     restarts: int = 0
 
 
-Take = Callable[[Peer, Bench, Load, Check | None], Turn]
+Take = Callable[[Peer, Bench, Load, Check | None], Measurement]
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Entry:
     """One server of a comparison and its turns so far; `error` ends it."""
 
     peer: Peer
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Measurement] = field(default_factory=list)
     error: str | None = None
 
     @property
@@ -161,7 +161,7 @@ def prepared(archive: Path, config_file: Path, reference: Path | None = None) ->
     Raises:
         ArchiveError: for an archive that is none of Beeline's, or that cannot be converted.
     """
-    (found,) = store.find(archive.parent, (str(archive.resolve()),))
+    (found,) = store.find_archives(archive.parent, (str(archive.resolve()),))
     with tempfile.TemporaryDirectory(prefix="beeline-compare-") as scratch:
         model = plain = Path(scratch) / "model"
         spec = plain_spec = _unpack(archive, model)
@@ -240,7 +240,7 @@ def run(
     }
 
 
-def take(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Turn:
+def take(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Measurement:
     """Run one turn; the server is stopped at its end whatever happens.
 
     Raises:
@@ -268,7 +268,7 @@ def take(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Turn:
             figures = load.run(plan).summary()
             server.check()
             counts = figures["good_per_second"], figures["p95_ms"], figures["failed"]
-            return Turn(*counts, server.memory_mb(), ready, server.threads(), agreement, restarts)
+            return Measurement(*counts, server.memory_mb(), ready, server.threads(), agreement, restarts)
     raise AssertionError("the second attempt returns or raises")
 
 

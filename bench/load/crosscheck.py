@@ -39,7 +39,7 @@ end
 
 
 @dataclass(frozen=True)
-class Turn:
+class Rate:
     """Requests a second, and how many were not answered 200."""
 
     per_second: float
@@ -106,7 +106,7 @@ def cross_check(plan: Plan, latency: float, rounds: int = ROUNDS) -> CrossCheck:
     return CrossCheck(tool, round(statistics.median(rates), 2), round(statistics.median(ratios), 3))
 
 
-def ab(url: str, picture: Path, requests: int, clients: int, patience: float = 900) -> Turn:
+def ab(url: str, picture: Path, requests: int, clients: int, patience: float = 900) -> Rate:
     """Let ApacheBench send one picture so many times, by keep-alive clients that send again when they have an answer.
 
     Raises:
@@ -117,7 +117,7 @@ def ab(url: str, picture: Path, requests: int, clients: int, patience: float = 9
     return _turn(["ab", *options, url], patience, r"Requests per second: +([\d.]+)", *patterns)
 
 
-def wrk(plan: Plan) -> Turn:
+def wrk(plan: Plan) -> Rate:
     """Let wrk send a plan's pictures in turn, in one thread and for whole seconds.
 
     Raises:
@@ -140,7 +140,7 @@ def wrk(plan: Plan) -> Turn:
         return _turn(["wrk", *options, plan.url], seconds + 90, r"Requests/sec: +([\d.]+)", *patterns)
 
 
-def _turn(command: list[str], patience: float, rate: str, *failures: str) -> Turn:
+def _turn(command: list[str], patience: float, rate: str, *failures: str) -> Rate:
     """Run a tool; its rate, and its failures added up, are what the patterns' groups match."""
     tool = command[0]
     try:
@@ -153,4 +153,4 @@ def _turn(command: list[str], patience: float, rate: str, *failures: str) -> Tur
     if match is None:
         raise Undetermined(f"{tool} printed no rate: {text}")
     counts = (found for pattern in failures if (found := re.search(pattern, text)))
-    return Turn(float(match[1]), sum(int(number) for found in counts for number in found.groups()))
+    return Rate(float(match[1]), sum(int(number) for found in counts for number in found.groups()))

@@ -20,7 +20,7 @@ from bench.load import Plan, run
 from bench.pictures import read
 from bench.studies import Clients, Mar, Out, Picture, Rounds, job, served
 from bench.sweep import Plan as Sweep
-from bench.sweep import Worker
+from bench.sweep import TimedSandbox
 from host.files import sha256
 from serve.config import Overrides
 from serve.counts import choices
@@ -102,7 +102,7 @@ def _lone(address: str, plan: Sweep) -> tuple[list[tuple[float, float]], int]:
     """Return a lone picture's milliseconds over HTTP and without a server, in turns, and how many requests failed."""
     plan = replace(plan, mix=1, repeats=_LONE_REPEATS, seconds=_LONE_SECONDS)
     pairs, failed = [], 0
-    with Worker(plan) as worker:
+    with TimedSandbox(plan) as worker:
         for _ in range(_PAIRS):
             load = run(Plan(address, plan.pictures, _ONE_CLIENT_SECONDS, _ONE_CLIENT_WARM_UP, clients=1)).summary()
             pairs.append((load["p50_ms"], worker.measure(1).per_image("decoded")))
@@ -113,7 +113,7 @@ def _lone(address: str, plan: Sweep) -> tuple[list[tuple[float, float]], int]:
 def _alone(plan: Sweep, workers: int, batch: int) -> float:
     """Return the pictures a second of so many workers at the same time, in batches and without a server."""
     with ExitStack() as stack:
-        loaded = [stack.enter_context(Worker(plan)) for _ in range(workers)]
+        loaded = [stack.enter_context(TimedSandbox(plan)) for _ in range(workers)]
         with ThreadPoolExecutor(workers) as pool:
             rows = list(pool.map(lambda worker: worker.measure(batch), loaded))
     return float(sum(1000 / row.per_image("handler") for row in rows))

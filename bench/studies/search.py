@@ -26,7 +26,7 @@ from bench.record import Record, command_line
 from bench.tune import Request
 from bench.tune.grid import BATCHES, DELAYS, Goal, Settings
 from bench.tune.search import Score, Turn, rank, turns_of
-from bench.tune.server import MOST_PICTURES, Cost, Servers, find
+from bench.tune.server import MOST_PICTURES, Cost, Servers, find_model
 from host import machine
 from host.signals import Interrupted, as_exceptions
 
@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Measure the configurations and compare the best with the tuner's choice."""
     began, started, defaults = time.monotonic(), record.utc(), Request("", Goal(rate=1))
-    model = find(archive, defaults.store, defaults.config_file, {})
+    model = find_model(archive, defaults.store, defaults.config_file, {})
     sent = files.choose(picture, pictures, model.archive, MOST_PICTURES)
     name = model.archive.model
     tuning = next((one for one in record.read(tuned)[::-1] if one.kind == "tune" and one.result["model"] == name), None)

@@ -22,7 +22,7 @@ from bench.record import Record, utc
 from bench.sweep import Fit, fit
 from bench.tune.grid import Forecast, Goal, Settings, candidates, counted, thread_counts
 from bench.tune.search import SAME, Score, Search, choose, p95_text, rank, turns_of
-from bench.tune.server import MOST_PICTURES, MOST_WORKERS, Cost, Model, Servers, find, numbers_of, time_batches
+from bench.tune.server import MOST_PICTURES, MOST_WORKERS, Cost, Model, Servers, find_model, numbers_of, time_batches
 from host import ROOT, machine
 from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
@@ -80,7 +80,7 @@ def tune(request: Request, say: Callable[[str], None], environ: Mapping[str, str
         raise ConfigError(f"--minutes is {request.minutes:g}; give more than 0, or 0 with --resume to only answer")
     started, begun, goal = utc(), time.monotonic(), request.goal
     servers.named(request.server)
-    model = find(request.wanted, request.store, request.config_file, environ)
+    model = find_model(request.wanted, request.store, request.config_file, environ)
     name, sent = model.archive.model, files.choose(request.picture, request.pictures, model.archive, MOST_PICTURES)
     about = {
         "model": name,

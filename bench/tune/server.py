@@ -53,13 +53,13 @@ class Model:
     configured: Settings
 
 
-def find(wanted: str, folder: Path, config_file: Path, environ: Mapping[str, str]) -> Model:
+def find_model(wanted: str, folder: Path, config_file: Path, environ: Mapping[str, str]) -> Model:
     """Return the model of an archive by its path, or by its name in the store.
 
     Raises:
         BeelineError: when it is not there, is not built by Beeline, or the configuration has a mistake.
     """
-    archive = store.find(folder, (str(Path(wanted).resolve()) if Path(wanted).is_file() else wanted,))[0]
+    archive = store.find_archives(folder, (str(Path(wanted).resolve()) if Path(wanted).is_file() else wanted,))[0]
     mar.check(archive.path)
     numbers = properties.load(config_file, environ)
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())

@@ -79,7 +79,7 @@ class Gateway:
         self.prober = (
             Discovery(settings.name, self._woken.set)
             if settings.name is not None
-            else Prober(settings, store.find(settings.store) if settings.store else (), self._woken.set)
+            else Prober(settings, store.find_archives(settings.store) if settings.store else (), self._woken.set)
         )
         self.catalog_copy = CatalogCopy(settings, self._woken.set) if settings.name is not None else None
         self._begun = time.monotonic()

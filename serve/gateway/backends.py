@@ -77,7 +77,7 @@ def share(
                 f"the archives of {states[0].name} cannot be kept ({error}); it may have been stopped meanwhile: name "
                 "servers that run"
             ) from error
-        archives = store.find(served)
+        archives = store.find_archives(served)
         resolved = common(own, states, archives)
         settings = public(
             choice,

@@ -13,7 +13,7 @@ import pytest
 
 from archive.build import build
 from archive.mar import Golden
-from archive.store import INDEX, Entry, expected_sha256, find, listing, locate, put, read_index
+from archive.store import INDEX, Entry, expected_sha256, find_archives, listing, locate, put, read_index
 from beeline.errors import ArchiveError
 from host.files import sha256
 
@@ -77,7 +77,7 @@ def test_an_index_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str)
 def test_every_archive_of_a_store_in_order(tmp_path: Path, make_fake: MakeArchive) -> None:
     make_fake(tmp_path, "pears")
     make_fake(tmp_path, "apples", expected="red")
-    found = find(tmp_path)
+    found = find_archives(tmp_path)
     assert [archive.model for archive in found] == ["apples", "pears"]
     assert [archive.golden for archive in found] == [Golden("golden/0.png", "red"), None]
     assert found[0].golden_bytes() == b"no picture"
@@ -86,20 +86,20 @@ def test_every_archive_of_a_store_in_order(tmp_path: Path, make_fake: MakeArchiv
 def test_archives_are_named_by_model_file_or_path(tmp_path: Path, make_fake: MakeArchive) -> None:
     path = make_fake(tmp_path / "store")
     elsewhere = make_fake(tmp_path / "elsewhere", "other")
-    assert find(tmp_path / "store", ["fake"])[0].path == path
-    assert find(tmp_path / "store", ["fake.mar"])[0].path == path
-    assert find(tmp_path / "store", [str(elsewhere)])[0].model == "other"
+    assert find_archives(tmp_path / "store", ["fake"])[0].path == path
+    assert find_archives(tmp_path / "store", ["fake.mar"])[0].path == path
+    assert find_archives(tmp_path / "store", [str(elsewhere)])[0].model == "other"
 
 
 def test_an_empty_store_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"holds no archive; build one with `beeline archive build`"):
-        find(tmp_path)
+        find_archives(tmp_path)
 
 
 def test_a_missing_archive_suggests_the_nearest(tmp_path: Path, make_fake: MakeArchive) -> None:
     make_fake(tmp_path)
     with pytest.raises(ArchiveError, match=r"faek\.mar is missing; did you mean 'fake'\?"):
-        find(tmp_path, ["faek"])
+        find_archives(tmp_path, ["faek"])
 
 
 def test_an_archive_that_differs_from_the_index_is_refused(tmp_path: Path, make_fake: MakeArchive) -> None:
@@ -107,30 +107,30 @@ def test_an_archive_that_differs_from_the_index_is_refused(tmp_path: Path, make_
     digest = sha256(path)
     index = tmp_path / "index.json"
     index.write_text(json.dumps({"schema": 1, "archives": {"fake.mar": {"sha256": digest}}}))
-    assert find(tmp_path)[0].path == path
+    assert find_archives(tmp_path)[0].path == path
     make_fake(tmp_path, label="green")
     with pytest.raises(ArchiveError, match=rf"index\.json says {digest[:12]}; it was changed after it was built"):
-        find(tmp_path)
+        find_archives(tmp_path)
 
 
 def test_an_archive_that_the_index_does_not_list_is_served(tmp_path: Path, make_fake: MakeArchive) -> None:
     make_fake(tmp_path)
     (tmp_path / "index.json").write_text('{"schema": 1, "archives": {}}')
-    assert len(find(tmp_path)) == 1
+    assert len(find_archives(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)])
 def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "fake.mar").write_bytes(data)
     with pytest.raises(ArchiveError, match="cannot be read as a model archive"):
-        find(tmp_path)
+        find_archives(tmp_path)
 
 
 def test_two_archives_of_one_model_and_version_are_refused(tmp_path: Path, make_fake: MakeArchive) -> None:
     make_fake(tmp_path).rename(tmp_path / "copy.mar")
     make_fake(tmp_path)
     with pytest.raises(ArchiveError, match=r"are both fake 1\.0; name one with --model"):
-        find(tmp_path)
+        find_archives(tmp_path)
 
 
 def test_a_file_that_the_archives_own_record_does_not_know(tmp_path: Path, colour_model: Path) -> None:
@@ -138,11 +138,11 @@ def test_a_file_that_the_archives_own_record_does_not_know(tmp_path: Path, colou
     brought = tmp_path / "elsewhere" / path.name
     brought.parent.mkdir()
     shutil.copyfile(path, brought)
-    assert len(find(tmp_path, (str(brought),))) == 1
+    assert len(find_archives(tmp_path, (str(brought),))) == 1
     with zipfile.ZipFile(brought, "a") as archive:
         archive.writestr("torch.py", "raise SystemExit(3)")
     with pytest.raises(ArchiveError, match=r"holds torch\.py, which checksums\.json does not list"):
-        find(tmp_path, (str(brought),))
+        find_archives(tmp_path, (str(brought),))
 
 
 def test_only_what_the_index_lists(tmp_path: Path, make_fake: MakeArchive) -> None:
@@ -150,21 +150,21 @@ def test_only_what_the_index_lists(tmp_path: Path, make_fake: MakeArchive) -> No
     index = tmp_path / "index.json"
     refused = r"fake\.mar is not in the index\.json beside it, and only archives that it lists with their sha256"
     with pytest.raises(ArchiveError, match=refused):
-        find(tmp_path, listed=True)
+        find_archives(tmp_path, listed=True)
     others: list[dict[str, object]] = [{}, {"fake.mar": {}}, {"fake.mar": {"sha256": None}}]
     for archives in (*others, {"other.mar": {"sha256": sha256(path)}}):
         index.write_text(json.dumps({"schema": 1, "archives": archives}))
         with pytest.raises(ArchiveError, match=refused):
-            find(tmp_path, listed=True)
+            find_archives(tmp_path, listed=True)
         with pytest.raises(ArchiveError, match=refused):
-            find(tmp_path, [str(path)], listed=True)
+            find_archives(tmp_path, [str(path)], listed=True)
     listing = {"fake.mar": {"sha256": sha256(path)}}
     index.write_text(json.dumps({"schema": 1, "archives": listing}))
-    assert [archive.path for archive in find(tmp_path, listed=True)] == [path]
+    assert [archive.path for archive in find_archives(tmp_path, listed=True)] == [path]
     make_fake(tmp_path, "stranger")
     with pytest.raises(ArchiveError, match=r"stranger\.mar is not in the index\.json"):
-        find(tmp_path, listed=True)
-    assert len(find(tmp_path, ["fake"], listed=True)) == 1
+        find_archives(tmp_path, listed=True)
+    assert len(find_archives(tmp_path, ["fake"], listed=True)) == 1
 
 
 def test_what_is_listed_must_be_as_it_is_listed(tmp_path: Path, make_fake: MakeArchive) -> None:
@@ -174,7 +174,7 @@ def test_what_is_listed_must_be_as_it_is_listed(tmp_path: Path, make_fake: MakeA
     for wrong in wrongs:
         index.write_text(json.dumps({"schema": 1, "archives": {"fake.mar": {"sha256": wrong}}}))
         with pytest.raises(ArchiveError, match=r"was changed after it was built"):
-            find(tmp_path, listed=True)
+            find_archives(tmp_path, listed=True)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"archives": 3}', '{"archives": {"fake.mar": 3}}', "[" * 100_000])
@@ -182,7 +182,7 @@ def test_an_index_of_another_form_lists_nothing(tmp_path: Path, make_fake: MakeA
     make_fake(tmp_path)
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(ArchiveError, match=r"index\.json cannot be read"):
-        find(tmp_path, listed=True)
+        find_archives(tmp_path, listed=True)
 
 
 def encrypt(data: bytearray) -> None:
@@ -216,7 +216,7 @@ def test_an_archive_that_is_broken_inside(
     break_it(data)
     path.write_bytes(data)
     with pytest.raises(ArchiveError, match=r"fake\.mar cannot be (read as a model archive|checked) \("):
-        find(tmp_path)
+        find_archives(tmp_path)
 
 
 def test_a_path_wins_over_the_stores_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ from bench.sweep import (
     STAGES,
     Plan,
     Row,
+    TimedSandbox,
     Timing,
-    Worker,
     differences,
     fit,
     grow,
@@ -210,7 +210,7 @@ def test_no_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_ends_otherwise_is_no_row(colour_archive: Path, tmp_path: Path) -> None:
-    with Worker(plan(with_handler(colour_archive, tmp_path / "fake.mar", faking()))) as worker:
+    with TimedSandbox(plan(with_handler(colour_archive, tmp_path / "fake.mar", faking()))) as worker:
         assert worker._process is not None
         worker._process.send_signal(signal.SIGTERM)
         with pytest.raises(Undetermined, match="ended with signal SIGTERM"):
@@ -219,7 +219,7 @@ def test_a_worker_that_ends_otherwise_is_no_row(colour_archive: Path, tmp_path: 
 
 def test_a_worker_that_hangs_is_given_up(colour_archive: Path, tmp_path: Path) -> None:
     hanging = with_handler(colour_archive, tmp_path / "hanging.mar", faking("time.sleep(3600)"))
-    with Worker(plan(hanging)) as worker:
+    with TimedSandbox(plan(hanging)) as worker:
         worker._seconds = (300.0, 0.5)
         with pytest.raises(Undetermined, match=r"no reply within 0\.5 s"):
             worker.measure(4)

@@ -10,7 +10,7 @@ import pytest
 
 from beeline.errors import ArchiveError, BeelineError, ConfigError
 from bench.compare import torchscript
-from bench.compare.comparison import Check, Load, Request, Turn, compare, prepared, run
+from bench.compare.comparison import Check, Load, Measurement, Request, compare, prepared, run
 from bench.compare.peers import OURS, Numbers, Peer
 from bench.compare.server import Bench
 from bench.compare.verdict import FASTER, SAME, lines
@@ -53,7 +53,7 @@ class Turns:
         self.fail: dict[str, Exception] = {}
         self.end_after: int | None = None
 
-    def __call__(self, peer: Peer, bench: Bench, load: Load, asked: Check | None) -> Turn:
+    def __call__(self, peer: Peer, bench: Bench, load: Load, asked: Check | None) -> Measurement:
         self.order.append(peer.name)
         if asked is not None:
             self.asked.append(peer.name)
@@ -61,7 +61,7 @@ class Turns:
             raise Interrupted(signal.SIGINT)
         if peer.name in self.fail:
             raise self.fail[peer.name]
-        return Turn(self.rates[peer.name], 20.0, 0, 100.0, 1.0, 1, 1.0 if asked else None)
+        return Measurement(self.rates[peer.name], 20.0, 0, 100.0, 1.0, 1, 1.0 if asked else None)
 
 
 def test_servers_take_turns_and_one_of_ours_is_entered_twice() -> None:

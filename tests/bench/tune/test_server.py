@@ -14,7 +14,7 @@ from beeline.errors import ArchiveError
 from bench import pictures as files
 from bench.pictures import Pictures
 from bench.tune.grid import Goal, Settings
-from bench.tune.server import Cost, Servers, configuration, find, time_batches
+from bench.tune.server import Cost, Servers, configuration, find_model, time_batches
 from host import processes
 from serve import properties
 from serve.client import ManagementClient
@@ -44,7 +44,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_configurations_answer_on_one_server_each_with_its_own_numbers(
     temporary: Path, colour_archive: Path, server: str
 ) -> None:
-    found = find(str(colour_archive), colour_archive.parent, CONFIG, {})
+    found = find_model(str(colour_archive), colour_archive.parent, CONFIG, {})
     sent = Pictures("some", ("a.png", "b.png"), (BLUE, GREEN))
     with Servers(found, GOAL, sent, server, Cost(), print) as opened:
         opened.open([SMALL, LARGE])
@@ -74,20 +74,20 @@ def test_configurations_answer_on_one_server_each_with_its_own_numbers(
 
 def test_what_is_configured_now_comes_from_file_and_environment(colour_archive: Path) -> None:
     environ = {"BATCH_SIZE": "3", "WORKERS": "2", "BEELINE_THREADS": "4", "BEELINE_DEVICE": "cpu"}
-    found = find("colours", colour_archive.parent, CONFIG, environ)
+    found = find_model("colours", colour_archive.parent, CONFIG, environ)
     assert found.configured == Settings(3, 2, 2, 4)
 
 
 def test_an_archive_of_another_make_is_refused(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "other.mar", "other", {"model.pt": b"x", "h.py": b""}, "h.py")
     with pytest.raises(ArchiveError, match=r"holds no checksums\.json; build it with"):
-        find(str(path), tmp_path, CONFIG, {})
+        find_model(str(path), tmp_path, CONFIG, {})
 
 
 def test_the_variants_are_the_archive_under_other_names(tmp_path: Path, colour_archive: Path) -> None:
-    found = find(str(colour_archive), colour_archive.parent, CONFIG, {"BEELINE_JOB_QUEUE_SIZE": "77"})
+    found = find_model(str(colour_archive), colour_archive.parent, CONFIG, {"BEELINE_JOB_QUEUE_SIZE": "77"})
     paths = [mar.renamed(found.archive.path, settings.label, tmp_path) for settings in (SMALL, LARGE)]
-    archives = store.find(tmp_path, [str(path) for path in paths])
+    archives = store.find_archives(tmp_path, [str(path) for path in paths])
     assert [archive.model for archive in archives] == [SMALL.label, LARGE.label]
     read = properties.load(configuration(found, [SMALL, LARGE], tmp_path))
     assert read.numbers["beeline_threads"] == 1
@@ -98,7 +98,7 @@ def test_the_variants_are_the_archive_under_other_names(tmp_path: Path, colour_a
 
 
 def test_a_batch_is_timed_and_says_what_a_worker_takes(colour_archive: Path) -> None:
-    found = find(str(colour_archive), colour_archive.parent, CONFIG, {})
+    found = find_model(str(colour_archive), colour_archive.parent, CONFIG, {})
     replies = list(time_batches(found, files.choose(None, None, found.archive), 1, 5.0))
     points = {reply["batch"]: reply["ms"] for reply in replies if "batch" in reply}
     assert set(points) >= {1, 2}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from archive.store import find
+from archive.store import find_archives
 from serve.gateway.discovery import Watched
 from serve.gateway.prober import Probe, Seen, closed_together, fittest, together
 from serve.gateway.settings import Backend
@@ -41,7 +41,7 @@ def test_those_that_take_the_most(seen: list[Seen], members: list[int], closed: 
 def test_a_prediction_without_a_version_is_the_default_ones(make_fake: MakeArchive, tmp_path: Path) -> None:
     make_fake(tmp_path, "a")
     make_fake(tmp_path, "b")
-    a, b = find(tmp_path)
+    a, b = find_archives(tmp_path)
     backend = Backend("http://127.0.0.1:1", "http://127.0.0.1:2")
     for defaults, closed in (
         ({"a": "1.0"}, {"a@", "a@1.0"}),

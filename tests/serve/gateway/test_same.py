@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from archive.store import find
+from archive.store import find_archives
 from beeline.errors import BeelineError
 from serve import config, properties
 from serve.gateway import backends
@@ -25,7 +25,7 @@ def own(tmp_path: Path) -> properties.Properties:
 def server(folder: Path, name: str, numbers: str, overrides: config.Overrides | None = None) -> State:
     """Return the state of a server of the archives in its folder."""
     temporary = folder / name
-    archives = find(temporary / "store")
+    archives = find_archives(temporary / "store")
     file = temporary / "config.properties"
     file.write_text(numbers)
     resolved = config.resolve(
@@ -57,7 +57,7 @@ def test_limits_and_batches_are_those_of_the_servers(
         server(tmp_path, "two", "job_queue_size=40\nbeeline_max_image_bytes=4000\nbeeline_deadline_seconds=9\n"),
     ]
     mine = config.resolve(own, (), config.Overrides(), {}, 2, 0)
-    found = backends.common(mine, states, find(tmp_path / "one" / "store"))
+    found = backends.common(mine, states, find_archives(tmp_path / "one" / "store"))
     numbers = {name: setting.value for name, setting in found.numbers.items()}
     assert numbers["job_queue_size"] == 40
     assert numbers["beeline_requests_per_second"] == 400
