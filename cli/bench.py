@@ -212,14 +212,9 @@ def sweep(
     from host import signals
 
     started, read = utc(), choose(picture, pictures)
-    with signals.as_exceptions():
-        try:
-            with archive_of(source, say) as archive:
-                plan = Plan(archive, read, device, threads, least, most, repeats, seconds, memory_mb=memory)
-                values, interruption = measure(plan, lambda row: say(str(row)))
-        except signals.Interrupted as interrupted:
-            say(f"stopped before anything was measured ({interrupted})")
-            raise typer.Exit(interrupted.exit_code) from interrupted
+    with signals.as_exceptions(), archive_of(source, say) as archive:
+        plan = Plan(archive, read, device, threads, least, most, repeats, seconds, memory_mb=memory)
+        values, interruption = measure(plan, lambda row: say(str(row)))
     if out is not None:
         append(out, Record.now("sweep", command_line("beeline", sys.argv[1:]), values, read, started=started))
     result(values, as_json, text(values))
