@@ -20,7 +20,7 @@ from bench import pictures as files
 from bench.compare import peers as known
 from bench.compare import torchscript
 from bench.compare.peers import OURS, Numbers, Peer
-from bench.compare.server import Bench, Server, ask, error_text, pack, sweep
+from bench.compare.server import Bench, Server, ask, error_text, pack, stop_leftovers
 from bench.compare.verdict import judge
 from bench.pictures import Pictures
 from bench.record import Record, utc
@@ -137,7 +137,7 @@ def compare(request: Request, say: Say) -> Record:
     if request.rounds < 1 or request.clients < 1 or request.seconds <= 0:
         given = f"--rounds is {request.rounds}, --clients {request.clients}, --seconds {request.seconds:g}"
         raise ConfigError(f"{given}; give more than 0")
-    if left := sweep():
+    if left := stop_leftovers():
         say(f"stopped {len(left)} processes that a killed comparison had left: {left}")
     started, sent = utc(), files.read(request.picture)
     asked = None if request.agreement is None else files.read(request.agreement)

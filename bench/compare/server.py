@@ -255,7 +255,7 @@ def ask(url: str, wire: Wire, bodies: Sequence[bytes], clients: int) -> list[tup
         return list(pool.map(one, bodies))
 
 
-def sweep() -> list[int]:
+def stop_leftovers() -> list[int]:
     """Stop what a comparison that was killed has left, and remove its files; return the ids of those processes."""
     marks = set()
     for process in psutil.process_iter():

@@ -181,6 +181,6 @@ def test_what_a_killed_comparison_left_is_swept_by_the_next(tmp_path: Path) -> N
     scratch = Path(found[0].cwd())
     asked.kill()
     asked.communicate()
-    assert {each.pid for each in found if each.is_running()} >= set(server.sweep())
+    assert {each.pid for each in found if each.is_running()} >= set(server.stop_leftovers())
     assert ended(found)
     assert not scratch.exists()
