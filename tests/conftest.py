@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import requests
 import torch
 from PIL import Image
 
-from beeline import pixels
+from beeline import metrics, pixels
 from beeline.spec import CHECKSUMS, Artifact, Geometry, ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,24 @@ def picture(
 
 
 RED, GREEN, BLUE = (picture(colour) for colour in ((220, 30, 40), (20, 200, 60), (30, 40, 210)))
+
+
+_ended = itertools.count(1)
+
+
+def worker(
+    folder: Path,
+    model: str = "colours",
+    version: str = "1.0",
+    choice: Mapping[str, Mapping[str, str]] | None = None,
+    pid: int | None = None,
+) -> metrics.Metrics:
+    """Return the counts of a worker whose process is `pid`; as of one that has ended without it."""
+    name = f"{2**30}-{next(_ended)}" if pid is None else metrics.identity(pid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(metrics.FOLDER, str(folder))
+        patch.setattr(metrics, "identity", lambda _: name)
+        return metrics.Metrics(model, version, choice or {})
 
 
 def post_together(url: str, bodies: Sequence[bytes], headers: dict[str, str] | None = None) -> list[requests.Response]:
