@@ -8,6 +8,7 @@ place of, so that a gateway that is killed in between leaves nothing that counts
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import struct
@@ -26,12 +27,16 @@ from beeline.errors import BeelineError
 from beeline.metrics import identity
 from host.files import locked, write_json, write_whole
 
+logger = logging.getLogger(__name__)
+
 Key = tuple[str, str]
 
 _KINDS = ("counter", "histogram")
 _LOCK, _RECORD = "lock", "folded.json"
 # As a worker names its files: `PID-START.json`, `counter_PID-START.db`, `histogram_PID-START.db`.
 _NAME = re.compile(rf"(?:(?:{'|'.join(_KINDS)})_)?((\d+)-(\d+))\.(json|db)")
+# What a file of somebody else's may raise.
+_FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, struct.error)
 _FOLDED = re.compile(rf"(?:{'|'.join(_KINDS)})_folded-\d+\.db")
 
 
@@ -66,9 +71,15 @@ class Counts:
     files: list[Path] = field(default_factory=list)
     unreadable: int = 0
 
-    def families(self) -> Iterable[Metric]:
-        """Return the sums over all processes; call it with the lock held."""
-        return _merge(self.files)
+    def families(self, kind: str = "") -> Iterable[Metric]:
+        """Return the sums over all processes, of files of one kind or of all; call it with the lock held."""
+        files = [path for path in self.files if path.name.startswith(kind)]
+        try:
+            return _merge(files)
+        except _FOREIGN:
+            good = [path for path in files if _is_readable(path)]
+            self.unreadable += len(files) - len(good)
+            return _merge(good)
 
     def living(self) -> list[Worker]:
         """Return the workers whose process still runs."""
@@ -88,7 +99,7 @@ def scan(folder: Path) -> Counts:
     """Return what lies in the folder; call it with the lock held."""
     record = _record(folder)
     counts = Counts(files=[folder / name for name in record["files"]])
-    started: dict[str, int] = {}
+    started: dict[str, tuple[int, int]] = {}
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
         if path.name in (_LOCK, _RECORD, *record["gone"]) or path.suffix == ".tmp" or _FOLDED.fullmatch(path.name):
@@ -97,24 +108,13 @@ def scan(folder: Path) -> Counts:
             if match is None or not path.is_file():
                 raise ValueError("no worker's file")
             if match[4] == "db":
-                _merge([path])
                 counts.files.append(path)
             else:
                 counts.workers.append(_worker(path))
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            ArithmeticError,
-            struct.error,
-        ):
-            # Whatever it holds, the others are read.
+        except _FOREIGN:
             counts.unreadable += 1
             continue
-        started[match[1]] = int(match[3])
+        started[match[1]] = int(match[3]), int(match[2])
         if identity(int(match[2])) != match[1]:
             counts.ended.add(match[1])
     counts.workers.sort(key=lambda worker: started[worker.identity])
@@ -132,13 +132,13 @@ def read(folder: Path) -> Counts:
 
 def answers(folder: Path) -> dict[str, dict[str, int]] | None:
     """Return the answers by model and status; None where nobody counts."""
+    total: dict[str, dict[str, int]] = {}
     try:
         with lock(folder):
             counts = scan(folder)
-            families = counts.families()
+            families = counts.families(_KINDS[0])
     except FileNotFoundError:
         return None
-    total: dict[str, dict[str, int]] = {}
     for sample in (sample for family in families if family.name == "beeline_answers" for sample in family.samples):
         of_model, status = total.setdefault(sample.labels["model"], {}), sample.labels["status"]
         of_model[status] = of_model.get(status, 0) + int(sample.value)
@@ -177,9 +177,12 @@ def fold(folder: Path, counts: Counts) -> None:
     number, files, gone = record["number"] + 1, [], [f"{ended}.json" for ended in counts.ended]
     for kind in _KINDS:
         of_ended = {*record["files"], *(f"{kind}_{ended}.db" for ended in counts.ended)}
-        parts = [path for path in counts.files if path.name in of_ended and path.name.startswith(kind)]
+        parts = [path for path in counts.files if path.name.startswith(kind) and path.name in of_ended]
         sums: Counter[str] = Counter()
         for part in parts:
+            if not _is_readable(part):
+                logger.error("%s holds no counts, and its worker has ended; it is removed", part)
+                continue
             for key, value, _, _ in MmapedDict.read_all_values_from_file(str(part)):  # type: ignore[no-untyped-call]
                 sums[key] += value
         target = folder / f"{kind}_folded-{number}.db"
@@ -213,6 +216,14 @@ def _record(folder: Path) -> dict[str, Any]:
 def _merge(paths: Iterable[Path]) -> Iterable[Metric]:
     merged: Iterable[Metric] = MultiProcessCollector.merge([str(path) for path in paths])  # type: ignore[no-untyped-call]
     return merged
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        _merge([path])
+    except _FOREIGN:
+        return False
+    return True
 
 
 def _worker(path: Path) -> Worker:

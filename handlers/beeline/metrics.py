@@ -109,7 +109,8 @@ class Metrics:
             for status, number in collections.Counter(int(answer.status) for answer in answers).items():
                 by_status.labels(*self._labels, status).inc(number)
             for reason, number in collections.Counter(answer.reason for answer in answers if answer.reason).items():
-                by_reason.labels(*self._labels, reason).inc(number)
+                # A lone surrogate could not be written into an answer.
+                by_reason.labels(*self._labels, reason.encode(errors="replace").decode()).inc(number)
         except Exception:
             logger.exception("this worker counts no more")
             self._counters = None

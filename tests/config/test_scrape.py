@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
+import os
 import random
 import re
 import shutil
@@ -22,9 +22,9 @@ import requests
 import yaml
 
 from beeline.answer import Answer
-from beeline.metrics import Metrics
 from serve.metrics import Collector, serve_metrics
 from tests.config.conftest import PROMETHEUS, Query, dashboard, draw, fill, program, queries, variables
+from tests.conftest import worker
 
 pytestmark = pytest.mark.server
 
@@ -84,11 +84,10 @@ def variant(folder: Path, target: str) -> Path:
 def traffic(folder: Path, stop: threading.Event) -> None:
     """Count as two workers do: one draws, the other has nothing but batches of four."""
     choose = random.Random(11)
-    drawn, even = Metrics(*KEY, {}, folder), Metrics("even", "2.0", {}, folder)
+    drawn, even = worker(folder, *KEY, pid=os.getpid()), worker(folder, "even", "2.0", pid=os.getppid())
     while not stop.wait(0.2):
         draw(drawn, choose, 6)
         even.count([Answer(200, "OK", "{}")] * 4, [30.0] * 4, {"decode": 3.0, "forward": 20.0, "encode": 0.5})
-        even.write()
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +100,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     collector.expect({KEY: 1, ("even", "2.0"): 1})
     exporter = serve_metrics(("127.0.0.1", 0), collector)
     stop = threading.Event()
-    worker = threading.Thread(target=traffic, args=(counts, stop))
-    worker.start()
+    thread = threading.Thread(target=traffic, args=(counts, stop))
+    thread.start()
     # One that died before its time.
-    dead = {**Metrics(*KEY, {}).to_dict(), "pid": 2**30}
-    (counts / "dead.json").write_text(json.dumps(dead))
+    worker(counts, *KEY)
     target = f"127.0.0.1:{exporter.port}"
     address = f"127.0.0.1:{free_port()}"
     log = folder / "prometheus.log"
@@ -125,7 +123,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             process.terminate()
             process.wait(30)
             stop.set()
-            worker.join()
+            thread.join()
             exporter.stop()
     assert process.returncode == 0, log.read_text()[-3000:]
 

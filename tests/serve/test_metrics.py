@@ -190,7 +190,8 @@ def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path, w
 
 
 def test_a_hundred_workers_that_are_killed_leave_their_sums_and_few_files(tmp_path: Path, workers: Workers) -> None:
-    collector, before = Collector(tmp_path), {}
+    collector = Collector(tmp_path)
+    before: Samples = {}
     for number in range(1, 101):
         workers.start()
         samples = scrape(collector)
