@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
 import io
@@ -20,6 +21,7 @@ import pytest
 import requests
 import torch
 from PIL import Image
+from prometheus_client.values import close_all_multiprocess_files
 
 from beeline import metrics, pixels
 from beeline.spec import CHECKSUMS, Artifact, Geometry, ModelSpec
@@ -54,6 +56,7 @@ RED, GREEN, BLUE = (picture(colour) for colour in ((220, 30, 40), (20, 200, 60),
 
 
 _ended = itertools.count(1)
+atexit.register(close_all_multiprocess_files)
 
 
 def worker(

@@ -22,6 +22,7 @@ import requests
 import yaml
 
 from beeline.answer import Answer
+from beeline.metrics import Metrics
 from serve.metrics import Collector, serve_metrics
 from tests.config.conftest import PROMETHEUS, Query, dashboard, draw, fill, program, queries, variables
 from tests.conftest import worker
@@ -81,10 +82,9 @@ def variant(folder: Path, target: str) -> Path:
     return path
 
 
-def traffic(folder: Path, stop: threading.Event) -> None:
+def traffic(drawn: Metrics, even: Metrics, stop: threading.Event) -> None:
     """Count as two workers do: one draws, the other has nothing but batches of four."""
     choose = random.Random(11)
-    drawn, even = worker(folder, *KEY, pid=os.getpid()), worker(folder, "even", "2.0", pid=os.getppid())
     while not stop.wait(0.2):
         draw(drawn, choose, 6)
         even.count([Answer(200, "OK", "{}")] * 4, [30.0] * 4, {"decode": 3.0, "forward": 20.0, "encode": 0.5})
@@ -100,10 +100,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     collector.expect({KEY: 1, ("even", "2.0"): 1})
     exporter = serve_metrics(("127.0.0.1", 0), collector)
     stop = threading.Event()
-    thread = threading.Thread(target=traffic, args=(counts, stop))
-    thread.start()
     # One that died before its time.
     worker(counts, *KEY)
+    living = worker(counts, *KEY, pid=os.getpid()), worker(counts, "even", "2.0", pid=os.getppid())
+    thread = threading.Thread(target=traffic, args=(*living, stop))
+    thread.start()
     target = f"127.0.0.1:{exporter.port}"
     address = f"127.0.0.1:{free_port()}"
     log = folder / "prometheus.log"

@@ -245,6 +245,7 @@ def test_no_counter_ever_goes_down(tmp_path: Path) -> None:
     choose = random.Random(7)
     collector = Collector(tmp_path)
     living = worker(tmp_path, pid=os.getpid())
+    living.count([GOOD, BAD], [1.0], {})
     before = scrape(collector)
     for _ in range(100):
         what = choose.random()
