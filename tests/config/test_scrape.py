@@ -194,7 +194,7 @@ def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
     # All of its batches are of four, waited 30 ms and needed 20 ms.
     assert set(found["Instances C"]) == {4.0}
     assert found["Mean batch size A"][-1] == pytest.approx(4)
-    assert found["Instances D"] == [pytest.approx(0.03)]
+    assert found["Instances D"] == [pytest.approx(0.03, abs=1e-6)]
     assert 0.025 < found["Queue B"][-1] <= 0.05
     assert 0.01 < found["Forward A"][-1] <= 0.025
     assert found["Instances A"] == [1.0]
