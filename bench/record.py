@@ -122,6 +122,19 @@ class Record:
         return cls(kind, command, started or utc(), machine(), installed, images, result)
 
 
+def check_writable(path: Path | None) -> None:
+    """Raise `BeelineError` where a record cannot be added, before anything is measured for it."""
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not path.exists()
+            path.open("a", encoding="utf-8").close()
+            if is_new:
+                path.unlink()
+    except OSError as error:
+        raise BeelineError(f"--out is {path}, which cannot be written ({error.strerror}); name another file") from error
+
+
 def append(path: Path, record: Record) -> None:
     """Add one line to a file, which is made where it is not there."""
     line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)

@@ -37,9 +37,10 @@ def load(
     from bench.load import Plan
     from bench.load.measure import measure, parse, resolve
     from bench.pictures import choose
-    from bench.record import append, command_line
+    from bench.record import append, check_writable, command_line
     from cli.console import err, fail, result
 
+    check_writable(out)
     thresholds = tuple(parse(text) for text in fail_if or ())
     plan = Plan(
         url=resolve(url, model),
@@ -83,9 +84,10 @@ def tune(
 ) -> None:
     """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server."""
     from bench import tune as tuner
-    from bench.record import append, command_line
+    from bench.record import append, check_writable, command_line
     from bench.report import page
     from cli.console import fail, result, say
+    from host.report import write as write_page
 
     request = tuner.Request(
         wanted=archive,
@@ -99,11 +101,12 @@ def tune(
         config_file=(config or tuner.Request.config_file).resolve(),
         resume=resume,
     )
+    check_writable(out)
     tuned = tuner.tune(request, say)
     plot = tuned.journal.with_suffix(".html")
-    plot.write_text(page([tuned.record]).html(), encoding="utf-8")
     if out is not None:
         append(out, tuned.record)
+    write_page(page([tuned.record]).html(), plot)
     say("\n".join(tuner.lines(tuned.record.result)))
     path, diff, is_written = request.config_file, tuned.change.diff if tuned.change else "", False
     if tuned.change and diff:
@@ -157,7 +160,7 @@ def compare(
     from bench.compare.comparison import Request
     from bench.compare.comparison import compare as measure
     from bench.compare.verdict import lines
-    from bench.record import append, command_line
+    from bench.record import append, check_writable, command_line
     from cli.console import fail, result, say
     from host import signals
     from serve.config import Overrides
@@ -179,6 +182,7 @@ def compare(
         known = {peer.name: peer.pattern for peer in request.peers()}
         result({"servers": known}, as_json, "\n".join(f"{name}: {pattern}" for name, pattern in known.items()))
         return
+    check_writable(out)
     with signals.as_exceptions():
         record = measure(request, say)
     if out is not None:
@@ -205,21 +209,17 @@ def sweep(
 ) -> None:
     """Measure what an image costs at batch 1, 2, 4 ...: forward alone, with copy, with decode, the whole handler."""
     from bench.pictures import choose
-    from bench.record import Record, append, command_line, utc
+    from bench.record import Record, append, check_writable, command_line, utc
     from bench.sweep import Plan, measure, text
     from cli.console import fail, result, say
     from cli.sources import archive_of
     from host import signals
 
+    check_writable(out)
     started, read = utc(), choose(picture, pictures)
-    with signals.as_exceptions():
-        try:
-            with archive_of(source, say) as archive:
-                plan = Plan(archive, read, device, threads, least, most, repeats, seconds, memory_mb=memory)
-                values, interruption = measure(plan, lambda row: say(str(row)))
-        except signals.Interrupted as interrupted:
-            say(f"stopped before anything was measured ({interrupted})")
-            raise typer.Exit(interrupted.exit_code) from interrupted
+    with signals.as_exceptions(), archive_of(source, say) as archive:
+        plan = Plan(archive, read, device, threads, least, most, repeats, seconds, memory_mb=memory)
+        values, interruption = measure(plan, lambda row: say(str(row)))
     if out is not None:
         append(out, Record.now("sweep", command_line("beeline", sys.argv[1:]), values, read, started=started))
     result(values, as_json, text(values))

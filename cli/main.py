@@ -16,6 +16,7 @@ from cli.predict import predict
 from cli.quickstart import quickstart
 from cli.serve import app as serve
 from cli.train import train
+from host.signals import Interrupted
 
 app = typer.Typer(
     name="beeline",
@@ -46,6 +47,9 @@ def main() -> None:
             raise
         err.print(f"beeline: {error}", markup=False)
         sys.exit(error.exit_code)
+    except Interrupted as interruption:
+        err.print(f"beeline: stopped before there was a result ({interruption})", markup=False)
+        sys.exit(interruption.exit_code)
     except Exception as error:
         if debug:
             raise

@@ -57,8 +57,13 @@ def _put_in_place(fresh: Path, target: Path) -> None:
     exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if exchange is None or exchange(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
         # A file system that cannot exchange two names: for an instant there is neither.
-        target.rename(fresh.with_name("old"))
-        fresh.rename(target)
+        old = fresh.with_name("old")
+        target.rename(old)
+        try:
+            fresh.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         f"{server['name']}: {server['server']}, {server['state']} since {server['seconds']:.0f} s, "
         f"{server['url']}, management {server['management']}"
     ]
-    out.append(f"  gateway: {server['gateway_program']}; " + _where(server["addresses"]))
+    out.append(f"  gateway: {server['gateway_program'] or server['gateway']}; " + _where(server["addresses"]))
     if server["note"]:
         out.append(f"  {server['note']}")
     for model in server["models"]:

@@ -12,9 +12,10 @@ import os
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from prometheus_client.values import close_all_multiprocess_files
 
 from beeline import metrics, pixels
 from beeline.spec import CHECKSUMS, Artifact, Geometry, ModelSpec
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("red", "green", "blue")
@@ -148,6 +152,18 @@ def write_archive(
         for name, data in files.items():
             archive.writestr(name, data)
     return path
+
+
+@pytest.fixture(scope="session")
+def player() -> Iterator[Playwright]:
+    """What drives browsers: one a process, since it runs a loop there, which allows no second one."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.frontend.conftest import CHROMIUM, require_chromium
+
+    require_chromium(CHROMIUM)
+    with sync_playwright() as playwright:
+        yield playwright
 
 
 @pytest.fixture(scope="session")

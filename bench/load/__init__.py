@@ -372,6 +372,9 @@ class _Load:
             self._until(outcome.begin)
             outcome.cpu = -time.thread_time()
             self._until(outcome.end)
+            # What was due while this process slept is late, and counts still.
+            while self.due < outcome.end:
+                self._arrive(perf_counter())
         except BaseException:
             outcome.interrupted = True
             outcome.end = max(outcome.begin, min(outcome.end, perf_counter()))
@@ -382,9 +385,15 @@ class _Load:
         self._sample(outcome.now)
         for due in self.queue:
             outcome.add(due, outcome.now, "NotSent")
-        while self.busy:
-            self._look()
-            self._wait(self.looked + _TICK)
+        try:
+            while self.busy:
+                self._look()
+                self._wait(self.looked + _TICK)
+        except BaseException:
+            outcome.interrupted = True
+            for client in self.busy:
+                outcome.add(client.start, perf_counter(), "Unanswered")
+            raise
 
     def close(self) -> None:
         """Close every connection."""

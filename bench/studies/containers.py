@@ -45,6 +45,7 @@ def main(
     """Measure and print a table."""
     numbers = {"BATCH_SIZE": "16", "WORKERS": "2", "LINGER_MS": "5"}
     about = {"archive": sha256(mar), "numbers": numbers, "picture_bytes": picture.stat().st_size, "requests": requests}
+    about["image"] = image
     with job("containers", out, {**about, "clients": clients}) as journal, contextlib.ExitStack() as stack:
         store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="containers-"))) / "store"
         _only(mar, store)

@@ -110,6 +110,8 @@ def compare(
     single: list[Turn] = []
     while order:
         group = [each for i, each in enumerate(order) if sum(one.workers for one in order[: i + 1]) <= _TOGETHER]
+        # One that has more workers than may stand together stands alone.
+        group = group or order[:1]
         missing = [each for each in group if not journal.of(f"alone {each.label}")]
         servers.open(missing)
         single += [turns("alone", each, _SECONDS) for each in group]

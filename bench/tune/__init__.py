@@ -90,6 +90,9 @@ def tune(request: Request, say: Callable[[str], None], environ: Mapping[str, str
         "server": request.server,
         "pictures": sent.to_dict()["sha256"],
         "cores": machine.cores(),
+        "device": environ.get("BEELINE_DEVICE", "auto"),
+        "numbers": {key: value for key, value in model.properties.numbers.items() if key != "beeline_threads"},
+        "vmargs": model.properties.texts.get("vmargs"),
     }
     path = state_folder(environ) / f"tune-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.journal"
     journal = Journal.resume(request.resume, about) if request.resume else Journal.begin(path, about)
@@ -103,7 +106,9 @@ def tune(request: Request, say: Callable[[str], None], environ: Mapping[str, str
     change = None
     if result["holds"]:
         best = Settings.of(result["best"])
-        usual = model.properties.numbers.get("beeline_threads", max(1, machine.cores() // best.workers))
+        # Of the file alone: what this shell's environment says is not there where it serves.
+        written = properties.load(request.config_file, {}).numbers
+        usual = written.get("beeline_threads", max(1, machine.cores() // best.workers))
         threads = None if best.threads == usual else best.threads
         change = properties.change(request.config_file, name, model.archive.version, numbers_of(best), threads)
     record = Record.now("tune", request.command, result, sent, started=started)

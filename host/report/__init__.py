@@ -115,7 +115,8 @@ def write(text: str, path: Path) -> Path:
 
 def number(value: float) -> str:
     """Return three digits, without an exponent: `0.0123`, `1.23`, `12.3`, `123`, `1234`."""
-    if abs(value) >= 100:
+    # 99.96 is `100` in three digits, and nothing is `0`.
+    if not value or abs(value) >= 99.95:
         return f"{value:.0f}"
     return f"{value:#.3g}" if abs(value) >= 0.001 else f"{value:.4f}"
 

@@ -166,7 +166,7 @@ def _decide(
     read = properties.load(config_file, environ)
     choice = choose("auto", environ)
     wanted = addresses.resolve(read, given, choice.kind)
-    if "beeline_metrics_address" not in read.addresses and given.metrics is None:
+    if "beeline_metrics_address" not in read.addresses:
         wanted = dataclasses.replace(wanted, metrics=None)
     return read, choice, wanted, config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0)
 

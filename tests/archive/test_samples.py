@@ -165,6 +165,18 @@ def test_a_file_system_that_cannot_exchange_folders_does_it_in_two_steps(
     assert target is not None
     assert [path.name for path in sorted(target.iterdir())] == ["new-1.png", LIST]
     assert [path.name for path in tmp_path.iterdir()] == [samples.FOLDER]
+    rename, renamed = Path.rename, []
+
+    def fail_in_the_end(path: Path, to: Path) -> Path:
+        renamed.append(path)
+        if len(renamed) == 3:
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail_in_the_end)
+    with pytest.raises(OSError, match="No space"):
+        replace(tmp_path, spec, [Sample(RED, "png", "newest")], "a set")
+    assert [path.name for path in sorted(target.iterdir())] == ["new-1.png", LIST]
 
 
 @pytest.fixture

@@ -103,3 +103,11 @@ def test_processor_and_features_are_the_first_processors(tmp_path: Path) -> None
 
 def test_versions_leave_out_what_is_not_installed() -> None:
     assert list(record.versions("numpy", "no-such-package")) == ["numpy"]
+
+
+def test_where_a_record_cannot_go_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    record.check_writable(None)
+    record.check_writable(tmp_path / "new" / "out.jsonl")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(BeelineError, match=r"^--out is \S+, which cannot be written \(Is a directory\); name another"):
+        record.check_writable(tmp_path)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Playwright
 
 from bench.report import page
 from tests.bench.test_report import EVERY
@@ -27,11 +27,12 @@ def html(kind: str) -> str:
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
-def test_every_page_is_quiet_fits_and_can_be_read(tmp_path: Path, theme: Literal["light", "dark"], width: int) -> None:
+def test_every_page_is_quiet_fits_and_can_be_read(
+    player: Playwright, tmp_path: Path, theme: Literal["light", "dark"], width: int
+) -> None:
     path, ink = tmp_path / "report.html", {"light": "rgb(26, 29, 33)", "dark": "rgb(231, 233, 236)"}[theme]
     said: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+    with player.chromium.launch(executable_path=CHROMIUM, args=list(QUIET)) as browser:
         for kind in (*EVERY, "evaluate"):
             path.write_text(html(kind), encoding="utf-8")
             # The page's own policy would keep axe's script out as well.
@@ -44,5 +45,4 @@ def test_every_page_is_quiet_fits_and_can_be_read(tmp_path: Path, theme: Literal
             found = Axe().run(tab)
             assert found.violations_count == 0, (kind, found.generate_report())
             tab.close()
-        browser.close()
     assert set(said) == {path.as_uri()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, JSHandle, Locator, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, JSHandle, Locator, Page, Playwright, expect
 
 from archive.inspect import card
 from serve.addresses import Ports
@@ -185,14 +185,6 @@ def require_chromium(path: str) -> None:
     """Fail where there is no browser: whoever asks for these tests wants to know."""
     if not Path(path).exists():
         pytest.fail(f"no browser at {path}; install Debian's chromium, or set BEELINE_CHROMIUM to where one is")
-
-
-@pytest.fixture(scope="session")
-def player() -> Iterator[Playwright]:
-    """What drives browsers."""
-    require_chromium(CHROMIUM)
-    with sync_playwright() as playwright:
-        yield playwright
 
 
 @pytest.fixture(scope="session")

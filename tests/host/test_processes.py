@@ -13,12 +13,12 @@ import pytest
 from host import ROOT
 from host.processes import end_group, start_group
 
-# Starts a process of its own, says its id, and reads its stdin.
+# Starts a process of its own and, last, says its id.
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
-print(child.pid, flush=True)
 print("a line for the log", file=sys.stderr)
+print(child.pid, flush=True)
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from typing import Any
 
 import pytest
@@ -222,6 +223,21 @@ def test_a_rate_that_cannot_be_held_is_said_and_never_slowed_down_for(serve: Ser
     assert "does not hold" not in over.sentence("the client is the limit")
     assert held.summary()["backlog"]["growing"] is False
     assert "does not hold" not in held.sentence()
+
+
+def test_what_was_due_while_the_client_slept_is_sent_late_and_counts(serve: Serve) -> None:
+    slept: list[float] = []
+
+    def sleep_over_the_end(outcome: Outcome) -> None:
+        left = outcome.end - time.perf_counter()
+        if not slept and left < 1.2:
+            slept.append(left)
+            time.sleep(max(0, left) + 0.1)
+
+    found = run(plan(serve(good), rate=100.0, poisson=False, seconds=2.0), sleep_over_the_end).summary()
+    assert slept
+    assert 199 <= found["requests"] <= 201
+    assert found["late_ms"] > 200
 
 
 def test_open_loop_opens_no_more_connections_than_it_says(serve: Serve) -> None:

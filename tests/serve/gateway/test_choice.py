@@ -50,8 +50,25 @@ def test_the_set_ups_where_the_system_has_none_or_an_old_or_a_broken_one(fake_ng
     said = choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
     assert SETUPS.match(said)
     assert said.endswith(f"; {fake_nginx} is version 1.18.0")
+    for broken, why in (("printf '\\377' >&2", "exit code 0"), ("kill -ILL $$", "exit code -4")):
+        fake_nginx.write_text(f"#!/bin/sh\n{broken}\n")
+        said = choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
+        assert SETUPS.match(said)
+        assert f"{fake_nginx} is no nginx that runs here ({why}" in said
     fake_nginx.write_text("#!/no/such/shell\n")
     assert f"{fake_nginx} cannot be run" in choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
+
+
+def test_a_good_one_is_found_behind_an_old_one_and_from_every_folder(
+    fake_nginx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old" / "nginx"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho 'nginx version: nginx/1.18.0' >&2\n")
+    old.chmod(0o755)
+    monkeypatch.chdir(fake_nginx.parent)
+    for environ in ({"BEELINE_NGINX": "nginx"}, {"PATH": "."}, {"PATH": f"{old.parent}:."}):
+        assert choose("auto", environ).program == str(fake_nginx)
 
 
 def test_a_named_one_wins_and_nothing_else_will_do(fake_nginx: Path) -> None:

@@ -41,6 +41,23 @@ def test_it_is_to_look_and_to_scale(managed: Site) -> None:
     managed.backends[0].managed.clear()
 
 
+def test_a_body_without_a_length_is_refused_and_a_server_that_is_gone_is_502(
+    make_fake: MakeArchive, whose: str
+) -> None:
+    (at,) = settle([(Address("127.0.0.1", 0), "")])
+    site = start(make_fake, whose=whose, management=at)
+    try:
+        head = (
+            b"PUT /models/fake HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        answer = site.raw(head + b"7d0\r\n" + bytes(2000) + b"\r\n0\r\n\r\n", port=at.port)
+        assert answer.split()[1] == b"413"
+        site.backends[0].stop()
+        assert requests.get(f"{at}/models", timeout=30).json()["type"] == "BadGateway"
+    finally:
+        stop(site)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status"),
     [

@@ -18,6 +18,7 @@ import requests
 
 from beeline.answer import Answer
 from host import processes
+from serve.gateway.nginx import listening
 from serve.gateway.prober import _STUCK
 from tests.conftest import worker
 from tests.serve.gateway.conftest import Gateway, Site, StandIn, both, certificate, wait_for
@@ -214,6 +215,17 @@ def test_a_killed_nginx_ends_the_process_and_leaves_nothing(gateway: Gateway) ->
     os.kill(master, signal.SIGKILL)
     assert site.process.wait(timeout=30) == 1
     assert running_nginx(site) == []
+
+
+@both
+def test_a_killed_worker_of_nginx_comes_back(gateway: Gateway) -> None:
+    site = gateway()
+    master = psutil.Process(int((site.settings.folder / "nginx.pid").read_text()))
+    (worker,) = master.children()
+    worker.kill()
+    wait_for(lambda: [each for each in master.children() if each != worker and listening(each)], seconds=10)
+    assert site.predict().status_code == 200
+    assert site.process.poll() is None
 
 
 @both

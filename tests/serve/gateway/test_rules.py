@@ -335,3 +335,19 @@ def test_logs_are_rotated_and_go_on(gateway: Gateway) -> None:
     # A third old file would have come in its place.
     wait_for(lambda: went_on(first))
     assert not (site.settings.logs / "access.log.3").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html; charset=utf-8"),
+        ("/style.css", "text/css; charset=utf-8"),
+        ("/scripts/page.js", "text/javascript; charset=utf-8"),
+        ("/icon.svg", "image/svg+xml"),
+    ],
+)
+def test_files_have_their_types_and_head_has_no_body(gateway_once: Site, path: str, kind: str) -> None:
+    for method in ("GET", "HEAD"):
+        answer = requests.request(method, f"{gateway_once.url}{path}", timeout=30)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, kind)
+        assert bool(answer.content) == (method == "GET")

@@ -79,6 +79,7 @@ def test_the_catalog_says_what_is_served_and_samples_are_answered(running: Runni
     assert catalog["limits"] == {"bytes": 20_000_000, "pixels": 50_000_000, "in_flight": 200, "deadline_s": 60}
     assert catalog["gateway"]["kind"] == running.state.gateway_kind == "nginx"
     assert "another store" not in str(model["samples"])
+    assert requests.get(f"{url}/samples/colours/1.0/samples.json", timeout=30).status_code == 404
     for sample in model["samples"]:
         picture = requests.get(f"{url}{sample['url']}", timeout=30).content
         answer = requests.post(f"{url}{model['predictions']}", data=picture, timeout=30)
@@ -320,7 +321,7 @@ def test_a_killed_gateway_is_started_anew(running: Running) -> None:
         except requests.ConnectionError:
             return False
 
-    wait_for(ready_again, bool)
+    wait_for(ready_again, bool, seconds=20)
     assert requests.post(f"{running.state.inference}/predictions/colours", data=RED, timeout=30).status_code == 200
 
 
