@@ -23,6 +23,7 @@ from archive import mar as reader
 from beeline.answer import Answer
 from beeline.engines import runtime
 from beeline.errors import ArchiveError, Undetermined, did_you_mean
+from beeline.metrics import FOLDER
 from beeline.spec import CHECKSUMS, FILE_NAME, ModelSpec
 from host import processes
 
@@ -94,7 +95,7 @@ class Sandbox:
         self.choice: dict[str, list[str]] = {}
         self.load_time = 0.0
         self._seconds = (load_seconds, batch_seconds)
-        self._environment = {key: value for key, value in os.environ.items() if key != "BEELINE_METRICS_DIR"}
+        self._environment = {key: value for key, value in os.environ.items() if key != FOLDER}
         self._environment |= environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = bytearray()

@@ -74,8 +74,7 @@ class VisionHandler:
         self.decoder = Decoder(self.spec.geometry, self.limits, int(made["threads"].value), jpegs)
         made = {**made, "decoding": decoding}
         choice = {name: dataclasses.asdict(each) for name, each in made.items()}
-        self.metrics = Metrics.from_environment(self.spec.name, self.spec.version, choice)
-        self.metrics.start()
+        self.metrics = Metrics(self.spec.name, self.spec.version, choice)
         choices = ", ".join(f"{name} {each.value} ({each.reason})" for name, each in made.items())
         logger.info(
             "%s %s (%s) ready in %.1f s: %d golden pictures agree; %s; Pillow %s",

@@ -1,63 +1,53 @@
-"""What the workers of one server counted: the small JSON files that each writes for itself, read back.
+"""What the workers of one server counted: prometheus_client's files of every process, added up.
 
-A worker that died leaves its file, so its counts stay part of the sums. Whatever else lies in the folder,
-and a worker of somebody's own handler may write what it likes there, is passed over.
+The library keeps the files of every process that ever was. So the gateway folds those of ended processes into one of
+each kind. A lock keeps readers away meanwhile; a record, written in one step, says which files that one has taken the
+place of, so that a gateway that is killed in between leaves nothing that counts twice or not at all.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import re
+import shutil
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
-import psutil
+from prometheus_client import Metric
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from beeline.errors import BeelineError
+from beeline.metrics import identity
+from host.files import locked, write_json, write_whole
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 
-_MOST_BYTES = 1_000_000
-_MOST = 2**53
-# A worker begins to count after its process began; the clock may have been set by this many seconds between.
-_CLOCK = 10.0
+_KINDS = ("counter", "histogram")
+_LOCK, _RECORD = "lock", "folded.json"
+# As a worker names its files: `PID-START.json`, `counter_PID-START.db`, `histogram_PID-START.db`.
+_NAME = re.compile(rf"(?:(?:{'|'.join(_KINDS)})_)?((\d+)-(\d+))\.(json|db)")
+# What a file of somebody else's may raise.
+_FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, struct.error)
+_FOLDED = re.compile(rf"(?:{'|'.join(_KINDS)})_folded-\d+\.db")
 
 
 @dataclass(frozen=True)
-class Buckets:
-    """A histogram: inclusive upper bounds, counts (one more than bounds, not cumulative), sum of the values."""
+class Worker:
+    """One worker that has loaded its model: `PID-START`, and what its engine chose, by name `value` and `reason`."""
 
-    bounds: tuple[float, ...]
-    counts: tuple[int, ...]
-    total: float
-
-
-@dataclass(frozen=True)
-class WorkerCounts:
-    """What one worker counted since it loaded its model.
-
-    Attributes:
-        file: the file's name, which no other worker of the folder ever has.
-        pid: its process, which may have ended.
-        started: when it had loaded, in seconds since the epoch.
-        model: the served name.
-        version: the served version.
-        choice: what its engine chose: by name, `value` and `reason`.
-        answers: by HTTP status.
-        reasons: of errors, by short name.
-        histograms: by name; a name's end says the unit.
-    """
-
-    file: str
-    pid: int
-    started: float
+    identity: str
     model: str
     version: str
     choice: Mapping[str, Mapping[str, str]]
-    answers: Mapping[str, int]
-    reasons: Mapping[str, int]
-    histograms: Mapping[str, Buckets]
 
     @property
     def key(self) -> Key:
@@ -65,106 +55,178 @@ class WorkerCounts:
         return self.model, self.version
 
 
-def load(folder: Path) -> list[WorkerCounts]:
-    """Return what each worker of a server counted, dead ones too, in the order in which they started."""
-    return scan(folder)[0]
+@dataclass
+class Counts:
+    """What lies in a metrics folder.
+
+    Attributes:
+        workers: those whose files are not folded, in the order in which their processes started.
+        ended: the identities of processes that have ended, among those that have files.
+        files: those with counts.
+        unreadable: how many files are not of a worker's form.
+    """
+
+    workers: list[Worker] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
+    files: list[Path] = field(default_factory=list)
+    unreadable: int = 0
+
+    def families(self, kind: str = "") -> Iterable[Metric]:
+        """Return the sums over all processes, of files of one kind or of all; call it with the lock held."""
+        files = [path for path in self.files if path.name.startswith(kind)]
+        try:
+            return _merge(files)
+        except _FOREIGN:
+            good = [path for path in files if _is_readable(path)]
+            self.unreadable += len(files) - len(good)
+            return _merge(good)
+
+    def living(self) -> list[Worker]:
+        """Return the workers whose process still runs."""
+        return [worker for worker in self.workers if worker.identity not in self.ended]
+
+    def choices(self) -> dict[Key, dict[str, Any]]:
+        """Return what the engine chose, by model and version, as the latest living worker says."""
+        return {worker.key: dict(worker.choice) for worker in self.living()}
 
 
-def scan(folder: Path) -> tuple[list[WorkerCounts], int]:
-    """Return the same, and how many files could not be read as counts."""
+def lock(folder: Path) -> AbstractContextManager[None]:
+    """Return a context in which nobody folds; raises OSError where there is no such folder."""
+    return locked(folder / _LOCK)
+
+
+def scan(folder: Path) -> Counts:
+    """Return what lies in the folder; call it with the lock held."""
+    record = _record(folder)
+    counts = Counts(files=[folder / name for name in record["files"]])
+    started: dict[str, tuple[int, int]] = {}
+    for path in folder.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if path.name in (_LOCK, _RECORD, *record["gone"]) or path.suffix == ".tmp" or _FOLDED.fullmatch(path.name):
+            continue
+        try:
+            if match is None or not path.is_file():
+                raise ValueError("no worker's file")
+            if match[4] == "db":
+                counts.files.append(path)
+            else:
+                counts.workers.append(_worker(path))
+        except _FOREIGN:
+            counts.unreadable += 1
+            continue
+        started[match[1]] = int(match[3]), int(match[2])
+        if identity(int(match[2])) != match[1]:
+            counts.ended.add(match[1])
+    counts.workers.sort(key=lambda worker: started[worker.identity])
+    return counts
+
+
+def read(folder: Path) -> Counts:
+    """Return the workers of a folder; none where there is no such folder."""
     try:
-        paths = [path for path in folder.iterdir() if path.suffix != ".tmp"]
+        with lock(folder):
+            return scan(folder)
     except FileNotFoundError:
-        return [], 0
-    except OSError:
-        return [], 1
-    found = [_read(path) for path in paths]
-    workers = [one for one in found if one is not None]
-    return sorted(workers, key=lambda one: (one.started, one.file)), len(found) - len(workers)
+        return Counts()
 
 
-def living(workers: Sequence[WorkerCounts]) -> list[WorkerCounts]:
-    """Return those whose process still runs; `workers` in the order in which they started."""
-    return [worker for worker in {worker.pid: worker for worker in workers}.values() if _runs(worker)]
-
-
-def choices(folder: Path) -> dict[Key, dict[str, dict[str, str]]]:
-    """Return what the engine chose, by model and version, as the latest living worker says."""
-    alive = living(load(folder))
-    ordered = sorted(alive, key=lambda one: one.started)
-    return {one.key: {name: dict(made) for name, made in one.choice.items()} for one in ordered}
-
-
-def _runs(worker: WorkerCounts) -> bool:
-    """Whether the process runs, and began before the worker did: an id alone may be somebody else's by now."""
+def answers(folder: Path) -> dict[str, dict[str, int]] | None:
+    """Return the answers by model and status; None where nobody counts."""
+    total: dict[str, dict[str, int]] = {}
     try:
-        process = psutil.Process(worker.pid)
-        began = process.create_time()
-        return process.status() != psutil.STATUS_ZOMBIE and began <= worker.started + _CLOCK
-    except psutil.Error:
-        return False
-
-
-def _read(path: Path) -> WorkerCounts | None:
-    try:
-        seen = path.stat()
-        if not S_ISREG(seen.st_mode) or seen.st_size > _MOST_BYTES:
-            return None
-        return _parse(path, seen.st_mtime_ns, seen.st_ino, seen.st_size)
-    except OSError:
+        with lock(folder):
+            counts = scan(folder)
+            families = counts.families(_KINDS[0])
+    except FileNotFoundError:
         return None
+    for sample in (sample for family in families if family.name == "beeline_answers" for sample in family.samples):
+        of_model, status = total.setdefault(sample.labels["model"], {}), sample.labels["status"]
+        of_model[status] = of_model.get(status, 0) + int(sample.value)
+    return total if counts.files else None
 
 
-@functools.lru_cache(maxsize=4096)
-def _parse(path: Path, changed: int, number: int, size: int) -> WorkerCounts | None:
-    """Read a file; once for each of its states, since dead workers' files pile up and never change.
+def empty(folder: Path) -> None:
+    """Make the folder new and empty, before the server that counts there starts.
 
     Raises:
-        OSError: when it cannot be read now; that is not remembered.
+        BeelineError: where a worker of before still runs, whose counts would be lost.
     """
+    if folder.exists():
+        if living := read(folder).living():
+            raise BeelineError(
+                f"workers of before still count in {folder} ({', '.join(one.identity for one in living)}, each a "
+                "process id with its start); end them, then try again"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+
+
+def fold(folder: Path, counts: Counts) -> None:
+    """Fold the files of ended processes into one of each kind; call it with the lock held, with what `scan` returned.
+
+    Raises:
+        OSError: when the folder cannot be written; nothing is lost then.
+    """
+    record = _record(folder)
+    # What a gateway that was killed had still to remove.
+    _remove(
+        folder, [*record["gone"], *(path.name for path in folder.iterdir() if _FOLDED.fullmatch(path.name))], record
+    )
+    if not counts.ended:
+        return
+    number, files, gone = record["number"] + 1, [], [f"{ended}.json" for ended in counts.ended]
+    for kind in _KINDS:
+        of_ended = {*record["files"], *(f"{kind}_{ended}.db" for ended in counts.ended)}
+        parts = [path for path in counts.files if path.name.startswith(kind) and path.name in of_ended]
+        sums: Counter[str] = Counter()
+        for part in parts:
+            if not _is_readable(part):
+                logger.error("%s holds no counts, and its worker has ended; it is removed", part)
+                continue
+            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(part)):  # type: ignore[no-untyped-call]
+                sums[key] += value
+        target = folder / f"{kind}_folded-{number}.db"
+        # Room for all, on the disk; see the worker's own files.
+        write_whole(target, bytes(64 + sum(40 + len(key.encode()) for key in sums)))
+        total = MmapedDict(str(target))  # type: ignore[no-untyped-call]
+        for key, value in sums.items():
+            total.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+        total.close()  # type: ignore[no-untyped-call]
+        files.append(target.name)
+        gone += [part.name for part in parts]
+    record = {"number": number, "files": files, "gone": gone}
+    write_json(folder / _RECORD, record)
+    _remove(folder, gone, record)
+
+
+def _remove(folder: Path, names: Iterable[str], record: Mapping[str, Any]) -> None:
+    for name in {*names} - {*record["files"]}:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return the folded files, and those that they have taken the place of."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return WorkerCounts(
-            file=path.name,
-            pid=_whole(values["pid"]),
-            started=_number(values["started"]),
-            model=_text(values["model"]),
-            version=_text(values["version"]),
-            choice={
-                _text(name): {"value": _text(made["value"]), "reason": _text(made["reason"])}
-                for name, made in values["choice"].items()
-            },
-            answers={_text(status): _whole(count) for status, count in values["answers"].items()},
-            reasons={_text(reason): _whole(count) for reason, count in values["reasons"].items()},
-            histograms={_text(name): _buckets(value) for name, value in values["histograms"].items()},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+        values: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        return values
+    except FileNotFoundError:
+        return {"number": 0, "files": [], "gone": []}
 
 
-def _buckets(values: Mapping[str, Any]) -> Buckets:
-    bounds = tuple(_number(bound) for bound in values["bounds"])
-    counts = tuple(_whole(count) for count in values["counts"])
-    if len(counts) != len(bounds) + 1 or list(bounds) != sorted(set(bounds)):
-        raise ValueError("not the bounds and counts of a histogram")
-    return Buckets(bounds, counts, _number(values["sum"]))
+def _merge(paths: Iterable[Path]) -> Iterable[Metric]:
+    merged: Iterable[Metric] = MultiProcessCollector.merge([str(path) for path in paths])  # type: ignore[no-untyped-call]
+    return merged
 
 
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
-        raise ValueError(f"{value!r} is no count")
-    return value
+def _is_readable(path: Path) -> bool:
+    try:
+        _merge([path])
+    except _FOREIGN:
+        return False
+    return True
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _MOST:
-        raise ValueError(f"{value!r} is no number from 0")
-    return float(value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    # A lone surrogate, which JSON may hold, could not be written into an answer.
-    value.encode()
-    return value
+def _worker(path: Path) -> Worker:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    choice = {name: {"value": made["value"], "reason": made["reason"]} for name, made in values["choice"].items()}
+    return Worker(path.stem, values["model"], values["version"], choice)

@@ -5,6 +5,7 @@ The names are the same on both servers, because the workers count and not the se
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import sys
@@ -19,15 +20,12 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as AnyCollector
-from prometheus_client.utils import floatToGoString
 
 from beeline.errors import BeelineError
 from serve import counts
-from serve.counts import Buckets, Key, WorkerCounts
-from serve.counts import choices as choices
-from serve.counts import load as load
+from serve.counts import Counts, Key
 from serve.ports import Address
 
 if TYPE_CHECKING:
@@ -38,36 +36,18 @@ logger = logging.getLogger(__name__)
 # A loss is seen at once and a smaller number of workers is told a moment later, so a loss that nothing
 # explains is a restart after this many seconds, or as soon as another worker has taken the place.
 GRACE = 10.0
-_OF_MODEL = ("model", "version")
-# By the worker's name: the exposed name, what one unit of the worker's is here, and the help text.
-_HISTOGRAMS = {
-    "batch_size": ("beeline_batch_size", 1, "Requests in a batch."),
-    "queue_milliseconds": (
-        "beeline_queue_seconds",
-        1000,
-        "Time of a request from its arrival at the gateway until its batch was begun.",
-    ),
-    "decode_milliseconds": ("beeline_decode_seconds", 1000, "Time of a batch in decoding its pictures."),
-    "forward_milliseconds": ("beeline_forward_seconds", 1000, "Time of a batch in the model."),
-    "encode_milliseconds": ("beeline_encode_seconds", 1000, "Time of a batch in writing its answers."),
-}
 
 
 class Restarts:
     """Counts lost workers of one model and version; told regularly which live and how many are wanted."""
 
-    def __init__(self, before: Iterable[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin at zero.
-
-        Args:
-            before: workers lost before anybody watched; they are not counted.
-            clock: seconds, for tests.
-        """
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin at zero; `clock` gives seconds."""
         self.count = 0
         self._clock = clock
         self._wanted: int | None = None
         self._living: Set[str] = frozenset()
-        self._lost = set(before)
+        self._lost: set[str] = set()
         # When each loss was seen that nothing explains yet, and how many losses are still asked for.
         self._unexplained: list[float] = []
         self._asked_for = 0
@@ -109,10 +89,10 @@ class Restarts:
 
 
 class Collector(AnyCollector):
-    """Adds up the files of a metrics folder on each scrape, dead workers' too: no counter goes down."""
+    """Adds up the files of a metrics folder on each scrape, ended workers' too: no counter goes down."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Watch a folder, which may not be there yet.
+        """Watch a folder; those that ended before anybody watched are no restarts.
 
         Args:
             folder: where the workers count.
@@ -122,9 +102,11 @@ class Collector(AnyCollector):
         self._clock = clock
         self._lock = threading.Lock()
         self._restarts: dict[Key, Restarts] = {}
-        for key, workers in _by_key(load(folder)).items():
-            lost = {one.file for one in workers} - {one.file for one in counts.living(workers)}
-            self._restarts[key] = Restarts(lost, clock)
+        with counts.lock(folder):
+            seen = counts.scan(folder)
+            counts.fold(folder, seen)
+        for worker in seen.workers:
+            self._of(worker.key)
 
     def expect(self, wanted: Mapping[Key, int]) -> None:
         """Take how many workers each model and version is to have; one that is not named keeps its number."""
@@ -132,26 +114,51 @@ class Collector(AnyCollector):
             for key, number in wanted.items():
                 self._of(key).expect(number)
 
+    def keep(self) -> Counts:
+        """Look at the workers, fold the files of those that have ended, and return what was there.
+
+        Raises:
+            OSError: when the folder cannot be written.
+        """
+        with self._lock, counts.lock(self.folder):
+            seen = self._look()
+            counts.fold(self.folder, seen)
+        return seen
+
     def collect(self) -> Iterator[Metric]:
         """Return every metric; called on each scrape, by any thread. Raises nothing for what a file holds."""
         # One look after the other: an older one that came in later would find new workers gone.
-        with self._lock:
-            workers, unreadable = counts.scan(self.folder)
-            alive = {one.file for one in counts.living(workers)}
-            found = _by_key(workers)
-            # A model that is expected has its line from the start, with no workers.
-            grouped = {key: found.get(key, []) for key in sorted({*found, *self._restarts})}
-            for key, ours in grouped.items():
-                names = {one.file for one in ours}
-                self._of(key).observe(names & alive, names - alive)
-            restarts = {key: self._restarts[key].count for key in grouped}
-        yield from _counters(grouped)
-        for name in _HISTOGRAMS:
-            yield _histogram(name, grouped)
-        yield from _workers(grouped, alive, restarts)
-        yield GaugeMetricFamily(
-            "beeline_metrics_files_unreadable", "Files among the workers' counts that are not counts.", unreadable
+        with self._lock, counts.lock(self.folder):
+            seen = self._look()
+            families = seen.families()
+            restarts = {key: one.count for key, one in sorted(self._restarts.items())}
+        yield from families
+        living = collections.Counter(worker.key for worker in seen.living())
+        running = GaugeMetricFamily(
+            "beeline_workers", "Workers that have loaded their model and live.", labels=("model", "version")
         )
+        lost = CounterMetricFamily(
+            "beeline_worker_restarts",
+            "Workers lost though no smaller number was asked for.",
+            labels=("model", "version"),
+        )
+        # A model that is expected has its line from the start, with no workers.
+        for key, count in restarts.items():
+            running.add_metric(key, living[key])
+            lost.add_metric(key, count)
+        yield running
+        yield lost
+        yield GaugeMetricFamily(
+            "beeline_metrics_files_unreadable", "Files among the workers' counts that are not counts.", seen.unreadable
+        )
+
+    def _look(self) -> Counts:
+        """Tell each model's restarts which of its workers live, and which have ended."""
+        seen = counts.scan(self.folder)
+        for key in {*self._restarts, *(worker.key for worker in seen.workers)}:
+            names = {worker.identity for worker in seen.workers if worker.key == key}
+            self._of(key).observe(names - seen.ended, names & seen.ended)
+        return seen
 
     def _of(self, key: Key) -> Restarts:
         return self._restarts.setdefault(key, Restarts(clock=self._clock))
@@ -197,69 +204,6 @@ def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Export
         ) from error
     server.set_app(_application(registry))
     return Exporter(server)
-
-
-def _by_key(workers: Iterable[WorkerCounts]) -> dict[Key, list[WorkerCounts]]:
-    grouped: dict[Key, list[WorkerCounts]] = {}
-    for worker in workers:
-        grouped.setdefault(worker.key, []).append(worker)
-    return grouped
-
-
-def _counters(grouped: Mapping[Key, list[WorkerCounts]]) -> Iterator[Metric]:
-    answers = CounterMetricFamily(
-        "beeline_answers", "Answers of the workers by HTTP status.", labels=(*_OF_MODEL, "status")
-    )
-    errors = CounterMetricFamily(
-        "beeline_errors", "Answers of the workers that are errors, by their reason.", labels=(*_OF_MODEL, "reason")
-    )
-    for key, workers in grouped.items():
-        for family, parts in ((answers, [one.answers for one in workers]), (errors, [one.reasons for one in workers])):
-            for name in sorted({name for part in parts for name in part}):
-                family.add_metric((*key, name), sum(part.get(name, 0) for part in parts))
-    yield answers
-    yield errors
-
-
-def _histogram(name: str, grouped: Mapping[Key, list[WorkerCounts]]) -> Metric:
-    exposed, unit, text = _HISTOGRAMS[name]
-    family = HistogramMetricFamily(exposed, text, labels=_OF_MODEL)
-    for key, workers in grouped.items():
-        parts = [one.histograms[name] for one in workers if name in one.histograms]
-        if parts:
-            rows = _cumulative(parts)
-            buckets = [(floatToGoString(bound / unit), count) for bound, count in rows]  # type: ignore[no-untyped-call]
-            family.add_metric(key, buckets, sum(part.total for part in parts) / unit)
-    return family
-
-
-def _cumulative(parts: list[Buckets]) -> list[tuple[float, int]]:
-    """Add histograms up: how many values are at most each bound, the last one infinite.
-
-    Archives of different ages may have different bounds. Those that all have are exact; the others are left out.
-    """
-    bounds = sorted(set(parts[0].bounds).intersection(*(part.bounds for part in parts)))
-    rows = [(bound, sum(sum(one.counts[: one.bounds.index(bound) + 1]) for one in parts)) for bound in bounds]
-    return [*rows, (float("inf"), sum(sum(part.counts) for part in parts))]
-
-
-def _workers(
-    grouped: Mapping[Key, list[WorkerCounts]], alive: set[str], restarts: Mapping[Key, int]
-) -> Iterator[Metric]:
-    running = GaugeMetricFamily("beeline_workers", "Workers that have loaded their model and live.", labels=_OF_MODEL)
-    starts = CounterMetricFamily(
-        "beeline_worker_starts", "Workers that have loaded their model since the server's start.", labels=_OF_MODEL
-    )
-    lost = CounterMetricFamily(
-        "beeline_worker_restarts", "Workers lost though no smaller number was asked for.", labels=_OF_MODEL
-    )
-    for key, workers in grouped.items():
-        running.add_metric(key, sum(one.file in alive for one in workers))
-        starts.add_metric(key, len(workers))
-        lost.add_metric(key, restarts[key])
-    yield running
-    yield starts
-    yield lost
 
 
 def _application(registry: CollectorRegistry) -> WSGIApplication:

@@ -9,10 +9,10 @@ from typing import Any
 import psutil
 
 from beeline.errors import Undetermined
+from beeline.metrics import FOLDER
 from host import processes
-from serve import instance
+from serve import counts, instance
 from serve.client import InferenceClient, ManagementClient, Model
-from serve.counts import load
 from serve.instance import MARK, Instance, State
 
 
@@ -72,7 +72,7 @@ def _server(found: Instance) -> dict[str, Any]:
         "note": note,
         "archives": state.archives,
         "processes": _processes(state),
-        "answers": answers(Path(state.temporary) / "metrics"),
+        "answers": counts.answers(Path(folder)) or {} if (folder := state.environment.get(FOLDER)) else {},
         "configuration": state.configuration,
         "logs": str(found.logs),
     }
@@ -120,16 +120,6 @@ def _processes(state: State) -> list[dict[str, Any]]:
     return out
 
 
-def answers(folder: Path) -> dict[str, dict[str, int]]:
-    """Add up the answers by status that the workers counted, `{model: {status: count}}`."""
-    total: dict[str, dict[str, int]] = {}
-    for worker in load(folder):
-        of_model = total.setdefault(worker.model, {})
-        for code, count in worker.answers.items():
-            of_model[code] = of_model.get(code, 0) + count
-    return total
-
-
 def _where(addresses: dict[str, str | None]) -> str:
     shown = [(name, addresses[name]) for name in ("page", "tls", "metrics", "backend")]
     return ", ".join(f"{name} {address}" for name, address in shown if address is not None)
@@ -153,8 +143,8 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         )
     for process in server["processes"]:
         out.append(f"  {process['kind']} {process['pid']}: {process['megabytes']:.0f} MB")
-    for model_name, counts in server["answers"].items():
-        out.append(f"  answers of {model_name}: " + ", ".join(f"{count} x {code}" for code, count in counts.items()))
+    for model_name, by_status in server["answers"].items():
+        out.append(f"  answers of {model_name}: " + ", ".join(f"{count} x {code}" for code, count in by_status.items()))
     for model in server["configuration"]["models"]:
         for key, setting in model.items():
             if isinstance(setting, dict):

@@ -13,8 +13,9 @@ from pathlib import Path
 from archive import store
 from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
+from beeline.metrics import FOLDER
 from host import ROOT, machine
-from serve import addresses, config, instance, properties, servers
+from serve import addresses, config, counts, instance, properties, servers
 from serve.addresses import Addresses, Ports
 from serve.client import InferenceClient, ManagementClient
 from serve.gateway import catalog, runtime
@@ -246,6 +247,12 @@ def _wait(
                 patience = model.startup_timeout.value
                 wait_for_workers(management, model.model, version, wanted, watch, patience, running.check)
                 say(f"{try_golden(inference, archive, version)}; workers: {wanted}")
+        silent = {(one.model, one.version) for one in resolved.models if one.min_workers.value}
+        if silent := silent - counts.read(Path(running.state.environment[FOLDER])).choices().keys():
+            say(
+                f"warning: {', '.join(sorted(name for name, _ in silent))} is served without metrics: an older Beeline "
+                "built its archive, or its handler is another; for metrics build it again (`beeline archive build`)"
+            )
     if running.state.gateway:
         _gateway(running)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +22,9 @@ import pytest
 import requests
 import torch
 from PIL import Image
+from prometheus_client.values import close_all_multiprocess_files
 
-from beeline import pixels
+from beeline import metrics, pixels
 from beeline.spec import CHECKSUMS, Artifact, Geometry, ModelSpec
 
 if TYPE_CHECKING:
@@ -54,6 +57,25 @@ def picture(
 
 
 RED, GREEN, BLUE = (picture(colour) for colour in ((220, 30, 40), (20, 200, 60), (30, 40, 210)))
+
+
+_ended = itertools.count(1)
+atexit.register(close_all_multiprocess_files)
+
+
+def worker(
+    folder: Path,
+    model: str = "colours",
+    version: str = "1.0",
+    choice: Mapping[str, Mapping[str, str]] | None = None,
+    pid: int | None = None,
+) -> metrics.Metrics:
+    """Return the counts of a worker whose process is `pid`; as of one that has ended without it."""
+    name = f"{2**30}-{next(_ended)}" if pid is None else metrics.identity(pid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(metrics.FOLDER, str(folder))
+        patch.setattr(metrics, "identity", lambda _: name)
+        return metrics.Metrics(model, version, choice or {})
 
 
 def post_together(url: str, bodies: Sequence[bytes], headers: dict[str, str] | None = None) -> list[requests.Response]:

@@ -16,14 +16,15 @@ from typing import Annotated, Any
 
 import typer
 
+from beeline.metrics import FOLDER
 from bench.load import Plan, run
 from bench.pictures import read
 from bench.studies import Clients, Mar, Out, Picture, Rounds, job, served
 from bench.sweep import Plan as Sweep
 from bench.sweep import TimedSandbox
 from host.files import sha256
+from serve import counts
 from serve.config import Overrides
-from serve.counts import choices
 
 _REPEATS, _WARM_UP = 9, 2.0
 # One client and a lone worker take turns so often in each round, of about two seconds each: the machine's speed changes
@@ -53,7 +54,7 @@ def main(
         with served(mar, Overrides(batch, workers, delay), "none") as (running, path):
             address = running.state.inference + path
             many = run(Plan(address, pictures, seconds, _WARM_UP, clients)).summary()
-            (choice,) = choices(Path(running.state.environment["BEELINE_METRICS_DIR"])).values()
+            (choice,) = counts.read(Path(running.state.environment[FOLDER])).choices().values()
             threads, lone = threads_of(choice)
             plan = Sweep(mar, pictures, device="cpu", repeats=_REPEATS, threads=threads)
             pairs, failed = _lone(address, replace(plan, threads=lone))

@@ -1,169 +1,144 @@
-"""One worker's counts, under the same names on both servers, in histograms with buckets of our own.
+"""One worker's counts, under the same names on both servers: prometheus_client's, in its multiprocess mode.
 
-TorchServe's own histograms have fixed buckets that fit neither batch sizes nor milliseconds, and MMS
-has none. So each worker counts for itself and writes its counts to a small JSON file; `beeline serve status` and the
-exporter of `/metrics` add up all workers'.
+TorchServe's own histograms have fixed buckets that fit neither batch sizes nor milliseconds, and MMS has none. So each
+worker counts in files of its own, mapped into its memory, and the exporter of `/metrics` adds up those of all workers.
+A small JSON file beside them says which model it serves and what its engine chose.
 """
 
 from __future__ import annotations
 
-import bisect
+import collections
+import functools
 import json
 import logging
 import os
-import threading
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from beeline.answer import Answer
 from beeline.files import write_whole
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Histogram
+
+    from beeline.answer import Answer
 
 logger = logging.getLogger(__name__)
 
-# Upper bounds, inclusive, as Prometheus has them; one more bucket counts what is over the last.
+# The variable that names the folder; the library reads it too. Without it nothing is counted.
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+# Upper bounds, inclusive. Archives of different ages are added up bound by bound, so others need another name.
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-MILLISECOND_BUCKETS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
+SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 # A full queue keeps a request for as long as its client is given, which is minutes.
-QUEUE_BUCKETS = (*MILLISECOND_BUCKETS, 10_000, 30_000, 60_000, 120_000)
-STAGES = ("decode", "forward", "encode")
-# Seconds between two writes of the counts, and until the next attempt after one that failed.
-INTERVAL, RETRY = 0.25, 5.0
+QUEUE_BUCKETS = (*SECOND_BUCKETS, 10, 30, 60, 120)
+_HISTOGRAMS = {
+    "batch_size": ("Requests in a batch.", BATCH_SIZE_BUCKETS),
+    "queue_seconds": ("Time of a request from its arrival at the gateway until its batch was begun.", QUEUE_BUCKETS),
+    "decode_seconds": ("Time of a batch in decoding its pictures.", SECOND_BUCKETS),
+    "forward_seconds": ("Time of a batch in the model.", SECOND_BUCKETS),
+    "encode_seconds": ("Time of a batch in writing its answers.", SECOND_BUCKETS),
+}
+_OF_MODEL = ("model", "version")
+# Seconds, a microsecond or so, of which a time is a whole number: then a sum is the same in whatever order files are
+# added up. It would fall by a rounding error otherwise, which Prometheus takes for a restart from zero.
+_UNIT = 2.0**-20
+# Bytes of each file, as the library makes it; one model's names need a third.
+_SIZE = 1 << 16
 
 
-class Histogram:
-    """Counts of observations by upper bound, with their sum; not cumulative until it is exposed."""
+def identity(pid: int) -> str:
+    """Return `PID-START`, which no other process of this machine has; empty where the process has ended.
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return bounds, counts (one more than bounds) and sum."""
-        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": round(self.total, 3)}
+    START is in the kernel's clock ticks since its own start, so setting the clock does not change it.
+    """
+    try:
+        # The program's name stands in brackets, and may hold any character.
+        values = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if values[0] in b"ZX" else f"{pid}-{int(values[19])}"
 
 
 class Metrics:
-    """One worker's counts: answers by status and reason, batch sizes, milliseconds by stage and in the queue.
+    """One worker's counts: answers by status and reason, batch sizes, seconds by stage and in the queue."""
 
-    They are written by a thread of their own: a write costs a fifth of a millisecond on a disk, and
-    minutes on one that hangs, and no batch is to wait for that. The file is named after the process id and
-    the start, so that a worker with a dead one's id never overwrites what the dead one counted.
-    """
-
-    def __init__(
-        self, model: str, version: str, choice: Mapping[str, Mapping[str, str]], folder: Path | None = None
-    ) -> None:
-        """Begin at zero.
+    def __init__(self, model: str, version: str, choice: Mapping[str, Mapping[str, str]]) -> None:
+        """Begin at zero; whatever prevents that is logged once, and the worker serves without metrics.
 
         Args:
             model: the served name.
             version: the served version.
             choice: what the engine chose: by name, `value` and `reason`.
-            folder: where the file goes; None to count in memory only.
         """
-        self.model, self.version, self.choice = model, version, choice
-        started = time.time_ns()
-        self.started = started / 1e9
-        self.path = folder / f"{os.getpid()}-{started}.json" if folder else None
-        self.answers: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self.histograms = {"batch_size": Histogram(BATCH_SIZE_BUCKETS), "queue_milliseconds": Histogram(QUEUE_BUCKETS)}
-        self.histograms |= {f"{stage}_milliseconds": Histogram(MILLISECOND_BUCKETS) for stage in STAGES}
-        self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._changed = threading.Event()
-        self._failed = False
-
-    @classmethod
-    def from_environment(
-        cls,
-        model: str,
-        version: str,
-        choice: Mapping[str, Mapping[str, str]],
-        environ: Mapping[str, str] = os.environ,
-    ) -> Metrics:
-        """Count into the folder `BEELINE_METRICS_DIR`, or in memory only where it is not set."""
-        folder = environ.get("BEELINE_METRICS_DIR")
-        return cls(model, version, choice, Path(folder) if folder else None)
-
-    def start(self) -> None:
-        """Write now, so that the worker is seen before its first batch, and from now on soon after each batch."""
-        if self.path is not None:
-            self._try_to_write()
-            threading.Thread(target=self._keep, name="metrics", daemon=True).start()
+        self._labels = (model, version)
+        self._counters: tuple[Counter, Counter] | None = None
+        self._histograms: dict[str, Histogram] = {}
+        folder = os.environ.get(FOLDER)
+        if not folder:
+            return
+        try:
+            name = identity(os.getpid())
+            write_whole(
+                Path(folder, f"{name}.json"), json.dumps({"model": model, "version": version, "choice": choice})
+            )
+            self._open(Path(folder), name)
+        except ImportError as error:
+            logger.warning("this worker serves without metrics: %s", error)
+        except Exception:
+            logger.exception("this worker serves without metrics: it cannot count in %s", folder)
 
     def count(
         self, answers: Sequence[Answer], queues: Sequence[float | None], milliseconds: Mapping[str, float]
     ) -> None:
-        """Count one batch.
+        """Count one batch; raises nothing.
 
         Args:
             answers: one a request.
             queues: each request's milliseconds in the queue, None where unknown.
             milliseconds: the batch's, by stage.
         """
-        with self._lock:
-            self.histograms["batch_size"].observe(len(answers))
-            for queue in queues:
-                if queue is not None:
-                    self.histograms["queue_milliseconds"].observe(queue)
-            for name, value in milliseconds.items():
-                key = f"{name}_milliseconds"
-                self.histograms.setdefault(key, Histogram(MILLISECOND_BUCKETS)).observe(value)
-            for answer in answers:
-                self.answers[str(int(answer.status))] += 1
-                if answer.reason:
-                    self.reasons[str(answer.reason)] += 1
-        self._changed.set()
+        if self._counters is None:
+            return
+        try:
+            self._histograms["batch_size"].observe(len(answers))
+            for name, value in [("queue", queue) for queue in queues] + [*milliseconds.items()]:
+                if value is not None and f"{name}_seconds" in self._histograms:
+                    self._histograms[f"{name}_seconds"].observe(int(value / 1000 / _UNIT) * _UNIT)
+            by_status, by_reason = self._counters
+            for status, number in collections.Counter(int(answer.status) for answer in answers).items():
+                by_status.labels(*self._labels, status).inc(number)
+            for reason, number in collections.Counter(answer.reason for answer in answers if answer.reason).items():
+                # A lone surrogate could not be written into an answer.
+                by_reason.labels(*self._labels, reason.encode(errors="replace").decode()).inc(number)
+        except Exception:
+            logger.exception("this worker counts no more")
+            self._counters = None
 
-    def write(self) -> None:
-        """Write the counts atomically, so that no reader sees half a file.
+    def _open(self, folder: Path, name: str) -> None:
+        """Make the files, each histogram at zero, and count this start.
 
         Raises:
-            OSError: when the folder cannot be written.
+            ImportError: where prometheus_client is not installed. OSError: when the folder cannot be written.
         """
-        if self.path is None:
-            return
-        with self._writing:
-            write_whole(self.path, json.dumps(self.to_dict()))
+        from prometheus_client import Counter, Histogram, values
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        with self._lock:
-            return {
-                "pid": os.getpid(),
-                "started": self.started,
-                "model": self.model,
-                "version": self.version,
-                "choice": {name: dict(made) for name, made in self.choice.items()},
-                "answers": dict(self.answers),
-                "reasons": dict(self.reasons),
-                "histograms": {name: histogram.to_dict() for name, histogram in self.histograms.items()},
-            }
-
-    def _keep(self) -> None:
-        """Write after each change, at once after a pause and otherwise at most every `INTERVAL`."""
-        while True:
-            self._changed.wait()
-            self._changed.clear()
-            time.sleep(INTERVAL if self._try_to_write() else RETRY)
-
-    def _try_to_write(self) -> bool:
-        """Write, or leave it to the next attempt; a full disk is told once, not four times a second."""
-        try:
-            self.write()
-            self._failed = False
-        except Exception:
-            if not self._failed:
-                logger.exception("the metrics cannot be written to %s", self.path)
-            self._failed = True
-            self._changed.set()
-        return not self._failed
+        for kind in ("counter", "histogram"):
+            path = folder / f"{kind}_{name}.db"
+            if not path.exists():
+                # With every byte on the disk: a page that a full one has no room for would kill this process (SIGBUS).
+                write_whole(path, bytes(_SIZE))
+        # It asks on each count, since a process may have been forked. An id alone may be given to another process.
+        named = functools.lru_cache(identity)
+        values.ValueClass = values.MultiProcessValue(lambda: named(os.getpid()))  # type: ignore[no-untyped-call]
+        starts = "Workers that have loaded their model since the server's start."
+        Counter("beeline_worker_starts", starts, _OF_MODEL, registry=None).labels(*self._labels).inc()
+        for key, (text, bounds) in _HISTOGRAMS.items():
+            family = Histogram(f"beeline_{key}", text, _OF_MODEL, registry=None, buckets=bounds)
+            self._histograms[key] = family.labels(*self._labels)
+        self._counters = (
+            Counter("beeline_answers", "Answers of the workers by HTTP status.", (*_OF_MODEL, "status"), registry=None),
+            Counter(
+                "beeline_errors", "Answers that are errors, by their reason.", (*_OF_MODEL, "reason"), registry=None
+            ),
+        )

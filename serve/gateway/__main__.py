@@ -158,7 +158,7 @@ class Gateway:
             self._state = state
 
     def keep(self) -> None:
-        """Do the small regular chores: count and rotate logs, put the workers' own choices into the cards."""
+        """Do the small regular chores: rotate logs, fold ended workers' counts, put the others' choices into cards."""
         self.error_counts.read()
         renamed = [
             rotate(path, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
@@ -166,8 +166,8 @@ class Gateway:
         ]
         if any(renamed):
             self.nginx.reopen_logs()
-        if self.settings.worker_metrics is not None:
-            catalog.add_choices(self.settings, metrics.choices(self.settings.worker_metrics))
+        if self.collector is not None:
+            catalog.add_choices(self.settings, self.collector.keep().choices())
 
     def _asked(self, number: int, frame: object) -> None:
         self._stopping = True

@@ -16,6 +16,7 @@ from pathlib import Path
 from archive import store
 from archive.mar import Archive
 from beeline.errors import BeelineError, ConfigError
+from beeline.metrics import FOLDER
 from host import machine
 from host.files import SHORT, sha256
 from serve import addresses, config, instance, properties
@@ -86,10 +87,7 @@ def share(
             folder=top / "gateway",
             listen=at.public,
             tls=at.tls,
-            backends=tuple(
-                Backend(state.backend, state.management, str(Places(Path(state.temporary), top).metrics))
-                for state in states
-            ),
+            backends=tuple(Backend(state.backend, state.management, state.environment.get(FOLDER)) for state in states),
             store=served,
             versions=all(state.server == "torchserve" for state in states),
             logs=top / "logs",

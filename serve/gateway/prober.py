@@ -20,8 +20,8 @@ import requests
 
 from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
+from serve import counts
 from serve.client import InferenceClient, ManagementClient
-from serve.counts import load
 from serve.gateway.settings import Backend, Settings
 from serve.ready import Busy, try_golden
 
@@ -135,10 +135,10 @@ class Probe:
         missing: dict[str, str] = {}
         for archive in self.archives:
             described = self._management.describe(archive.model, archive.version if self._versions else None)
-            counts = {"workers": 0, "ready": 0}
+            workers = {"workers": 0, "ready": 0}
             if described is not None:
-                counts = {"workers": described.min_workers, "ready": described.ready}
-            models.setdefault(archive.model, {})[archive.version] = counts
+                workers = {"workers": described.min_workers, "ready": described.ready}
+            models.setdefault(archive.model, {})[archive.version] = workers
             if described is None:
                 missing[archive.path.name] = f"starting: {archive.model} {archive.version} is not loaded yet"
             elif described.ready == 0:
@@ -266,8 +266,8 @@ def _answers(folder: Path | None) -> int | None:
 
     None where that is not known: they run elsewhere, or under somebody's own handler, which counts nothing.
     """
-    workers = [] if folder is None else load(folder)
-    return sum(sum(one.answers.values()) for one in workers) if workers else None
+    known = None if folder is None else counts.answers(folder)
+    return None if known is None else sum(sum(by_status.values()) for by_status in known.values())
 
 
 def fittest(seen: Sequence[Seen]) -> list[int]:
@@ -288,9 +288,9 @@ def together(seen: Sequence[Seen]) -> dict[str, Any]:
     models: dict[str, dict[str, dict[str, int]]] = {}
     for one in seen:
         for name, versions in one.models.items():
-            for version, counts in versions.items():
+            for version, workers in versions.items():
                 total = models.setdefault(name, {}).setdefault(version, {"workers": 0, "ready": 0})
-                for key, count in counts.items():
+                for key, count in workers.items():
                     total[key] += count
     if any(one.ready for one in seen):
         return {"status": "Healthy", "models": models}

@@ -14,7 +14,9 @@ from typing import Protocol
 import javaproperties
 
 from archive.mar import Archive
+from beeline.metrics import FOLDER
 from host import ROOT, machine
+from serve import counts
 from serve.addresses import Addresses
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
@@ -47,8 +49,8 @@ class Places:
 
     @property
     def metrics(self) -> Path:
-        """What each worker counted."""
-        return self.temporary / "metrics"
+        """What each worker counts; in the instance's own folder, since a system may remove old files of /tmp."""
+        return self.logs.parent / "metrics"
 
     @property
     def gateway(self) -> Path:
@@ -181,7 +183,7 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
         "BEELINE_LOG_FILES": str(numbers["beeline_log_files"].value),
         "BEELINE_MAX_BYTES": str(numbers["beeline_max_image_bytes"].value),
         "BEELINE_MAX_PIXELS": str(numbers["beeline_max_image_pixels"].value),
-        "BEELINE_METRICS_DIR": str(places.metrics),
+        FOLDER: str(places.metrics),
         "BEELINE_THREADS": threads,
         "BEELINE_LONE_THREADS": str(numbers["beeline_lone_threads"].value),
         "OMP_NUM_THREADS": threads,
@@ -204,12 +206,16 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
 def lay_out(
     server: Server, configuration: Configuration, addresses: Addresses, archives: Sequence[Archive], places: Places
 ) -> None:
-    """Make the temporary folder: the archives, a place for metrics, the runtime configuration."""
+    """Make the temporary folder, with the archives and the runtime configuration, and an empty place for metrics.
+
+    Raises:
+        BeelineError: where a worker of before still counts.
+    """
     # nginx's workers, who are nobody where root starts it, pass through here and see nothing else.
     places.temporary.mkdir(mode=0o700)
     places.temporary.chmod(0o711)
     places.store.mkdir(mode=0o700)
-    places.metrics.mkdir(mode=0o700)
+    counts.empty(places.metrics)
     for archive in archives:
         keep(archive.path.resolve(), places.store / archive.path.name)
     write_properties(server, configuration, addresses, places)

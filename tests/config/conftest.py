@@ -20,7 +20,7 @@ from beeline.answer import Answer, failure
 from beeline.errors import RequestError
 from beeline.metrics import Metrics
 from serve.metrics import Collector
-from tests.conftest import ROOT
+from tests.conftest import ROOT, worker
 
 PROMETHEUS = ROOT / "config" / "prometheus"
 GRAFANA = ROOT / "config" / "grafana"
@@ -97,7 +97,6 @@ def draw(metrics: Metrics, choose: random.Random, batches: int) -> None:
         queues = [choose.uniform(0, 400) for _ in answers]
         spans = {"decode": choose.uniform(1, 30), "forward": choose.uniform(5, 90), "encode": choose.uniform(0, 2)}
         metrics.count(answers, queues, spans)
-    metrics.write()
 
 
 def expositions(folder: Path) -> Names:
@@ -172,7 +171,7 @@ def promtool() -> str:
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Names:
     """Every metric that a server really exposes, with all labels that it has once Prometheus has read it."""
     folder = tmp_path_factory.mktemp("counts")
-    draw(Metrics("colours", "1.0", {}, folder), random.Random(3), 40)
+    draw(worker(folder), random.Random(3), 40)
     return {name: labels | OF_TARGET for name, labels in expositions(folder).items()}
 
 

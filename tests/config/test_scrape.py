@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
+import os
 import random
 import re
 import shutil
@@ -25,6 +25,7 @@ from beeline.answer import Answer
 from beeline.metrics import Metrics
 from serve.metrics import Collector, serve_metrics
 from tests.config.conftest import PROMETHEUS, Query, dashboard, draw, fill, program, queries, variables
+from tests.conftest import worker
 
 pytestmark = pytest.mark.server
 
@@ -81,14 +82,12 @@ def variant(folder: Path, target: str) -> Path:
     return path
 
 
-def traffic(folder: Path, stop: threading.Event) -> None:
+def traffic(drawn: Metrics, even: Metrics, stop: threading.Event) -> None:
     """Count as two workers do: one draws, the other has nothing but batches of four."""
     choose = random.Random(11)
-    drawn, even = Metrics(*KEY, {}, folder), Metrics("even", "2.0", {}, folder)
     while not stop.wait(0.2):
         draw(drawn, choose, 6)
         even.count([Answer(200, "OK", "{}")] * 4, [30.0] * 4, {"decode": 3.0, "forward": 20.0, "encode": 0.5})
-        even.write()
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +100,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     collector.expect({KEY: 1, ("even", "2.0"): 1})
     exporter = serve_metrics(("127.0.0.1", 0), collector)
     stop = threading.Event()
-    worker = threading.Thread(target=traffic, args=(counts, stop))
-    worker.start()
     # One that died before its time.
-    dead = {**Metrics(*KEY, {}).to_dict(), "pid": 2**30}
-    (counts / "dead.json").write_text(json.dumps(dead))
+    worker(counts, *KEY)
+    living = worker(counts, *KEY, pid=os.getpid()), worker(counts, "even", "2.0", pid=os.getppid())
+    thread = threading.Thread(target=traffic, args=(*living, stop))
+    thread.start()
     target = f"127.0.0.1:{exporter.port}"
     address = f"127.0.0.1:{free_port()}"
     log = folder / "prometheus.log"
@@ -125,7 +124,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             process.terminate()
             process.wait(30)
             stop.set()
-            worker.join()
+            thread.join()
             exporter.stop()
     assert process.returncode == 0, log.read_text()[-3000:]
 
@@ -195,7 +194,7 @@ def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
     # All of its batches are of four, waited 30 ms and needed 20 ms.
     assert set(found["Instances C"]) == {4.0}
     assert found["Mean batch size A"][-1] == pytest.approx(4)
-    assert found["Instances D"] == [pytest.approx(0.03)]
+    assert found["Instances D"] == [pytest.approx(0.03, abs=1e-6)]
     assert 0.025 < found["Queue B"][-1] <= 0.05
     assert 0.01 < found["Forward A"][-1] <= 0.025
     assert found["Instances A"] == [1.0]

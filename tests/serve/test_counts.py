@@ -1,8 +1,8 @@
-"""Reading what workers counted: the handler's own form, and nothing else that lies beside it."""
+"""Reading what workers counted, folding the files of those that have ended, and nothing else that lies beside them."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import subprocess
 import sys
@@ -10,123 +10,170 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from beeline.metrics import Metrics
-from serve.counts import choices, living, load, scan
+from beeline.answer import Answer
+from beeline.errors import BeelineError
+from beeline.metrics import identity
+from serve import counts
+from tests.conftest import worker
 
-BEGAN = psutil.Process().create_time()
+BATCH = [Answer(200, "OK", "{}")] * 3
 
 
-def write(folder: Path, name: str = "1-1.json", **changes: object) -> Path:
-    """Write a file as the handler writes it, with some of its values changed."""
-    values = Metrics("colours", "1.0", {"device": {"value": "cpu", "reason": "asked for"}}).to_dict()
-    path = folder / name
-    path.write_text(json.dumps({**values, "pid": os.getpid(), "started": time.time(), **changes}))
-    return path
+def fold(folder: Path) -> None:
+    with counts.lock(folder):
+        counts.fold(folder, counts.scan(folder))
+
+
+def sums(folder: Path) -> dict[Any, float]:
+    """Return every sample of a folder."""
+    with counts.lock(folder):
+        families = counts.scan(folder).families()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
 def test_what_the_handler_writes_is_read(tmp_path: Path) -> None:
-    metrics = Metrics("colours", "1.0", {"device": {"value": "cpu", "reason": "asked for"}}, tmp_path)
-    metrics.count([], [2000.0], {"forward": 3.0})
-    metrics.write()
-    (worker,) = load(tmp_path)
-    assert (worker.pid, worker.started, worker.key) == (os.getpid(), metrics.started, ("colours", "1.0"))
-    assert worker.choice == {"device": {"value": "cpu", "reason": "asked for"}}
-    assert worker.histograms["queue_milliseconds"].total == 2000
-    assert sum(worker.histograms["forward_milliseconds"].counts) == 1
-    assert scan(tmp_path) == ([worker], 0)
+    chose = {"device": {"value": "cpu", "reason": "asked for"}}
+    worker(tmp_path, choice=chose, pid=os.getpid()).count(BATCH, [2000.0], {"forward": 3.0})
+    found = counts.read(tmp_path)
+    (one,) = found.living()
+    assert (one.identity, one.key, one.choice) == (identity(os.getpid()), ("colours", "1.0"), chose)
+    assert found.unreadable == 0
+    assert sums(tmp_path)["beeline_queue_seconds_sum", frozenset({("model", "colours"), ("version", "1.0")})] == 2
 
 
-FOREIGN: dict[str, Any] = {
-    "a negative count": {"answers": {"200": -1}},
-    "a count that is no number": {"answers": {"200": "1"}},
-    "a count that is a truth": {"reasons": {"x": True}},
-    "an endless number": {"answers": {"200": 10**400}},
-    "counts in a list": {"answers": [1]},
-    "nothing": {"answers": None},
-    "no time": {"started": float("nan")},
-    "an endless time": {"started": float("inf")},
-    "a time of many digits": {"started": 10**400},
-    "a lone surrogate": {"model": "\ud800"},
-    "a model without a name": {"model": None},
-    "a choice without a reason": {"choice": {"device": {"value": "cpu"}}},
-    "bounds in disorder": {"histograms": {"batch_size": {"bounds": [2, 1], "counts": [0, 0, 0], "sum": 0}}},
-    "a bucket too few": {"histograms": {"batch_size": {"bounds": [1, 2], "counts": [0, 0], "sum": 0}}},
-}
-
-
-@pytest.mark.parametrize("what", FOREIGN)
-def test_a_file_of_another_form_is_passed_over_and_counted(tmp_path: Path, what: str) -> None:
-    write(tmp_path, **FOREIGN[what])
-    write(tmp_path, "2-2.json")
-    workers, unreadable = scan(tmp_path)
-    assert [worker.file for worker in workers] == ["2-2.json"]
-    assert unreadable == 1
+def test_answers_of_all_workers_are_added_up_folded_ones_too(tmp_path: Path) -> None:
+    worker(tmp_path).count([*BATCH, Answer(415, "", "")], [], {})
+    fold(tmp_path)
+    worker(tmp_path, version="2.0").count(BATCH, [], {})
+    worker(tmp_path, "other", pid=os.getpid()).count([Answer(500, "", "")], [], {})
+    assert counts.answers(tmp_path) == {"colours": {"200": 6, "415": 1}, "other": {"500": 1}}
 
 
 def test_whatever_lies_beside_them_is_passed_over_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "half.json").write_text('{"pid": 1, "mod')
-    (tmp_path / "deep.json").write_text("[" * 100_000)
-    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
-    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "1-1.json").write_text('{"pid": 1, "mod')
+    (tmp_path / "2-1.json").write_text("[" * 100_000)
+    (tmp_path / "3-1.json").write_bytes(b"\xff\xfe")
+    (tmp_path / "4-1.json").write_text("[]")
+    (tmp_path / "5-1.json").write_text('{"model": "a", "version": "1", "choice": {"device": "cpu"}}')
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "huge.json").write_text(" " * 2_000_000)
-    (tmp_path / "folder.json").mkdir()
-    (tmp_path / "nowhere.json").symlink_to(tmp_path / "nothing")
+    (tmp_path / "gauge_all_1.db").write_bytes(bytes(100))
+    (tmp_path / "counter_1-1.db").write_text("mine")
+    (tmp_path / "counter_2-1.db").touch()
+    (tmp_path / "histogram_1-1.db").write_bytes(b"\x40" + bytes(7) + b"\x08" + bytes(3) + b"no JSON!" + bytes(90))
+    (tmp_path / "histogram_2-1.db").mkdir()
+    (tmp_path / "histogram_3-1.db").symlink_to(tmp_path / "nothing")
     # A reader would wait for ever for somebody who writes.
-    os.mkfifo(tmp_path / "pipe.json")
+    os.mkfifo(tmp_path / "counter_3-1.db")
     (tmp_path / "draft.tmp").write_text("being written")
-    assert scan(tmp_path) == ([], 9)
+    found = counts.read(tmp_path)
+    list(found.families())
+    assert (found.workers, found.unreadable) == ([], 13)
+    worker(tmp_path).count(BATCH, [], {})
+    fold(tmp_path)
+    assert counts.answers(tmp_path) == {"colours": {"200": 3}}
+    found = counts.read(tmp_path)
+    # What has the name of an ended worker's is removed with it, and no fold follows for ever.
+    assert (found.ended, found.unreadable) == (set(), 8)
 
 
 def test_without_a_folder_there_are_none(tmp_path: Path) -> None:
-    assert scan(tmp_path / "nothing") == ([], 0)
-    (tmp_path / "file").touch()
-    assert scan(tmp_path / "file") == ([], 1)
+    assert counts.read(tmp_path / "nothing") == counts.Counts()
+    assert counts.answers(tmp_path / "nothing") is None
 
 
-def test_a_file_is_read_again_when_it_changed(tmp_path: Path) -> None:
-    metrics = Metrics("colours", "1.0", {}, tmp_path)
-    for number in range(20):
-        metrics.answers["200"] = number
-        metrics.write()
-        assert load(tmp_path)[0].answers == {"200": number}
+def test_a_worker_that_cannot_count_is_no_answer_of_none(tmp_path: Path) -> None:
+    worker(tmp_path, pid=os.getpid())
+    for path in tmp_path.glob("*.db"):
+        path.unlink()
+    assert counts.answers(tmp_path) is None
+    assert len(counts.read(tmp_path).living()) == 1
 
 
 def test_a_worker_lives_as_long_as_its_process(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with process:
-        write(tmp_path, pid=process.pid)
-        assert len(living(load(tmp_path))) == 1
+        worker(tmp_path, pid=process.pid)
+        assert len(counts.read(tmp_path).living()) == 1
         process.kill()
         # A zombie is no worker: nobody has waited for it yet.
         deadline = time.monotonic() + 10
-        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        while identity(process.pid) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert living(load(tmp_path)) == []
-    assert living(load(tmp_path)) == []
+        assert counts.read(tmp_path).living() == []
+    assert counts.read(tmp_path).living() == []
 
 
-@pytest.mark.parametrize(("later", "lives"), [(0, True), (1000, True), (-1000, False)])
-def test_somebody_elses_process_with_a_dead_workers_id_is_no_worker(tmp_path: Path, later: float, lives: bool) -> None:
-    write(tmp_path, started=BEGAN + later)
-    assert bool(living(load(tmp_path))) is lives
-
-
-def test_of_two_workers_with_one_id_the_later_lives(tmp_path: Path) -> None:
-    write(tmp_path, "1-2.json", started=BEGAN + 2)
-    write(tmp_path, "1-1.json", started=BEGAN + 1)
-    assert [worker.file for worker in living(load(tmp_path))] == ["1-2.json"]
+def test_a_process_with_a_dead_workers_id_is_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(tmp_path, pid=os.getpid()).count(BATCH, [], {})
+    monkeypatch.setattr(counts, "identity", lambda pid: f"{pid}-{2**40}")
+    assert counts.read(tmp_path).living() == []
+    fold(tmp_path)
+    assert list(tmp_path.glob(f"*{os.getpid()}*")) == []
+    assert counts.answers(tmp_path) == {"colours": {"200": 3}}
 
 
 def test_the_choices_are_the_latest_living_workers(tmp_path: Path) -> None:
     def chose(value: str) -> dict[str, dict[str, str]]:
         return {"device": {"value": value, "reason": "asked for"}}
 
-    write(tmp_path, "1.json", started=BEGAN + 1, choice=chose("cuda:0"), pid=os.getppid())
-    write(tmp_path, "2.json", started=BEGAN + 2, choice=chose("cuda:1"))
-    write(tmp_path, "3.json", started=BEGAN + 3, choice=chose("cuda:2"), pid=2**30)
-    write(tmp_path, "4.json", started=BEGAN + 3, choice=chose("cuda:3"), pid=2**30, version="2.0")
-    assert choices(tmp_path) == {("colours", "1.0"): chose("cuda:1")}
+    worker(tmp_path, choice=chose("cuda:1"), pid=os.getpid())
+    worker(tmp_path, choice=chose("cuda:0"), pid=os.getppid())
+    worker(tmp_path, choice=chose("cuda:2"))
+    worker(tmp_path, version="2.0", choice=chose("cuda:3"))
+    assert counts.read(tmp_path).choices() == {("colours", "1.0"): chose("cuda:1")}
+
+
+def test_a_gateway_killed_at_any_step_of_folding_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for _ in range(2):
+            worker(folder).count(BATCH, [1.0], {"forward": 3.0})
+            fold(folder)
+        worker(folder).count(BATCH, [1.0], {"forward": 3.0})
+        before, steps = sums(folder), iter(range(number))
+
+        def step(call: Any, left: Any = steps) -> Any:
+            def stepped(*args: Any, **options: Any) -> Any:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return call(*args, **options)
+
+            return stepped
+
+        with monkeypatch.context() as patch:
+            for name in ("write_whole", "write_json"):
+                patch.setattr(counts, name, step(getattr(counts, name)))
+            patch.setattr(Path, "unlink", step(Path.unlink))
+            try:
+                fold(folder)
+                whole = True
+            except KeyboardInterrupt:
+                whole = False
+        assert sums(folder) == before
+        fold(folder)
+        assert sums(folder) == before
+        assert len(list(folder.iterdir())) == 4
+        if whole:
+            break
+    assert number > 5
+
+
+def test_the_folder_is_emptied_when_none_of_its_workers_lives(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics"
+    counts.empty(folder)
+    worker(folder)
+    counts.empty(folder)
+    assert list(folder.iterdir()) == []
+    worker(folder, pid=os.getpid())
+    with pytest.raises(BeelineError, match=rf"still count in .*metrics \({identity(os.getpid())}, each .* end them"):
+        counts.empty(folder)
+    assert len(list(folder.glob(f"*{identity(os.getpid())}*"))) == 3

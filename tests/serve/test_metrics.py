@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,25 +18,30 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beeline.answer import Answer
 from beeline.errors import BeelineError
-from beeline.metrics import Metrics
-from serve.metrics import GRACE, Collector, Exporter, choices, load, serve_metrics
+from beeline.metrics import FOLDER
+from serve import counts
+from serve.metrics import GRACE, Collector, Exporter, serve_metrics
+from tests.conftest import worker
 
 GOOD, BAD = Answer(200, "OK", "{}"), Answer(415, "Unsupported Media Type", "{}", reason="not_an_image")
 COLOURS = {"model": "colours", "version": "1.0"}
 KEY = ("colours", "1.0")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-# A real worker process: it counts one batch and stays until its input ends.
-WORKER = """
-import sys
-from pathlib import Path
+# Real worker processes, one after the other: each counts one batch, says its id and waits to be killed.
+WORKERS = """
+import os, signal, sys
+import prometheus_client
 from beeline.answer import Answer
 from beeline.metrics import Metrics
-metrics = Metrics("colours", "1.0", {"device": {"value": "cpu", "reason": "asked for"}}, Path(sys.argv[1]))
-metrics.count([Answer(200, "OK", "{}")] * 3, [1.0] * 3, {"decode": 1.0, "forward": 20.0, "encode": 0.1})
-metrics.write()
-print("written", flush=True)
-sys.stdin.read()
+for _ in sys.stdin:
+    if os.fork() == 0:
+        metrics = Metrics("colours", "1.0", {"device": {"value": "cpu", "reason": "asked for"}})
+        metrics.count([Answer(200, "OK", "{}")] * 3, [1.0] * 3, {"decode": 1.0, "forward": 20.0, "encode": 0.1})
+        print(os.getpid(), flush=True)
+        signal.pause()
+    os.wait()
+    print("ended", flush=True)
 """
 
 
@@ -46,8 +52,33 @@ class Clock:
         return self.now
 
 
-def metrics_of(folder: Path, model: str = "colours", version: str = "1.0") -> Metrics:
-    return Metrics(model, version, {}, folder)
+class Workers:
+    """Starts worker processes and kills them, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, FOLDER: str(folder)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKERS], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self) -> None:
+        """Return when one more has counted its batch."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.pid = int(self._said())
+
+    def kill(self) -> None:
+        """Return when the one is gone."""
+        os.kill(self.pid, 9)
+        assert self._said() == "ended"
+
+    def stop(self) -> None:
+        self._process.communicate(timeout=30)
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
 
 
 def parse(text: str) -> Samples:
@@ -77,6 +108,17 @@ def counters(samples: Samples) -> Samples:
     return {key: number for key, number in samples.items() if key[0].endswith(ends)}
 
 
+def fallen(before: Samples, after: Samples) -> Samples:
+    return {key: after[key] for key, number in counters(before).items() if after.get(key, -1) < number}
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    running = Workers(tmp_path)
+    yield running
+    running.stop()
+
+
 @pytest.fixture
 def exporter(tmp_path: Path) -> Iterator[Exporter]:
     running = serve_metrics(("127.0.0.1", 0), Collector(tmp_path))
@@ -86,10 +128,9 @@ def exporter(tmp_path: Path) -> Iterator[Exporter]:
 
 def test_answers_and_errors_of_all_workers_are_added_up(tmp_path: Path, exporter: Exporter) -> None:
     for version, batches in (("1.0", 2), ("1.0", 3), ("2.0", 1)):
-        metrics = metrics_of(tmp_path, version=version)
+        metrics = worker(tmp_path, version=version)
         for _ in range(batches):
             metrics.count([GOOD, GOOD, BAD], [None] * 3, {})
-        metrics.write()
     answer = requests.get(f"http://127.0.0.1:{exporter.port}/metrics", timeout=10)
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
     samples = parse(answer.text)
@@ -105,9 +146,7 @@ def test_answers_and_errors_of_all_workers_are_added_up(tmp_path: Path, exporter
 
 def test_histograms_are_cumulative_and_in_seconds(tmp_path: Path) -> None:
     for queue in (2.5, 700.0, 90_000.0, 500_000.0):
-        metrics = metrics_of(tmp_path)
-        metrics.count([GOOD] * 3, [queue, None, None], {"decode": 2.0, "forward": 30.0, "encode": 0.2})
-        metrics.write()
+        worker(tmp_path).count([GOOD] * 3, [queue, None, None], {"decode": 2.0, "forward": 30.0, "encode": 0.2})
     samples = scrape(Collector(tmp_path))
     for name in ("batch_size", "queue_seconds", "decode_seconds", "forward_seconds", "encode_seconds"):
         rows = [
@@ -120,62 +159,73 @@ def test_histograms_are_cumulative_and_in_seconds(tmp_path: Path) -> None:
     assert value(samples, "beeline_queue_seconds_bucket", **COLOURS, le="0.0025") == 1
     assert value(samples, "beeline_queue_seconds_bucket", **COLOURS, le="1.0") == 2
     assert value(samples, "beeline_queue_seconds_bucket", **COLOURS, le="120.0") == 3
-    assert value(samples, "beeline_queue_seconds_sum", **COLOURS) == pytest.approx(590.7025)
-    assert value(samples, "beeline_forward_seconds_sum", **COLOURS) == pytest.approx(0.12)
+    assert value(samples, "beeline_queue_seconds_sum", **COLOURS) == pytest.approx(590.7025, abs=1e-5)
+    assert value(samples, "beeline_forward_seconds_sum", **COLOURS) == pytest.approx(0.12, abs=1e-5)
     assert value(samples, "beeline_batch_size_bucket", **COLOURS, le="2.0") == 0
     assert value(samples, "beeline_batch_size_bucket", **COLOURS, le="4.0") == 4
     assert value(samples, "beeline_batch_size_sum", **COLOURS) == 12
 
 
-def test_archives_with_other_bounds_are_added_up_where_they_agree(tmp_path: Path) -> None:
-    for number, bounds in enumerate(([1, 5, 10], [5, 10, 20])):
-        values = metrics_of(tmp_path).to_dict()
-        values["histograms"] = {"decode_milliseconds": {"bounds": bounds, "counts": [1, 2, 3, 4], "sum": 100}}
-        (tmp_path / f"{number}.json").write_text(json.dumps(values))
-    samples = scrape(Collector(tmp_path))
-    found = {
-        dict(labels)["le"]: number
-        for (name, labels), number in samples.items()
-        if name == "beeline_decode_seconds_bucket"
-    }
-    assert found == {"0.005": 4, "0.01": 9, "+Inf": 20}
-    assert value(samples, "beeline_decode_seconds_sum", **COLOURS) == 0.2
-
-
-def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path) -> None:
+def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path, workers: Workers) -> None:
     clock = Clock()
     collector = Collector(tmp_path, clock)
     collector.expect({KEY: 1})
     assert value(scrape(collector), "beeline_workers", **COLOURS) == 0
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == b"written\n"
-        assert choices(tmp_path) == {KEY: {"device": {"value": "cpu", "reason": "asked for"}}}
-        before = scrape(collector)
-        worker.kill()
+    workers.start()
+    assert counts.read(tmp_path).choices() == {KEY: {"device": {"value": "cpu", "reason": "asked for"}}}
+    before = scrape(collector)
+    workers.kill()
     assert value(before, "beeline_workers", **COLOURS) == 1
     assert value(before, "beeline_answers_total", **COLOURS, status="200") == 3
     clock.now += 1
     after = scrape(collector)
     assert value(after, "beeline_workers", **COLOURS) == 0
     assert counters(after) == counters(before)
+    collector.keep()
     clock.now += GRACE
     later = scrape(collector)
     assert value(later, "beeline_worker_restarts_total", **COLOURS) == 1
     assert value(later, "beeline_worker_starts_total", **COLOURS) == 1
-    assert choices(tmp_path) == {}
+    assert counts.read(tmp_path).choices() == {}
+
+
+def test_a_hundred_workers_that_are_killed_leave_their_sums_and_few_files(tmp_path: Path, workers: Workers) -> None:
+    collector = Collector(tmp_path)
+    before: Samples = {}
+    for number in range(1, 101):
+        workers.start()
+        samples = scrape(collector)
+        assert value(samples, "beeline_workers", **COLOURS) == 1
+        assert value(samples, "beeline_answers_total", **COLOURS, status="200") == 3 * number
+        assert fallen(before, samples) == {}
+        workers.kill()
+        if number % 3 == 0:
+            collector.keep()
+        before = samples
+    collector.keep()
+    start = time.process_time()
+    samples = scrape(collector)
+    # A hundred processes' own files take over a second.
+    assert time.process_time() - start < 0.3
+    assert counters(samples).items() >= counters(before).items() - {
+        item for item in counters(before).items() if item[0][0] == "beeline_worker_restarts_total"
+    }
+    assert value(samples, "beeline_worker_starts_total", **COLOURS) == 100
+    assert value(samples, "beeline_batch_size_sum", **COLOURS) == 300
+    assert value(samples, "beeline_forward_seconds_sum", **COLOURS) == pytest.approx(2, abs=1e-3)
+    assert value(samples, "beeline_metrics_files_unreadable") == 0
+    names = sorted(path.name.rpartition("-")[0] or path.name for path in tmp_path.iterdir())
+    assert names == ["counter_folded", "folded.json", "histogram_folded", "lock"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 100_000
 
 
 def test_scaling_down_is_no_restart(tmp_path: Path) -> None:
     clock = Clock()
     collector = Collector(tmp_path, clock)
     collector.expect({KEY: 2})
-    metrics_of(tmp_path).write()
+    worker(tmp_path, pid=os.getpid())
     scrape(collector)
-    # The other one, as of a process that has ended.
-    (tmp_path / "2.json").write_text(json.dumps({**metrics_of(tmp_path).to_dict(), "pid": 2**30}))
+    worker(tmp_path)
     scrape(collector)
     collector.expect({KEY: 1})
     clock.now += 2 * GRACE
@@ -183,7 +233,7 @@ def test_scaling_down_is_no_restart(tmp_path: Path) -> None:
 
 
 def test_those_lost_before_the_exporter_started_are_no_restarts(tmp_path: Path) -> None:
-    (tmp_path / "1.json").write_text(json.dumps({**metrics_of(tmp_path).to_dict(), "pid": 2**30}))
+    worker(tmp_path)
     clock = Clock()
     collector = Collector(tmp_path, clock)
     clock.now += 2 * GRACE
@@ -191,44 +241,39 @@ def test_those_lost_before_the_exporter_started_are_no_restarts(tmp_path: Path) 
 
 
 def test_no_counter_ever_goes_down(tmp_path: Path) -> None:
-    """Workers start, count, and die without a word; each has the process id of the one before."""
+    """Workers start, count, and die without a word, and their files are folded at any time."""
     choose = random.Random(7)
     collector = Collector(tmp_path)
-    workers = [metrics_of(tmp_path)]
-    before = counters(scrape(collector))
-    for _ in range(150):
+    living = worker(tmp_path, pid=os.getpid())
+    living.count([GOOD, BAD], [1.0], {})
+    before = scrape(collector)
+    for _ in range(100):
         what = choose.random()
         if what < 0.2:
-            workers.append(metrics_of(tmp_path, version=choose.choice(["1.0", "2.0"])))
-            workers[-1].write()
+            worker(tmp_path, version=choose.choice(["1.0", "2.0"])).count([GOOD, BAD], [5.0, 9.0], {"encode": 0.2})
         elif what < 0.3:
-            workers.remove(choose.choice(workers))
-            workers = workers or [metrics_of(tmp_path)]
-        elif what < 0.4:
             (tmp_path / f"{choose.random()}.json").write_text("half a fi")
+        elif what < 0.5:
+            collector.keep()
         else:
-            metrics = choose.choice(workers)
             queues = [choose.uniform(0, 10_000) for _ in range(choose.randint(1, 8))]
-            metrics.count([choose.choice([GOOD, BAD]) for _ in queues], queues, {"forward": queues[0]})
-            metrics.write()
-        after = counters(scrape(collector))
-        assert {key: after[key] for key, number in before.items() if after.get(key, -1) < number} == {}
+            living.count([choose.choice([GOOD, BAD]) for _ in queues], queues, {"forward": queues[0]})
+        after = scrape(collector)
+        assert fallen(before, after) == {}
         before = after
-    assert len(load(tmp_path)) > 20
+    assert (value(after, "beeline_worker_starts_total", **COLOURS) or 0) > 5
 
 
 def test_any_text_as_a_label_is_one_line(tmp_path: Path) -> None:
     model = 'a"b\\c\nd é'
-    metrics = metrics_of(tmp_path, model)
-    metrics.count([GOOD], [], {})
-    metrics.write()
+    worker(tmp_path, model).count([GOOD], [], {})
     assert value(scrape(Collector(tmp_path)), "beeline_answers_total", model=model, version="1.0", status="200") == 1
 
 
 def test_foreign_files_are_counted_and_harm_nothing(tmp_path: Path, exporter: Exporter) -> None:
-    (tmp_path / "1.json").write_text("half a fi")
-    (tmp_path / "2.json").write_text(json.dumps({"pid": "x"}))
-    metrics_of(tmp_path).write()
+    (tmp_path / "1-1.json").write_text("half a fi")
+    (tmp_path / "counter_1-1.db").write_text("half a fi")
+    worker(tmp_path, pid=os.getpid())
     samples = parse(requests.get(f"http://127.0.0.1:{exporter.port}/metrics", timeout=10).text)
     assert value(samples, "beeline_metrics_files_unreadable") == 2
     assert value(samples, "beeline_workers", **COLOURS) == 1
@@ -247,7 +292,6 @@ def test_other_methods_are_not_allowed(exporter: Exporter, method: str) -> None:
 
 
 def test_one_metric_can_be_asked_for(tmp_path: Path, exporter: Exporter) -> None:
-    metrics_of(tmp_path).write()
     answer = requests.get(
         f"http://127.0.0.1:{exporter.port}/metrics", params={"name[]": "beeline_metrics_files_unreadable"}, timeout=10
     )

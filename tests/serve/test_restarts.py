@@ -101,12 +101,6 @@ def test_a_worker_is_lost_only_once() -> None:
     assert watch.see("b", dead="a", after=GRACE) == 1
 
 
-def test_those_lost_before_anybody_watched_are_not_counted() -> None:
-    restarts = Restarts(before={"a"}, clock=lambda: 0)
-    restarts.observe({"b"}, {"a"})
-    assert restarts.count == 0
-
-
 def test_without_a_wanted_number_every_loss_counts() -> None:
     watch = Watch(None, "a", "b")
     watch.see("a")

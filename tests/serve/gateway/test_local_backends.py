@@ -18,9 +18,10 @@ import psutil
 import pytest
 import requests
 
+from beeline.metrics import FOLDER
 from serve.addresses import Ports
 from serve.config import Overrides
-from serve.counts import load
+from serve.counts import answers
 from serve.gateway.backends import store_of
 from serve.instance.child import Running
 from serve.status import status
@@ -141,10 +142,9 @@ def shared(servers: list[Running], url: str) -> bool:
         # It says where it will listen a moment before it does.
         time.sleep(0.1)
         return False
-    # A worker's counts are written within a quarter of a second.
-    time.sleep(0.5)
     return all(answered(each) - was >= 5 for each, was in zip(servers, before, strict=True))
 
 
 def answered(server: Running) -> int:
-    return sum(one.answers["200"] for one in load(Path(server.state.temporary) / "metrics") if "200" in one.answers)
+    counted = answers(Path(server.state.environment[FOLDER])) or {}
+    return counted.get("colours", {}).get("200", 0)

@@ -17,10 +17,10 @@ import pytest
 import requests
 
 from beeline.answer import Answer
-from beeline.metrics import Metrics
 from host import processes
 from serve.gateway.nginx import listening
 from serve.gateway.prober import _STUCK
+from tests.conftest import worker
 from tests.serve.gateway.conftest import Gateway, Site, StandIn, both, certificate, wait_for
 
 pytestmark = pytest.mark.server
@@ -113,7 +113,7 @@ def test_a_reload_cuts_nothing_that_is_under_way(gateway: Gateway) -> None:
 
 def test_a_busy_server_stays_ready(gateway: Gateway, tmp_path: Path) -> None:
     """Its golden picture waits like any request; it must not take the server out while clients get answers."""
-    counts = Metrics("fake", "1.0", {}, tmp_path)
+    counts = worker(tmp_path, "fake")
     site = gateway(in_flight=2, deadline=90, counts=tmp_path)
     server = site.backends[0]
     # Held back for longer than somebody's answer may take, the golden picture that comes after ten seconds too.
@@ -123,7 +123,6 @@ def test_a_busy_server_stays_ready(gateway: Gateway, tmp_path: Path) -> None:
     end = time.monotonic() + _STUCK + 5
     while time.monotonic() < end:
         counts.count([Answer(200, "OK", "{}")], [1.0], {})
-        counts.write()
         ping = requests.get(f"{site.url}/ping", timeout=5)
         assert ping.status_code == 200, ping.text
         time.sleep(0.3)

@@ -50,7 +50,9 @@ def served(request: pytest.FixtureRequest, colour_archive: Path, state_home: Pat
     """A running server with the project's handler. Its tests may leave another number of workers."""
     environ = {**os.environ, "BEELINE_STATE": str(state_home), "LINGER_MS": "20"}
     asked = request_for(request.param, colour_archive, f"shared-{request.param}", workers=1, batch_size=4)
-    with up(asked, print, environ) as running:
+    said: list[str] = []
+    with up(asked, said.append, environ) as running:
+        assert not [line for line in said if "metrics" in line]
         yield running
     scratch = Path(running.state.temporary)
     assert processes.marked(MARK, running.state.mark) == []
@@ -187,6 +189,24 @@ def give_up(running: Running) -> None:
         worker.kill()
     if running.state.server == "torchserve":
         wait_until(lambda: "Auto recovery failed again" in log.read_text())
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_archive_whose_workers_count_nothing_is_served_with_one_warning(
+    server: str, make_fake: MakeArchive, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """As those of before workers counted by prometheus_client."""
+    said: list[str] = []
+    with up(
+        request_for(server, make_fake(tmp_path, expected="red"), f"silent-{server}"), said.append, environ
+    ) as running:
+        with InferenceClient(running.state.inference) as client:
+            assert client.predict("fake", b"anything").status == 200
+        seen = status(running.instance.folder.parent, running.instance.name)["servers"][0]
+    assert seen["answers"] == {}
+    (warning,) = (line for line in said if "warning" in line)
+    assert warning.startswith("warning: fake is served without metrics: ")
+    assert "for metrics build it again (`beeline archive build`)" in warning
 
 
 @pytest.mark.parametrize("server", SERVERS)
