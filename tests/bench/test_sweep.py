@@ -226,17 +226,25 @@ def test_a_worker_that_hangs_is_given_up(colour_archive: Path, tmp_path: Path) -
     assert not children()
 
 
-def test_leaving_early_ends_the_worker_and_removes_what_it_unpacked(colour_archive: Path, tmp_path: Path) -> None:
+def test_leaving_early_ends_the_worker_and_removes_what_it_unpacked(
+    colour_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A temporary folder of its own: other tests make sandboxes at the same time.
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    sandboxes: list[Path] = []
     fake = with_handler(colour_archive, tmp_path / "fake.mar", faking())
 
     def stop(row: Row) -> None:
+        sandboxes.extend(temporary.iterdir())
         raise KeyboardInterrupt
 
-    before = set(Path(tempfile.gettempdir()).glob("beeline-sandbox-*"))
     with pytest.raises(KeyboardInterrupt):
         sweep.measure(plan(fake), stop)
     assert not children()
-    assert set(Path(tempfile.gettempdir()).glob("beeline-sandbox-*")) <= before
+    assert sandboxes
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize(
