@@ -190,13 +190,13 @@ def sentence(error: ValidationError, name: str | None = None) -> str:
     """Return pydantic's first error: a key, or the `name` that is given, its value, and what is allowed."""
     first = error.errors()[0]
     place = [str(each) for each in first["loc"]]
-    fields = File.model_fields | {to_camel(key): field for key, field in Entry.model_fields.items()}
-    key = name or ".".join(place)
+    key, entry = name or ".".join(place), {to_camel(key): field for key, field in Entry.model_fields.items()}
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{did_you_mean(place[-1], map(to_camel, Entry.model_fields))}"
-    if first["type"] == "value_error":
-        return f"{key} is {first['input']!r}; allowed: {first['ctx']['error']}"
-    return f"{key} is {first['input']!r}; allowed: {fields.get(place[-1], fields['models']).description}"
+        return f"unknown key {key}{did_you_mean(place[-1], entry)}"
+    # A key of the file or of an entry; between them are the names and versions of models.
+    field = {**File.model_fields, **entry}[place[-1] if len(place) in (1, 4) else "models"]
+    allowed = first["ctx"]["error"] if first["type"] == "value_error" else field.description
+    return f"{key} is {first['input']!r}; allowed: {allowed}"
 
 
 def _check_key(key: str, where: str) -> None:
