@@ -97,7 +97,7 @@ class AugmentConfig:
 class FitConfig:
     """The fixed schedule. `rate` is relative to the size of each tensor's weights."""
 
-    recipe: str = _is(" or ".join(RECIPES))
+    recipe: str = _is(" or ".join(RECIPES), pattern=f"^({'|'.join(RECIPES)})$")
     epochs: int = _number("1 to 10000, a whole number", ge=1, le=10_000)
     batch: int = _number("1 to 65536, a whole number", ge=1, le=65_536)
     rate: float = _number("over 0, at most 1", gt=0, le=1)

@@ -76,6 +76,7 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         ("model.crop=300", r"model\.crop is 300; allowed: 1 to model\.resize \(256\)"),
         ("model.interpolation=cubic", r"model\.interpolation is 'cubic'; allowed: bilinear, bicubic"),
         ("model.std=[1,1,0]", r"model\.std is .*; allowed: three numbers over 0"),
+        ("fit.recipe=finetun", r"fit\.recipe is 'finetun'; allowed: finetune or scratch"),
         ("fit.batch_norm=on", r"fit\.batch_norm is .*; allowed: frozen or learnt"),
         ("fit.rate=nan", r"fit\.rate is nan; allowed: over 0"),
         ("seed=-1", r"seed is -1; allowed: 0 to 4294967295"),
