@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from beeline.errors import ConfigError
 from serve import ports
 from serve.ports import Address
-from serve.properties import VARIABLES, Properties, Whole
+from serve.properties import DEFAULTS, VARIABLES, Properties
 
-DEFAULTS = {
-    "inference_address": Address("127.0.0.1", 8080),
-    "beeline_page_address": Address("127.0.0.1", 8000),
-    "management_address": Address("127.0.0.1", 8081),
-    "beeline_metrics_address": Address("127.0.0.1", 8082),
-}
-DEFAULT_TLS = Address("127.0.0.1", 8443, "https")
 OPTIONS = {
     "inference": "--port",
     "page": "--page-port",
@@ -26,7 +19,6 @@ OPTIONS = {
     "backend": "--port",
     "control": "--management-port",
 }
-_PORT = Whole(0, 65_535, "a port, 0 for a free one")
 
 
 @dataclass(frozen=True)
@@ -99,8 +91,7 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
         page = _with_port(found["beeline_page_address"], given.page, "--page-port") if asked else None
         spare = None if given.inference is None else 0
         metrics = _with_port(found["beeline_metrics_address"], _first(given.metrics, spare), "--metrics-port")
-        tls = DEFAULT_TLS if "beeline_tls_certificate" in properties.texts else None
-        tls = found.get("beeline_tls_address", tls) if tls else None
+        tls = found["beeline_tls_address"] if "beeline_tls_certificate" in properties.texts else None
         anywhere = Address("127.0.0.1", 0)
         addresses = Addresses(inference, management, anywhere, anywhere, page, metrics, tls)
     _check(addresses, gateway, properties)
@@ -158,7 +149,6 @@ def _first(*values: int | None) -> int | None:
 def _with_port(address: Address, port: int | None, option: str) -> Address:
     if port is None:
         return address
-    try:
-        return dataclasses.replace(address, port=_PORT.check(port))
-    except ValueError as error:
-        raise ConfigError(f"{option} is {port!r}; allowed: {error}") from error
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"{option} is {port}; allowed: a whole number of a port, 0 for a free one, 0 to 65535")
+    return dataclasses.replace(address, port=port)

@@ -142,7 +142,7 @@ def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mappi
             logs=logs(instance.state_folder(environ)),
             management=at.management,
             metrics=at.metrics,
-            name=Name(to.host, to.port, addresses.DEFAULTS["management_address"].port),
+            name=Name(to.host, to.port, properties.DEFAULTS["management_address"].port),
             management_from=() if at.management.loopback else _allowed(environ),
         )
         runtime.lay_out(settings)

@@ -7,14 +7,16 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archive.mar import Archive
 from beeline.errors import BeelineError
 from host.files import write_json
-from serve.config import Configuration, ModelSettings
 from serve.gateway.runtime import open_to_all
 from serve.gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from serve.config import Configuration, ModelSettings
 
 # Reads an archive's card; given by whoever knows archives.
 Card = Callable[[Path], Mapping[str, Any]]

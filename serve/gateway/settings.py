@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from beeline.errors import ConfigError
 from host import machine
-from serve.config import Configuration
 from serve.ports import Address
-from serve.properties import Properties
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the gateway reads its own settings: its process holds no pydantic
+    from serve.config import Configuration
     from serve.gateway.nginx import Choice
+    from serve.properties import Properties
 
 FILE = "settings.json"
 # nginx passes several thousand requests a second on one core; the others are the workers'.
