@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from serve.addresses import Ports
 
 SAMPLES = ROOT / ".beeline" / "samples"
+# A copy of one of them, under a name that does not depend on labels or format.
+SAMPLE = ROOT / ".beeline" / "sample"
 
 
 def quickstart(
@@ -130,6 +132,7 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
             chosen = next(right, paths[0])
             sample = SAMPLES / f"{label}{chosen.suffix.lower()}"
             shutil.copyfile(chosen, sample)
+    shutil.copyfile(sample, SAMPLE)
     return sample
 
 
