@@ -116,7 +116,7 @@ test-docker: setup ## the images, Compose and Swarm, on a real container engine
 test-gpu: setup ## the tests on a CUDA device, which no other tier runs
 	@.venv/bin/pytest -q -m gpu
 
-test-readme: setup ## every command block of the README, with real pictures
+test-readme: setup ## every command block of the README and of docs/, with real pictures
 	@.venv/bin/pytest -q -m readme
 
 test-all: test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-readme ## every tier
