@@ -54,7 +54,7 @@ def test_the_set_ups_where_the_system_has_none_or_an_old_or_a_broken_one(fake_ng
         fake_nginx.write_text(f"#!/bin/sh\n{broken}\n")
         said = choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
         assert SETUPS.match(said)
-        assert f"{fake_nginx} is no nginx that runs here ({why}" in said
+        assert f"{fake_nginx} is not an nginx that runs here ({why}" in said
     fake_nginx.write_text("#!/no/such/shell\n")
     assert f"{fake_nginx} cannot be run" in choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
 
@@ -89,7 +89,7 @@ def test_other_names_are_one_sentence() -> None:
     assert choose("none").kind == "none"
     with pytest.raises(ConfigError, match="--gateway is 'ngnix'; did you mean 'nginx'"):
         choose("ngnix")
-    with pytest.raises(ConfigError, match="'development', which is no more; leave it out, nginx comes with the set-up"):
+    with pytest.raises(ConfigError, match="'development', which no longer exists; leave it out: the set-up has nginx"):
         choose("development")
 
 
