@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -95,9 +96,13 @@ class Gateway:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked)
-        at = self.settings.metrics
-        counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
-        exporter = metrics.serve_metrics((at.host, at.port), *counters) if at else None
+        with ExitStack() as stack:
+            if at := self.settings.metrics:
+                counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
+                stack.enter_context(metrics.serve_metrics((at.host, at.port), *counters))
+            self._run()
+
+    def _run(self) -> None:
         self.tell()
         self.nginx.start()
         self.prober.start()
@@ -124,8 +129,6 @@ class Gateway:
                 # A load balancer in front sees /ping and sends requests elsewhere before one is refused here.
                 time.sleep(self.settings.drain)
             self.nginx.stop()
-            if exporter is not None:
-                exporter.stop()
             self.prober.stop()
             self.error_counts.log.close()
 
