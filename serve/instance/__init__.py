@@ -15,8 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -284,20 +283,8 @@ def scratch(mark: str) -> Path:
     return Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
 
 
-@contextmanager
-def own_scratch() -> Iterator[Path]:
-    """Make a temporary folder of no instance's, through which nginx's workers may pass; removed at the end."""
-    folder = Path(scratch(f":{secrets.token_hex(8)}"))
-    folder.mkdir(mode=0o700)
-    folder.chmod(0o711)
-    try:
-        yield folder
-    finally:
-        remove_scratch(folder)
-
-
 def remove_scratch(path: Path) -> None:
-    """Remove a temporary folder of ours, and nothing else."""
+    """Remove an instance's temporary folder, and nothing else."""
     if path.name.startswith(_SCRATCH):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -67,7 +67,7 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
     try:
         assert process.stdout is not None
         said = "".join(itertools.takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout))
-        found = re.search(r"^before one .*: (http://127\S+)$", said, re.MULTILINE)
+        found = re.search(r"^in front of one .*: (http://127\S+)$", said, re.MULTILINE)
         metrics = re.search(r"^metrics, .*: (http://127\S+)$", said, re.MULTILINE)
         assert found is not None, said
         assert metrics is not None, said

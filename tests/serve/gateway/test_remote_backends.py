@@ -335,7 +335,7 @@ def test_the_command_stands_before_what_a_variable_names(tmp_path: Path) -> None
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         first = next(lines)
-        assert re.search(rf"gateway: nginx .*, before http://127\.0\.0\.1:{port}$", first.strip()), first
+        assert re.search(rf"gateway: nginx .*, in front of http://127\.0\.0\.1:{port}$", first.strip()), first
         found = re.search(r"page and API: (\S+); ready when /ping says so", next(lines))
         assert found is not None
         assert "beeline_deadline_seconds 7" in next(lines)
