@@ -1,7 +1,6 @@
-"""`config.properties`, read strictly: every key known, typed and in range, or one sentence why not.
+"""`config.properties`, read strictly: every key is known, typed and in range, or one sentence says why it is not.
 
-TorchServe ignores a misspelt key in silence. The file is the only place for these numbers, so here a
-mistake in it is an error that names file, line and nearest known key.
+TorchServe silently ignores a misspelt key. Here a mistake is an error that names file, line and nearest known key.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Whole:
         return value
 
     def parse(self, text: str) -> int:
-        """Return the number written in `text`, as `check` does."""
+        """Return the number in `text`; raise as `check` does."""
         try:
             value: object = int(text)
         except ValueError:
@@ -51,7 +50,7 @@ class Whole:
 
 BATCH_SIZE = Whole(1, 1024, "requests")
 WORKERS = Whole(1, 256, "processes")
-# From 1: both servers take 0 for "not given" and would wait their own default of 100 ms.
+# Not 0: both servers take it for "not given", and would wait for their default of 100 ms.
 DELAY = Whole(1, 60_000, "milliseconds")
 TIMEOUT = Whole(1, 86_400, "seconds")
 
@@ -81,10 +80,10 @@ ADDRESSES = (
 )
 TEXTS = ("vmargs", "beeline_tls_certificate", "beeline_tls_key")
 KNOWN = (*NUMBERS, *ADDRESSES, *TEXTS, "models")
-# A container has no file of its own to edit: each of these keys may come from the environment too.
+# Each of these keys may come from the environment too, since a container has no file to edit.
 VARIABLES = {"BEELINE_" + key.removeprefix("beeline_").upper(): key for key in (*NUMBERS, *ADDRESSES, *TEXTS)}
 
-# Keys of TorchServe that `serve up` writes itself, each with where its value comes from.
+# Keys of TorchServe that `serve up` writes, each with the source of its value.
 OWNED = {
     "max_request_size": "it is derived from beeline_max_image_bytes; set that",
     "load_models": "it is what `serve up --model` serves",
@@ -119,7 +118,7 @@ ENTRY_KEYS = (*ENTRY_NUMBERS, "defaultVersion", "marName")
 
 @dataclass(frozen=True)
 class Entry:
-    """What `models` says of one version of a model: whole numbers by key, and the two other keys."""
+    """The entry of `models` for one version of a model: whole numbers by key, and the two other keys."""
 
     numbers: Mapping[str, int]
     default_version: bool | None = None
@@ -128,10 +127,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Properties:
-    """The file's values, or the environment's in their place; what neither says is not in here.
+    """The values of the file, or of the environment, which wins; keys that neither has are absent.
 
-    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came
-    from one.
+    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came from one.
     """
 
     path: Path
@@ -142,7 +140,7 @@ class Properties:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
-        """Return where a value is from, for people."""
+        """Return the source of a value, for people."""
         return f"environment {self.variables[key]}" if key in self.variables else self.path.name
 
 
@@ -204,7 +202,7 @@ def _check_key(key: str, where: str) -> None:
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
-    """Refuse a misspelt variable; others of the same beginning are somebody else's."""
+    """Refuse a misspelt variable; other variables with this prefix belong to other programs."""
     for name in environ:
         if name.startswith("BEELINE_") and name not in VARIABLES:
             meant = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.93)
@@ -223,9 +221,9 @@ def _models(text: str, where: str) -> dict[str, dict[str, Entry]]:
         values = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         place = text[max(0, error.pos - 20) : error.pos + 20]
-        raise ConfigError(f"{where}: models is no JSON near {place!r} ({error.msg.lower()}); mend it there") from error
+        raise ConfigError(f"{where}: models is not JSON near {place!r} ({error.msg.lower()}); fix it there") from error
     except RecursionError as error:
-        raise ConfigError(f"{where}: models is nested too deep; allowed: {{model: {{version: {{...}}}}}}") from error
+        raise ConfigError(f"{where}: models is nested too deeply; allowed: {{model: {{version: {{...}}}}}}") from error
     models: dict[str, dict[str, Entry]] = {}
     for name, versions in _object(values, where, "models", "{model: {version: {...}}}").items():
         models[name] = {}
@@ -276,10 +274,10 @@ class Change:
         return "\n".join(difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), *names, lineterm=""))
 
     def write(self) -> None:
-        """Put the new text in place of the old one, in one step.
+        """Replace the file's text in one step.
 
         Raises:
-            ConfigError: when the file changed meanwhile, or cannot be written.
+            ConfigError: when the file has changed meanwhile, or cannot be written.
         """
         path = self.path.resolve()
         try:
@@ -291,10 +289,10 @@ class Change:
 
 
 def change(path: Path, model: str, version: str, numbers: Mapping[str, int], threads: int | None) -> Change:
-    """Return the file with a model's numbers, and with the threads of a worker where they are given.
+    """Return the file with a model's numbers, and with a worker's threads where they are given.
 
-    Comments and every other key stay as they are; so does the layout of `models`, lines of two spaces a level or one
-    line. A lone entry of the model for another version is the one that is changed, as it is the one that is read.
+    Comments and other keys stay as they are; `models` stays on one line, or on lines with two spaces a level. A model's
+    only entry is changed whatever its version is, since it is the one that is read.
 
     Raises:
         ConfigError: for a file that cannot be read.
@@ -318,7 +316,7 @@ def change(path: Path, model: str, version: str, numbers: Mapping[str, int], thr
 
 
 def _put(text: str, key: str, value: str, end: str) -> str:
-    """Return the text with a key's value: in its place, else below the comment that shows it, else at the end."""
+    """Return the text with a new value: in place of the old, else below the comment that shows the key, else last."""
     at = 0
     for element in javaproperties.parse(text):
         source = element.source

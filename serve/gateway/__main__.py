@@ -72,7 +72,6 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.nginx = Nginx(settings)
         self._woken = threading.Event()
         self._stopping = False
         self._ping = self._state = ""
@@ -103,8 +102,8 @@ class Gateway:
             self._run()
 
     def _run(self) -> None:
+        self.nginx = Nginx(self.settings)
         self.tell()
-        self.nginx.start()
         self.prober.start()
         try:
             while not self._stopping:
@@ -124,7 +123,7 @@ class Gateway:
             except OSError:
                 # A full disk; removing the file takes none.
                 logger.exception("/ping cannot say that the gateway stops")
-                self.settings.ready_file.unlink(missing_ok=True)
+                (self.settings.state / "ready").unlink(missing_ok=True)
             if self._stopping:
                 # A load balancer in front sees /ping and sends requests elsewhere before one is refused here.
                 time.sleep(self.settings.drain)

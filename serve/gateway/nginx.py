@@ -117,21 +117,17 @@ class Nginx:
     """nginx's master process; it ends when this process ends, however that happens."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._workers: list[psutil.Process] = []
-
-    def start(self) -> None:
         """Start it and wait until its workers listen."""
+        self._settings = settings
+        self._workers: list[psutil.Process] = []
         # On SIGTERM its master ends its workers too.
         end = processes.ending_with_parent(signal.SIGTERM)
-        self._process = subprocess.Popen(runtime.command(self._settings), cwd=self._settings.folder, preexec_fn=end)
+        self._process = subprocess.Popen(runtime.command(settings), cwd=settings.folder, preexec_fn=end)
         # Before it has workers, a signal to reload would kill it or be lost.
         self._wait_for_others([])
 
     def check(self) -> None:
         """Raise BeelineError if nginx ended by itself."""
-        assert self._process is not None
         code = self._process.poll()
         if code is None:
             self._workers = self._children()
@@ -162,8 +158,6 @@ class Nginx:
 
     def stop(self) -> None:
         """Take no more requests, answer those under way, end."""
-        if self._process is None:
-            return
         self._signal(signal.SIGQUIT)
         try:
             self._process.wait(self._settings.stop + _SPARE)
@@ -179,7 +173,6 @@ class Nginx:
         return lines[-1] if lines else "nothing"
 
     def _children(self) -> list[psutil.Process]:
-        assert self._process is not None
         try:
             return psutil.Process(self._process.pid).children()
         except psutil.NoSuchProcess:
@@ -191,7 +184,6 @@ class Nginx:
         The master lets the old workers go on for a tenth of a second after the new ones have started. Where nginx
         ended instead, the result is true, and `check` raises.
         """
-        assert self._process is not None
         deadline = time.monotonic() + _RELOAD
         while self._process.poll() is None and time.monotonic() < deadline:
             children = self._children()
@@ -210,7 +202,6 @@ class Nginx:
                 continue
 
     def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(number)
 

@@ -127,24 +127,24 @@ def write_state(
     if ready:
         # First of all, so that a client that sees 200 is let through.
         _open(settings, closed)
-    target = settings.ready_file if ready else settings.unready_file
-    write_whole(target, text + "\n", 0o644)
+    write_whole(settings.state / ("ready" if ready else "unready"), text + "\n", 0o644)
     if not ready:
-        settings.ready_file.unlink(missing_ok=True)
+        (settings.state / "ready").unlink(missing_ok=True)
         if closed:
             _open(settings, closed)
         elif not draining:
-            settings.open_file.unlink(missing_ok=True)
+            (settings.state / "open").unlink(missing_ok=True)
 
 
 def _open(settings: Settings, closed: AbstractSet[str]) -> None:
     """Let all predictions through but those of `closed`."""
-    before = {path.name for path in settings.closed_folder.iterdir()}
+    folder = settings.state / "closed"
+    before = {path.name for path in folder.iterdir()}
     for name in closed - before:
-        (settings.closed_folder / name).touch(0o644)
-    settings.open_file.touch(0o644)
+        (folder / name).touch(0o644)
+    (settings.state / "open").touch(0o644)
     for name in before - closed:
-        (settings.closed_folder / name).unlink()
+        (folder / name).unlink()
 
 
 def open_to_all(folder: Path) -> None:

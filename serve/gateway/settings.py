@@ -125,24 +125,14 @@ class Settings:
         return self.folder / "web"
 
     @property
-    def ready_file(self) -> Path:
-        """Exists while the gateway is ready, and holds the answer of `/ping` then."""
-        return self.folder / "state" / "ready"
+    def state(self) -> Path:
+        """What nginx knows of the backends.
 
-    @property
-    def open_file(self) -> Path:
-        """Exists while predictions are let through; when the gateway stops, that is a while longer than it is ready."""
-        return self.folder / "state" / "open"
-
-    @property
-    def closed_folder(self) -> Path:
-        """Has a file `MODEL@VERSION` for each kind of prediction that is refused while others are let through."""
-        return self.folder / "state" / "closed"
-
-    @property
-    def unready_file(self) -> Path:
-        """Holds the answer of `/ping` while the gateway is not ready."""
-        return self.folder / "state" / "unready"
+        `ready` or `unready` is the answer of `/ping`. `open` exists while predictions are let through; when the gateway
+        stops, that is a while longer than it is ready. `closed` has a file `MODEL@VERSION` for each kind of prediction
+        that is refused while others are let through.
+        """
+        return self.folder / "state"
 
     def save(self) -> None:
         """Write the settings into the runtime folder."""

@@ -34,7 +34,7 @@ def test_the_projects_own_file_is_valid() -> None:
         ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is there twice"),
         ("inference_address=8080", "inference_address is '8080'; allowed: http://HOST:PORT"),
         ("inference_address=http://127.0.0.1:99999", "allowed: http://HOST:PORT"),
-        ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is no JSON near"),
+        ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is not JSON near"),
         ('models={"fake": {"1.0": {"batchSize": 8, "batchSize": 9}}}', "models has the key 'batchSize' twice"),
         ("models=[]", "models is []; allowed: a JSON object"),
         ('models={"fake": 3}', "models.fake is 3; allowed"),

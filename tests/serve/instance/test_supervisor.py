@@ -203,7 +203,7 @@ def test_down_needs_a_name_among_several_and_all_stops_them(start: Start, home: 
     started = [start(name=name) for name in ("one", "two")]
     for found, _, _ in started:
         wait_until(functools.partial(sleeping, found))
-    with pytest.raises(BeelineError, match=r"2 servers are running \(one, two\); say which with --name"):
+    with pytest.raises(BeelineError, match=r"2 servers are running \(one, two\); name one with --name"):
         down(home)
     with pytest.raises(BeelineError, match=r"no server named 'tow' is running; did you mean 'two'\?"):
         down(home, "tow")
