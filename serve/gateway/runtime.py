@@ -189,10 +189,8 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
 
 def _files(settings: Settings) -> dict[str, list[str]]:
     """Return the lines of each file of settings, by its name."""
-    access, error = _quoted(settings.access_log), _quoted(settings.error_log)
-    tls = settings.tls
-    again, connect = min(5000, 200 * settings.deadline), min(2000, 100 * settings.deadline)
-    send = min(5000, 100 * settings.deadline)
+    tls, deadline = settings.tls, settings.deadline
+    again, connect, send = min(5000, 200 * deadline), min(2000, 100 * deadline), min(5000, 100 * deadline)
     listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
     if tls is not None:
         # Each form is refused or warned of by the other versions.
@@ -208,19 +206,14 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     return {
         "process.conf": [
             f"worker_processes {settings.processes};",
-            f"error_log {error} error;",
+            f"error_log {_quoted(settings.error_log)} error;",
             # After a reload the old workers answer what they have; when the gateway stops it gives them less time.
-            f"worker_shutdown_timeout {settings.deadline + 5}s;",
+            f"worker_shutdown_timeout {deadline + 5}s;",
             *_user(),
         ],
-        "logs.conf": [f"access_log {access} json buffer=64k flush=1s if=$logged;"],
+        "logs.conf": [f"access_log {_quoted(settings.access_log)} json buffer=64k flush=1s if=$logged;"],
         "zones.conf": [
-            "limit_conn_zone $binary_remote_addr zone=address:2m;",
             f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
-            "limit_conn_zone $large zone=large:64k;",
-            "limit_conn_zone $large_of zone=large_of:1m;",
-            "limit_conn_zone $middling zone=middling:64k;",
-            "limit_conn_zone $middling_of zone=middling_of:1m;",
             *([_CATALOG_CACHE] if settings.name else []),
         ],
         "catalog.conf": ["include catalog.conf;"] if settings.name else [],
@@ -232,7 +225,7 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             f"proxy_next_upstream_timeout {again}ms;",
             f"proxy_connect_timeout {connect}ms;",
             f"proxy_send_timeout {send}ms;",
-            f"proxy_read_timeout {1000 * settings.deadline - again - connect - send}ms;",
+            f"proxy_read_timeout {1000 * deadline - again - connect - send}ms;",
         ],
         "retry.conf": [
             f"proxy_next_upstream error timeout non_idempotent{_OF_GATEWAYS if settings.name else ''};",

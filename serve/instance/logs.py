@@ -8,6 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
 
@@ -107,11 +109,8 @@ def rotate(path: Path, size: int, keep: int) -> bool:
     """
     if not path.is_file() or path.stat().st_size <= size:
         return False
-    for number in range(keep - 1, 0, -1):
-        older = path.with_name(f"{path.name}.{number}")
-        if older.is_file():
-            older.replace(path.with_name(f"{path.name}.{number + 1}"))
-    path.replace(path.with_name(f"{path.name}.1"))
+    with closing(RotatingFileHandler(path, backupCount=keep, delay=True)) as handler:
+        handler.doRollover()
     return True
 
 
