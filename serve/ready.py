@@ -14,7 +14,6 @@ from serve.client import InferenceClient, ManagementClient, Model
 from serve.instance import logs
 
 _PAUSE = 0.2
-_LOG_PATIENCE = 5.0
 
 
 class Busy(BeelineError):
@@ -52,12 +51,12 @@ class Watch:
             # One of them ended at this instant; the next call counts again.
             return 0
 
-    def why(self) -> str:
-        """Return the reason for a worker's death that the log has.
+    def why(self, patience: float = 5.0) -> str:
+        """Return the log's reason for a worker's death.
 
-        A worker's own reason may reach the log a moment after the server's.
+        A worker's own reason may reach the log some seconds after the server's; `patience` bounds the wait for it.
         """
-        deadline = time.monotonic() + _LOG_PATIENCE
+        deadline = time.monotonic() + patience
         while logs.worker_failure(self.folder) is None and time.monotonic() < deadline:
             time.sleep(0.1)
         return logs.failure(self.folder) or "it logged no reason, as when memory runs out"

@@ -22,7 +22,7 @@ from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
 from serve.gateway.nginx import Choice, choose
 from serve.gateway.settings import Backend, public, tls_files
-from serve.instance import Instance, State, logs
+from serve.instance import Instance, State
 from serve.instance.child import Running
 from serve.ready import Watch, try_golden, wait_for_workers
 from serve.servers import java, protocol
@@ -233,8 +233,8 @@ def _wait(
             kind.register(management, resolved)
         except BeelineError as error:
             running.check()
-            reason = _reason(running.instance.logs)
-            raise BeelineError(f"a model does not start: {reason or error}; see `beeline serve logs`") from error
+            reason = watch.why(_LOG_PATIENCE)
+            raise BeelineError(f"a model does not start: {reason} ({error}); see `beeline serve logs`") from error
         with InferenceClient(running.state.backend) as inference:
             for model, archive in zip(resolved.models, archives, strict=True):
                 version = model.version if kind.versions else None
@@ -284,11 +284,3 @@ def _gateway(client: InferenceClient) -> str | None:
     except Undetermined as error:
         return str(error)
     return None if answer.status_code == 200 else answer.text.strip()
-
-
-def _reason(folder: Path) -> str | None:
-    """Return the log's reason for a failed start; its last lines may come a moment after the server's answer."""
-    deadline = time.monotonic() + _LOG_PATIENCE
-    while (reason := logs.failure(folder)) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return reason
