@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from archive.mar import Archive
 from archive.store import find_archives
@@ -134,7 +133,7 @@ def scale(
     watch = Watch(state.java, instance.logs)
     settings = _settings(state, model)
     # The served copy: the archive may have been built again since.
-    archive = find_archives(Path(state.temporary) / "store", [settings.archive])[0]
+    archive = find_archives(state.store, [settings.archive])[0]
     with ManagementClient(state.management) as management:
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()

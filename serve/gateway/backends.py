@@ -32,7 +32,7 @@ from serve.gateway.settings import Backend, Name, public
 from serve.instance import State
 from serve.ports import Address
 from serve.properties import Properties
-from serve.servers.protocol import Places, Say, keep
+from serve.servers.protocol import Say, keep
 
 # The servers' own limits, which the gateway must not exceed.
 _SERVERS_OWN = (
@@ -73,7 +73,7 @@ def share(
         served.mkdir(mode=0o700)
         try:
             for name in states[0].archives:
-                keep(store_of(states[0]) / name, served / name)
+                keep(states[0].store / name, served / name)
         except OSError as error:
             raise BeelineError(
                 f"the archives of {states[0].name} cannot be copied ({error}); it may have stopped; name servers that "
@@ -209,17 +209,12 @@ def check_same(states: Sequence[State]) -> None:
                 f"({first.server}) {', '.join(sorted(first.archives))}; one gateway needs servers that serve the same"
             )
         for file in sorted(state.archives):
-            digests = [sha256(store_of(one) / file) for one in (state, first)]
+            digests = [sha256(one.store / file) for one in (state, first)]
             if digests[0] != digests[1]:
                 raise BeelineError(
                     f"{state.name} serves {file} with sha256 {digests[0][:SHORT]}, {first.name} with "
                     f"{digests[1][:SHORT]}; one gateway needs servers that serve the same: start the older one again"
                 )
-
-
-def store_of(state: State) -> Path:
-    """Return the folder with the archives that a server serves, as they were when it started."""
-    return Places(Path(state.temporary), Path()).store
 
 
 def default_route(table: Path = Path("/proc/net/route")) -> list[str]:

@@ -66,6 +66,11 @@ class State:
     ready: bool = False
     grace: float = 10.0
 
+    @property
+    def store(self) -> Path:
+        """The folder with the served archives, as they were when the server started."""
+        return Path(self.temporary) / "store"
+
 
 @dataclass(frozen=True)
 class Instance:
