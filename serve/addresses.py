@@ -84,20 +84,25 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
     """
     known = {**DEFAULTS, **properties.addresses}
 
-    def address(name: str, port: int | None, default: int | None = None) -> Address:
-        """Return an address, with the option's port, else the default one, in place of its own."""
-        key = next(key for key in DEFAULTS if name in key)
-        return _with_port(known[key], default if port is None else port, OPTIONS[name])
+    def address(key: str, option: str, port: int | None, default: int | None = None) -> Address:
+        """Return an address with the option's port; without one, with the default port, else its own."""
+        port = default if port is None else port
+        try:
+            return known[key] if port is None else dataclasses.replace(known[key], port=_PORT.check(port))
+        except ValueError as error:
+            raise ConfigError(f"{option} is {port!r}; allowed: {error}") from error
 
-    inference = address("inference", given.inference)
+    inference = address("inference_address", "--port", given.inference)
     # With a free port for predictions, all others are free ones too.
-    management = address("management", given.management, 0 if given.inference == 0 else None)
+    free = 0 if given.inference == 0 else None
+    management = address("management_address", "--management-port", given.management, free)
     addresses = Addresses(inference, management, backend=inference, control=management)
     if gateway != "none":
         # With a port given for predictions, the page has no fixed one of its own, and metrics a free one.
         has_page = given.page is not None or given.inference is None
-        page = address("page", given.page) if has_page else None
-        metrics = address("metrics", given.metrics, None if given.inference is None else 0)
+        page = address("beeline_page_address", "--page-port", given.page) if has_page else None
+        spare = None if given.inference is None else 0
+        metrics = address("beeline_metrics_address", "--metrics-port", given.metrics, spare)
         has_tls = "beeline_tls_certificate" in properties.texts
         tls = properties.addresses.get("beeline_tls_address", DEFAULT_TLS) if has_tls else None
         anywhere = Address("127.0.0.1", 0)
@@ -140,12 +145,3 @@ def _check(addresses: Addresses, gateway: str, properties: Properties) -> None:
         if address in fixed:
             raise ConfigError(f"{fixed[address]} and {name} are both on {address}; give {OPTIONS[name]} another one")
         fixed[address] = name
-
-
-def _with_port(address: Address, port: int | None, option: str) -> Address:
-    if port is None:
-        return address
-    try:
-        return dataclasses.replace(address, port=_PORT.check(port))
-    except ValueError as error:
-        raise ConfigError(f"{option} is {port!r}; allowed: {error}") from error
