@@ -163,7 +163,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
             where = f"{path}:{line}"
             _check_key(element.key, where)
             if element.key in found:
-                raise ConfigError(f"{where}: {element.key} is there twice, first at {found[element.key][1]}; keep one")
+                raise ConfigError(f"{where}: {element.key} is set twice, first at {found[element.key][1]}; keep one")
             found[element.key] = (element.value.strip(), where)
         line += element.source.count("\n")
     variables: dict[str, str] = {}

@@ -31,7 +31,7 @@ def test_the_projects_own_file_is_valid() -> None:
         ("max_request_size=1", "derived from beeline_max_image_bytes"),
         ("job_queue_size=many", "job_queue_size is 'many'; allowed: a whole number of requests, 1 to 100000"),
         ("job_queue_size=0", "job_queue_size is '0'; allowed"),
-        ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is there twice"),
+        ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is set twice"),
         ("inference_address=8080", "inference_address is '8080'; allowed: http://HOST:PORT"),
         ("inference_address=http://127.0.0.1:99999", "allowed: http://HOST:PORT"),
         ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is not JSON near"),
