@@ -156,14 +156,6 @@ class Instance:
         return stopped
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """One server that was stopped; `leftovers` are the ids of the processes that its dead supervisor left."""
-
-    name: str
-    leftovers: tuple[int, ...] = ()
-
-
 def state_folder(environ: Mapping[str, str]) -> Path:
     """Return the folder of all instances: `BEELINE_STATE`, else `.beeline/serve` in the repository."""
     given = environ.get("BEELINE_STATE")
@@ -242,20 +234,23 @@ def sweep_dead(home: Path) -> dict[str, list[int]]:
     return swept
 
 
-def down(home: Path, name: str | None = None, every: bool = False) -> list[Stopped]:
+def down(home: Path, name: str | None = None, every: bool = False) -> dict[str, list[int]]:
     """Stop the server of that name, or the only one, or every one; first sweep what dead ones left.
+
+    Returns:
+        By name, the ids of the processes that a dead server had left.
 
     Raises:
         BeelineError: when there is nothing to stop, or several and neither a name nor `every`.
         Undetermined: when one does not end.
     """
-    swept = [Stopped(dead, tuple(pids)) for dead, pids in sweep_dead(home).items()]
+    swept = sweep_dead(home)
     targets = [instance for instance in known(home) if instance.alive()]
-    if not every and (targets or not any(name in (None, item.name) for item in swept)):
+    if not every and (targets or not any(name in (None, dead) for dead in swept)):
         targets = [running(home, name)[0]]
     for target in targets:
         _stop(target)
-    return swept + [Stopped(target.name) for target in targets]
+    return swept | {target.name: [] for target in targets}
 
 
 def _stop(target: Instance) -> None:
