@@ -59,7 +59,7 @@ _ERRORS = {
 STATUSES = tuple(_ERRORS)
 # The catalog of backends on other hosts; kept for a day after the last request, so that it outlives them.
 _CATALOG_CACHE = (
-    "proxy_cache_path temporary/catalog keys_zone=catalog:1m max_size=256m inactive=1d use_temp_path=off levels=1;"
+    "proxy_cache_path temporary/catalog keys_zone=catalog:1m max_size=64m inactive=1d use_temp_path=off levels=1;"
 )
 
 
