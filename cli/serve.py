@@ -147,12 +147,12 @@ def down(
 
     stopped = stop(state_folder(os.environ), name, every)
     lines = [
-        f"{item.name}: swept {len(item.leftovers)} processes of a dead server"
-        if item.leftovers
-        else f"{item.name}: stopped"
-        for item in stopped
+        f"{stopped_name}: swept {len(leftovers)} processes of a dead server"
+        if leftovers
+        else f"{stopped_name}: stopped"
+        for stopped_name, leftovers in stopped.items()
     ]
-    values = {"stopped": [{"name": item.name, "leftovers": list(item.leftovers)} for item in stopped]}
+    values = {"stopped": [{"name": each, "leftovers": leftovers} for each, leftovers in stopped.items()]}
     result(values, as_json, "\n".join(lines) or "nothing was running")
 
 

@@ -1,4 +1,4 @@
-"""What a server runs with: every number with the reason for it, flag over environment over file over default."""
+"""A server's numbers, each with its reason: from a flag, else the environment, else the file, else a default."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from archive.mar import Archive
 from beeline.errors import ConfigError
 from serve.properties import DEFAULTS, Entry, Properties, sentence
 
-# Around a picture in base64: the rest of the JSON, or multipart's headers.
+# The part of a request that is not the picture in base64: the rest of the JSON, or multipart's headers.
 _ENVELOPE_BYTES = 65_536
 _DEFAULT = "default"
 _THREADS = "beeline_threads"
-# The reason for a rate that nobody has set.
+# The reason of the default rate.
 RATE = "10 times job_queue_size"
-# A lone picture is shared by so many cores at most; beyond them nothing was measured.
+# At most this many cores share a lone picture; more were not measured.
 LONE = 4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One number and why it is that."""
+    """One number and the reason for it."""
 
     value: int
     reason: str
@@ -33,7 +33,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How one archive is served: requests, milliseconds, processes, seconds."""
+    """The settings of one archive, in requests, milliseconds, processes and seconds."""
 
     model: str
     version: str
@@ -67,7 +67,7 @@ class Configuration:
 
     @property
     def max_request_size(self) -> int:
-        """Bytes of the largest request: the largest picture in base64, and what is around it."""
+        """Bytes of the largest request: the largest picture in base64, and the rest."""
         return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + _ENVELOPE_BYTES
 
     @property
@@ -80,7 +80,7 @@ class Configuration:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the settings with their reasons for people: a line a model, then what the file says beyond it."""
+        """Return the settings with their reasons for people: a line for each model, then the file's other numbers."""
         out = []
         for model in self.models:
             settings = [(name, value) for name, value in vars(model).items() if isinstance(value, Setting)]
@@ -144,7 +144,7 @@ def resolve(
 
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
-    """Return one model's settings from what `to_dict` made of them."""
+    """Return one model's settings from the values of `to_dict`."""
     settings: dict[str, Any] = {
         key: Setting(**value) if isinstance(value, dict) else value for key, value in values.items()
     }
@@ -200,7 +200,7 @@ def _model(
 
 
 def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
-    """Return the file's entry for this archive and where it stands; a lone entry of the model fits any version."""
+    """Return the file's entry for this archive, and its place; a model's only entry is for any version."""
     versions = properties.models.get(archive.model, {})
     file = properties.path.name
     if archive.version in versions:
@@ -212,14 +212,14 @@ def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
 
 
 def _threads(properties: Properties, cores: int, workers: int) -> Setting:
-    """Return the threads of a worker: what the file or the environment says, else each worker's share of the cores."""
+    """Return the threads of a worker: those of the file or the environment, else each worker's share of the cores."""
     if _THREADS in properties.numbers:
         return Setting(properties.numbers[_THREADS], properties.source(_THREADS))
     return Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
 
 
 def _lone_threads(models: Sequence[ModelSettings], threads: int, cores: int) -> Setting:
-    """Return the threads of a lone picture: all cores up to `LONE`, unless pictures that queue come alone too."""
+    """Return the threads of a lone picture: all cores up to `LONE`, unless batches are of one picture."""
     if any(model.batch_size.value == 1 for model in models):
         return Setting(threads, "as many as a worker's, since batches are of one")
     if threads >= min(cores, LONE):

@@ -1,7 +1,6 @@
-"""`config.properties`, read strictly: every key known, typed and in range, or one sentence why not.
+"""`config.properties`, read strictly: every key is known, typed and in range, or one sentence says why it is not.
 
-TorchServe ignores a misspelt key in silence. The file is the only place for these numbers, so here a
-mistake in it is an error that names file, line and nearest known key.
+TorchServe silently ignores a misspelt key. Here a mistake is an error that names file, line and nearest known key.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ DEFAULTS = {key: each.default for key, each in File.model_fields.items()}
 # A container has no file of its own to edit: each of these keys may come from the environment too.
 VARIABLES = {"BEELINE_" + key.removeprefix("beeline_").upper(): key for key in DEFAULTS if key != "models"}
 
-# Keys of TorchServe that `serve up` writes itself, each with where its value comes from.
+# Keys of TorchServe that `serve up` writes, each with the source of its value.
 OWNED = {
     "max_request_size": "it is derived from beeline_max_image_bytes; set that",
     "load_models": "it is what `serve up --model` serves",
@@ -126,10 +125,9 @@ OWNED = {
 
 @dataclass(frozen=True)
 class Properties:
-    """The file's values, or the environment's in their place; what neither says is not in here.
+    """The values of the file, or of the environment, which wins; keys that neither has are absent.
 
-    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came
-    from one.
+    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came from one.
     """
 
     path: Path
@@ -140,7 +138,7 @@ class Properties:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
-        """Return where a value is from, for people."""
+        """Return the source of a value, for people."""
         return f"environment {self.variables[key]}" if key in self.variables else self.path.name
 
 
@@ -163,7 +161,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
             where = f"{path}:{line}"
             _check_key(element.key, where)
             if element.key in found:
-                raise ConfigError(f"{where}: {element.key} is there twice, first at {found[element.key][1]}; keep one")
+                raise ConfigError(f"{where}: {element.key} is set twice, first at {found[element.key][1]}; keep one")
             found[element.key] = (element.value.strip(), where)
         line += element.source.count("\n")
     variables: dict[str, str] = {}
@@ -207,7 +205,7 @@ def _check_key(key: str, where: str) -> None:
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
-    """Refuse a misspelt variable; others of the same beginning are somebody else's."""
+    """Refuse a misspelt variable; other variables with this prefix belong to other programs."""
     for name in environ:
         if name.startswith("BEELINE_") and name not in VARIABLES:
             meant = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.93)
@@ -226,9 +224,9 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         place = text[max(0, error.pos - 20) : error.pos + 20]
-        raise ConfigError(f"{where}: models is no JSON near {place!r} ({error.msg.lower()}); mend it there") from error
+        raise ConfigError(f"{where}: models is not JSON near {place!r} ({error.msg.lower()}); fix it there") from error
     except RecursionError as error:
-        raise ConfigError(f"{where}: models is nested too deep; allowed: {{model: {{version: {{...}}}}}}") from error
+        raise ConfigError(f"{where}: models is nested too deeply; allowed: {{model: {{version: {{...}}}}}}") from error
 
 
 @dataclass(frozen=True)
@@ -246,10 +244,10 @@ class Change:
         return "\n".join(difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), *names, lineterm=""))
 
     def write(self) -> None:
-        """Put the new text in place of the old one, in one step.
+        """Replace the file's text in one step.
 
         Raises:
-            ConfigError: when the file changed meanwhile, or cannot be written.
+            ConfigError: when the file has changed meanwhile, or cannot be written.
         """
         path = self.path.resolve()
         try:
@@ -261,10 +259,10 @@ class Change:
 
 
 def change(path: Path, model: str, version: str, numbers: Mapping[str, int], threads: int | None) -> Change:
-    """Return the file with a model's numbers, and with the threads of a worker where they are given.
+    """Return the file with a model's numbers, and with a worker's threads where they are given.
 
-    Comments and every other key stay as they are; so does the layout of `models`, lines of two spaces a level or one
-    line. A lone entry of the model for another version is the one that is changed, as it is the one that is read.
+    Comments and other keys stay as they are; `models` stays on one line, or on lines with two spaces a level. A model's
+    only entry is changed whatever its version is, since it is the one that is read.
 
     Raises:
         ConfigError: for a file that cannot be read.
@@ -288,7 +286,7 @@ def change(path: Path, model: str, version: str, numbers: Mapping[str, int], thr
 
 
 def _put(text: str, key: str, value: str, end: str) -> str:
-    """Return the text with a key's value: in its place, else below the comment that shows it, else at the end."""
+    """Return the text with a new value: in place of the old, else below the comment that shows the key, else last."""
     at = 0
     for element in javaproperties.parse(text):
         source = element.source

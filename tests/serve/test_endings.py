@@ -76,5 +76,5 @@ def test_a_detached_server_outlives_its_command_until_down(
         answer = client.predict("fake", b"anything")
     # What an archive forgot would be found in this repository, which is installed where the workers run.
     assert answer.json() == {"red": 0.9, "other": 0.1, "ours": 0}
-    assert [item.name for item in down(state_home, "detached")] == ["detached"]
+    assert down(state_home, "detached") == {"detached": []}
     assert processes.marked(MARK, f"{state_home / 'detached'}:") == []
