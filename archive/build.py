@@ -1,34 +1,31 @@
-"""An exported folder to a `.mar` in the store: through torch-model-archiver, then byte for byte the same."""
+"""An exported folder to a `.mar` in the store: the same input gives the same bytes."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import json
-import os
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from archive import verify
-from archive.mar import CONFIG_FILE, CREATED, HANDLER, MANIFEST
+from archive.mar import CONFIG_FILE, HANDLER, MANIFEST, manifest
 from archive.store import STORE, Entry, expected_sha256, put
 from beeline import pixels
-from beeline.errors import ArchiveError, ConfigError, Undetermined, did_you_mean
+from beeline.errors import ArchiveError, ConfigError, did_you_mean
 from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
 from host.files import SHORT, sha256
 
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
-_ARCHIVER = "model_archiver.model_packaging"
-# What TorchServe would let this file override; `config/config.properties` is the one place for it.
+# TorchServe would let a model-config.yaml override these, which belong into `config/config.properties`.
 _OWNED_KEYS = {
     "batchSize",
     "maxBatchDelay",
@@ -50,9 +47,9 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Built:
-    """An archive in the store; `seconds` for all of it.
+    """An archive in the store, and the seconds that building it took.
 
-    `verified` is None when that was left out, `reused` when the very same archive was there already.
+    `verified` is None when verification was left out; `reused` says that the very same archive was there already.
     """
 
     path: Path
@@ -85,9 +82,9 @@ def build(
         handler: a file with one subclass of `VisionHandler`, in place of it.
         config: a `model-config.yaml` to put in.
         check: verify before the archive replaces an older one.
-        reuse: where the same bytes lie in the store already, leave them and what was verified then.
+        reuse: leave an archive of the same bytes in the store as it is, without verifying it again.
         handlers: the source root of what ships.
-        measured: for the index, what choosing engine and precision found.
+        measured: for the index: the time of each engine and precision that was compared.
 
     Raises:
         BeelineError: why it cannot be built or does not verify; the store is left as it was.
@@ -99,12 +96,11 @@ def build(
         scratch = Path(name)
         payload = scratch / "payload"
         entry_file = _stage(payload, spec, export, handlers, handler, config)
-        raw = _archive(scratch, spec, entry_file, has_config=config is not None)
         draft = scratch / f"{spec.name}.mar"
-        _normalise(raw, draft)
+        _zip(payload, manifest(spec, entry_file, config is not None), draft)
         digest, size = sha256(draft), draft.stat().st_size
         path = store / draft.name
-        if reuse and expected_sha256(path) == digest and path.is_file() and sha256(path) == digest:
+        if reuse and path.is_file() and expected_sha256(path) == digest == sha256(path):
             return Built(path, digest, size, spec, time.perf_counter() - start, reused=True)
         verified = _verify(draft, path) if check else None
         put(store, draft, path.name, Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured))
@@ -112,7 +108,7 @@ def build(
 
 
 def _verify(draft: Path, path: Path) -> verify.Verified:
-    """Verify the draft, and speak of it by the name that it would get."""
+    """Verify the draft; results and errors name the path that it will get."""
     try:
         return dataclasses.replace(verify.verify(draft), mar=path)
     except ArchiveError as error:
@@ -120,7 +116,7 @@ def _verify(draft: Path, path: Path) -> verify.Verified:
 
 
 def _check_export(export: Path) -> ModelSpec:
-    """Read the spec and make sure that model, geometry code and goldens are those of the export."""
+    """Read the spec, and check that model, geometry code and goldens are those of the export."""
     spec = ModelSpec.load(export)
     for name, expected in spec.model.digests.items():
         model = export / name
@@ -172,7 +168,7 @@ def _stage(
 
 
 def check_config(path: Path) -> None:
-    """Refuse a user's model-config.yaml with anything that we do not serve with; TorchServe ignores unknown keys.
+    """Refuse keys that would be ignored or do harm in a user's model-config.yaml; TorchServe ignores unknown ones.
 
     Raises:
         ConfigError: naming the key, its value and the fix.
@@ -202,7 +198,7 @@ def check_config(path: Path) -> None:
 
 
 def _check_handler(handler: Path, payload: Path) -> str:
-    """Read a user's handler file without running it: one class, no function that servers would take for it."""
+    """Check a user's handler file without running it: one class, and no function that servers would call instead."""
     name = handler.name
     if (
         handler.suffix != ".py"
@@ -211,7 +207,7 @@ def _check_handler(handler: Path, payload: Path) -> str:
         or (payload / handler.stem).exists()
     ):
         raise ArchiveError(
-            f"the handler {handler} cannot be called that; name it like a Python module and unlike {HANDLER}"
+            f"the handler {handler} cannot have that name; name it like a Python module, and unlike the files of handlers/"
         )
     try:
         body = ast.parse(handler.read_text(encoding="utf-8"), name).body
@@ -220,7 +216,7 @@ def _check_handler(handler: Path, payload: Path) -> str:
     classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
     if len(classes) != 1:
         raise ArchiveError(
-            f"the handler {handler} defines the classes {', '.join(classes) or 'none'}; both servers want exactly one: "
+            f"the handler {handler} defines the classes {', '.join(classes) or 'none'}; both servers need exactly one: "
             "a subclass of VisionHandler"
         )
     if any(isinstance(node, ast.FunctionDef) and node.name == "handle" for node in body):
@@ -230,47 +226,23 @@ def _check_handler(handler: Path, payload: Path) -> str:
     return name
 
 
-def _archive(scratch: Path, spec: ModelSpec, entry_file: str, has_config: bool) -> Path:
-    """Run torch-model-archiver, on relative names and with a temporary folder of its own.
+def _zip(payload: Path, model: dict[str, Any], out: Path) -> None:
+    """Write the archive with a fixed order, dates and permissions.
 
-    It copies through `<temporary folder>/<model name>`, which two builds of one name would share, and
-    splits its list of files at commas. Only a *folder* among the extra files keeps the tree below it.
+    Nothing is compressed: weights hardly shrink, and deflate's bytes depend on the version of zlib.
     """
-    temporary, out = scratch / "tmp", scratch / "raw"
-    temporary.mkdir()
-    out.mkdir()
-    command = [sys.executable, "-m", _ARCHIVER, "--model-name", spec.name, "--version", spec.version]
-    command += ["--serialized-file", f"payload/{spec.model.file}", "--handler", f"payload/{entry_file}"]
-    command += ["--extra-files", "payload", "--export-path", "raw", "--archive-format", "zip-store"]
-    command += ["--config-file", f"payload/{CONFIG_FILE}"] if has_config else []
-    environment = {**os.environ, "TMPDIR": str(temporary.resolve())}
-    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
-    raw = out / f"{spec.name}.mar"
-    if done.returncode or not raw.is_file():
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise Undetermined(f"torch-model-archiver failed ({last}); run `make setup` if it is not installed")
-    return raw
-
-
-def _normalise(raw: Path, out: Path) -> None:
-    """Write the archive again with fixed order, times, permissions and date, nothing compressed.
-
-    Weights hardly shrink, and deflate's bytes depend on the zlib at hand.
-    """
-    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
-        names = sorted(name for name in source.namelist() if name != MANIFEST)
-        for name in (MANIFEST, *names):
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.create_system = 3
-            info.external_attr = (stat.S_IFREG | 0o644) << 16
-            if name == MANIFEST:
-                target.writestr(info, _canonical(source.read(name)))
-                continue
-            info.file_size = source.getinfo(name).file_size
-            with source.open(name) as reader, target.open(info, "w") as writer:
+    files = {path.relative_to(payload).as_posix(): path for path in payload.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
+        target.writestr(_entry(MANIFEST), json.dumps(model, indent=2, sort_keys=True) + "\n")
+        for name in sorted(files):
+            info = _entry(name)
+            info.file_size = files[name].stat().st_size
+            with files[name].open("rb") as reader, target.open(info, "w") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)
 
 
-def _canonical(raw: bytes) -> bytes:
-    """Return the archiver's manifest with a fixed date, sorted and indented."""
-    return (json.dumps({**json.loads(raw), "createdOn": CREATED}, indent=2, sort_keys=True) + "\n").encode()
+def _entry(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, _EPOCH)
+    info.create_system = 3
+    info.external_attr = (stat.S_IFREG | 0o644) << 16
+    return info

@@ -43,6 +43,18 @@ def test_the_manifest_is_what_both_servers_read(tiny_files: Files) -> None:
     assert (manifest["runtime"], manifest["createdOn"]) == ("python", "01/01/1980 00:00:00")
 
 
+def test_the_manifest_is_torch_model_archivers(tiny_files: Files, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    for name in ("model.pt2", "vision_handler.py"):
+        (tmp_path / name).write_bytes(tiny_files[name])
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", "tiny", "--version", "1.0"]
+    command += ["--serialized-file", "model.pt2", "--handler", "vision_handler.py"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, check=True)
+    with zipfile.ZipFile(tmp_path / "tiny.mar") as archive:
+        theirs = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+    assert {**theirs, "createdOn": "01/01/1980 00:00:00"} == json.loads(tiny_files["MAR-INF/MANIFEST.json"])
+
+
 def test_every_entry_is_dated_ordered_and_permitted_alike(tiny_built: Built) -> None:
     with zipfile.ZipFile(tiny_built.path) as archive:
         entries = archive.infolist()
@@ -123,9 +135,9 @@ def test_a_users_handler_takes_the_place_of_ours_and_is_verified(tiny_export: Pa
         ("mine.py", "class A: ...\nclass B: ...\n", "classes A, B"),
         ("mine.py", "class A: ...\ndef handle(data, context): ...\n", "has a function handle"),
         ("mine.py", "class A(:\n", "cannot be read as Python"),
-        ("vision_handler.py", "class A: ...\n", "cannot be called that"),
-        ("beeline.py", "class A: ...\n", "cannot be called that"),
-        ("my-handler.py", "class A: ...\n", "cannot be called that"),
+        ("vision_handler.py", "class A: ...\n", "cannot have that name"),
+        ("beeline.py", "class A: ...\n", "cannot have that name"),
+        ("my-handler.py", "class A: ...\n", "cannot have that name"),
     ],
 )
 def test_a_handler_that_servers_would_not_load_is_refused(
