@@ -15,12 +15,12 @@ from archive.sandbox import Sandbox
 from beeline.answer import Answer
 from beeline.errors import ArchiveError
 from beeline.spec import GOLDEN, ModelSpec
-from host.files import SHORT, sha256
+from host.files import sha256
 
 
 @dataclass(frozen=True)
 class Verified:
-    """An archive that holds: what it is, how many golden pictures agreed, and on which device and how fast."""
+    """A verified archive: its model, how many golden pictures agreed, the engine's choices and the seconds it took."""
 
     mar: Path
     sha256: str
@@ -48,11 +48,11 @@ class Verified:
 
 
 def verify(mar: Path, server: str = "torchserve") -> Verified:
-    """Check an archive from its zip headers to its answers; the first thing that does not hold ends it.
+    """Check an archive from its zip headers to its answers, and stop at the first thing that does not hold.
 
-    The order is: safe to unpack, as the store's index says, every file as its record says, and then
-    loaded in a clean process as `server` loads it, which replays the golden pictures on the engine; last
-    they are sent through the handler as requests.
+    First the archive is safe to unpack, every file is as its record says, and the file is as the store's index says.
+    Then a clean process loads it as `server` does, which replays the golden pictures on the engine. Last, the golden
+    pictures are sent through the handler as requests.
 
     Raises:
         ArchiveError: one sentence naming the first thing that differs, with what was expected.
@@ -61,12 +61,8 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
     start = time.perf_counter()
     held = reader.check(mar)
     digest = sha256(mar)
-    listed = store.expected_sha256(mar)
-    if listed not in (None, digest):
-        raise ArchiveError(
-            f"{mar} has sha256 {digest[:SHORT]}, {store.INDEX} says {str(listed)[:SHORT]}; it was replaced since: "
-            "build it again"
-        )
+    if reason := store.changed(mar):
+        raise ArchiveError(f"{mar} {reason}")
     with tempfile.TemporaryDirectory(prefix="beeline-verify-") as scratch:
         folder = Path(scratch)
         reader.unpack(mar, folder)
@@ -80,7 +76,7 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
 
 
 def _compare(mar: Path, held: reader.Contents, picture: dict[str, Any], answer: Answer) -> None:
-    """Compare the handler's answer with the expected one; a handler of the user's may answer in its own form."""
+    """Compare the handler's answer with the expected one; a user's handler may answer in a form of its own."""
     name = f"{GOLDEN}/{picture['file']}"
     if answer.status != 200:
         raise ArchiveError(
