@@ -14,7 +14,7 @@ from PIL import Image
 
 from archive import inspect, variants
 from archive.build import build
-from archive.variants import CONVERTERS, Converter, Wanted, agreement, to_torch
+from archive.variants import CONVERTERS, Converter, Wanted, agreement, convert
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.cuda_jpeg import CudaJpegs
@@ -43,7 +43,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 
 def made(export: Path, out: Path, wanted: Wanted, pictures: Pictures) -> ModelSpec:
     out.mkdir()
-    return variants.make(export, out, wanted, pictures, GATE, to_torch.photometry(export, ModelSpec.load(export)))
+    return variants.make(export, out, wanted, pictures, GATE, convert.photometry(export, ModelSpec.load(export)))
 
 
 @pytest.mark.parametrize("wanted", FAST, ids=str)
@@ -80,7 +80,7 @@ def test_the_same_choice_gives_the_same_bytes(
 
 
 def test_the_photometry_is_read_off_the_graph(tiny_export: Path) -> None:
-    mean, std = to_torch.photometry(tiny_export, ModelSpec.load(tiny_export))
+    mean, std = convert.photometry(tiny_export, ModelSpec.load(tiny_export))
     assert np.allclose(mean, (0.485, 0.456, 0.406), atol=1e-5)
     assert np.allclose(std, (0.229, 0.224, 0.225), atol=1e-5)
 
@@ -125,17 +125,18 @@ def test_the_fastest_of_those_that_pass_is_taken(
 
     monkeypatch.setitem(CONVERTERS, "openvino", Converter(refused, {"fp32": ("openvino",)}))
     said: list[str] = []
-    folder, tried = variants.fastest(
+    folder, results = variants.fastest(
         tiny_export,
         tmp_path,
         pictures,
         Gate(),
-        to_torch.photometry(tiny_export, ModelSpec.load(tiny_export)),
+        convert.photometry(tiny_export, ModelSpec.load(tiny_export)),
         [Wanted("torch", "fp32"), Wanted("openvino", "fp32")],
         said.append,
     )
     assert folder == tiny_export
-    assert [each.milliseconds is None for each in tried] == [False, True]
+    assert isinstance(results["torch fp32"], float)
+    assert results["openvino fp32"] == "it cannot be converted"
     assert "it cannot be converted" in said[1]
 
 
@@ -153,16 +154,27 @@ def test_what_this_machine_lacks_is_left_out_and_said(
         "torch fp32",
         "openvino fp32",
     ]
-    assert reasons["torch fp16"] == "fp16 is for CUDA devices, and none is there"
-    assert reasons["onnxruntime int8"] == "onnxscript and nncf are not installed here"
+    assert reasons["torch fp16"] == "fp16 is for CUDA devices, and none is there; take --precision bf16 or fp32"
+    assert reasons["onnxruntime int8"] == "onnxscript and nncf are not installed here; install what is missing"
     assert "install g++" in str(reasons["torch_compile bf16"])
     said: list[str] = []
-    folder, tried = variants.fastest(
+    folder, results = variants.fastest(
         tiny_export, tmp_path, pictures, GATE, MADE_UP, [variants.REFERENCE, Wanted("torch", "fp16")], said.append
     )
     assert folder == tiny_export
-    assert tried[1].refused == f"left out: {reasons['torch fp16']}"
-    assert said[1] == "  torch fp16 is left out: fp16 is for CUDA devices, and none is there"
+    assert results["torch fp16"] == f"left out: {reasons['torch fp16']}"
+    assert said[1] == f"  torch fp16 is left out: {reasons['torch fp16']}"
+
+
+def test_a_lone_variant_that_cannot_be_made_here_says_why(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"openvino bf16 cannot be built here: .* cannot multiply in bf16; build it on"
+    ):
+        variants.prepare(tiny_export, tmp_path, ("openvino", "bf16"), (None, None), (0.99, 0.1), "full", print)
 
 
 def test_where_nothing_is_let_through_it_says_why_of_each(
@@ -229,8 +241,8 @@ def test_decoding_on_a_device_is_judged_by_what_the_device_makes_of_a_picture(
 
 
 def test_what_runs_on_cpus_is_left_out_aloud_where_a_device_is_to_decode() -> None:
-    why = variants.left_out(Wanted("openvino", "fp32"), "cuda")
-    assert why == "JPEGs are to be decoded on a CUDA device, and openvino runs on CPUs"
+    why = str(variants.left_out(Wanted("openvino", "fp32"), "cuda"))
+    assert why.startswith("--decoding is 'cuda', and openvino runs on CPUs")
     assert variants.left_out(Wanted("openvino", "fp32"), "scaled") is None
     assert variants.left_out(variants.REFERENCE, "cuda") is None
 
