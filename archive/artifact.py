@@ -95,7 +95,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ArchiveError: for anything else.
     """
     try:
-        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # A file of another pickle protocol is read anyway, or refused below.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            values: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ArchiveError(
             f"{path} is no TorchScript, exported program or plain state dict ({_short(error)}); a pickled module "

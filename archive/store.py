@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listed:
-    """One archive of the store and its state: `ok`, `changed`, `missing` or `unlisted`, with the reason."""
+    """One archive of the store with its state, `ok`, `changed`, `missing` or `unlisted`, and the reason."""
 
     file: str
     state: str
@@ -122,8 +122,8 @@ def changed(path: Path) -> str | None:
     if expected is None or (actual := sha256(path)) == expected:
         return None
     return (
-        f"has sha256 {actual[:SHORT]}, {INDEX} says {expected[:SHORT]}; it was changed after it was built: build it "
-        "again with `beeline archive build`"
+        f"has sha256 {actual[:SHORT]}, {INDEX} says {str(expected)[:SHORT]}; it was changed after it was built: build "
+        "it again with `beeline archive build`"
     )
 
 
