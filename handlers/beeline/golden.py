@@ -1,4 +1,4 @@
-"""The golden pictures: a model proves at load that it still answers as it did when it was exported."""
+"""The golden pictures: a model proves at load that it answers as it did when it was exported."""
 
 from __future__ import annotations
 
