@@ -207,7 +207,7 @@ def _check_handler(handler: Path, payload: Path) -> str:
         or (payload / handler.stem).exists()
     ):
         raise ArchiveError(
-            f"the handler {handler} cannot have that name; name it like a Python module, but not like a file of handlers/"
+            f"the handler {handler} cannot have that name; name it like a Python module, not like a file of handlers/"
         )
     try:
         body = ast.parse(handler.read_text(encoding="utf-8"), name).body

@@ -1,4 +1,4 @@
-"""The training configuration: files under config/train, overrides, types, and a word for every mistake."""
+"""The training configuration: the files under config/train, overrides, types, and a sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from beeline.spec import INTERPOLATIONS, Geometry
 
 FOLDER = Path(__file__).resolve().parents[1] / "config" / "train"
 RECIPES = ("finetune", "scratch")
-# A key that names a path, and the environment variable that comes after the command line, before the file.
+# Keys of paths, and the environment variables that override the file and not the command line.
 _VARIABLES = {"data.folder": "BEELINE_DATA", "model.weights": "BEELINE_WEIGHTS"}
 
 
-# OmegaConf fills these in field by field, which it cannot do with frozen ones.
+# Not frozen: OmegaConf fills in the fields one by one.
 @dataclass
 class DataConfig:
     """Which pictures."""
@@ -93,7 +93,7 @@ class ExportConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything that `beeline train` can be told; build it with `compose`."""
+    """The whole configuration of `beeline train`; build it with `compose`."""
 
     seed: int
     data: DataConfig
@@ -138,8 +138,7 @@ def compose(
         overrides = [f"fit={recipe}", *overrides]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            known = OmegaConf.to_container(hydra_compose("config"))
-            _check_keys(parsed, _flat(known))
+            _check_keys(parsed)
             values = hydra_compose("config", list(overrides))
         given = {override.key_or_group for override in parsed}
         for key, variable in _VARIABLES.items():
@@ -181,8 +180,8 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _check_keys(parsed: list[Override], known: Iterable[str]) -> None:
-    known = {*known, "fit"}
+def _check_keys(parsed: list[Override]) -> None:
+    known = {*_leaves(TrainConfig), "fit"}
     for override in parsed:
         inside = sorted(key for key in known if key.startswith(f"{override.key_or_group}."))
         if inside and override.key_or_group != "fit":
@@ -218,7 +217,7 @@ def _flat(values: Any, prefix: str = "") -> list[str]:
 
 
 def _check_values(config: TrainConfig) -> None:
-    """Check what types cannot say; each line is a key, its value, whether it holds, and what is allowed."""
+    """Check ranges; each line is a key, its value, whether it is valid, and what is allowed."""
     data, model, augment, fit = config.data, config.model, config.augment, config.fit
     low, high = (*augment.scale, 0.0, 0.0)[:2]
     for key, value, holds, allowed in (

@@ -1,4 +1,4 @@
-"""Answers from a run without a server: its exported model, or else its checkpoint."""
+"""Answers from a run without a server, by its exported model or its checkpoint."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class RunPredictor:
-    """Classifies pictures as the worker would, with a run's export (or an exported folder) or its checkpoint.
+    """Classifies pictures as the worker would, by a run's export, an exported folder or a run's checkpoint.
 
-    `source` says which of them answers.
+    `source` is the folder or file that answers.
     """
 
     def __init__(self, folder: Path, checkpoint: bool = False) -> None:
@@ -33,7 +33,7 @@ class RunPredictor:
 
         Args:
             folder: a run's folder, its id, or a folder with `model_spec.json`.
-            checkpoint: take the run's checkpoint even where there is an export.
+            checkpoint: use the run's checkpoint even where there is an export.
 
         Raises:
             RunError: when it is neither. SpecError, ArchiveError: for a damaged export.
@@ -78,6 +78,6 @@ def _checkpoint(run: Run) -> Forward:
 
 
 def _spec(run: Run) -> ModelSpec:
-    """Describe the checkpoint as its export would; it is no artifact, so its digest is all zeros."""
+    """Return the spec that an export would have; a checkpoint is no artifact, so its digest is all zeros."""
     artifact = Artifact(run.checkpoint.name, "exported_program", "0" * 64, run.config().model.name)
     return ModelSpec(model=artifact, geometry_version=pixels.GEOMETRY, **description(run))
