@@ -74,12 +74,12 @@ def build(
 ) -> Built:
     """Build `<name>.mar` from an exported folder, verify it, and only then put it into the store.
 
-    The same input gives the same bytes, whatever the working folder, umask, file times and time of day.
+    The same input gives the same bytes, in any working folder, at any time, with any umask and file times.
 
     Args:
         export: holds the model, `model_spec.json` and `golden/`.
         store: the folder for archives, made if it is missing.
-        handler: a file with one subclass of `VisionHandler`, in place of it.
+        handler: a file with one subclass of `VisionHandler`, instead of it.
         config: a `model-config.yaml` to put in.
         check: verify before the archive replaces an older one.
         reuse: leave an archive of the same bytes in the store as it is, without verifying it again.
@@ -193,8 +193,8 @@ def check_config(path: Path) -> None:
                 f"{path} has the unknown key {key!r}{did_you_mean(str(key), _CONFIG_KEYS | dict.fromkeys(_OWNED_KEYS))}"
             )
         if type(value) not in _CONFIG_KEYS[key]:
-            wanted = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}[_CONFIG_KEYS[key][0]]
-            raise ConfigError(f"{path} sets {key} to {value!r}; allowed: {wanted}")
+            kind = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}[_CONFIG_KEYS[key][0]]
+            raise ConfigError(f"{path} sets {key} to {value!r}; allowed: {kind}")
 
 
 def _check_handler(handler: Path, payload: Path) -> str:

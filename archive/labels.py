@@ -14,8 +14,8 @@ _FORMS = 'one label a line, a JSON list, {"0": "ants", "1": "bees"} or {"0": ["n
 def read_labels(path: Path) -> tuple[str, ...]:
     """Read the labels in the order of the model's outputs.
 
-    Names that occur more than once (ImageNet has two cranes) are told apart by their class id, or by
-    their index where the file has no ids: `crane (n02012849)`. None is ever dropped.
+    A name that occurs more than once (ImageNet has two cranes) gets its class id, or its index where the file has no
+    ids: `crane (n02012849)`. None is dropped.
 
     Raises:
         ArchiveError: when the file cannot be read, has a gap or another form.

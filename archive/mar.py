@@ -270,11 +270,11 @@ def _check_manifest(raw: bytes, spec: ModelSpec, files: Collection[str]) -> str:
         raise ArchiveError(f"{MANIFEST} cannot be read ({type(error).__name__}: {error}); build it again") from error
     expected = manifest(spec, handler, CONFIG_FILE in files)
     expected["archiverVersion"] = actual.get("archiverVersion")
-    for prefix, wanted, found in (("model.", expected.pop("model"), model), ("", expected, actual)):
-        for key in (*wanted, *found):
-            if wanted.get(key) != found.get(key):
+    for prefix, right, found in (("model.", expected.pop("model"), model), ("", expected, actual)):
+        for key in (*right, *found):
+            if right.get(key) != found.get(key):
                 raise ArchiveError(
-                    f"{MANIFEST} has {prefix}{key} {found.get(key)!r}, expected {wanted.get(key)!r}; "
+                    f"{MANIFEST} has {prefix}{key} {found.get(key)!r}, expected {right.get(key)!r}; "
                     "it was changed since: build it again"
                 )
     if handler not in files or not handler.endswith(".py"):

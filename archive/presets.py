@@ -80,8 +80,8 @@ def rgb(key: str, values: Sequence[float]) -> RGB:
         ArchiveError: naming the key and its values.
     """
     if len(values) != 3 or (key == "std" and min(values) <= 0):
-        wanted = "three numbers" if key == "mean" else "three numbers over 0"
-        raise ArchiveError(f"{key} is {list(values)}; allowed: {wanted}, one for each of R, G and B, as 0.5,0.5,0.5")
+        allowed = "three numbers" if key == "mean" else "three numbers over 0"
+        raise ArchiveError(f"{key} is {list(values)}; allowed: {allowed}, one for each of R, G and B, as 0.5,0.5,0.5")
     return (float(values[0]), float(values[1]), float(values[2]))
 
 

@@ -114,8 +114,8 @@ class Sandbox:
                 with reader.opened(self.mar) as archive:
                     recorded = CHECKSUMS in archive.namelist()
                 if recorded:
-                    # No file runs that the archive's record does not list. An archive without a record is somebody
-                    # else's, and its handler's traceback may be what the user is after.
+                    # No file runs that the archive's record does not list. An archive without a record was not
+                    # built by Beeline; the user may want its handler's traceback.
                     reader.check(self.mar)
                 reader.unpack(self.mar, folder)
             start = time.monotonic()
@@ -197,11 +197,11 @@ class Sandbox:
         return samples
 
     def time_batches(self, batch_sizes: Sequence[int], seconds: float, lone: int) -> Iterator[dict[str, Any]]:
-        """Time decoding and the forward pass at each batch size, for so many seconds in all.
+        """Time decoding and the forward pass at each batch size.
 
         Args:
             batch_sizes: in this order.
-            seconds: after which the larger ones are left out.
+            seconds: for all of them; larger sizes are left out after that.
             lone: threads of a picture that comes alone, for which a worker may hold a second model.
 
         Yields:
@@ -345,7 +345,7 @@ def _normal(name: str) -> str:
 
 
 def _runtime(folder: Path) -> tuple[str, ...]:
-    """Return the packages that the archive's engine and decoding need; none for somebody else's archive."""
+    """Return the packages that the archive's engine and decoding need; none for archives that others built."""
     if not (folder / FILE_NAME).is_file():
         return ()
     spec = ModelSpec.load(folder)

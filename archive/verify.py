@@ -59,30 +59,30 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
         Undetermined: when the handler gives no reply.
     """
     start = time.perf_counter()
-    held = reader.check(mar)
+    contents = reader.check(mar)
     digest = sha256(mar)
     if reason := store.changed(mar):
         raise ArchiveError(f"{mar} {reason}")
     with tempfile.TemporaryDirectory(prefix="beeline-verify-") as scratch:
         folder = Path(scratch)
         reader.unpack(mar, folder)
-        names = [str(picture["file"]) for picture in held.pictures]
+        names = [str(picture["file"]) for picture in contents.pictures]
         with Sandbox(folder, server=server) as sandbox:
             answers = sandbox.predict([(folder / GOLDEN / name).read_bytes() for name in names])
-    for picture, answer in zip(held.pictures, answers, strict=True):
-        _compare(mar, held, picture, answer)
+    for picture, answer in zip(contents.pictures, answers, strict=True):
+        _compare(mar, contents, picture, answer)
     seconds = time.perf_counter() - start
-    return Verified(mar, digest, held.spec, server, len(names), sandbox.choice, sandbox.load_time, seconds)
+    return Verified(mar, digest, contents.spec, server, len(names), sandbox.choice, sandbox.load_time, seconds)
 
 
-def _compare(mar: Path, held: reader.Contents, picture: dict[str, Any], answer: Answer) -> None:
+def _compare(mar: Path, contents: reader.Contents, picture: dict[str, Any], answer: Answer) -> None:
     """Compare the handler's answer with the expected one; a user's handler may answer in a form of its own."""
     name = f"{GOLDEN}/{picture['file']}"
     if answer.status != 200:
         raise ArchiveError(
             f"{mar}: {name} is answered {answer.status} ({answer.body[:200]}), expected 200; build it again"
         )
-    if held.handler != reader.HANDLER:
+    if contents.handler != reader.HANDLER:
         return
     got = answer.json()
     expected: Sequence[tuple[str, float]] = picture["top"]
@@ -93,9 +93,9 @@ def _compare(mar: Path, held: reader.Contents, picture: dict[str, Any], answer: 
             f"{mar}: {name} is answered {found[0]!r} ({found[1]:.3f}), expected {best!r} ({probability:.3f}); "
             "build it again"
         )
-    for label, wanted in expected:
-        if label in got and abs(got[label] - wanted) > held.spec.tolerance:
+    for label, probability in expected:
+        if label in got and abs(got[label] - probability) > contents.spec.tolerance:
             raise ArchiveError(
-                f"{mar}: {name} gives {label!r} {got[label]:.3f}, expected {wanted:.3f} within {held.spec.tolerance}; "
-                "build it again"
+                f"{mar}: {name} gives {label!r} {got[label]:.3f}, expected {probability:.3f} within "
+                f"{contents.spec.tolerance}; build it again"
             )

@@ -110,7 +110,7 @@ class VisionHandler:
             context: where statuses and headers go.
 
         Returns:
-            One body a request, in order, whatever happened.
+            One body a request, in order, also after errors.
         """
         rows = list(data or [])
         # Measured first, or the batch's own time would count as the queue's.

@@ -50,7 +50,7 @@ CONVERTERS = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Variant:
     """One variant: its engine and precision."""
 
     engine: str
@@ -61,42 +61,42 @@ class Wanted:
         return f"{self.engine} {self.precision}"
 
 
-REFERENCE = Wanted("torch", "fp32")
+REFERENCE = Variant("torch", "fp32")
 
 
-def known() -> list[Wanted]:
+def known() -> list[Variant]:
     """Return every variant that can be made, the reference first."""
     return [
         REFERENCE,
-        *(Wanted(name, precision) for name, made in CONVERTERS.items() for precision in made.packages),
+        *(Variant(name, precision) for name, made in CONVERTERS.items() for precision in made.packages),
     ]
 
 
-def left_out(wanted: Wanted, decoding: str = "full") -> str | None:
+def left_out(variant: Variant, decoding: str = "full") -> str | None:
     """Return why a variant can be neither made nor timed on this machine, with the fix; None where it can."""
-    if decoding == "cuda" and wanted.engine in engines.ON_CPUS:
-        return f"--decoding is 'cuda', and {wanted.engine} runs on CPUs; take full or scaled, or --engine torch"
-    needed = [engines.runtime(wanted.engine)]
-    if wanted != REFERENCE:
-        needed += CONVERTERS[wanted.engine].packages[wanted.precision]
+    if decoding == "cuda" and variant.engine in engines.ON_CPUS:
+        return f"--decoding is 'cuda', and {variant.engine} runs on CPUs; take full or scaled, or --engine torch"
+    needed = [engines.runtime(variant.engine)]
+    if variant != REFERENCE:
+        needed += CONVERTERS[variant.engine].packages[variant.precision]
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
         return (
             f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed here; install what is missing"
         )
-    if wanted.engine == "torch_compile":
+    if variant.engine == "torch_compile":
         from beeline.engines.torch_compile import check_compiler
 
         try:
             check_compiler(os.environ)
         except ConfigError as error:
             return str(error)
-    if wanted.precision in ("fp16", "bf16"):
+    if variant.precision in ("fp16", "bf16"):
         import torch
 
-        if wanted.engine.startswith("torch") and torch.cuda.is_available():
+        if variant.engine.startswith("torch") and torch.cuda.is_available():
             return None
-        if wanted.precision == "fp16":
+        if variant.precision == "fp16":
             return "fp16 is for CUDA devices, and none is there; take --precision bf16 or fp32"
         if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
             # PyTorch takes 473 ms for a ResNet-18 then, 64 in fp32. OpenVINO computes in fp32, so nothing would judge
@@ -169,7 +169,7 @@ def prepare(
     return fastest(export, scratch, decoded, Gate(*gate), photometry, candidates, say)
 
 
-def _candidates(engine: str, precision: str | None) -> list[Wanted]:
+def _candidates(engine: str, precision: str | None) -> list[Variant]:
     """Return the variants of an engine and a precision, each perhaps `auto`.
 
     Raises:
@@ -189,13 +189,15 @@ def _candidates(engine: str, precision: str | None) -> list[Wanted]:
     return found
 
 
-def make(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate, photometry: Photometry) -> ModelSpec:
+def make(
+    export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Gate, photometry: Photometry
+) -> ModelSpec:
     """Write a variant of an exported folder into `out`, an empty folder, and return its spec.
 
     Args:
         export: with the fp32 model for PyTorch and its golden pictures.
         out: where the variant goes.
-        wanted: engine and precision.
+        variant: engine and precision.
         pictures: of the model's geometry, decoded as the variant is to decode.
         gate: the limits that the variant must keep.
         photometry: of the model's normalisation, to prove that the goldens still notice its absence.
@@ -204,21 +206,21 @@ def make(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate
         ArchiveError: when it cannot be converted, or is too far from the reference on the pictures or the goldens.
     """
     spec = ModelSpec.load(export)
-    if Wanted(spec.engine, spec.precision) != REFERENCE:
+    if Variant(spec.engine, spec.precision) != REFERENCE:
         raise ArchiveError(f"{export} is {spec.engine} {spec.precision} already; variants are made of the fp32 export")
     try:
-        artifact = CONVERTERS[wanted.engine].convert(export, spec, out, wanted.precision, pictures, gate)
+        artifact = CONVERTERS[variant.engine].convert(export, spec, out, variant.precision, pictures, gate)
     except BeelineError:
         raise
     except Exception as error:
         why = " ".join(str(error).split())[:300]
-        raise ArchiveError(f"{spec.model.file} cannot be made into {wanted} ({why}); take --engine torch") from error
+        raise ArchiveError(f"{spec.model.file} cannot be made into {variant} ({why}); take --engine torch") from error
     made = dataclasses.replace(
         spec,
         model=artifact,
         geometry=pictures.geometry,
-        engine=wanted.engine,
-        precision=wanted.precision,
+        engine=variant.engine,
+        precision=variant.precision,
         tolerance=0.5,
     )
     # On the device that a worker here would take; some precisions need a CUDA device.
@@ -226,9 +228,9 @@ def make(export: Path, out: Path, wanted: Wanted, pictures: Pictures, gate: Gate
     reference = engines.load(export, spec, device="cpu").forward
     expected = agreement.scores(reference, pictures.judged, spec.output)
     found = agreement.measure(expected, agreement.scores(forward, pictures.served, spec.output), pictures.source)
-    agreement.check(found, gate, str(wanted))
+    agreement.check(found, gate, str(variant))
     shutil.copytree(export / GOLDEN, out / GOLDEN)
-    made = _with_tolerance(out, dataclasses.replace(made, agreement=found), forward, photometry, wanted)
+    made = _with_tolerance(out, dataclasses.replace(made, agreement=found), forward, photometry, variant)
     made.save(out / FILE_NAME)
     return made
 
@@ -239,7 +241,7 @@ def fastest(
     pictures: Pictures,
     gate: Gate,
     photometry: Photometry,
-    among: Sequence[Wanted],
+    among: Sequence[Variant],
     say: Say,
 ) -> tuple[Path, dict[str, float | str]]:
     """Make and time every variant; return the folder of the fastest that passes the gate, and what became of each.
@@ -261,25 +263,25 @@ def fastest(
     """
     results: dict[str, float | str] = {}
     passed: list[tuple[float, Path]] = []
-    for wanted in among:
+    for variant in among:
         folder = export
-        if why := left_out(wanted, pictures.geometry.decoding):
-            results[str(wanted)] = f"left out: {why}"
-            say(f"  {wanted} is left out: {why}")
+        if why := left_out(variant, pictures.geometry.decoding):
+            results[str(variant)] = f"left out: {why}"
+            say(f"  {variant} is left out: {why}")
             continue
         try:
-            if wanted != REFERENCE or pictures.geometry != ModelSpec.load(export).geometry:
-                folder = scratch / f"{wanted.engine}-{wanted.precision}"
+            if variant != REFERENCE or pictures.geometry != ModelSpec.load(export).geometry:
+                folder = scratch / f"{variant.engine}-{variant.precision}"
                 folder.mkdir()
-                make(export, folder, wanted, pictures, gate, photometry)
+                make(export, folder, variant, pictures, gate, photometry)
             took = 1000 * _seconds_a_picture(folder, pictures)
         except (ArchiveError, ConfigError) as error:
-            results[str(wanted)] = str(error)
-            say(f"  {wanted}: {error}")
+            results[str(variant)] = str(error)
+            say(f"  {variant}: {error}")
             continue
-        results[str(wanted)] = round(took, 2)
+        results[str(variant)] = round(took, 2)
         passed.append((took, folder))
-        say(f"  {wanted}: {took:.1f} ms a picture")
+        say(f"  {variant}: {took:.1f} ms a picture")
     if not passed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in results.items())
         raise ArchiveError(f"{reasons}; take --engine auto, which includes the reference")
@@ -300,7 +302,7 @@ def _seconds_a_picture(folder: Path, pictures: Pictures) -> float:
 
 
 def _with_tolerance(
-    folder: Path, spec: ModelSpec, forward: Forward, photometry: Photometry, wanted: Wanted
+    folder: Path, spec: ModelSpec, forward: Forward, photometry: Photometry, variant: Variant
 ) -> ModelSpec:
     """Return the spec with the variant's tolerance, after proving that the goldens still notice mistakes within it.
 
@@ -323,14 +325,14 @@ def _with_tolerance(
     tolerance = max(ModelSpec.tolerance, math.ceil(100 * _MARGIN * moved) / 100)
     if tolerance > _MOST_TOLERANCE:
         raise ArchiveError(
-            f"{wanted} is refused: a golden picture's probability moves by {moved:.3f}; take a higher precision"
+            f"{variant} is refused: a golden picture's probability moves by {moved:.3f}; take a higher precision"
         )
     spec = dataclasses.replace(spec, tolerance=tolerance)
     seen = mistakes.noticed(folder, spec, forward, data, photometry)
     lost = [name for name in mistakes.OF_THE_MODEL if name in record["detects"] and seen.get(name) is False]
     if lost:
         raise ArchiveError(
-            f"{wanted} is refused: within its tolerance of {tolerance:g} the golden pictures would not notice "
+            f"{variant} is refused: within its tolerance of {tolerance:g} the golden pictures would not notice "
             f"{mistakes.MISTAKES[lost[0]]}; take a higher precision"
         )
     record["detects"] = [name for name in record["detects"] if seen.get(name)]

@@ -57,7 +57,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Artifact:
-    """The model file: its name beside the spec, its format, its sha256 and the architecture in it.
+    """The model file: its name in the spec's folder, its format, its sha256 and its architecture.
 
     Its graph takes uint8 `[N, crop, crop, 3]` RGB and returns float32 `[N, len(labels)]`. Where the format keeps
     its weights in a second file, `weights` and `weights_sha256` are that one's.

@@ -92,14 +92,14 @@ def choose(asked: str, available: Sequence[str], gpu_id: int | None, crop: int) 
     return Choice(f"cuda:{number}", reason), [(provider, options[provider]) for provider in found] + cpu
 
 
-def settled(asked: str, wanted: Choice, running: Sequence[str]) -> Choice:
+def settled(asked: str, chosen: Choice, running: Sequence[str]) -> Choice:
     """Return the device that a session runs on: where a provider does not start, ONNX Runtime takes the next one.
 
     Raises:
         ConfigError: when a CUDA device was asked for and none of its providers started.
     """
-    if wanted.value == "cpu" or TENSORRT in running or CUDA in running:
-        return wanted
+    if chosen.value == "cpu" or TENSORRT in running or CUDA in running:
+        return chosen
     if asked != "auto":
         raise ConfigError(
             f"BEELINE_DEVICE is {asked!r}, and ONNX Runtime's providers for CUDA devices did not start; its log says "

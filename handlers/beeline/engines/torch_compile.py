@@ -65,11 +65,11 @@ def check_compiler(environ: Mapping[str, str]) -> None:
     Raises:
         ConfigError: naming what to install.
     """
-    wanted = environ.get("CXX") or "g++"
-    if shutil.which(wanted, path=environ.get("PATH", "")) is None:
+    compiler = environ.get("CXX") or "g++"
+    if shutil.which(compiler, path=environ.get("PATH", "")) is None:
         raise ConfigError(
-            f"the engine torch_compile needs a C++ compiler and there is no {wanted} on the PATH: install g++ (Debian: "
-            "apt-get install g++), or build the archive with --engine torch"
+            f"the engine torch_compile needs a C++ compiler and there is no {compiler} on the PATH: install g++ "
+            "(Debian: apt-get install g++), or build the archive with --engine torch"
         )
     if importlib.util.find_spec("setuptools") is None:
         raise ConfigError(
