@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from beeline.errors import ArchiveError, did_you_mean
 from beeline.spec import Geometry
@@ -34,9 +35,12 @@ class Preset:
         Raises:
             ArchiveError: when `mean` or `std` are not three numbers, or a deviation is not over 0.
         """
-        size = self.geometry
-        geometry = Geometry(resize or size.resize, crop or size.crop, interpolation or size.interpolation)
-        return Preset(geometry, rgb("mean", mean or self.mean), rgb("std", std or self.std))
+        sizes: dict[str, Any] = {"resize": resize, "crop": crop, "interpolation": interpolation}
+        return Preset(
+            replace(self.geometry, **{key: value for key, value in sizes.items() if value is not None}),
+            rgb("mean", self.mean if mean is None else mean),
+            rgb("std", self.std if std is None else std),
+        )
 
 
 _PRESETS = {
