@@ -201,14 +201,14 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def openvino_model(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for OpenVINO, in fp32."""
-    from archive.variants import to_openvino
     from archive.variants.agreement import Gate, Pictures
+    from archive.variants.convert import to_openvino
 
     spec = ModelSpec.load(colour_model)
     folder = tmp_path_factory.mktemp("openvino")
     none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
     pictures = Pictures(none, none, none, spec.geometry, "none")
-    made = to_openvino.convert(colour_model, spec, folder, "fp32", pictures, Gate())
+    made = to_openvino(colour_model, spec, folder, "fp32", pictures, Gate())
     spec = dataclasses.replace(spec, model=made, engine="openvino")
     spec.save(folder / "model_spec.json")
     shutil.copytree(colour_model / "golden", folder / "golden")

@@ -1,4 +1,4 @@
-"""The training configuration: files under config/train, overrides, types, and a word for every mistake."""
+"""The training configuration: the files under config/train, overrides, types, and a sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from beeline.spec import INTERPOLATIONS, Geometry
 
 FOLDER = Path(__file__).resolve().parents[1] / "config" / "train"
 RECIPES = ("finetune", "scratch")
-# A key that names a path, and the environment variable that comes after the command line, before the file.
+# Keys of paths, and the environment variables that override the file and not the command line.
 _VARIABLES = {"data.folder": "BEELINE_DATA", "model.weights": "BEELINE_WEIGHTS"}
 # To YAML a version such as 1.0 and a folder such as 2024 are numbers; "3" and true are none.
 _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -120,7 +120,7 @@ class ExportConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
-    """Everything that `beeline train` can be told; build it with `compose`."""
+    """The whole configuration of `beeline train`; build it with `compose`."""
 
     data: DataConfig
     model: ModelConfig
