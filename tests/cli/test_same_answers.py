@@ -24,7 +24,7 @@ from serve.up import Request, up
 from tests.conftest import ROOT, post_as_one_batch
 from train.predictor import RunPredictor
 
-pytestmark = [pytest.mark.train, pytest.mark.server]
+pytestmark = [pytest.mark.shared, pytest.mark.server]
 
 CASES = 40
 
