@@ -26,7 +26,8 @@ from train.predictor import RunPredictor
 
 pytestmark = [pytest.mark.shared, pytest.mark.server]
 
-CASES = 40
+# Small pictures are sent so in many more placements: tests/handlers/test_over_http.py.
+CASES = 10
 
 
 @pytest.fixture(scope="module")
