@@ -99,10 +99,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             # A file of another pickle protocol is read anyway, or refused below.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read ({error.strerror or error}); restore it, or name another") from error
     except Exception as error:
         raise ArchiveError(
-            f"{path} is no TorchScript, exported program or plain state dict ({_short(error)}); a pickled module "
-            "runs code when it is loaded and is refused: save model.state_dict() instead"
+            f"{path} is no plain state dict ({_short(error)}); a pickled module runs code when it is loaded and is "
+            "refused: save model.state_dict() instead"
         ) from error
     for key in _NESTED:
         if isinstance(values, dict) and isinstance(values.get(key), dict):

@@ -122,7 +122,8 @@ class VisionHandler:
             times = {**({} if queue is None else {"queue": queue}), **spans}
             timing = ", ".join(f"{name};dur={milliseconds:.2f}" for name, milliseconds in times.items())
             headers = {"Server-Timing": timing, "X-Batch-Size": str(len(rows))}
-            answers[i] = dataclasses.replace(answer, headers={**answer.headers, **headers})
+            # A user's subclass of Answer may have a constructor of its own.
+            answers[i] = Answer(answer.status, answer.phrase, answer.body, {**answer.headers, **headers}, answer.reason)
         self.metrics.count(answers, queues, spans)
         return [send(context, i, answer) for i, answer in enumerate(answers)]
 

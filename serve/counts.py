@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 import struct
@@ -36,7 +37,7 @@ _LOCK, _RECORD = "lock", "folded.json"
 # As a worker names its files: `PID-START.json`, `counter_PID-START.db`, `histogram_PID-START.db`.
 _NAME = re.compile(rf"(?:(?:{'|'.join(_KINDS)})_)?((\d+)-(\d+))\.(json|db)")
 # Reading another program's file may raise these.
-_FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, struct.error)
+_FOREIGN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, struct.error)
 _FOLDED = re.compile(rf"(?:{'|'.join(_KINDS)})_folded-\d+\.db")
 
 
@@ -71,7 +72,7 @@ class Counts:
     files: list[Path] = field(default_factory=list)
     unreadable: int = 0
 
-    def families(self, kind: str = "") -> Iterable[Metric]:
+    def families(self, kind: str = "") -> list[Metric]:
         """Return the sums over all processes, from files of one kind or of all; call it with the lock held."""
         files = [path for path in self.files if path.name.startswith(kind)]
         try:
@@ -84,6 +85,11 @@ class Counts:
     def living(self) -> list[Worker]:
         """Return the workers whose process still runs."""
         return [worker for worker in self.workers if worker.identity not in self.ended]
+
+    def counting(self) -> set[Key]:
+        """Return model and version of each living worker that has files of counts."""
+        names = {path.stem.rpartition("_")[2] for path in self.files}
+        return {worker.key for worker in self.living() if worker.identity in names}
 
     def choices(self) -> dict[Key, dict[str, Any]]:
         """Return the engine's choices by model and version, as the latest living worker has them."""
@@ -111,7 +117,7 @@ def scan(folder: Path) -> Counts:
                 counts.files.append(path)
             else:
                 counts.workers.append(_worker(path))
-        except _FOREIGN:
+        except (OSError, *_FOREIGN):
             counts.unreadable += 1
             continue
         started[match[1]] = int(match[3]), int(match[2])
@@ -140,7 +146,7 @@ def answers(folder: Path) -> dict[str, dict[str, int]] | None:
     except FileNotFoundError:
         return None
     for sample in (sample for family in families if family.name == "beeline_answers" for sample in family.samples):
-        of_model, status = total.setdefault(sample.labels["model"], {}), sample.labels["status"]
+        of_model, status = total.setdefault(sample.labels["model"], {}), sample.labels.get("status", "")
         of_model[status] = of_model.get(status, 0) + int(sample.value)
     return total if counts.files else None
 
@@ -212,8 +218,13 @@ def _record(folder: Path) -> dict[str, Any]:
         return {"number": 0, "files": [], "gone": []}
 
 
-def _merge(paths: Iterable[Path]) -> Iterable[Metric]:
-    merged: Iterable[Metric] = MultiProcessCollector.merge([str(path) for path in paths])  # type: ignore[no-untyped-call]
+def _merge(paths: Iterable[Path]) -> list[Metric]:
+    """Add up files; raises one of `_FOREIGN` for counts that no worker writes, as those that cannot be sent."""
+    merged: list[Metric] = list(MultiProcessCollector.merge([str(path) for path in paths]))  # type: ignore[no-untyped-call]
+    for sample in (sample for family in merged for sample in family.samples):
+        if not math.isfinite(sample.value):
+            raise ValueError(f"{sample.name} is {sample.value}")
+        "".join((sample.labels["model"], *sample.labels.values())).encode()
     return merged
 
 
@@ -228,4 +239,7 @@ def _is_readable(path: Path) -> bool:
 def _worker(path: Path) -> Worker:
     values = json.loads(path.read_text(encoding="utf-8"))
     choice = {name: {"value": made["value"], "reason": made["reason"]} for name, made in values["choice"].items()}
+    if not all(isinstance(each, str) for each in (values["model"], values["version"])):
+        raise ValueError(f"model {values['model']!r} or version {values['version']!r} is no text")
+    "".join((values["model"], values["version"])).encode()
     return Worker(path.stem, values["model"], values["version"], choice)

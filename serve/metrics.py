@@ -6,11 +6,14 @@ The names are the same on both servers, because the workers count and not the se
 from __future__ import annotations
 
 import collections
+import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
+from wsgiref.simple_server import WSGIRequestHandler
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,6 +24,10 @@ from serve import counts
 from serve.counts import Counts, Key
 from serve.ports import Address
 
+logger = logging.getLogger(__name__)
+
+# Seconds for a client to send its request; each holds a thread.
+_PATIENCE = 10
 # A lost worker is seen at once, and the smaller number that was asked for a moment later. So an unexplained loss counts
 # as a restart after this many seconds, or as soon as a new worker is there.
 GRACE = 10.0
@@ -68,6 +75,10 @@ class Restarts:
             # Scaling down is done and explains no later loss.
             self._asked_for = 0
 
+    def forget(self, ended: Set[str]) -> None:
+        """Take workers that had ended before this began to count."""
+        self._lost |= ended
+
     def _explain(self) -> None:
         explained = min(self._asked_for, len(self._unexplained))
         self._asked_for -= explained
@@ -87,9 +98,8 @@ class Collector(AnyCollector):
         self._restarts: dict[Key, Restarts] = {}
         with counts.lock(folder):
             seen = counts.scan(folder)
-            counts.fold(folder, seen)
         for worker in seen.workers:
-            self._of(worker.key)
+            self._of(worker.key).forget({worker.identity} & seen.ended)
 
     def expect(self, wanted: Mapping[Key, int]) -> None:
         """Take how many workers each model and version should have; the others keep their number."""
@@ -169,9 +179,20 @@ def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Iterat
             f"metrics cannot be served on {Address(host, port)} ({error.strerror or error}); "
             "stop what listens there, or give another --metrics-port"
         ) from error
+    # The library's handler waits for ever, and its server prints a traceback for each broken connection.
+    server.RequestHandlerClass = type("Handler", (WSGIRequestHandler,), {"timeout": _PATIENCE, "log_message": _ignore})
+    server.handle_error = _broken  # type: ignore[assignment,method-assign]
     try:
         yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _ignore(*words: object) -> None:
+    """Keep scrapes out of the log."""
+
+
+def _broken(request: object, client: object) -> None:
+    logger.info("a connection to /metrics from %s broke (%s)", client, sys.exc_info()[1])

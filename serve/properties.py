@@ -17,10 +17,18 @@ from typing import Annotated, Any
 import javaproperties
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from beeline.errors import ConfigError, did_you_mean
 from host.files import write_whole
 from serve.ports import Address
+
+
+def _digits(value: object) -> object:
+    """Refuse a text that is no whole number as `config.properties` has it; pydantic itself would take 8.0 and 1_0."""
+    if isinstance(value, str) and not re.fullmatch(r"[+-]?\d+", value, re.ASCII):
+        raise PydanticCustomError("whole_number", "no whole number")
+    return value
 
 
 def _whole(default: int | None, low: int, high: int, unit: str) -> Any:
@@ -35,6 +43,7 @@ def _address(text: str, scheme: str = "http") -> Address:
     return address
 
 
+_Whole = Annotated[int, BeforeValidator(_digits)]
 _Plain = Annotated[Address, BeforeValidator(_address)]
 _Tls = Annotated[Address, BeforeValidator(lambda text: _address(text, "https"))]
 
@@ -44,13 +53,13 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=to_camel)
 
-    min_workers: int = _whole(None, 1, 256, "processes")
-    max_workers: int = _whole(None, 1, 256, "processes")
-    batch_size: int = _whole(None, 1, 1024, "requests")
+    min_workers: _Whole = _whole(None, 1, 256, "processes")
+    max_workers: _Whole = _whole(None, 1, 256, "processes")
+    batch_size: _Whole = _whole(None, 1, 1024, "requests")
     # From 1: both servers take 0 for "not given" and would wait their own default of 100 ms.
-    max_batch_delay: int = _whole(None, 1, 60_000, "milliseconds")
-    response_timeout: int = _whole(None, 1, 86_400, "seconds")
-    startup_timeout: int = _whole(None, 1, 86_400, "seconds")
+    max_batch_delay: _Whole = _whole(None, 1, 60_000, "milliseconds")
+    response_timeout: _Whole = _whole(None, 1, 86_400, "seconds")
+    startup_timeout: _Whole = _whole(None, 1, 86_400, "seconds")
     default_version: bool = Field(False, description="true or false")
     mar_name: str = Field("", pattern=r"^[^/]*\.mar$", description="the name of a .mar file in the store")
 
@@ -69,21 +78,21 @@ class Entry(BaseModel):
 class File(BaseModel):
     """The file's keys with their defaults; 0 stands for none, from the queue's size or from the cores."""
 
-    job_queue_size: int = _whole(200, 1, 100_000, "requests")
-    number_of_netty_threads: int = _whole(4, 1, 256, "threads")
-    netty_client_threads: int = _whole(2, 1, 256, "threads")
-    max_response_size: int = _whole(6_553_500, 1024, 2**31 - 1, "bytes")
-    beeline_threads: int = _whole(0, 1, 256, "threads")
-    beeline_lone_threads: int = _whole(0, 1, 256, "threads")
+    job_queue_size: _Whole = _whole(200, 1, 100_000, "requests")
+    number_of_netty_threads: _Whole = _whole(4, 1, 256, "threads")
+    netty_client_threads: _Whole = _whole(2, 1, 256, "threads")
+    max_response_size: _Whole = _whole(6_553_500, 1024, 2**31 - 1, "bytes")
+    beeline_threads: _Whole = _whole(0, 1, 256, "threads")
+    beeline_lone_threads: _Whole = _whole(0, 1, 256, "threads")
     # The server's limit in base64 must stay a Java int.
-    beeline_max_image_bytes: int = _whole(20_000_000, 1, 1_500_000_000, "bytes")
-    beeline_max_image_pixels: int = _whole(50_000_000, 1, 2**31 - 1, "pixels")
-    beeline_log_megabytes: int = _whole(10, 1, 10_000, "megabytes")
-    beeline_log_files: int = _whole(3, 1, 100, "files")
-    beeline_deadline_seconds: int = _whole(60, 1, 3600, "seconds")
-    beeline_requests_per_second: int = _whole(0, 1, 1_000_000, "requests a second")
-    beeline_drain_seconds: int = _whole(0, 0, 600, "seconds")
-    beeline_stop_seconds: int = _whole(8, 1, 3600, "seconds")
+    beeline_max_image_bytes: _Whole = _whole(20_000_000, 1, 1_500_000_000, "bytes")
+    beeline_max_image_pixels: _Whole = _whole(50_000_000, 1, 2**31 - 1, "pixels")
+    beeline_log_megabytes: _Whole = _whole(10, 1, 10_000, "megabytes")
+    beeline_log_files: _Whole = _whole(3, 1, 100, "files")
+    beeline_deadline_seconds: _Whole = _whole(60, 1, 3600, "seconds")
+    beeline_requests_per_second: _Whole = _whole(0, 1, 1_000_000, "requests a second")
+    beeline_drain_seconds: _Whole = _whole(0, 0, 600, "seconds")
+    beeline_stop_seconds: _Whole = _whole(8, 1, 3600, "seconds")
     inference_address: _Plain = Address("127.0.0.1", 8080)
     management_address: _Plain = Address("127.0.0.1", 8081)
     beeline_page_address: _Plain = Address("127.0.0.1", 8000)

@@ -243,7 +243,7 @@ def _wait(
                 wait_for_workers(management, model.model, version, workers, watch, patience, running.check)
                 say(f"{try_golden(inference, archive, version)}; workers: {workers}")
         silent = {(one.model, one.version) for one in resolved.models if one.min_workers.value}
-        if silent := silent - counts.read(Path(running.state.environment[FOLDER])).choices().keys():
+        if silent := silent - counts.read(Path(running.state.environment[FOLDER])).counting():
             say(
                 f"warning: {', '.join(sorted(name for name, _ in silent))} is served without metrics: an older Beeline "
                 "built its archive, or its handler is another one; for metrics build it again (`beeline archive build`)"

@@ -27,7 +27,7 @@ RECIPES = ("finetune", "scratch")
 # Keys of paths, and the environment variables that override the file and not the command line.
 _VARIABLES = {"data.folder": "BEELINE_DATA", "model.weights": "BEELINE_WEIGHTS"}
 # To YAML a version such as 1.0 and a folder such as 2024 are numbers; "3" and true are none.
-_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 _Number = Annotated[float, Field(strict=True)]
 _Positive = Annotated[float, Field(strict=True, gt=0)]
 _Share = Annotated[float, Field(strict=True, gt=0, le=1)]
@@ -230,6 +230,8 @@ def _validated(values: Any, where: str = "") -> TrainConfig:
     except ValidationError as error:
         errors = {".".join(map(str, each["loc"][:2])): each for each in error.errors()}
         key = min(errors, key=_ALLOWED.__contains__)
+        if not key or (errors[key]["type"] in ("missing", "dataclass_type") and key not in _ALLOWED):
+            raise ConfigError(f"{key or 'the configuration'} holds no keys{where}; restore its keys") from error
         if key not in _ALLOWED:
             raise ConfigError(f"unknown key {key}{where}{did_you_mean(key, _ALLOWED)}") from error
         kind, value = errors[key]["type"], OmegaConf.select(OmegaConf.create(values), key)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from beeline import pixels
-from beeline.errors import SpecError
+from beeline.errors import ArchiveError, SpecError
 from beeline.spec import Accuracy, ModelSpec, Provenance
 from train.config import ExportConfig
 from train.errors import RunError
@@ -66,7 +66,7 @@ def network(run: Run) -> nn.Module:
     """Return the run's trained network in evaluation mode: float32 normalised NCHW to logits.
 
     Raises:
-        RunError: when the checkpoint is missing or is not of the run's architecture. ArchiveError: when it is damaged.
+        RunError: when the checkpoint is missing, damaged or not of the run's architecture.
     """
     from archive.artifact import read_state_dict
     from train.model import build
@@ -77,6 +77,8 @@ def network(run: Run) -> nn.Module:
     built = build(name, len(run.labels))
     try:
         built.load_state_dict(read_state_dict(run.checkpoint))
+    except ArchiveError as error:
+        raise RunError(f"{run.checkpoint} is damaged; train again") from error
     except RuntimeError as error:
         why = " ".join(str(error).split())[:160]
         raise RunError(f"{run.checkpoint} is not of {name} ({why}); train again") from error

@@ -52,7 +52,8 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
     `run.json`. The schedule is fixed, and the model of the last epoch is kept.
 
     Raises:
-        ConfigError, WeightsError: for an architecture, size or weights that do not go together.
+        ConfigError, WeightsError: for an architecture, size or weights that do not go together. ArchiveError: for
+            weights that are no state dict.
         DataError: for a picture that cannot be decoded. RunError: when the loss is not finite, or the
             fit was interrupted.
     """

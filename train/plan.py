@@ -71,7 +71,7 @@ def plan(
 
     Raises:
         ConfigError: for a mistake in an override or a file, or two sources of pictures. DataError, DownloadError,
-            WeightsError: for pictures or weights that were named and cannot be used.
+            WeightsError: for pictures that cannot be used, or weights that are missing.
     """
     config = configuration.compose(overrides, environ=environ)
     if generated and any(word.startswith("data.folder=") for word in overrides):

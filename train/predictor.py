@@ -47,7 +47,7 @@ class RunPredictor(VisionHandler):
             self.spec = ModelSpec.load(exported)
             self._forward = TorchEngine(exported, self.spec, threads=torch.get_num_threads()).forward
             self.source = exported
-        self.decoder = Decoder(self.spec.geometry, Limits(), torch.get_num_threads())
+        self.decoder = Decoder(self.spec.geometry, Limits.from_environment(), torch.get_num_threads())
 
     def inference(self, batch: Batch) -> NDArray[np.float32]:
         """Run the model over the good rows: float32 `[len(batch.good), classes]`."""

@@ -72,8 +72,8 @@ def known() -> list[Variant]:
     ]
 
 
-def left_out(variant: Variant, decoding: str = "full") -> str | None:
-    """Return why a variant can be neither made nor timed on this machine, with the fix; None where it can."""
+def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> str | None:
+    """Return why a variant cannot be made on this machine, or not be `timed`, with the fix; None where it can."""
     if decoding == "cuda" and variant.engine in engines.ON_CPUS:
         return f"--decoding is 'cuda', and {variant.engine} runs on CPUs; take full or scaled, or --engine torch"
     needed = [engines.runtime(variant.engine)]
@@ -94,7 +94,9 @@ def left_out(variant: Variant, decoding: str = "full") -> str | None:
     if variant.precision in ("fp16", "bf16"):
         import torch
 
-        if variant.engine.startswith("torch") and torch.cuda.is_available():
+        if variant.engine.startswith("torch") and (
+            torch.cuda.is_available() or (variant.precision == "bf16" and not timed)
+        ):
             return None
         if variant.precision == "fp16":
             return "fp16 is for CUDA devices, and none is there; take --precision bf16 or fp32"
@@ -152,7 +154,7 @@ def prepare(
             "--precision int8"
         )
     lone = candidates[0] if len(candidates) == 1 else None
-    if lone and (why := left_out(lone, decoding)):
+    if lone and (why := left_out(lone, decoding, timed=False)):
         raise ConfigError(f"{lone} cannot be built here: {why}")
     if judged is None:
         raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
@@ -210,11 +212,11 @@ def make(
         raise ArchiveError(f"{export} is {spec.engine} {spec.precision} already; variants are made of the fp32 export")
     try:
         artifact = CONVERTERS[variant.engine].convert(export, spec, out, variant.precision, pictures, gate)
-    except BeelineError:
+    except (BeelineError, OSError, MemoryError):
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:300]
-        raise ArchiveError(f"{spec.model.file} cannot be made into {variant} ({why}); take --engine torch") from error
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ArchiveError(f"{spec.model.file} cannot be made into {variant} ({why}); take another --engine") from error
     made = dataclasses.replace(
         spec,
         model=artifact,
@@ -224,7 +226,14 @@ def make(
         tolerance=0.5,
     )
     # On the device that a worker here would take; some precisions need a CUDA device.
-    forward = engines.load(out, made).forward
+    engine = engines.load(out, made)
+    if engine.choice["precision"].value != variant.precision:
+        computed = engine.choice["precision"].value
+        raise ArchiveError(
+            f"{variant} is refused: this machine computes it in {computed}, so nothing would judge it; build it on a "
+            "machine like the one that serves"
+        )
+    forward = engine.forward
     reference = engines.load(export, spec, device="cpu").forward
     expected = agreement.scores(reference, pictures.judged, spec.output)
     found = agreement.measure(expected, agreement.scores(forward, pictures.served, spec.output), pictures.source)

@@ -96,6 +96,11 @@ def read(
         mine = {digest: data for digest, data in mine.items() if digest not in other}
     elif calibrates and calibration is not None:
         other = {digest: data for digest, data in _by_digest(calibration).items() if digest not in mine}
+    if not mine:
+        raise ArchiveError(
+            f"there are 0 pictures to judge by in {judged}; at least {LEAST_PICTURES} are needed: name a folder of "
+            "photographs with --pictures"
+        )
     full = dataclasses.replace(geometry, decoding="full")
     calibrating = _decoded(other, most, full, full)
     judging = _decoded(mine, most, full, geometry)

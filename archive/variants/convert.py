@@ -96,7 +96,8 @@ def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         # PyTorch warns about its own code.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module(folder, spec), dynamo=True, verbose=False, input_names=[INPUT])
-    assert program is not None
+    if program is None:
+        raise ArchiveError(f"PyTorch made no ONNX of {spec.model.file}; take --engine torch")
     model: Any = program.model_proto
     _forget_origin(model)
     if precision == "int8":

@@ -96,16 +96,19 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked)
         with ExitStack() as stack:
+            stack.callback(self.error_counts.log.close)
             if at := self.settings.metrics:
                 counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
                 stack.enter_context(metrics.serve_metrics((at.host, at.port), *counters))
             self._run()
 
     def _run(self) -> None:
+        # Before nginx listens, because a killed gateway leaves its state.
+        runtime.write_state(self.settings, ready=False, text=json.dumps(together(self.prober.seen())))
         self.nginx = Nginx(self.settings)
-        self.tell()
-        self.prober.start()
         try:
+            self.tell()
+            self.prober.start()
             while not self._stopping:
                 self._woken.wait(_TICK)
                 self._woken.clear()
@@ -129,7 +132,6 @@ class Gateway:
                 time.sleep(self.settings.drain)
             self.nginx.stop()
             self.prober.stop()
-            self.error_counts.log.close()
 
     def tell(self) -> None:
         """Write what `/ping` answers and which backends share the load, where either has changed."""

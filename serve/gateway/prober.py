@@ -124,7 +124,7 @@ class _Golden:
         """Take the answer; a refusal by a full server is no failure within `deadline` seconds of a correct answer."""
         error = answer.exception()
         is_excused = isinstance(error, Busy) and now - self.correct < deadline
-        self.reason = None if error is None or is_excused else str(error)
+        self.reason = None if error is None or is_excused else str(error) or type(error).__name__
         self.correct = now if error is None else self.correct
         self.judged, self.answer = now, None
 

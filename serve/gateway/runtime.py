@@ -165,10 +165,13 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
     lines = ["zone predictions 128k;", "least_conn;", *(servers or none), "keepalive 64;"]
     held = settings.in_flight * max(1, len(known))
     free = shutil.disk_usage(settings.folder).free
-    admission = [
+    of_address = [
         # This counts requests that still arrive too: one address may send twice as many as the servers hold.
         f"limit_conn address {2 * held};",
         f"limit_req zone=rate burst={2 * held} nodelay;",
+    ]
+    admission = [
+        *of_address,
         # Large bodies that arrive may fill half of the free space, middling ones a quarter.
         *_places("large", free // 2 // settings.max_body),
         *_places("middling", free // 4 // _MIDDLING),
@@ -184,6 +187,8 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
     written = [line for name, block in blocks.items() for line in (f"{name} {{", *(f"    {one}" for one in block), "}")]
     _write(settings, "upstream.conf", written)
     _write(settings, "admission.conf", admission)
+    # A catalog of backends on other hosts is proxied; any other is files.
+    _write(settings, "catalog.conf", [*of_address, "include catalog.conf;"] if settings.name else [])
     _write(settings, "management.conf", _management(settings, known))
 
 
@@ -216,7 +221,6 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
             *([_CATALOG_CACHE] if settings.name else []),
         ],
-        "catalog.conf": ["include catalog.conf;"] if settings.name else [],
         "listen.conf": listen,
         "limits.conf": [
             f"client_max_body_size {settings.max_body};",

@@ -92,7 +92,7 @@ def test_a_pickled_module_is_refused_and_never_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut off"])
 def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pth").write_bytes(content)
-    with pytest.raises(ArchiveError, match=r"bad\.pth is no TorchScript.* save model\.state_dict\(\)") as caught:
+    with pytest.raises(ArchiveError, match=r"bad\.pth is no plain state dict.* save model\.state_dict\(\)") as caught:
         load_network(tmp_path / "bad.pth", "resnet18")
     assert "\n" not in str(caught.value)
 

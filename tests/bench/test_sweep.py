@@ -220,7 +220,7 @@ def test_a_worker_that_ends_otherwise_is_no_row(colour_archive: Path, tmp_path: 
 def test_a_worker_that_hangs_is_given_up(colour_archive: Path, tmp_path: Path) -> None:
     hanging = with_handler(colour_archive, tmp_path / "hanging.mar", faking("time.sleep(3600)"))
     with TimedSandbox(plan(hanging)) as worker:
-        worker._batch_seconds = 0.5
+        worker._seconds = (300.0, 0.5)
         with pytest.raises(Undetermined, match=r"no reply within 0\.5 s"):
             worker.measure(4)
     assert not children()

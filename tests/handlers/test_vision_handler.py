@@ -238,6 +238,24 @@ def test_the_queue_ends_where_the_batch_begins(colour_model: Path, monkeypatch: 
     assert reply.headers["Server-Timing"].startswith("queue;dur=1.00, decode;dur=")
 
 
+class OwnAnswer(Answer):
+    """A user's answer with a constructor of its own."""
+
+    def __init__(self, body: str) -> None:
+        super().__init__(200, "OK", body)
+
+
+def test_a_users_own_kind_of_answer_gets_the_headers_too(colour_model: Path) -> None:
+    class Own(VisionHandler):
+        def postprocess(self, logits: NDArray[np.float32], batch: Batch) -> list[Answer]:
+            return [OwnAnswer("{}") for _ in super().postprocess(logits, batch)]
+
+    handler = Own()
+    handler.initialize(new_context(colour_model))
+    replies = ask(handler, [{"body": RED}, {"body": b"junk"}])
+    assert [(reply.status, reply.headers["X-Batch-Size"]) for reply in replies] == [(200, "2")] * 2
+
+
 def test_a_full_disk_costs_no_answer(colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path / "gone"))
     handler = VisionHandler()

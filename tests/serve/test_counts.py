@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.registry import Collector
 
 from beeline.answer import Answer
 from beeline.errors import BeelineError
@@ -177,3 +183,68 @@ def test_the_folder_is_emptied_when_none_of_its_workers_lives(tmp_path: Path) ->
     with pytest.raises(BeelineError, match=rf"still count in .*metrics \({identity(os.getpid())}, each .* end them"):
         counts.empty(folder)
     assert len(list(folder.glob(f"*{identity(os.getpid())}*"))) == 3
+
+
+def test_an_error_of_the_disk_loses_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(tmp_path).count(BATCH, [], {})
+    worker(tmp_path, pid=os.getpid()).count(BATCH, [], {})
+
+    def fail(path: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("prometheus_client.mmap_dict.MmapedDict.read_all_values_from_file", fail)
+        with pytest.raises(OSError, match="Too many"):
+            fold(tmp_path)
+        with pytest.raises(OSError, match="Too many"):
+            sums(tmp_path)
+    fold(tmp_path)
+    assert counts.answers(tmp_path) == {"colours": {"200": 6}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (["beeline_answers", "beeline_answers_total", {"model": "a", "version": "1", "status": "200"}, ""], math.nan),
+        (["beeline_answers", "beeline_answers_total", {"model": "a", "version": "1", "status": "200"}, ""], math.inf),
+        (["beeline_answers", "beeline_answers_total", {"model": "\ud800", "version": "1", "status": "200"}, ""], 1.0),
+        (["beeline_answers", "beeline_answers_total", {"version": "1", "status": "200"}, ""], 1.0),
+    ],
+)
+def test_counts_that_no_worker_writes_are_unreadable(tmp_path: Path, key: list[Any], value: float) -> None:
+    worker(tmp_path, pid=os.getpid()).count(BATCH, [], {})
+    foreign = MmapedDict(str(tmp_path / "counter_1-1.db"))
+    foreign.write_value(json.dumps(key), value, 0.0)
+    foreign.close()
+    assert counts.answers(tmp_path) == {"colours": {"200": 3}}
+    with counts.lock(tmp_path):
+        found = counts.scan(tmp_path)
+        generate_latest(registry(found.families()))
+    assert found.unreadable == 1
+
+
+def registry(families: Iterable[Metric]) -> CollectorRegistry:
+    """Return a registry that gives these families."""
+
+    class Given(Collector):
+        def collect(self) -> Iterable[Metric]:
+            return families
+
+    made = CollectorRegistry()
+    made.register(Given())
+    return made
+
+
+@pytest.mark.parametrize("model", ["5", '["x"]', "null", r'"\ud800"'])
+def test_a_worker_whose_model_is_no_text_is_unreadable(tmp_path: Path, model: str) -> None:
+    (tmp_path / "1-1.json").write_text(f'{{"model": {model}, "version": "1", "choice": {{}}}}')
+    found = counts.read(tmp_path)
+    assert (found.workers, found.unreadable) == ([], 1)
+
+
+def test_a_worker_without_files_of_counts_is_not_counting(tmp_path: Path) -> None:
+    worker(tmp_path, pid=os.getpid())
+    assert counts.read(tmp_path).counting() == {("colours", "1.0")}
+    for path in tmp_path.glob("*.db"):
+        path.unlink()
+    assert counts.read(tmp_path).counting() == set()

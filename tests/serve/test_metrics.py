@@ -284,10 +284,16 @@ def test_one_metric_can_be_asked_for(tmp_path: Path, exporter: str) -> None:
     assert {name for name, _ in parse(answer.text)} == {"beeline_metrics_files_unreadable"}
 
 
-def test_a_connection_that_says_nothing_keeps_nobody_waiting(exporter: str) -> None:
-    host, port = exporter.split("/")[2].split(":")
-    with socket.create_connection((host, int(port))):
-        assert requests.get(exporter, timeout=5).status_code == 200
+def test_a_connection_that_says_nothing_keeps_nobody_waiting_and_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.metrics._PATIENCE", 0.5)
+    with (
+        serve_metrics(("127.0.0.1", 0), Collector(tmp_path)) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as silent,
+    ):
+        assert requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).status_code == 200
+        assert silent.recv(1) == b""
 
 
 def test_a_stopped_exporter_gives_its_port_back(tmp_path: Path) -> None:

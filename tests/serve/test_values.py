@@ -11,7 +11,7 @@ from serve.ports import Address
 from serve.properties import load
 
 
-@pytest.mark.parametrize("text", ["", "0", "101", "1.5", "two", "True"])
+@pytest.mark.parametrize("text", ["", "0", "101", "1.5", "8.0", "1_0", "two", "True"])
 def test_a_number_that_is_none_or_out_of_range_says_what_is_allowed(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.properties"
     file.write_text("beeline_log_files=100\n")

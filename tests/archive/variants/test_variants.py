@@ -19,6 +19,7 @@ from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.cuda_jpeg import CudaJpegs
 from beeline.errors import ArchiveError, ConfigError
+from beeline.settings import Choice
 from beeline.spec import Artifact, ModelSpec
 from host.files import sha256
 from tests.archive.variants.test_agreement import SMALL, draw
@@ -92,7 +93,7 @@ def test_a_variant_that_answers_otherwise_is_refused(
 
     class Faulty:
         def __init__(self, inner: engines.Engine) -> None:
-            self.inner = inner
+            self.inner, self.choice = inner, inner.choice
 
         def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             scores = self.inner.forward(pixels)
@@ -175,6 +176,22 @@ def test_a_lone_variant_that_cannot_be_made_here_says_why(
         ConfigError, match=r"openvino bf16 cannot be built here: .* cannot multiply in bf16; build it on"
     ):
         variants.prepare(tiny_export, tmp_path, ("openvino", "bf16"), (None, None), (0.99, 0.1), "full", print)
+
+
+def test_a_precision_that_this_machine_does_not_compute_in_is_refused(
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without bf16 in the processor OpenVINO computes in fp32; a stand-in for such a processor."""
+    real = engines.load
+
+    def load(folder: Path, spec: ModelSpec, **options: object) -> object:
+        loaded = real(folder, spec, **options)  # type: ignore[arg-type]
+        loaded.choice = {**loaded.choice, "precision": Choice("fp32", "no bf16 here")}
+        return loaded
+
+    monkeypatch.setattr("beeline.engines.load", load)
+    with pytest.raises(ArchiveError, match=r"torch bf16 is refused: this machine computes it in fp32"):
+        made(tiny_export, tmp_path / "variant", Variant("torch", "bf16"), pictures)
 
 
 def test_where_nothing_is_let_through_it_says_why_of_each(
