@@ -14,33 +14,32 @@ import typer
 
 from bench import pictures
 from bench.load import Plan, run
-from bench.studies import Mar, Out, Picture, job, served
+from bench.studies import Mar, Out, Picture, job, keep, served
 from host.files import sha256
 from serve.config import Overrides
 
-_FIGURES = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms")
+_FIGURES = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms", "without_retry_after")
 
 
 def main(
     mar: Mar,
     picture: Picture,
+    out: Out,
     holds: Annotated[int, typer.Option(help="Requests that the server holds.")] = 50,
     seconds: Annotated[float, typer.Option(help="Length of each phase.")] = 60.0,
     rude: Annotated[bool, typer.Option("--rude", help="Ask again at once after a 429.")] = False,
-    out: Out = None,
 ) -> None:
-    """Measure and print a table."""
+    """Measure and print each phase."""
     sent = pictures.read(picture)
     about = {"archive": sha256(mar), "pictures": sent.to_dict(), "holds": holds, "seconds": seconds, "rude": rude}
     numbers = f"job_queue_size={holds}\nbeeline_requests_per_second=100000\n"
-    with job("overload", out, about) as journal, served(mar, Overrides(8, 2, 2), "nginx", numbers) as (running, path):
+    with job(out, about) as journal, served(mar, Overrides(8, 2, 2), "nginx", numbers) as (running, path):
 
         def phase(clients: int) -> dict[str, Any]:
             url = running.state.inference + path
             plan = Plan(url, sent, seconds, warm_up=0, clients=clients, heed_retry_after=not rude)
             figures = run(plan).summary()
-            chosen = {key: figures[key] for key in _FIGURES}
-            return {"clients": clients, "429 without Retry-After": figures["without_retry_after"], **chosen}
+            return {"clients": clients, **{key: figures[key] for key in _FIGURES}}
 
         phases = []
         for name, clients in (("as many as it holds", holds), ("overload", 4 * holds), ("afterwards", holds)):
@@ -48,7 +47,7 @@ def main(
             typer.echo(json.dumps(phases[-1]))
         ratio, afterwards = (round(each["p95_ms"] / phases[0]["p95_ms"], 3) for each in phases[1:])
         typer.echo(f"p95 of the good answers under overload: {ratio} times that before; afterwards {afterwards} times")
-        journal.add("result", {"phases": phases, "p95_ratio": ratio, "p95_ratio_afterwards": afterwards})
+        keep(out, about, {"phases": phases, "p95_ratio": ratio, "p95_ratio_afterwards": afterwards})
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from typing import Any
 
 from beeline.errors import BeelineError, ConfigError, Undetermined
 from bench import pictures as files
-from bench.journal import Journal, state_folder
 from bench.pictures import Pictures
-from bench.record import Record, utc
+from bench.record import Journal, Record, state_folder, utc
 from bench.sweep import Fit, fit
 from bench.tune.grid import Forecast, Goal, Settings, candidates, counted, thread_counts
 from bench.tune.search import SAME, Score, Search, choose, p95_text, rank, turns_of

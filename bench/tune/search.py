@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.journal import Journal
+from bench.record import Journal
 from bench.tune.grid import Forecast, Goal, Settings
 
 if TYPE_CHECKING:

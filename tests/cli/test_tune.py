@@ -12,8 +12,7 @@ import pytest
 import typer
 
 import bench.tune
-from bench.journal import Journal
-from bench.record import Record, read
+from bench.record import Journal, Record, read
 from bench.sweep import Fit
 from bench.tune import Request, Tuned, answer
 from bench.tune.grid import Forecast, Goal, Settings

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from bench.journal import Journal
+from bench.record import Journal
 from bench.sweep import Fit, fit
 from bench.tune.grid import BATCHES, DELAYS, Forecast, Goal, Settings, candidates, thread_counts
 from bench.tune.search import Search

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import bench.tune
 from bench import record
-from bench.journal import Journal
+from bench.record import Journal
 from bench.sweep import Fit
 from bench.tune import answer, grid, lines, search
 from bench.tune.grid import Forecast, Goal, Settings
