@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +20,30 @@ Result = Mapping[str, Any]
 _PERCENTILES = ("p50", "p95", "p99")
 _SETTINGS = ("batch_size", "workers", "max_batch_delay", "threads")
 _SERVER = (
-    *("threads", "precision", "batch", "workers", "failed", "agreement", "memory_mb", "ready_s", "error", "pattern"),
-    *("per_second", "p95_ms"),
+    "verdict",
+    "threads",
+    "precision",
+    "batch",
+    "workers",
+    "failed",
+    "agreement",
+    "memory_mb",
+    "ready_s",
+    "error",
 )
 _KNEE = "the knee, the smallest batch within 5 % of the cheapest image"
+# Their runs share a chart.
+_LAID_OVER = ("load", "sweep")
 # Longer tables are closed until somebody opens them.
 _LONG = 20
 
 
 @dataclass(frozen=True)
 class Run:
-    """A result, its name where there are several of its kind, its place among them (its colour), its file's label."""
+    """A result, its name where there are several of its kind, and its file's label."""
 
     result: Result
     name: str = ""
-    number: int = 0
     label: str = ""
 
 
@@ -61,18 +71,23 @@ def page(records: Sequence[Record], labels: Sequence[str] = ()) -> Page:
     if not records:
         raise BeelineError("there is no record to report; measure with `beeline bench ... --out FILE.jsonl` first")
     labels = labels or [""] * len(records)
-    pairs = list(zip(labels, records, strict=True))
-    names = [f"{i}. {_join(label, _describe(record))}" for i, (label, record) in enumerate(pairs, 1)]
-    groups: dict[tuple[str, str], list[int]] = {}
-    for i, record in enumerate(records):
-        # Tunings of different models are not laid over each other.
-        model = record.result["model"] if record.kind in ("tune", "search") else ""
-        groups.setdefault((record.kind, model), []).append(i)
+    pairs = list(zip(records, labels, strict=True))
+    names = [
+        f"{i}. {label if label and labels.count(label) == 1 else _join(label, _describe(record))}"
+        for i, (record, label) in enumerate(pairs, 1)
+    ]
+    count = Counter(record.kind for record in records)
     sections = []
     for kind, (_, make) in _KINDS.items():
-        for own in (own for (other, _), own in groups.items() if other == kind):
-            named = [names[i] if len(own) > 1 else "" for i in own]
-            sections.append(make([Run(records[i].result, named[n], n, labels[i]) for n, i in enumerate(own)]))
+        named = zip(pairs, names, strict=True)
+        runs = [
+            Run(record.result, name if count[kind] > 1 else "", label)
+            for (record, label), name in named
+            if record.kind == kind
+        ]
+        # What another run of a comparison or a tuning found is of another hour, whose speed is another.
+        groups = [runs] if kind in _LAID_OVER else [[run] for run in runs]
+        sections += [make(group) for group in groups if group]
     models = ", ".join(dict.fromkeys(str(record.result["model"]) for record in records if record.result.get("model")))
     title = f"Beeline: {', '.join(dict.fromkeys(_KINDS[record.kind][0] for record in records))}"
     times = sorted(record.started[:16].replace("T", " ") for record in records)
@@ -128,50 +143,49 @@ def _facts(caption: str, items: Sequence[Result], names: Sequence[str]) -> list[
 
 def _compare(runs: Sequence[Run]) -> Section:
     """Return bars with intervals, in classes that are never mixed, and every column."""
-    blocks: list[Block] = []
-    for run in runs:
-        again = run.result["aa"]
-        said = "no server was measured twice, so nobody knows what noise looks like here."
-        if again["ratio"]:
-            said = (
-                f"A/A, the same server entered twice ({again['server']}): {again['verdict']}, {_ratio(again)} of "
-                "itself. What differs by no more than that is noise."
-            )
-        blocks.append(Sentences((_join(run.name, said),), "good" if again["verdict"] == "no difference" else "bad"))
-    every = [(run, row) for run in runs for row in run.result["rows"]]
-    # The fastest first, whoever that is; the runs of one server stay together.
-    every.sort(key=lambda each: -statistics.median(each[1]["per_second"] or [0]))
-    order = [row["server"] for _, row in every]
-    every.sort(key=lambda each: (order.index(each[1]["server"]), each[0].number))
-    for kind in dict.fromkeys(row["class"] for run in runs for row in run.result["rows"]):
+    (run,) = runs
+    again, rows = run.result["aa"], run.result["rows"]
+    said = "No server was measured twice, so nobody knows what noise looks like here."
+    if again["ratio"]:
+        said = (
+            f"A/A, the same server entered twice ({again['server']}): {again['verdict']}, {_ratio(again)} of itself. "
+            "What differs by no more than that is noise."
+        )
+    blocks: list[Block] = [Sentences((said,), "good" if again["verdict"] == "no difference" else "bad")]
+    for kind in dict.fromkeys(row["class"] for row in rows):
+        # The fastest first, whoever that is.
+        own = sorted((row for row in rows if row["class"] == kind), key=_median, reverse=True)
         caption = (
             f"{kind.capitalize()}: requests a second, the median of the rounds, fastest first; each dot is a round. "
             "Whisker: the interval of the ratio to the server it is compared with. Compare within this chart alone."
         )
-        drawn = [_bar(run, row) for run, row in every if row["class"] == kind]
-        blocks.append(bars(f"Requests a second, servers {kind}", caption, drawn))
-        for run in runs:
-            again = {**run.result["aa"], "server": f"{run.result['aa']['server']}, again"}
-            rows = [row for row in (*run.result["rows"], again) if row["class"] == kind]
-            faster = [i for i, row in enumerate(rows) if row["verdict"] == "faster"]
-            blocks += _table(_join(f"{kind.capitalize()}, every column", run.name), map(_server, rows), faster)
-    return Section("Comparison: the same model, pictures and machine, servers in turn", tuple(blocks))
+        blocks.append(bars(f"Requests a second, servers {kind}", caption, list(map(_bar, own))))
+        own += [{**again, "server": f"{again['server']}, again"}] if again["class"] == kind else []
+        faster = [i for i, row in enumerate(own) if row["verdict"] == "faster"]
+        blocks += _table(f"{kind.capitalize()}, every column", map(_server, own), faster)
+    keys = ("server", "class", "pattern", "per_second", "p95_ms")
+    rounds = [{key: row[key] for key in keys} for row in (*rows, again)]
+    blocks += _table("What each server is, and each round; last the server that was entered twice", rounds, words=True)
+    title = "Comparison: the same model, pictures and machine, servers in turn"
+    return Section(_join(title, run.name), tuple(blocks))
+
+
+def _median(row: Result) -> float:
+    return float(statistics.median(row["per_second"] or [0]))
 
 
 def _ratio(row: Result) -> str:
     return f"{row['ratio']:.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})"
 
 
-def _bar(run: Run, row: Result) -> Bar:
-    name = f"{row['server']} ({run.name})" if run.name else row["server"]
+def _bar(row: Result) -> Bar:
     if not row["per_second"]:
-        return Bar(name, None, "not measured", run.number)
-    rate = statistics.median(row["per_second"])
-    words, interval = f"{number(rate)}/s", tuple[float, ...]()
+        return Bar(row["server"], None, "not measured")
+    words, interval = f"{number(_median(row))}/s", tuple[float, ...]()
     if row["ratio"] and row["compared_with"] != row["server"]:
         words += f", {row['ratio']:.2f} times, {row['verdict']}"
-        interval = tuple(rate * end / row["ratio"] for end in row["interval"])
-    return Bar(name, rate, words, run.number, interval, tuple(row["per_second"]))
+        interval = tuple(_median(row) * end / row["ratio"] for end in row["interval"])
+    return Bar(row["server"], _median(row), words, 0, interval, tuple(row["per_second"]))
 
 
 def _server(row: Result) -> Result:
@@ -180,10 +194,9 @@ def _server(row: Result) -> Result:
     p95 = [value for value in row["p95_ms"] if value is not None]
     return {
         "server": row["server"],
-        "requests/s": statistics.median(row["per_second"]) if row["per_second"] else none,
+        "requests/s": _median(row) if row["per_second"] else none,
         "p95 ms": statistics.median(p95) if p95 else None,
         "ratio": _ratio(row) if row["ratio"] else None,
-        "verdict": row["verdict"],
         **{key: row[key] for key in _SERVER},
     }
 
@@ -199,25 +212,17 @@ def _load(runs: Sequence[Run]) -> Section:
     left_out = ("sentence", "thresholds")
     facts = [{key: value for key, value in run.result.items() if key not in left_out} for run in runs]
     blocks += _facts("Every figure", facts, [run.name or "figure" for run in runs])
-    limits = [
-        {
-            "threshold": _join(run.name, one["text"]),
-            "value": one["value"],
-            "verdict": "pass" if one["holds"] else "FAIL",
-        }
-        for run in runs
-        for one in run.result["thresholds"]
-    ]
-    blocks += _table("Fail if", limits, words=True)
-    return Section("Load: a running server, from outside", tuple(blocks))
+    limits = [(_join(run.name, one["text"]), one) for run in runs for one in run.result["thresholds"]]
+    words = {True: "pass", False: "FAIL"}
+    rows = [{"threshold": name, "value": one["value"], "verdict": words[one["holds"]]} for name, one in limits]
+    return Section("Load: a running server, from outside", (*blocks, *_table("Fail if", rows, words=True)))
 
 
 def _one_load(one: Result) -> list[Block]:
     figures = [(number(one["per_second"]), "answers a second")]
     figures += [(_text(one[f"{name}_ms"]), f"ms, {name}") for name in _PERCENTILES]
     figures.append((str(one["failed"]), f"of {one['requests']} failed"))
-    counts = sorted((int(size), count) for size, count in one["batch_sizes"].items())
-    shares = [(size, count / max(1, sum(one["batch_sizes"].values()))) for size, count in counts]
+    shares = [(size, count / sum(one["batch_sizes"].values())) for size, count in one["batch_sizes"].items()]
     drawn = [Bar(f"in batches of {size}", share, f"{share:.1%} of the requests") for size, share in shares]
     caption = "The batch size that came with each answer (X-Batch-Size)."
     return [Figures(tuple(figures)), *([bars("Batch sizes", caption, drawn, 1.0)] if drawn else [])]
@@ -237,19 +242,22 @@ def _curve(runs: Sequence[Run]) -> Block:
 
 def _sweep(runs: Sequence[Run]) -> Section:
     """Return milliseconds an image against batch, the references over it, and every figure."""
-    drawn, rules, tables = [], [], []
+    drawn: list[Line] = []
+    rules, tables = [], []
     for run in runs:
         result = run.result
         rows = [row for row in result["rows"] if row["error"] is None]
-        # One run has a line a stage, of several each has two.
-        for i, stage in enumerate(("forward", "handler") if run.name else STAGES):
-            points = [(row["batch"], row[stage]["ms_per_image"], _join(run.name, STAGES[stage])) for row in rows]
-            name, dashes = (run.name, ("--", "-")[i]) if run.name else (STAGES[stage], "-")
-            drawn.append(Line("" if dashes == "--" else name, points, run.number if run.name else i, dashes))
+        for stage in STAGES if len(runs) == 1 else ("forward", "handler"):
+            name = _join(run.name, STAGES[stage])
+            drawn.append(Line(name, [(row["batch"], row[stage]["ms_per_image"], name) for row in rows], len(drawn)))
         rules += [("x", result["knee"], _join("knee", run.name), "dim")] if result["knee"] else []
         rules += [("x", row["batch"], _join(row["error"], run.name), "bad") for row in result["rows"] if row["error"]]
         cells = [
-            {"batch": row["batch"], **{title: _spread(row[stage]) for stage, title in STAGES.items()}, "": row["error"]}
+            {
+                "batch": row["batch"],
+                **{title: _spread(row[stage]) for stage, title in STAGES.items()},
+                "": row["error"] or "",
+            }
             for row in result["rows"]
         ]
         marked = [i for i, row in enumerate(result["rows"]) if row["batch"] == result["knee"]]
@@ -257,12 +265,15 @@ def _sweep(runs: Sequence[Run]) -> Section:
         what += f" in {result['precision']}, threads: {result['threads']}"
         caption = f"Milliseconds a batch, median (quartiles), and per image; {what}; marked: {_KNEE}"
         tables += _table(_join(caption, run.name), cells, marked)
-        tables += _table(_join("What it says", run.name), _findings(result), words=True)
+        lines = [("ended by", result["ended"]), *(("shape", sentence) for sentence in result["differences"])]
+        lines += [(one["what"], f"not run, {one['why']}") for one in result["not_run"]]
+        findings = [{"about": about, "finding": finding} for about, finding in lines]
+        tables += _table(_join("What it says", run.name), findings, words=True)
     for one in runs[0].result["reference"]:
         drawn.append(Line(one["what"], [(*point, one["what"]) for point in one["points"]], None, "--"))
     caption = (
         "Milliseconds per image, medians; each stage includes those before it. Both axes are logarithmic: equal "
-        "distances are equal ratios." + " Solid: the whole handler; dashed: the forward pass alone." * (len(runs) > 1)
+        "distances are equal ratios."
     )
     title, x, y = "Milliseconds per image by batch size", ("pictures in a batch", 2), ("ms per image", 10)
     chart = plot(title, caption, x, y, drawn, rules)
@@ -276,56 +287,40 @@ def _spread(timing: Result | None) -> str | None:
     return f"{median} ({low} to {high}), {each}"
 
 
-def _findings(result: Result) -> list[Result]:
-    lines = [("ended by", result["ended"]), *(("shape", sentence) for sentence in result["differences"])]
-    lines += [(one["what"], f"not run, {one['why']}") for one in result["not_run"]]
-    return [{"about": about, "finding": finding} for about, finding in lines]
-
-
 def _tune(runs: Sequence[Run]) -> Section:
-    """Return throughput against p95 with the goal, what was chosen and why, of one model's tunings or searches."""
-    blocks: list[Block] = []
-    tables: list[Block] = []
-    for run in runs:
-        result = run.result
-        said = _join(run.name, result["sentence"]) + " It was interrupted." * result.get("interrupted", False)
-        blocks.append(Sentences((said,), "lead" if result["holds"] else "bad"))
-        # The best of many single turns is partly the luckiest one.
-        caption = _join("The best of the search and the tuner's choice, measured again in turns", run.name)
-        tables += _table(caption, map(_configuration, result.get("beside", ())))
-        tables += _table(
-            _join("From the batch sweep: n pictures take a ms * n + b ms", run.name), result.get("fits", ())
-        )
-        tables += _table(_join("What was not measured, and why", run.name), result.get("pruned", ()), words=True)
-    title = "Exhaustive search" if "tuned" in runs[0].result else "Tuning"
-    return Section(f"{title} of {runs[0].result['model']}", (*blocks, *_tried(runs), *tables))
-
-
-def _tried(runs: Sequence[Run]) -> list[Block]:
-    """Return the chart of all configurations and a table a run; the best and the tuner's choice stand out."""
-    drawn, rings, tables = [], [], []
-    rules: dict[tuple[str, float, str, str], None] = {}
-    for run in runs:
-        rows = sorted(run.result["tried"], key=lambda row: (not row["holds"], -row["per_second"]))
-        words = {"best": "the best", "tuned": "the tuner's choice"}
-        if "tuned" not in run.result:
-            words = {"best": "chosen", "configured": "configured now"}
-        special = {word: _settings(run.result[key]) for key, word in words.items() if run.result[key]}
-        marks = [", and ".join(word for word, of in special.items() if of == _settings(row)) for row in rows]
-        known = [(row, mark) for row, mark in zip(rows, marks, strict=True) if row["p95_ms"] is not None]
-        for holds in (True, False):
-            points = [(row["p95_ms"], row["per_second"], _settings(row)) for row, _ in known if row["holds"] is holds]
-            drawn.append(Line(run.name if holds else "", points, run.number, "none", not holds))
-        rings += [(row["p95_ms"], row["per_second"], _join(mark, run.name)) for row, mark in known if mark]
-        for key, value in run.result["goal"].items():
-            axis, name = ("x", f"budget: p95 {value:g} ms") if key == "p95_ms" else ("y", f"to hold: {value:g}/s")
-            rules[axis, value, name, "bad"] = None
-        caption = f"What was measured, {len(rows)} configurations, what holds the goal first"
-        cells = [{**_configuration(row), "": mark} for row, mark in zip(rows, marks, strict=True)]
-        tables += _table(_join(caption, run.name), cells, [i for i, mark in enumerate(marks) if mark])
+    """Return throughput against p95 with the goal, what was chosen and why, of a tuning or an exhaustive search."""
+    (run,) = runs
+    result = run.result
+    title, words = "Tuning", {"best": "chosen", "configured": "configured now"}
+    if "tuned" in result:
+        title, words = "Exhaustive search", {"best": "the best", "tuned": "the tuner's choice"}
+    special = {word: _settings(result[key]) for key, word in words.items() if result[key]}
+    rows = sorted(result["tried"], key=lambda row: (not row["holds"], -row["per_second"]))
+    marks = [", and ".join(word for word, of in special.items() if of == _settings(row)) for row in rows]
+    known = [(row, mark) for row, mark in zip(rows, marks, strict=True) if row["p95_ms"] is not None]
+    points: dict[bool, list[tuple[float, float, str]]] = {True: [], False: []}
+    for row, _ in known:
+        points[row["holds"]].append((row["p95_ms"], row["per_second"], _settings(row)))
+    drawn = [Line("holds the goal", points[True], 0, "none"), Line("does not", points[False], 0, "none", hollow=True)]
+    rings = [(row["p95_ms"], row["per_second"], mark) for row, mark in known if mark]
+    goal = result["goal"]
+    rule = ("y", goal["rate"], f"to hold: {goal['rate']:g}/s", "bad") if "rate" in goal else None
+    rule = rule or ("x", goal["p95_ms"], f"budget: p95 {goal['p95_ms']:g} ms", "bad")
     caption = "Requests a second against the 95th percentile (logarithmic). Filled: holds the goal; hollow: does not."
     x, y = ("p95 latency, ms", 10), ("requests a second", None)
-    return [plot("Throughput against p95", caption, x, y, drawn, list(rules), rings), *tables]
+    said = result["sentence"] + " It was interrupted." * result.get("interrupted", False)
+    cells = [{**_configuration(row), "": mark} for row, mark in zip(rows, marks, strict=True)]
+    marked, beside = [i for i, mark in enumerate(marks) if mark], map(_configuration, result.get("beside", ()))
+    blocks = (
+        Sentences((said,), "lead" if result["holds"] else "bad"),
+        plot("Throughput against p95", caption, x, y, drawn, [rule], rings),
+        *_table(f"What was measured, {len(rows)} configurations, what holds the goal first", cells, marked),
+        # The best of many single turns is partly the luckiest one.
+        *_table("The best of the search and the tuner's choice, measured again in turns", beside),
+        *_table("From the batch sweep: n pictures take a ms * n + b ms", result.get("fits", ())),
+        *_table("What was not measured, and why", result.get("pruned", ()), words=True),
+    )
+    return Section(_join(f"{title} of {result['model']}", run.name), blocks)
 
 
 def _configuration(row: Result) -> Result:

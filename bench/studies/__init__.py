@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +12,9 @@ import typer
 from bench.record import Journal, machine, utc
 from host.files import write_json
 from host.signals import Interrupted, as_exceptions
-from serve.addresses import Ports
-from serve.config import Overrides
-from serve.instance.child import Running
-from serve.up import Request, up
 
 Out = Annotated[Path, typer.Option(help="Write the figures here as JSON.")]
 Rounds = Annotated[int, typer.Option(help="Turns of each.")]
-Clients = Annotated[int, typer.Option(help="Keep-alive clients.")]
-Picture = Annotated[Path, typer.Option(help="What is sent.")]
-Mar = Annotated[Path, typer.Option(help="The archive to serve.")]
 
 
 @contextmanager
@@ -42,15 +33,3 @@ def job(path: Path, about: Mapping[str, Any]) -> Iterator[Journal]:
 def keep(path: Path, about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """Write what a study measured, when, where, and of what."""
     write_json(path, {"at": utc(), "machine": machine(), **about, **result})
-
-
-@contextmanager
-def served(mar: Path, numbers: Overrides, gateway: str, properties: str = "") -> Iterator[tuple[Running, str]]:
-    """Serve one archive on free ports; yield the server, and the path of its model's predictions."""
-    with tempfile.TemporaryDirectory(prefix="beeline-study-") as folder:
-        config = Path(folder) / "config.properties"
-        config.write_text(properties, encoding="utf-8")
-        place = mar.resolve()
-        request = Request("torchserve", (str(place),), place.parent, config, "study", numbers, Ports(0), gateway)
-        with up(request, lambda line: None, {**os.environ, "BEELINE_STATE": folder}) as running:
-            yield running, f"/predictions/{running.state.configuration['models'][0]['model']}"

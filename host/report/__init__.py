@@ -116,11 +116,11 @@ def terminal(blocks: Iterable[Block]) -> str:
         if isinstance(block, Table):
             rows = [block.heads, *block.rows[:_ROWS]]
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            align = str.ljust if block.words else str.rjust
+            aligned = [str.ljust, *[str.ljust if block.words else str.rjust] * (len(widths) - 1)]
             lines = [f"{block.caption}:"]
             for i, row in enumerate(rows):
-                mark = "*" if i - 1 in block.marked else " "
-                lines.append(f"{mark} {'  '.join(map(align, row, widths))}".rstrip())
+                cells = [align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)]
+                lines.append(f"{'*' if i - 1 in block.marked else ' '} {'  '.join(cells)}".rstrip())
             more = len(block.rows) - _ROWS
             parts.append("\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])]))
     return "\n\n".join(parts)

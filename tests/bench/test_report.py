@@ -101,10 +101,10 @@ def test_a_terminal_gets_the_tables_and_draws_nothing(
     ("records", "drawn"),
     [
         ([fake.sweep(), fake.sweep(4, 3)], 1),
-        ([fake.tune(), fake.tune()], 1), ([fake.tune(), fake.tune(model="squeezenet")], 2),
+        ([fake.load(), fake.load()], 1), ([fake.tune(), fake.tune()], 2),
     ],
 )  # fmt: skip
-def test_runs_of_one_kind_and_model_share_a_chart(records: list[Record], drawn: int) -> None:
+def test_loads_and_sweeps_share_a_chart_and_tunings_do_not(records: list[Record], drawn: int) -> None:
     assert page(records, ["before", "after"]).html().count('class="chart"') == drawn
 
 

@@ -94,7 +94,7 @@ def test_what_to_decode_must_be_named_once(pictures: Path) -> None:
 def test_impossible_numbers_are_refused(option: str) -> None:
     done = beeline("bench", "sweep", "some.mar", option, "0")
     assert done.returncode == 2
-    assert f"'{option}': 0 is not in the range x>=1" in " ".join(done.stderr.replace("│", "").split())
+    assert f"Invalid value for '{option}'" in done.stderr
 
 
 def test_the_old_name_says_the_new_one() -> None:
