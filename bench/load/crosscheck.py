@@ -15,8 +15,8 @@ from bench.load import Plan, run
 
 ROUNDS = 3
 # Seconds, and answers' times, that a turn takes at least: ab counts from the first connection on, before any answer
-# can be there. And seconds that it takes at most.
-_SHORTEST, _TIMES, _LONGEST = 3.0, 10, 60.0
+# can be there.
+_SHORTEST, _TIMES = 3.0, 10
 # Within this much of 1 the two agree.
 CLOSE = 0.05
 # Seconds after which ab has hung.
@@ -54,15 +54,11 @@ def cross_check(plan: Plan, latency: float, rounds: int = ROUNDS) -> CrossCheck:
         rounds: turns of each.
 
     Raises:
-        Undetermined: as `check_possible`, when answers take too long for that, or when ab fails.
+        Undetermined: as `check_possible`, or when ab fails.
     """
     check_possible(plan)
     clients, body = plan.clients or 1, plan.pictures.bodies[0]
-    seconds = max(_SHORTEST, round(plan.seconds / rounds), round(_TIMES * latency))
-    if seconds > _LONGEST:
-        raise Undetermined(
-            f"an answer takes {latency:.1f} s, too long for a cross-check by turns of {_LONGEST:g} s; use fewer clients"
-        )
+    seconds = max(_SHORTEST, plan.seconds / rounds, _TIMES * latency)
     turn = dataclasses.replace(plan, seconds=seconds, warm_up=0.5 + latency)
     rates, ratios = [], []
     for _ in range(rounds):
@@ -91,7 +87,8 @@ def ab(url: str, body: bytes, requests: int, clients: int) -> tuple[float, int]:
                 ["ab", *options, url], stderr=subprocess.STDOUT, text=True, timeout=_PATIENCE
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise Undetermined(f"ab at {url}: {error}; Debian has it in apache2-utils") from error
+            words = " ".join((getattr(error, "output", None) or str(error)).split())
+            raise Undetermined(f"ab (Debian: apache2-utils) at {url}: {words}") from error
     counts = dict(re.findall(r"(?m)^([\w -]+): +([\d.]+)", text))
     if "Requests per second" not in counts:
         raise Undetermined(f"ab printed no rate: {text}")

@@ -166,7 +166,8 @@ def path(
             address = running.state.inference + route
             many = load.run(load.Plan(address, pictures, seconds, _WARM_UP, clients)).summary()
             (choice,) = counts.read(Path(running.state.environment[FOLDER])).choices().values()
-            threads, lone = threads_of(choice)
+            # Some engines have one number for both, a batch and a picture alone.
+            threads, lone = (int(choice.get(key, choice["threads"])["value"]) for key in ("threads", "lone_threads"))
             plan = sweep.Plan(mar, pictures, device="cpu", repeats=_REPEATS, threads=threads)
             pairs, failed = _lone(address, replace(plan, threads=lone))
         return {
@@ -286,11 +287,6 @@ def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
         "added_ms": round(median(over - pure for over, pure in zip(served, alone, strict=True)), 2),
         "failed": sum(turn["failed"] for turn in turns),
     }
-
-
-def threads_of(choice: Mapping[str, Mapping[str, str]]) -> tuple[int, int]:
-    """Return the threads that a worker chose for a batch, and for a picture alone; some engines have one number."""
-    return int(choice["threads"]["value"]), int(choice.get("lone_threads", choice["threads"])["value"])
 
 
 def _lone(address: str, plan: sweep.Plan) -> tuple[list[tuple[float, float]], int]:

@@ -41,7 +41,7 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tell:
         result = answer("colours", NOW, forecast, 9, journal)
         result |= {"seconds": 9.0, "interrupted": interruption is not None}
         made = change(config, "colours", "1.0", numbers_of(Settings.of(result["best"])), None)
-        record = Record.now("tune", "beeline bench tune", result, {})
+        record = Record.now("tune", "beeline bench tune", result, None)
         tuned = Tuned(record, made if result["holds"] else None, journal.path, interruption)
 
         def measure(request: Request, say: object) -> Tuned:

@@ -1,6 +1,7 @@
 """A comparison's rounds: order, rows, errors, the same server twice, being asked to end."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from bench.compare import torchscript
 from bench.compare.comparison import Check, Load, Measurement, Request, compare, prepared, run
 from bench.compare.peers import OURS, Numbers, Peer
 from bench.compare.server import Bench
-from bench.compare.verdict import FASTER, SAME, lines
+from bench.compare.verdict import FASTER, SAME
 from bench.compare.wire import raw
 from bench.pictures import Pictures
+from bench.record import Record
+from bench.report import text
 from host import ROOT
 from host.signals import Interrupted
 from tests.conftest import BLUE, GREEN, RED
@@ -79,7 +82,7 @@ def test_servers_take_turns_and_one_of_ours_is_entered_twice() -> None:
     assert (found["aa"]["server"], found["aa"]["verdict"], found["aa"]["ratio"]) == ("ours-mine", SAME, 1)
     assert (found["clients"], found["rounds"], found["seconds"], found["interrupted"]) == (3, 5, 1.5, False)
     json.dumps(found, allow_nan=False)
-    assert any(line.startswith("the same server twice (ours-mine): no difference") for line in lines(found))
+    assert re.search("ours-mine, again .* no difference", text(Record.now("compare", "", found, None)))
 
 
 def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on() -> None:
@@ -96,7 +99,7 @@ def test_a_server_that_cannot_run_is_a_row_with_its_error_and_the_others_go_on()
     assert fast["compared_with"] == "fast"
     assert mine["error"] is None
     assert turns.order.count("stock") == 1
-    assert "gone: no such wheel" in "\n".join(lines(found))
+    assert re.search("(?m)^  gone .* no such wheel$", text(Record.now("compare", "", found, None)))
 
 
 def test_asked_to_end_the_rounds_so_far_are_the_result() -> None:

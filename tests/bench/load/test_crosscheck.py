@@ -50,8 +50,6 @@ def test_a_load_that_ab_cannot_make_is_refused(serve: Serve, monkeypatch: pytest
     one = plan(server, clients=1, pictures=ONE)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     check_possible(one)
-    with pytest.raises(Undetermined, match=r"an answer takes 9\.5 s, too long"):
-        cross_check(one, latency=9.5)
     for other in (plan(server, rate=1.0, pictures=ONE), plan(server, clients=1)):
         with pytest.raises(Undetermined, match="one --picture"):
             check_possible(other)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.studies.serving import medians, ratios_of, threads_of
+from bench.studies.serving import medians, ratios_of
 
 
 def test_two_addresses_have_ratios_of_pairs_and_not_of_medians(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,8 +39,3 @@ def test_ratios_are_of_the_turns_and_not_of_the_medians() -> None:
     assert (values["served_ms"], values["alone_ms"], values["added_ms"]) == (33.0, 30.0, 3.0)
     assert values["failed"] == 1
     assert (values["alone_per_second"], values["served_per_second"]) == (100.0, 88.0)
-
-
-def test_both_sides_take_the_threads_of_the_server() -> None:
-    assert threads_of({"threads": {"value": "1"}, "lone_threads": {"value": "2"}}) == (1, 2)
-    assert threads_of({"threads": {"value": "4"}}) == (4, 4)

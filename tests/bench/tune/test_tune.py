@@ -112,7 +112,7 @@ def test_a_short_tuning_answers_and_changes_the_file(
     )
     assert read.models["resnet18"]["1.0"].numbers["batchSize"] == 8
     assert "# Requests that the server holds" in place.config.read_text()
-    assert "not measured:" in done.stderr
+    assert "What was not measured, and why:" in done.stderr
     assert "<svg" in Path(values["plot"]).read_text()
     kept = record.read(out)[0]
     assert (kept.kind, kept.result["sentence"]) == ("tune", values["sentence"])
