@@ -236,9 +236,8 @@ def ratios_of(turns: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     first, second = ([turn["per_second"] for turn in own] for own in turns.values())
     ratios = sorted(other / one for one, other in zip(first, second, strict=True))
     values: dict[str, Any] = {"ratio": statistics.median(ratios), "ratios": ratios, "interval": interval(ratios)}
-    for name, own in turns.items():
-        values[f"{name}_per_second"] = statistics.median(turn["per_second"] for turn in own)
-        values[f"{name}_gateway_cpu_ms"] = statistics.median(turn["gateway_cpu_ms"] for turn in own)
+    for key in ("per_second", "gateway_cpu_ms"):
+        values[key] = {name: statistics.median(turn[key] for turn in own) for name, own in turns.items()}
     typer.echo(json.dumps(values, indent=1))
     return {**values, "rounds": turns}
 

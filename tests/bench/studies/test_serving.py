@@ -15,8 +15,8 @@ def test_two_addresses_have_ratios_of_pairs_and_not_of_medians(capsys: pytest.Ca
     gateway = [{"per_second": rate, "gateway_cpu_ms": 0.2} for rate in (90.0, 110.0, 40.0)]
     values = ratios_of({"server": server, "gateway": gateway})
     assert (values["ratio"], values["ratios"]) == (0.9, [0.8, 0.9, 1.0])
-    assert (values["server_per_second"], values["gateway_per_second"]) == (100.0, 90.0)
-    assert (values["server_gateway_cpu_ms"], values["gateway_gateway_cpu_ms"]) == (0.0, 0.2)
+    assert values["per_second"] == {"server": 100.0, "gateway": 90.0}
+    assert values["gateway_cpu_ms"] == {"server": 0.0, "gateway": 0.2}
     # Three pairs say nothing with 95 % confidence.
     assert values["interval"] is None
     assert "ratio" in capsys.readouterr().out
