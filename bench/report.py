@@ -324,7 +324,8 @@ def _tune(runs: Sequence[Run]) -> Section:
 
 
 def _configuration(row: Result) -> Result:
-    return {key: row[key] for key in (*_SETTINGS, "per_second", "p95_ms", "failed", "batch", "turns", "holds")}
+    keys = (*_SETTINGS, "per_second", "p95_ms", "failed", "batch", "turns", "holds")
+    return {key: row[key] for key in keys if key in row}
 
 
 def _settings(row: Result) -> str:
