@@ -23,10 +23,9 @@ from bench import pictures as files
 from bench import record
 from bench.journal import Journal
 from bench.record import Record, command_line
-from bench.tune import Request
-from bench.tune.grid import BATCHES, DELAYS, Goal, Settings
-from bench.tune.search import Score, Turn, rank, turns_of
-from bench.tune.server import MOST_PICTURES, Cost, Servers, find_model
+from bench.tune import CONFIG, STORE, rank, turns_of
+from bench.tune.grid import BATCHES, DELAYS, Goal, Settings, Turn
+from bench.tune.server import MOST_PICTURES, Servers, find_model
 from host import machine
 from host.signals import Interrupted, as_exceptions
 
@@ -43,8 +42,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Add the record to this file. [default: the tuner's]")] = None,
 ) -> None:
     """Measure the configurations and compare the best with the tuner's choice."""
-    began, started, defaults = time.monotonic(), record.utc(), Request("", Goal(rate=1))
-    model = find_model(archive, defaults.store, defaults.config_file, {})
+    began, started = time.monotonic(), record.utc()
+    model = find_model(archive, STORE, CONFIG, {})
     sent = files.choose(picture, pictures, model.archive, MOST_PICTURES)
     name = model.archive.model
     tuning = next((one for one in record.read(tuned)[::-1] if one.kind == "tune" and one.result["model"] == name), None)
@@ -57,7 +56,7 @@ def main(
     about = {"archive": model.sha256, "tuned": tuning.started, "pictures": tuning.pictures["sha256"]}
     journal = Journal.job((out or tuned).with_suffix(f".{name}.journal"), about)
     try:
-        server = Servers(model, goal, sent, tuning.result["server"], Cost(), typer.echo)
+        server = Servers(model, goal, sent, tuning.result["server"], journal, typer.echo)
         with as_exceptions(), server as servers:
             alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
     except Interrupted as interruption:
@@ -95,11 +94,11 @@ def around(choice: Settings, cores: int) -> list[Settings]:
 
 def compare(
     servers: Servers, journal: Journal, goal: Goal, choice: Settings, wanted: Sequence[Settings]
-) -> tuple[list[Score], list[Score]]:
+) -> tuple[list[Turn], list[Turn]]:
     """Return the scores of all after a turn each, and those of the choice and the best after turns of their own."""
 
     def turns(name: str, settings: Settings, seconds: float) -> Turn:
-        measure = lambda: asdict(Turn.of(settings, servers.run(settings, seconds, _WARM_UP)))  # noqa: E731
+        measure = lambda: asdict(servers.run(settings, seconds, _WARM_UP))  # noqa: E731
         (turn,) = turns_of(Journal(journal.path, [("turn", journal.once(f"{name} {settings.label}", measure))]))
         typer.echo(f"  {turn}")
         return turn
@@ -125,23 +124,21 @@ def compare(
     return alone, rank(long, goal)
 
 
-def result(
-    name: str, goal: Goal, alone: Sequence[Score], finalists: Sequence[Score], tuned: Settings
-) -> dict[str, Any]:
+def result(name: str, goal: Goal, alone: Sequence[Turn], finalists: Sequence[Turn], tuned: Settings) -> dict[str, Any]:
     """Return the record's result: `share` is the tuner's choice over the best, measured in turns.
 
     At a rate it is the best's 95th percentile over the choice's.
     """
     choice, best = next(score for score in finalists if score.settings == tuned), finalists[0]
-    share = math.exp(best.latency - choice.latency if goal.rate else choice.speed - best.speed)
+    share = best.cost / choice.cost
     return {
         "model": name,
         "goal": goal.to_dict(),
-        "tried": [score.to_dict() for score in alone],
-        "beside": [score.to_dict() for score in finalists],
-        "best": best.to_dict(),
-        "tuned": choice.to_dict(),
-        "share": 0.0 if best.holds and not choice.holds else round(min(share, 1.0), 4),
+        "tried": [score.row(goal) for score in alone],
+        "beside": [score.row(goal) for score in finalists],
+        "best": best.row(goal),
+        "tuned": choice.row(goal),
+        "share": 0.0 if goal.holds(best) and not goal.holds(choice) else round(min(share, 1.0), 4),
     }
 
 

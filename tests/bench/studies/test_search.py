@@ -10,8 +10,8 @@ import pytest
 
 from bench.journal import Journal
 from bench.studies.search import NEAR, RANDOM, around, compare, result
-from bench.tune.grid import Goal, Settings
-from bench.tune.search import Turn, rank
+from bench.tune import rank
+from bench.tune.grid import Goal, Settings, Turn
 from bench.tune.server import Servers
 from tests.bench.tune.conftest import FakeServer, Machine
 
@@ -58,5 +58,5 @@ def test_an_interrupted_job_measures_nothing_twice(tmp_path: Path) -> None:
 
 def test_a_choice_that_does_not_hold_is_worth_nothing_where_the_best_does() -> None:
     best, choice = Settings(16, 2, 2, 1), Settings(32, 2, 2, 1)
-    ranked = rank([Turn(best, 5.0, 90.0, 400.0, 0), Turn(choice, 5.0, 100.0, 600.0, 0)], Goal(p95_ms=500))
+    ranked = rank([Turn(best, 5.0, 90.0, 400.0, 0, 550.0), Turn(choice, 5.0, 100.0, 600.0, 0, 500.0)], Goal(p95_ms=500))
     assert result("colours", Goal(p95_ms=500), ranked, ranked, choice)["share"] == 0.0
