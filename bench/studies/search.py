@@ -56,7 +56,7 @@ def main(
     about = {"archive": model.sha256, "tuned": tuning.started, "pictures": tuning.pictures["sha256"]}
     journal = Journal.job((out or tuned).with_suffix(f".{name}.journal"), about)
     try:
-        server = Servers(model, goal, sent, tuning.result["server"], journal, typer.echo)
+        server = Servers(model, goal, sent, tuning.result["server"], journal)
         with as_exceptions(), server as servers:
             alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
     except Interrupted as interruption:

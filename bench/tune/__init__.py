@@ -10,14 +10,14 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from beeline.errors import BeelineError, Undetermined
+from beeline.errors import Undetermined
 from bench import pictures as files
 from bench.journal import Journal, state_folder
 from bench.record import Record, utc
@@ -29,24 +29,19 @@ from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
 
 STORE, CONFIG = ROOT / "model_store", ROOT / "config" / "config.properties"
-# The share of the time for stopping the servers at the end, at most so many seconds.
-_STOP, _STOP_SECONDS = 0.1, 8.0
-# The share of the time for batches outside of any server, at most so many seconds for a number of threads.
-_TIMING, _TIMING_SECONDS = 0.2, 6.0
+# The share of the time for stopping servers, and for batches outside of any; each at most so many seconds.
+_STOP, _STOP_SECONDS, _TIMING, _TIMING_SECONDS = 0.1, 8.0, 0.2, 6.0
 # Seconds of a turn of new configurations, and of the finalists, and before each.
 _TURN, _LONG, _WARM_UP = 4.0, 6.0, 1.5
-# New configurations at a time; those that may be better than the best by their forecast and this part of one.
-_WAVE, _HOPE = 6, 0.2
-# The finalists, their share of the time, and their rounds.
-_FINALISTS, _DECIDING, _ROUNDS = 4, 0.35, 6
 # A turn has so many answers, or its percentile says nothing. Slow models get longer turns, up to this factor.
 _ANSWERS, _LONGER = 200, 6.0
+# New configurations at a time, and seconds of their start, since TorchServe gives up longer ones; those that may be
+# better than the best by their forecast and this part of one.
+_WAVE, _BOOT_SECONDS, _HOPE = 6, 60.0, 0.2
+# The finalists, their share of the time, and their rounds.
+_FINALISTS, _DECIDING, _ROUNDS = 4, 0.35, 6
 # Noise of a turn of so many seconds and the machine's drift, as parts of one; turns over which drift is forgotten.
 _SECONDS, _NOISE, _DRIFT, _MEMORY = 5.0, 0.05, 0.12, 4.0
-# Figures that differ by less than this part are the same: what is configured now, or lower latency, decides.
-_SAME = 0.01
-# Longer starts are given up by TorchServe's own limit of two minutes.
-_BOOT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,6 @@ def tune(
     store: Path = STORE,
     config_file: Path = CONFIG,
     command: str = "",
-    environ: Mapping[str, str] = os.environ,
 ) -> Tuned:
     """Find the best configuration and return it with all that led to it; go on where the same tuning was interrupted.
 
@@ -83,33 +77,26 @@ def tune(
     """
     started, begun = utc(), time.monotonic()
     servers.named(server)
-    model = find_model(wanted, store, config_file, environ)
+    model = find_model(wanted, store, config_file, os.environ)
     name, sent = model.archive.model, files.choose(picture, pictures, model.archive, MOST_PICTURES)
     about = {"archive": model.sha256, "goal": asdict(goal), "server": server, "cores": machine.cores()}
-    about |= {"pictures": sent.to_dict()["sha256"], "device": environ.get("BEELINE_DEVICE", "auto")}
+    about |= {"pictures": sent.to_dict()["sha256"], "device": os.environ.get("BEELINE_DEVICE", "auto")}
     about |= {"properties": [model.properties.numbers, model.properties.texts.get("vmargs")]}
-    journal = Journal.job(state_folder(environ) / f"tune-{name}.journal", about)
+    journal = Journal.job(state_folder(os.environ) / f"tune-{name}.journal", about)
     say(f"{name}: {goal}; configured now: {model.configured}; {len(sent.bodies)} pictures")
     if before := len(journal.of("turn")):
         say(f"  it was interrupted after {before} turns and goes on from there; without {journal.path} it begins anew")
     interruption, whole = None, 60 * minutes
     deadline = begun + whole - min(_STOP_SECONDS, _STOP * whole)
     try:
-        with (
-            as_exceptions(deadline + 1 - time.monotonic()),
-            Servers(model, goal, sent, server, journal, say) as opened,
-        ):
-            Search(opened, goal, model.configured, journal, say, deadline).run()
+        # The alarm is off while servers stop.
+        with Servers(model, goal, sent, server, journal) as opened, as_exceptions(deadline - time.monotonic()):
+            Search(opened, model.configured, say, deadline).run()
     except Interrupted as signal:
         say("time is up" if signal.is_alarm else f"interrupted ({signal})")
         interruption = None if signal.is_alarm else signal
-    except (BeelineError, OSError) as error:
-        # With an answer at hand, a server that failed late is no reason to keep it back.
-        if not journal.of("turn"):
-            raise
-        say(f"ended early: {error}")
     result = answer(name, model.configured, goal, journal)
-    journal.add("seconds", round(time.monotonic() - begun, 1))
+    journal.add("seconds", round(time.monotonic() - begun))
     result |= {"server": server, "seconds": sum(journal.of("seconds")), "interrupted": interruption is not None}
     change = None
     if result["holds"]:
@@ -129,35 +116,35 @@ def turns_of(journal: Journal) -> list[Turn]:
 
 def forecast_of(journal: Journal, goal: Goal) -> Forecast:
     """Return what a journal's times of a batch make one expect."""
-    points: dict[int, list[tuple[int, float]]] = {}
-    for threads, size, milliseconds in journal.of("batch"):
-        points.setdefault(threads, []).append((size, milliseconds))
-    # Two points, a noisy one among them, say nothing of large batches: then the line is without a fixed cost.
-    alone = {threads: Fit(own[-1][1] / own[-1][0], 0.0, 1.0) for threads, own in sorted(points.items())}
-    lines = {key: (fit(points[key]) if len(points[key]) > 2 else None) or line for key, line in alone.items()}
+    lines = {}
+    for threads in sorted({threads for threads, _, _ in journal.of("batch")}):
+        own = [(size, milliseconds) for count, size, milliseconds in journal.of("batch") if count == threads]
+        # Two points, a noisy one among them, say nothing of large batches: then the line is without a fixed cost.
+        line = (fit(own) if len(own) > 2 else None) or Fit(own[-1][1] / own[-1][0], 0.0, 1.0)
+        lines[threads] = Fit(max(line.a_ms, 1e-3), max(line.b_ms, 0.0), line.error)
     return Forecast(lines, goal, machine.cores())
 
 
-def rank(turns: Sequence[Turn], goal: Goal) -> list[Turn]:
-    """Return every measured configuration, its turns as one; the best for the goal first, else the nearest to it."""
-    if not turns:
-        return []
+def rank(turns: Sequence[Turn], goal: Goal, configured: Settings | None = None) -> list[Turn]:
+    """Return every measured configuration, its turns as one; the best for the goal first, else the nearest to it.
+
+    Of several within 1 % of the best, `configured` or the one of lowest latency comes first.
+    """
     order = sorted({turn.settings for turn in turns})
     ranked = []
     for settings, cost in zip(order, _costs(turns, order), strict=True):
         own = sorted((turn for turn in turns if turn.settings == settings), key=lambda turn: turn.cost)
         seconds, failed = sum(turn.seconds for turn in own), sum(turn.failed for turn in own)
         ranked.append(replace(own[len(own) // 2], seconds=seconds, failed=failed, cost=cost, turns=len(own)))
-
-    def key(turn: Turn) -> tuple[bool, bool, float]:
-        holds = goal.holds(turn)
-        return not holds, turn.failed > 0, turn.cost if holds else turn.p95_ms or math.inf
-
-    return sorted(ranked, key=key)
+    ranked.sort(key=lambda turn: (turn.failed > 0, turn.p95_ms or math.inf))
+    ranked.sort(key=lambda turn: turn.cost if goal.holds(turn) else math.inf)
+    same = [turn for turn in ranked if goal.holds(turn) and turn.cost <= 1.01 * ranked[0].cost]
+    same.sort(key=lambda turn: (turn.settings != configured, turn.p95_ms, turn.settings.workers))
+    return [*same, *ranked[len(same) :]]
 
 
 def _costs(turns: Sequence[Turn], order: Sequence[Settings]) -> list[float]:
-    """Return each configuration's cost, from logarithm of a turn's = level + drift + noise.
+    """Return each configuration's cost; the logarithm of a turn's is level + drift + noise.
 
     The drift of two turns is alike when they are near each other in time, so a turn is compared with its neighbours
     above all: generalised least squares with that covariance.
@@ -165,40 +152,32 @@ def _costs(turns: Sequence[Turn], order: Sequence[Settings]) -> list[float]:
     places = np.arange(len(turns))
     drift = _DRIFT**2 * np.exp(-np.abs(places[:, None] - places) / _MEMORY)
     noise = _NOISE**2 * np.diag([_SECONDS / max(turn.seconds, 0.1) for turn in turns])
-    design = np.array([[float(turn.settings == settings) for settings in order] for turn in turns])
+    design = np.eye(len(order))[np.array([order.index(turn.settings) for turn in turns], int)]
     weights = np.linalg.solve(drift + noise, design).T
     levels = np.linalg.solve(weights @ design, weights @ np.log([turn.cost for turn in turns]))
-    return [float(cost) for cost in np.exp(levels)]
-
-
-def choose(ranked: Sequence[Turn], goal: Goal, configured: Settings) -> Turn:
-    """Return the best of `rank`; of several that are the same, `configured` or the one of lowest latency."""
-    same = [turn for turn in ranked if goal.holds(turn) and turn.cost <= (1 + _SAME) * ranked[0].cost]
-    return min(same or ranked[:1], key=lambda turn: (turn.settings != configured, turn.p95_ms, turn.settings.workers))
+    return np.exp(levels).tolist()  # type: ignore[no-any-return]
 
 
 @dataclass
 class Search:
-    """Measures what is promising, best forecast first, and in any case what is `configured` now.
-
-    `journal` has what was measured before an interruption; `deadline` is of `clock`, in seconds.
-    """
+    """Measures what is promising, best forecast first, and what is `configured` now; `deadline` is of `clock`."""
 
     servers: Servers
-    goal: Goal
     configured: Settings
-    journal: Journal
     say: Callable[[str], None]
     deadline: float
     clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.goal, self.journal = self.servers.goal, self.servers.journal
 
     def run(self) -> None:
         """Measure until it is decided; what was measured is in the journal whenever somebody or an alarm ends it."""
         counts = sorted({count for count in THREADS if count <= machine.cores()} | {self.configured.threads})
         for threads in counts:
             if sum(point[0] == threads for point in self.journal.of("batch")) < 2:
-                seconds = min(_TIMING_SECONDS, _TIMING * (self.deadline - self.clock()) / len(counts))
-                self.servers.time_batches(threads, seconds)
+                left = self.deadline - self.clock()
+                self.servers.time_batches(threads, min(_TIMING_SECONDS, _TIMING * left / len(counts)))
                 line = forecast_of(self.journal, self.goal).lines[threads]
                 self.say(f"  threads {threads}: a batch costs {line} ({line.error:.0%} off)")
         self.room = self.servers.room()
@@ -213,9 +192,9 @@ class Search:
         for number in range(_ROUNDS):
             # What is configured now is what they must beat.
             self._measure([*finalists, *([] if number else [self.configured])], _LONG)
-            better = [turn.settings for turn in self.ranked if turn.settings in finalists]
             # Two at least: turns of one alone decide nothing.
-            finalists = better[: max(2, len(better) // 2)]
+            left = max(2, len(finalists) // 2)
+            finalists = [turn.settings for turn in self.ranked if turn.settings in finalists][:left]
 
     def _wave(self, until: float) -> list[Settings]:
         """Return what to measure for the first time, as far as time and memory allow; the first of all in any case."""
@@ -230,15 +209,13 @@ class Search:
         return kept[:_WAVE]
 
     def _hopeful(self) -> list[Settings]:
-        """Return what was not measured and may be better than the best, best forecast first; early its other delays.
-
-        Of workers and threads that were not tried one configuration says enough.
-        """
+        """Return what was not measured and may be better than the best, best forecast first; early its other delays."""
         best, tried = self.ranked[0], {each.settings for each in self.ranked}
         layouts = {each.layout for each in tried}
         hopeful: dict[object, Settings] = {}
         for settings in sorted(set(self.promising) - tried, key=lambda each: (self.forecast.of(each), each)):
             if self.forecast.of(settings) < (1 + _HOPE) * best.cost:
+                # Of workers and threads that were not tried one configuration says enough.
                 hopeful.setdefault(settings if settings.layout in layouts else settings.layout, settings)
         order, others = list(hopeful.values()), [each for each in delays(best.settings, self.goal) if each not in tried]
         return [*order[:2], *others, *order[2:]]
@@ -272,13 +249,13 @@ def answer(model: str, configured: Settings, goal: Goal, journal: Journal) -> di
     Raises:
         Undetermined: when it has no turn.
     """
-    ranked = rank(turns_of(journal), goal)
+    ranked = rank(turns_of(journal), goal, configured)
     if not ranked:
         raise Undetermined("it ended before anything was measured; run it again, with more --minutes where it had few")
-    forecast, best = forecast_of(journal, goal), choose(ranked, goal, configured)
+    forecast, best = forecast_of(journal, goal), ranked[0]
     promising, why = candidates(forecast, journal.of("room")[-1], configured)
-    forecast, measured = forecast.learned(ranked), {turn.settings for turn in ranked}
-    for settings in sorted(set(promising) - measured):
+    forecast = forecast.learned(ranked)
+    for settings in sorted(set(promising) - {turn.settings for turn in ranked}):
         why[str(settings)] = f"{forecast.text(settings)}, and nothing near it was in the lead"
     return {
         "model": model,

@@ -23,7 +23,8 @@ _FRONT_MS = 1.0
 _SLOWER = 2.0
 # Of the arrivals at a rate, so many must be answered in the measured time; the rest is under way when it ends.
 _ANSWERED = 0.97
-_NO_ANSWER_MS = 600_000.0
+# What nothing answered, or waits ever longer, costs at least.
+_ENDLESS_MS = 600_000.0
 
 
 @dataclass(frozen=True, order=True)
@@ -67,9 +68,8 @@ class Goal:
         """Raise `ConfigError` for no goal, two goals, or an impossible number."""
         if (self.p95_ms is None) == (self.rate is None):
             raise ConfigError("tune needs a goal: either --p95, as in --p95 500ms, or --rate, as in --rate 200")
-        for option, value in (("--p95", self.p95_ms), ("--rate", self.rate), ("--clients", self.clients)):
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{option} is {value:g}; give more than 0")
+        if not min(self.p95_ms or self.rate or 0, self.clients) > 0:
+            raise ConfigError(f"the goal is {self}; give more than 0")
 
     @classmethod
     def parse(cls, p95: str | None, rate: float | None, clients: int) -> Goal:
@@ -96,12 +96,9 @@ class Goal:
         return turn.p95_ms <= (self.p95_ms or 0.0)
 
     def cost(self, per_second: float, p95_ms: float | None) -> float:
-        """Return the milliseconds that are to be few: at a rate the 95th percentile, else the mean of an answer.
-
-        That is by Little's law the clients, each with one request under way, over the throughput.
-        """
+        """Return the milliseconds that are to be few: at a rate the p95, else the mean of an answer by Little's law."""
         if self.rate is not None:
-            return p95_ms or _NO_ANSWER_MS
+            return p95_ms or _ENDLESS_MS
         return 1000 * self.clients / max(per_second, 1e-3)
 
     def to_dict(self) -> dict[str, float]:
@@ -113,9 +110,8 @@ class Goal:
 class Turn:
     """What one configuration did under one load, or in the median (and failures in all) under several.
 
-    `p95_ms` is None where nothing was answered, `failed` counts requests that were not answered 200, and `growing` says
-    whether ever more arrivals waited. `cost` is the goal's; of several turns it is without the machine's drift, and so
-    comparable between configurations that were measured at other times.
+    `p95_ms` is None where nothing was answered, and `growing` says whether ever more arrivals waited. `cost` is the
+    goal's; of several turns it is without the machine's drift, and so comparable between turns of any time.
     """
 
     settings: Settings
@@ -153,7 +149,7 @@ class Forecast:
     paces: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     def of(self, settings: Settings) -> float:
-        """Return the milliseconds that `Goal.cost` is expected to be; infinite where ever more wait."""
+        """Return the milliseconds that `Goal.cost` is expected to be."""
         threads, workers = settings.layout
         # A layout that was not measured goes like the one most like it.
         near = min(self.paces, key=lambda each: (abs(each[0] - threads), abs(each[1] - workers), each), default=None)
@@ -162,13 +158,13 @@ class Forecast:
     def text(self, settings: Settings) -> str:
         """Return the same for people."""
         cost = self.of(settings)
-        return f"{cost:.0f} ms an answer are expected" if math.isfinite(cost) else "ever more waiting is expected"
+        return f"{cost:.0f} ms an answer are expected" if cost < _ENDLESS_MS else "ever more waiting is expected"
 
     def learned(self, measured: Sequence[Turn]) -> Forecast:
         """Return a forecast that knows what was measured."""
         paces: dict[tuple[int, int], list[float]] = {}
         for turn in measured:
-            if math.isfinite(expected := self._unpaced(turn.settings)):
+            if (expected := self._unpaced(turn.settings)) < _ENDLESS_MS:
                 paces.setdefault(turn.settings.layout, []).append(turn.cost / expected)
         return replace(self, paces={layout: statistics.geometric_mean(own) for layout, own in paces.items()})
 
@@ -181,29 +177,23 @@ class Forecast:
             return 1000 * self.goal.clients / self._capacity(settings, size, wait)
         capacity = self._capacity(settings, most, 0.0)
         if self.goal.rate >= capacity:
-            return math.inf
+            return _ENDLESS_MS * self.goal.rate / capacity
         # What arrives at a worker while it has a batch makes its next one: n = r (a n + b).
         line, each_ms, busy = self.lines[threads], self.goal.rate / workers / 1000, self.goal.rate / capacity
         size = line.b_ms * each_ms / (1 - line.a_ms * each_ms) if line.a_ms * each_ms < 1 else most
         size = min(most, max(1.0, size))
         wait = settings.max_batch_delay if size < most else 0.0
-        return wait + 2 * self._batch_ms(threads, size) * (1 + busy / (2 * (1 - busy)))
+        return wait + 2 * (line.a_ms * size + line.b_ms) * (1 + busy / (2 * (1 - busy)))
 
     def _capacity(self, settings: Settings, size: float, idle_ms: float) -> float:
         """Return the most answers a second with batches of that size, each after `idle_ms` of waiting."""
-        batch = self._batch_ms(settings.threads, size)
+        batch = self.lines[settings.threads].a_ms * size + self.lines[settings.threads].b_ms
         by_workers = 1000 * settings.workers * size / (batch + idle_ms)
         return min(by_workers, 1000 * self.cores / (settings.threads * batch / size + _FRONT_MS))
 
-    def _batch_ms(self, threads: int, size: float) -> float:
-        return max(self.lines[threads].a_ms, 1e-3) * size + max(self.lines[threads].b_ms, 0.0)
-
 
 def delays(settings: Settings, goal: Goal) -> list[Settings]:
-    """Return the same with each delay that may make a difference and takes less than half of a budget.
-
-    A batch of 1 never waits, nor does one whose clients keep another whole batch waiting.
-    """
+    """Return the same with each delay that takes less than half of a budget, where there is any wait for a batch."""
     waits = settings.batch_size > 1 and (goal.rate or goal.clients < (settings.workers + 1) * settings.batch_size)
     fitting = [delay for delay in DELAYS if waits and 2 * delay < (goal.p95_ms or math.inf)]
     return [replace(settings, max_batch_delay=delay) for delay in fitting]
@@ -218,8 +208,8 @@ def candidates(forecast: Forecast, room: int, also: Settings) -> tuple[list[Sett
     why = {"longer delays": "tried with the best alone, where it waits and they take less than half of the budget"}
     for threads in forecast.lines:
         least, most = cores // (4 * threads) + 1, max(1, min(room, 2 * cores // threads))
-        crowd = f"fewer leave {cores} cores idle, more crowd them" + f", and memory holds {room}" * (most == room)
-        why[f"other workers than {least} to {most} of threads {threads}"] = crowd
+        what = f"other workers than {least} to {most} of threads {threads}"
+        why[what] = f"fewer leave {cores} cores idle, more crowd them, and memory holds {room}"
         for workers in (count for count in WORKERS if least <= count <= most):
             for smaller, size in itertools.pairwise((0, *BATCHES)):
                 settings = Settings(size, workers, DELAYS[0], threads)

@@ -7,8 +7,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import javaproperties
 from archive import mar, store
 from archive.mar import Archive
 from archive.sandbox import OutOfMemory, Sandbox
-from beeline.errors import Undetermined
 from bench.journal import Journal
 from bench.load import Plan, run
 from bench.pictures import Pictures
@@ -26,7 +25,6 @@ from host import machine
 from host.files import sha256
 from serve import config, properties
 from serve.addresses import Ports
-from serve.client import InferenceClient
 from serve.instance.child import Running
 from serve.properties import Properties
 from serve.servers.protocol import MALLOC
@@ -82,20 +80,14 @@ class Servers(ExitStack):
     pictures: Pictures
     server: str
     journal: Journal
-    say: Callable[[str], None]
     running: dict[Settings, Running] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
-        # Workers at a time at most, and seconds of each one's start, as the last servers' start says.
         self._most_workers, self._start_seconds = WORKERS[-1], 0.0
 
     def open(self, wanted: Sequence[Settings]) -> None:
-        """Start what does not run yet and wait until it answers; what runs is stopped where memory does not hold both.
-
-        Raises:
-            BeelineError: when a worker does not start.
-        """
+        """Start what does not run yet and wait for answers; what runs is stopped first where memory holds not both."""
         if sum(settings.workers for settings in {*self.running, *wanted}) > self._most_workers:
             self.stop()
         missing = sorted(set(wanted) - set(self.running), key=lambda each: each.threads)
@@ -111,9 +103,7 @@ class Servers(ExitStack):
         figures = run(Plan(url, self.pictures, seconds, warm_up, clients, goal.rate, deadline=deadline)).summary()
         if figures["failed"]:
             # The next turn waits until the server has answered what its clients gave up.
-            client = InferenceClient(running.state.backend, timeout=_SETTLE_SECONDS, patience=0)
-            with client, suppress(Undetermined):
-                client.predict(settings.label, self.pictures.bodies[0])
+            run(Plan(url, self.pictures, seconds=0.1, warm_up=0.0, clients=1, deadline=_SETTLE_SECONDS))
         per_second, p95_ms, backlog = figures["good_per_second"], figures["p95_ms"], figures["backlog"]
         cost, growing = goal.cost(per_second, p95_ms), bool(backlog and backlog["growing"])
         return Turn(settings, figures["seconds"], per_second, p95_ms, figures["failed"], cost, growing)
@@ -171,12 +161,9 @@ class Servers(ExitStack):
         # The configuration has what these say already.
         own = {*properties.VARIABLES, "BATCH_SIZE", "WORKERS", "LINGER_MS"}
         environ = {name: value for name, value in os.environ.items() if name not in own}
-        running = up(request, lambda line: None, {**environ, "BEELINE_STATE": str(folder)})
-        self.enter_context(running)
+        running = self.enter_context(up(request, lambda line: None, {**environ, "BEELINE_STATE": str(folder)}))
         self.running |= dict.fromkeys(wanted, running)
-        seconds = time.monotonic() - began
-        self._start_seconds = max(0.1, (seconds - _JAVA_SECONDS) / workers)
-        self.say(f"  {len(wanted)} configurations with {workers} workers answer after {seconds:.1f} s")
+        self._start_seconds = max(0.1, (time.monotonic() - began - _JAVA_SECONDS) / workers)
 
 
 def configuration(model: Model, wanted: Sequence[Settings], folder: Path) -> Path:
@@ -184,7 +171,7 @@ def configuration(model: Model, wanted: Sequence[Settings], folder: Path) -> Pat
     version, startup = model.archive.version, {"startupTimeout": _STARTUP_SECONDS}
     entries = {each.label: {version: numbers_of(each) | startup} for each in wanted}
     values = {key: str(value) for key, value in model.properties.numbers.items()}
-    values |= {key: value for key, value in model.properties.texts.items() if key == "vmargs"}
+    values |= {"vmargs": model.properties.texts["vmargs"]} if "vmargs" in model.properties.texts else {}
     values |= {"beeline_threads": str(wanted[0].threads), "models": json.dumps(entries)}
     path = folder / "config.properties"
     with path.open("w", encoding="utf-8") as file:

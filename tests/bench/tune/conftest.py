@@ -94,6 +94,7 @@ class FakeServer:
     alarm: float = math.inf
     most_workers: int = 40
     start: float = 2.0
+    journal: Journal | None = None
     opened: set[Settings] = field(default_factory=set)
     runs: list[Settings] = field(default_factory=list)
 
@@ -106,10 +107,13 @@ class FakeServer:
 
     def open(self, wanted: Sequence[Settings]) -> None:
         if sum(settings.workers for settings in self.opened | set(wanted)) > self.most_workers:
-            self.opened.clear()
+            self.stop()
         missing = set(wanted) - self.opened
         self._spend(self.opening_seconds(missing) if missing else 0)
         self.opened |= missing
+
+    def stop(self) -> None:
+        self.opened.clear()
 
     def opening_seconds(self, wanted: Collection[Settings]) -> float:
         return 4 + self.start * sum(settings.workers for settings in wanted)
@@ -156,15 +160,8 @@ class Trial:
                     self.journal.add("batch", [threads, size, self.machine.batch_ms(threads, size)])
         deadline = self.server.now + self.seconds
         self.server.alarm = min(self.server.alarm, deadline)
-        return Search(
-            cast(Servers, self.server),
-            self.goal,
-            CONFIGURED,
-            self.journal,
-            lambda line: None,
-            deadline,
-            self.server.clock,
-        )
+        self.server.journal = self.journal
+        return Search(cast(Servers, self.server), CONFIGURED, lambda line: None, deadline, self.server.clock)
 
     def run(self) -> None:
         """Search until it ends by itself or its time is up."""

@@ -47,7 +47,7 @@ def test_configurations_answer_on_one_server_each_with_its_own_numbers(
 ) -> None:
     found = find_model(str(colour_archive), colour_archive.parent, CONFIG, {})
     sent = Pictures("some", ("a.png", "b.png"), (BLUE, GREEN))
-    with Servers(found, GOAL, sent, server, Journal.begin(temporary / "a.journal", {}), print) as opened:
+    with Servers(found, GOAL, sent, server, Journal.begin(temporary / "a.journal", {})) as opened:
         opened.open([SMALL, LARGE])
         running = opened.running[SMALL]
         for settings in (SMALL, LARGE):
@@ -105,6 +105,6 @@ def test_a_batch_is_timed_and_says_what_a_worker_takes(tmp_path: Path, colour_ar
         find_model(str(colour_archive), colour_archive.parent, CONFIG, {}),
         Journal.begin(tmp_path / "j", {}),
     )
-    Servers(found, GOAL, files.choose(None, None, found.archive), "torchserve", journal, print).time_batches(1, 5.0)
+    Servers(found, GOAL, files.choose(None, None, found.archive), "torchserve", journal).time_batches(1, 5.0)
     assert {1, 2} <= {size for threads, size, ms in journal.of("batch") if threads == 1 and ms > 0}
     assert journal.of("cost")[-1]["memory"] > 100 << 20

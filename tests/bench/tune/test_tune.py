@@ -30,7 +30,7 @@ from serve.instance import MARK
 from serve.properties import load
 from tests.conftest import BLUE, ROOT
 
-COMMAND = [sys.executable, "-c", "from cli.bench import app; app()"]
+COMMAND = [sys.executable, "-m", "cli", "bench"]
 # A line of the command's progress, when servers start, and once a turn was measured.
 STARTING, MEASURED = "threads 2: a batch costs", "requests a second, p95 "
 
