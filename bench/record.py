@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from beeline.errors import BeelineError, ConfigError
+from beeline.errors import BeelineError
 from bench.pictures import Pictures
 from host import ROOT
 from host import machine as hardware
@@ -191,41 +191,16 @@ class Journal:
     rows: list[tuple[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, path: Path, about: Mapping[str, Any]) -> Journal:
-        """Make a new file for what `about` says is measured; one of that name is replaced."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"about": about}) + "\n", encoding="utf-8")
-        return cls(path)
-
-    @classmethod
-    def resume(cls, path: Path, about: Mapping[str, Any]) -> Journal:
-        """Read a file and go on in it; a last line that broke off is cut.
-
-        Raises:
-            ConfigError: where it is missing, no journal, or about something else.
-        """
-        try:
-            whole = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
-            first, *rows = map(json.loads, whole.splitlines())
-            before, pairs = dict(first["about"]), [(name, value) for name, value in rows]
-        except (OSError, KeyError, TypeError, ValueError):
-            raise ConfigError(f"--resume is {path}, which is no journal; name the file that a run printed") from None
-        for key, value in json.loads(json.dumps(about)).items():
-            if before.get(key) != value:
-                raise ConfigError(
-                    f"--resume is {path}, whose {key} is {before.get(key)!r} and not {value!r}; "
-                    "give the same options again, or leave out --resume"
-                )
-        write_whole(path, whole + "\n")
-        return cls(path, pairs)
-
-    @classmethod
     def job(cls, path: Path, about: Mapping[str, Any]) -> Journal:
-        """Go on with the file where it is about the same, else begin it."""
-        try:
-            return cls.resume(path, about)
-        except ConfigError:
-            return cls.begin(path, about)
+        """Go on with a file that is about the same, less a last line that broke off; else begin it."""
+        first, rows = {"about": json.loads(json.dumps(about))}, []
+        with suppress(OSError, ValueError):
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            before, *after = map(json.loads, lines)
+            rows = [(name, value) for name, value in after] if before == first else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(f"{json.dumps(line)}\n" for line in (first, *rows)))
+        return cls(path, rows)
 
     def add(self, name: str, value: Any) -> None:
         """Append a row, in one call, which no signal's exception divides."""

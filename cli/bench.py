@@ -72,14 +72,15 @@ def tune(
     picture: Annotated[Path | None, typer.Option(help="The one picture to send.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="A folder to send. [default: golden pictures]")] = None,
     clients: Annotated[int, typer.Option(help="With a budget: clients, each again when it has its answer.")] = 50,
-    minutes: Annotated[float, typer.Option(help="How long all of it may take.")] = 5.0,
+    minutes: Annotated[
+        float, typer.Option(help="How long all of it may take; 0 answers from an interrupted run.", min=0)
+    ] = 5.0,
     server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
     config: Annotated[
         Path | None, typer.Option(help="What is configured now, and is changed. [default: config/config.properties]")
     ] = None,
     write: Annotated[bool, typer.Option("--write", "--yes", help="Change the file without asking.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the file that an interrupted run told.")] = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -87,28 +88,29 @@ def tune(
     from bench import tune as tuner
     from bench.record import append, check_writable, command_line
     from bench.report import page, text
+    from bench.tune.grid import Goal
     from cli.console import fail, result, say
     from host.report import write as write_page
 
-    request = tuner.Request(
-        wanted=archive,
-        goal=tuner.Goal.parse(p95, rate, clients),
-        command=command_line("beeline", sys.argv[1:]),
+    check_writable(out)
+    path = (config or tuner.CONFIG).resolve()
+    tuned = tuner.tune(
+        archive,
+        Goal.parse(p95, rate, clients),
+        say,
         picture=picture,
         pictures=pictures,
         minutes=minutes,
         server=server,
-        store=(store or tuner.Request.store).resolve(),
-        config_file=(config or tuner.Request.config_file).resolve(),
-        resume=resume,
+        store=(store or tuner.STORE).resolve(),
+        config_file=path,
+        command=command_line("beeline", sys.argv[1:]),
     )
-    check_writable(out)
-    tuned = tuner.tune(request, say)
-    plot = tuned.journal.with_suffix(".html")
     append(out, tuned.record)
+    plot = tuned.journal.with_suffix(".html")
     write_page(page([tuned.record]).html(), plot)
     say(text(tuned.record))
-    path, diff, is_written = request.config_file, tuned.change.diff if tuned.change else "", False
+    diff, is_written = tuned.change.diff if tuned.change else "", False
     if tuned.change and diff:
         say(diff)
         # An interruption is no moment for a question, nor for a change.
@@ -116,17 +118,17 @@ def tune(
             is_written = write or (sys.stdin.isatty() and typer.confirm(f"write this to {path}?", err=True))
         if is_written:
             tuned.change.write()
-    again = f"--resume {tuned.journal}"
-    how = f"{again} --minutes 0 " if tuned.interruption else ""
-    about = f"{path} is as it was; {how}--write makes the change shown above"
+    how = "--minutes 0 --write" if tuned.interruption else "--write"
+    about = f"{path} is as it was; {how} makes the change shown above"
     if tuned.change is None:
         about = "the configuration file stays as it is: nothing measured holds the goal"
     elif is_written or not diff:
         about = f"{path} is changed" if is_written else f"{path} says so already"
     ending = [tuned.record.result["sentence"], f"plot: {plot}", about]
-    ending += [f"interrupted; the same command with {again} goes on from there"] * (tuned.interruption is not None)
-    values = {"diff": diff, "written": is_written, "plot": str(plot), "journal": str(tuned.journal)}
-    result({**tuned.record.result, **values}, as_json, "\n".join(ending))
+    ending += ["interrupted; the same command goes on from there"] * (tuned.interruption is not None)
+    result({**tuned.record.result, "diff": diff, "written": is_written, "plot": str(plot)}, as_json, "\n".join(ending))
+    if tuned.interruption is None:
+        tuned.journal.unlink()
     if tuned.interruption is not None or not tuned.record.result["holds"]:
         fail(tuned.interruption.exit_code if tuned.interruption else 1)
 

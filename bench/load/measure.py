@@ -258,8 +258,6 @@ def text(result: Mapping[str, Any], checked: CrossCheck | None) -> str:
     stages = ", ".join(f"{name} {value:.1f} ms" for name, value in result["timing_ms"].items() if value is not None)
     if stages:
         rows["server"] = f"{stages} (medians)"
-    if result["resent"]:
-        rows["sent again"] = f"{result['resent']} requests, whose connection was closed as they were sent"
     if waits := result["backlog"]:
         rows["backlog"] = f"{waits['at_end']} at the end, {waits['per_second']:+.1f} a second"
     for index, (size, bar, share) in enumerate(bars(result["batch_sizes"])):

@@ -23,10 +23,9 @@ from bench import pictures as files
 from bench import record
 from bench.record import Journal, Record, command_line
 from bench.studies import job
-from bench.tune import Request
-from bench.tune.grid import BATCHES, DELAYS, Goal, Settings
-from bench.tune.search import Score, Turn, rank, turns_of
-from bench.tune.server import MOST_PICTURES, Cost, Servers, find_model
+from bench.tune import CONFIG, STORE, rank, turns_of
+from bench.tune.grid import BATCHES, DELAYS, Goal, Settings, Turn
+from bench.tune.server import MOST_PICTURES, Servers, find_model
 from host import machine
 
 NEAR, RANDOM = 24, 12
@@ -43,8 +42,8 @@ def main(
     pictures: Annotated[Path | None, typer.Option(help="What the tuner was given to send.")] = None,
 ) -> None:
     """Measure the configurations and compare the best with the tuner's choice."""
-    began, started, defaults = time.monotonic(), record.utc(), Request("", Goal(rate=1))
-    model = find_model(archive, defaults.store, defaults.config_file, {})
+    began, started = time.monotonic(), record.utc()
+    model = find_model(archive, STORE, CONFIG, {})
     sent = files.choose(picture, pictures, model.archive, MOST_PICTURES)
     name = model.archive.model
     tuning = next((one for one in record.read(tuned)[::-1] if one.kind == "tune" and one.result["model"] == name), None)
@@ -55,9 +54,9 @@ def main(
     goal = Goal(**tuning.result["goal"], clients=tuning.result["clients"] or 50)
     choice = Settings.of(tuning.result["best"])
     about = {"archive": model.sha256, "tuned": tuning.started, "pictures": tuning.pictures["sha256"]}
-    server = Servers(model, goal, sent, tuning.result["server"], Cost(), typer.echo)
-    with job(tuned.with_suffix(f".{name}.json"), about) as journal, server as servers:
-        alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
+    with job(tuned.with_suffix(f".{name}.json"), about) as journal:
+        with Servers(model, goal, sent, tuning.result["server"], journal) as servers:
+            alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
         values = result(name, goal, alone, finalists, choice) | {"seconds": round(time.monotonic() - began, 1)}
         command = command_line("python -m bench.studies.search", sys.argv[1:])
         record.append(tuned, Record.now("search", command, values, sent, started=started))
@@ -86,13 +85,13 @@ def around(choice: Settings, cores: int) -> list[Settings]:
 
 def compare(
     servers: Servers, journal: Journal, goal: Goal, choice: Settings, wanted: Sequence[Settings]
-) -> tuple[list[Score], list[Score]]:
+) -> tuple[list[Turn], list[Turn]]:
     """Return the scores of all after a turn each, and those of the choice and the best after turns of their own."""
 
     def take(settings: Settings, number: int, seconds: float) -> None:
         """Measure a turn, unless the journal has so many of these settings already."""
         if sum(turn.settings == settings for turn in turns_of(journal)) < number:
-            turn = Turn.of(settings, servers.run(settings, seconds, _WARM_UP))
+            turn = servers.run(settings, seconds, _WARM_UP)
             journal.add("turn", asdict(turn))
             typer.echo(f"  {turn}")
 
@@ -118,23 +117,20 @@ def compare(
     return alone, rank(turns_of(journal)[len(wanted) + 1 :], goal)
 
 
-def result(
-    name: str, goal: Goal, alone: Sequence[Score], finalists: Sequence[Score], tuned: Settings
-) -> dict[str, Any]:
+def result(name: str, goal: Goal, alone: Sequence[Turn], finalists: Sequence[Turn], tuned: Settings) -> dict[str, Any]:
     """Return the record's result: `share` is the tuner's choice over the best, measured in turns.
 
     At a rate it is the best's 95th percentile over the choice's.
     """
     choice, best = next(score for score in finalists if score.settings == tuned), finalists[0]
-    share = math.exp(best.latency - choice.latency if goal.rate else choice.speed - best.speed)
-    share = 0.0 if best.holds and not choice.holds else round(min(share, 1.0), 4)
+    share = 0.0 if goal.holds(best) and not goal.holds(choice) else round(min(best.cost / choice.cost, 1.0), 4)
     return {
         "model": name,
         "goal": goal.to_dict(),
-        "tried": [score.to_dict() for score in alone],
-        "beside": [score.to_dict() for score in finalists],
-        "best": best.to_dict(),
-        "tuned": choice.to_dict(),
+        "tried": [score.row(goal) for score in alone],
+        "beside": [score.row(goal) for score in finalists],
+        "best": best.row(goal),
+        "tuned": choice.row(goal),
         "share": share,
         "holds": share >= _SHARE,
         "sentence": f"{name}: the tuner's choice ({tuned}) reaches {share:.1%} of the best of {len(alone)} "
