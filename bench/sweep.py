@@ -216,7 +216,7 @@ def measure(plan: Plan, watch: Callable[[Row], None] = lambda row: None) -> tupl
         "mix": plan.mix,
         "fit": {"forward": forward and forward.to_dict(), "handler": handler and handler.to_dict()},
         "reference": [dict(reference) for reference in REFERENCES],
-        "differences": differences(forward) if forward else [],
+        "differences": differences(forward, [row.batch for row in good]),
         "not_run": [{"what": "CUDA", "why": reason}] if device == "cpu" else [],
     }
     return result, interruption
@@ -229,11 +229,20 @@ REFERENCES: tuple[Mapping[str, Any], ...] = (
 )
 
 
-def differences(line: Fit) -> list[str]:
-    """Return a sentence a reference: how and why its shape differs from our forward pass, whose batches cost `line`."""
+def differences(line: Fit | None, batches: Sequence[int]) -> list[str]:
+    """Return a sentence a reference: how and why its shape differs from our forward pass, whose batches cost `line`.
+
+    Nothing is compared where fewer than two of the measured `batches` lie between those of a reference.
+    """
     sentences = []
     for reference in REFERENCES:
         (small, before), (large, after) = reference["points"]
+        if line is None or sum(small <= batch <= large for batch in batches) < 2:
+            sentences.append(
+                f"{reference['what']}: fewer than two of our batch sizes lie between {small} and {large}, so the "
+                "shapes are not compared; measure more with --least and --most."
+            )
+            continue
         theirs = fit([(small, small * before), (large, large * after)])
         sentences.append(
             f"{reference['what']}: {before} ms per image at batch {small} and {after} at {large}, {before / after:.2f} "

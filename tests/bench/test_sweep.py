@@ -253,10 +253,19 @@ def test_a_timing_is_median_and_quartiles(samples: list[float], median: float, l
 
 def test_the_shape_is_compared_with_what_users_reported() -> None:
     assert [one["points"] for one in REFERENCES] == [[[8, 17.5], [32, 13.75]], [[1, 2.75], [256, 1.02]]]
-    resnet18, resnet101 = differences(Fit(20.0, 2.0, 0.0))
+    resnet18, resnet101 = differences(Fit(20.0, 2.0, 0.0), (1, 8, 32))
     assert resnet18 == (
         "ResNet-18, reported by users, worse from batch 64 on: 17.5 ms per image at batch 8 and 13.75 at 32, 1.27 "
         "times faster; ours 1.01 times. Only what is fixed is spread over more images: a batch of theirs costs 40 ms "
         "fixed and 12.5 ms an image, one of ours 2 ms fixed and 20 ms an image."
     )
     assert "2.70 times faster; ours 1.10 times" in resnet101
+
+
+def test_too_few_batch_sizes_in_common_are_not_compared() -> None:
+    resnet18, resnet101 = differences(Fit(20.0, 2.0, 0.0), (1, 2, 4, 8))
+    assert resnet18.startswith(
+        "ResNet-18, reported by users, worse from batch 64 on: fewer than two of our batch sizes lie"
+    )
+    assert "ours 1.10 times" in resnet101
+    assert all("not compared" in sentence for sentence in differences(None, (1,)))

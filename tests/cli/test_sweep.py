@@ -90,6 +90,14 @@ def test_what_to_decode_must_be_named_once(pictures: Path) -> None:
     assert "name what to send" in sentence(beeline("bench", "sweep", "some.mar", *both))
 
 
+def test_what_is_no_archive_is_refused(pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "x.txt"
+    other.write_text("no archive")
+    done = beeline("bench", "sweep", str(other), "--pictures", str(pictures))
+    assert done.returncode == 1
+    assert "x.txt is cut off, damaged or no zip file" in sentence(done)
+
+
 @pytest.mark.parametrize("option", ["--most", "--least", "--repeats", "--threads", "--memory"])
 def test_impossible_numbers_are_refused(option: str) -> None:
     done = beeline("bench", "sweep", "some.mar", option, "0")
