@@ -10,11 +10,16 @@ WHAT ?= gateway overload containers path decoders sweep tune compare
 GOAL ?= --p95 1s --clients 16
 # Processes that share the tests of a tier, a file at a time: real servers spend half of their time waiting.
 PARALLEL ?= 2
+# PyTorch's threads wait for each other in a loop, and take the cores of the other processes' threads for it: beside
+# one other, an export took 2.1 s of CPU so and takes 0.6 s asleep.
+ASLEEP := OMP_WAIT_POLICY=PASSIVE
 # The tests that need nothing but what the README asks for.
 FAST := not server and not bench and not browser and not docker and not train and not shared and not readme
 # Those on which handlers and archive are tested; "oldest newest" are those of this machine.
 PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
-TOGETHER := .venv/bin/pytest -q -n $(PARALLEL) --dist loadfile
+TOGETHER := $(ASLEEP) .venv/bin/pytest -q -n $(PARALLEL) --dist loadfile
+# The files with tests of a tier: to import all of them takes 25 s of a core, in each process.
+marked = $$(grep -rl --include='*.py' 'mark\.$(1)\b' tests | sort)
 
 # Downloading another Python is never wanted; warm bytecode halves a worker's start.
 export UV_PYTHON_DOWNLOADS := never
@@ -85,22 +90,22 @@ test: setup ## the fast tests: no server, no training
 	@$(TOGETHER) -m "$(FAST)"
 
 test-pythons: ## the fast tests of handlers and archive on each Python (PYTHONS="3.10 3.14"; 3.14 in a container where it is missing)
-	@FAST='$(FAST)' PARALLEL=$(PARALLEL) tests/pythons $(PYTHONS)
+	@$(ASLEEP) FAST='$(FAST)' PARALLEL=$(PARALLEL) tests/pythons $(PYTHONS)
 
 test-server: setup ## the tests on real TorchServe, Multi Model Server and nginx
-	@$(TOGETHER) -m "server and not shared and not train and not docker"
+	@$(TOGETHER) -m "server and not shared and not train and not docker" $(call marked,server)
 
 test-browser: setup ## the page in a real Chromium, before real servers
-	@$(TOGETHER) -m browser
+	@$(TOGETHER) -m browser $(call marked,browser)
 
 test-bench: setup ## the tests that measure on real servers: some minutes, on a machine with nothing else to do
-	@.venv/bin/pytest -q -m bench
+	@.venv/bin/pytest -q -m bench $(call marked,bench)
 
 test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED names their folder)
-	@$(TOGETHER) -m "shared and not train and not readme and not docker"
+	@$(TOGETHER) -m "shared and not train and not readme and not docker" $(call marked,shared)
 
 test-train: setup ## the tests that train a model on real pictures
-	@.venv/bin/pytest -q -m train
+	@$(TOGETHER) --dist load -m train $(call marked,train)
 
 sbom: ## the bill of materials of the CPU image: what Python and Debian put into it, as CycloneDX (SBOM=folder)
 	@DOCKER_BUILDKIT=1 docker build --quiet --file docker/cpu.Dockerfile --target bill --output '$(SBOM)' \
@@ -111,13 +116,13 @@ screenshots: setup ## pictures of the page: desktop, phone, dark, fifty at once 
 	@BEELINE_SCREENSHOTS='$(or $(SHOTS),.beeline/screenshots)' .venv/bin/pytest -q tests/frontend/test_screenshots.py
 
 test-docker: setup ## the images, Compose and Swarm, on a real container engine
-	@.venv/bin/pytest -q -s -m docker
+	@.venv/bin/pytest -q -s -m docker $(call marked,docker)
 
 test-gpu: setup ## the tests on a CUDA device, which no other tier runs
-	@.venv/bin/pytest -q -m gpu
+	@.venv/bin/pytest -q -m gpu $(call marked,gpu)
 
-test-readme: setup ## every command block of the README, with real pictures
-	@.venv/bin/pytest -q -m readme
+test-readme: setup ## every command block of the README and of docs/, with real pictures
+	@.venv/bin/pytest -q -m readme $(call marked,readme)
 
 test-all: test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-readme ## every tier
 

@@ -1,4 +1,4 @@
-"""A model file that somebody brings: TorchScript, exported program, or state dict with its architecture."""
+"""A user's model file: TorchScript, exported program, or state dict with its architecture."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from archive.graph import Network
 from beeline.errors import ArchiveError, did_you_mean
 
-# Where training programs put the weights inside their checkpoints.
+# The keys under which training programs put the weights into their checkpoints.
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 def load_network(path: Path, architecture: str | None = None) -> Network:
-    """Load the network in `path`, whatever of the three forms it has.
+    """Load the network in `path`, in any of the three forms.
 
     Args:
         path: the file.
@@ -42,7 +42,7 @@ def load_network(path: Path, architecture: str | None = None) -> Network:
 
 
 def kind_of(path: Path) -> str:
-    """Return `exported_program`, `torchscript` or `pickle`, by what the file holds and not by its name.
+    """Return `exported_program`, `torchscript` or `pickle`, by the file's content and not by its name.
 
     Raises:
         ArchiveError: when there is no such file.
@@ -60,14 +60,14 @@ def kind_of(path: Path) -> str:
 
 def _load_torchscript(path: Path) -> nn.Module:
     with warnings.catch_warnings():
-        # Deprecated upstream, and still what many users have.
+        # PyTorch calls it deprecated, and many users have such files.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
         module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     return module
 
 
 def _from_state_dict(path: Path, architecture: str | None) -> nn.Module:
-    state = _read_state_dict(path)
+    state = read_state_dict(path)
     if architecture is None:
         raise ArchiveError(f"{path} is a state dict, which needs its architecture; add --architecture, as resnet18")
     network = _build(architecture, state)
@@ -88,9 +88,17 @@ def _from_state_dict(path: Path, architecture: str | None) -> nn.Module:
     return network.eval()
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, plain or inside a checkpoint; code in the file is never run.
+
+    Raises:
+        ArchiveError: for anything else.
+    """
     try:
-        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # A file of another pickle protocol is read anyway, or refused below.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            values: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ArchiveError(
             f"{path} is no TorchScript, exported program or plain state dict ({_short(error)}); a pickled module "

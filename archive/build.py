@@ -1,4 +1,4 @@
-"""An exported folder to a `.mar` in the store: through torch-model-archiver, then byte for byte the same."""
+"""An exported folder to a `.mar` in the store, by torch-model-archiver; the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from host.files import SHORT, sha256
 
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
 _ARCHIVER = "model_archiver.model_packaging"
-# What TorchServe would let this file override; `config/config.properties` is the one place for it.
+# TorchServe would let a model-config.yaml override these, which belong into `config/config.properties`.
 _OWNED_KEYS = {
     "batchSize",
     "maxBatchDelay",
@@ -50,9 +50,9 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Built:
-    """An archive in the store; `seconds` for all of it.
+    """An archive in the store, and the seconds that building it took.
 
-    `verified` is None when that was left out, `reused` when the very same archive was there already.
+    `verified` is None when verification was left out; `reused` says that the very same archive was there already.
     """
 
     path: Path
@@ -77,17 +77,17 @@ def build(
 ) -> Built:
     """Build `<name>.mar` from an exported folder, verify it, and only then put it into the store.
 
-    The same input gives the same bytes, whatever the working folder, umask, file times and time of day.
+    The same input gives the same bytes, in any working folder, at any time, with any umask and file times.
 
     Args:
         export: holds the model, `model_spec.json` and `golden/`.
         store: the folder for archives, made if it is missing.
-        handler: a file with one subclass of `VisionHandler`, in place of it.
+        handler: a file with one subclass of `VisionHandler`, instead of it.
         config: a `model-config.yaml` to put in.
         check: verify before the archive replaces an older one.
-        reuse: where the same bytes lie in the store already, leave them and what was verified then.
+        reuse: leave an archive of the same bytes in the store as it is, without verifying it again.
         handlers: the source root of what ships.
-        measured: for the index, what choosing engine and precision found.
+        measured: for the index: the time of each engine and precision that was compared.
 
     Raises:
         BeelineError: why it cannot be built or does not verify; the store is left as it was.
@@ -99,12 +99,11 @@ def build(
         scratch = Path(name)
         payload = scratch / "payload"
         entry_file = _stage(payload, spec, export, handlers, handler, config)
-        raw = _archive(scratch, spec, entry_file, has_config=config is not None)
         draft = scratch / f"{spec.name}.mar"
-        _normalise(raw, draft)
+        _normalise(_archive(scratch, spec, entry_file, has_config=config is not None), draft)
         digest, size = sha256(draft), draft.stat().st_size
         path = store / draft.name
-        if reuse and expected_sha256(path) == digest and path.is_file() and sha256(path) == digest:
+        if reuse and path.is_file() and expected_sha256(path) == digest == sha256(path):
             return Built(path, digest, size, spec, time.perf_counter() - start, reused=True)
         verified = _verify(draft, path) if check else None
         put(store, draft, path.name, Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured))
@@ -112,7 +111,7 @@ def build(
 
 
 def _verify(draft: Path, path: Path) -> verify.Verified:
-    """Verify the draft, and speak of it by the name that it would get."""
+    """Verify the draft; results and errors name the path that it will get."""
     try:
         return dataclasses.replace(verify.verify(draft), mar=path)
     except ArchiveError as error:
@@ -120,7 +119,7 @@ def _verify(draft: Path, path: Path) -> verify.Verified:
 
 
 def _check_export(export: Path) -> ModelSpec:
-    """Read the spec and make sure that model, geometry code and goldens are those of the export."""
+    """Read the spec, and check that model, geometry code and goldens are those of the export."""
     spec = ModelSpec.load(export)
     for name, expected in spec.model.digests.items():
         model = export / name
@@ -172,7 +171,7 @@ def _stage(
 
 
 def check_config(path: Path) -> None:
-    """Refuse a user's model-config.yaml with anything that we do not serve with; TorchServe ignores unknown keys.
+    """Refuse keys that would be ignored or do harm in a user's model-config.yaml; TorchServe ignores unknown ones.
 
     Raises:
         ConfigError: naming the key, its value and the fix.
@@ -197,12 +196,12 @@ def check_config(path: Path) -> None:
                 f"{path} has the unknown key {key!r}{did_you_mean(str(key), _CONFIG_KEYS | dict.fromkeys(_OWNED_KEYS))}"
             )
         if type(value) not in _CONFIG_KEYS[key]:
-            wanted = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}[_CONFIG_KEYS[key][0]]
-            raise ConfigError(f"{path} sets {key} to {value!r}; allowed: {wanted}")
+            kind = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}[_CONFIG_KEYS[key][0]]
+            raise ConfigError(f"{path} sets {key} to {value!r}; allowed: {kind}")
 
 
 def _check_handler(handler: Path, payload: Path) -> str:
-    """Read a user's handler file without running it: one class, no function that servers would take for it."""
+    """Check a user's handler file without running it: one class, and no function that servers would call instead."""
     name = handler.name
     if (
         handler.suffix != ".py"
@@ -211,7 +210,7 @@ def _check_handler(handler: Path, payload: Path) -> str:
         or (payload / handler.stem).exists()
     ):
         raise ArchiveError(
-            f"the handler {handler} cannot be called that; name it like a Python module and unlike {HANDLER}"
+            f"the handler {handler} cannot have that name; name it like a Python module, not like a file of handlers/"
         )
     try:
         body = ast.parse(handler.read_text(encoding="utf-8"), name).body
@@ -220,7 +219,7 @@ def _check_handler(handler: Path, payload: Path) -> str:
     classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
     if len(classes) != 1:
         raise ArchiveError(
-            f"the handler {handler} defines the classes {', '.join(classes) or 'none'}; both servers want exactly one: "
+            f"the handler {handler} defines the classes {', '.join(classes) or 'none'}; both servers need exactly one: "
             "a subclass of VisionHandler"
         )
     if any(isinstance(node, ast.FunctionDef) and node.name == "handle" for node in body):
@@ -231,10 +230,10 @@ def _check_handler(handler: Path, payload: Path) -> str:
 
 
 def _archive(scratch: Path, spec: ModelSpec, entry_file: str, has_config: bool) -> Path:
-    """Run torch-model-archiver, on relative names and with a temporary folder of its own.
+    """Run torch-model-archiver, with relative names and its own temporary folder.
 
-    It copies through `<temporary folder>/<model name>`, which two builds of one name would share, and
-    splits its list of files at commas. Only a *folder* among the extra files keeps the tree below it.
+    It copies through `<temporary folder>/<model name>`, which two builds of one name would share, and it splits its
+    list of files at commas. Only a *folder* among the extra files keeps the tree below it.
     """
     temporary, out = scratch / "tmp", scratch / "raw"
     temporary.mkdir()
@@ -253,9 +252,9 @@ def _archive(scratch: Path, spec: ModelSpec, entry_file: str, has_config: bool) 
 
 
 def _normalise(raw: Path, out: Path) -> None:
-    """Write the archive again with fixed order, times, permissions and date, nothing compressed.
+    """Write the archive again with a fixed order, dates and permissions.
 
-    Weights hardly shrink, and deflate's bytes depend on the zlib at hand.
+    Nothing is compressed: weights hardly shrink, and deflate's bytes depend on the version of zlib.
     """
     with zipfile.ZipFile(raw) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
         names = sorted(name for name in source.namelist() if name != MANIFEST)
@@ -264,13 +263,9 @@ def _normalise(raw: Path, out: Path) -> None:
             info.create_system = 3
             info.external_attr = (stat.S_IFREG | 0o644) << 16
             if name == MANIFEST:
-                target.writestr(info, _canonical(source.read(name)))
+                manifest = {**json.loads(source.read(name)), "createdOn": CREATED}
+                target.writestr(info, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
                 continue
             info.file_size = source.getinfo(name).file_size
             with source.open(name) as reader, target.open(info, "w") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)
-
-
-def _canonical(raw: bytes) -> bytes:
-    """Return the archiver's manifest with a fixed date, sorted and indented."""
-    return (json.dumps({**json.loads(raw), "createdOn": CREATED}, indent=2, sort_keys=True) + "\n").encode()

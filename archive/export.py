@@ -21,18 +21,18 @@ from beeline.errors import ArchiveError
 from beeline.spec import FILE_NAME, GOLDEN, Accuracy, Artifact, Geometry, ModelSpec, Provenance
 from host.files import sha256, whole_folder
 
-# Sums in parallel depend on how they are split: with a fixed number of threads the same model gives
-# the same golden pictures, however many cores are free.
+# Parallel sums depend on how they are split. With a fixed number of threads the same model gives the same golden
+# pictures on any number of cores.
 _THREADS = 2
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What an exported folder says about its network, and what cannot be read off the network itself.
+    """What an exported folder says about its network that the network itself does not show.
 
     `mean` and `std` are per RGB channel, of pixel values scaled to 0..1. `output` says what the network
-    returns, `logits` or `probabilities`. `golden_pictures` is a folder of the user's own pictures to take
-    instead of made ones; `blind_to` names mistakes that the goldens need not notice (see `archive.goldens.mistakes`).
+    returns, `logits` or `probabilities`. `golden_pictures` is a folder of the user's own pictures, instead of
+    made ones; `blind_to` names mistakes that the goldens need not notice (see `archive.goldens.mistakes`).
     """
 
     name: str
@@ -50,11 +50,7 @@ class ExportRequest:
     blind_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Take lists for tuples, and check the photometry, which no spec holds.
-
-        Raises:
-            ArchiveError: for an impossible mean or deviation, or an unknown mistake.
-        """
+        """Turn lists into tuples; raise `ArchiveError` for an impossible mean or deviation, or an unknown mistake."""
         object.__setattr__(self, "labels", tuple(self.labels))
         object.__setattr__(self, "mean", rgb("mean", self.mean))
         object.__setattr__(self, "std", rgb("std", self.std))
@@ -68,7 +64,7 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
 
     Args:
         network: float32 normalised NCHW to `[N, classes]`; a module, a TorchScript module or an exported
-            program. It is left as it is.
+            program. It is not changed.
         request: everything else.
         out: the folder.
         takes_uint8: the network takes uint8 `[N, crop, crop, 3]` and normalises by itself.
@@ -82,7 +78,7 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
         SpecError: when the request breaks the schema.
     """
     _check_replaceable(out)
-    # The request is judged whole before anything takes time.
+    # Everything in the request is checked before anything takes time.
     _spec(request, Artifact(PROGRAM_FILE, "exported_program", "0" * 64))
     with _fixed_threads(), whole_folder(out) as draft:
         graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)

@@ -1,4 +1,4 @@
-"""The graph that is saved: uint8 pictures in, normalisation inside, the same bytes each time it is saved."""
+"""The graph that is saved: it takes uint8 pictures and normalises them; saving it twice gives the same bytes."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ class Uint8Input(nn.Module):
         shift = -torch.tensor(mean, dtype=torch.float64) / deviation
         self.network = network
         self.crop = crop
-        # One row of pixels is one vector: a quarter of the time of three values at a time, 0.04 ms
-        # instead of 0.2 a picture of 224 x 224 on one core.
+        # One vector for a row of pixels takes 0.04 ms a picture of 224 x 224 on one core; three values at a time take
+        # 0.2 ms.
         self.register_buffer("scale", (1 / (255 * deviation)).repeat(crop).float())
         self.register_buffer("shift", shift.repeat(crop).float())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise `pixels` (uint8, or floats of 0..255 for gradients) and run the network."""
         rows = pixels.flatten(2).to(torch.float32)
-        # TorchScript knows buffers to be tensors; their annotation here would be text to it.
+        # TorchScript knows that buffers are tensors, and cannot read an annotation of them here.
         rows = torch.addcmul(self.shift, rows, self.scale)  # type: ignore[arg-type]
-        # Seen as NCHW this is channels-last, the layout in which convolutions run fastest.
+        # As NCHW this is channels-last, the layout in which convolutions are fastest.
         planes = rows.view(-1, self.crop, self.crop, 3).permute(0, 3, 1, 2)
         scores: Tensor = self.network(planes)
         return scores
 
 
 class Graph:
-    """A network made ready to be saved, with the function whose gradients move the golden pictures."""
+    """A network that is ready to be saved, with the function whose gradients move the golden pictures."""
 
     def __init__(
         self, network: Network, mean: Sequence[float], std: Sequence[float], crop: int, takes_uint8: bool = False
@@ -63,7 +63,7 @@ class Graph:
             mean: per RGB channel, of values scaled to 0..1.
             std: likewise.
             crop: the side of the input in pixels.
-            takes_uint8: the network takes uint8 NHWC itself; nothing is wrapped.
+            takes_uint8: the network takes uint8 NHWC itself, so it is not wrapped.
         """
         self.crop = crop
         self.scripted = isinstance(network, torch.jit.ScriptModule)
@@ -101,7 +101,7 @@ class Graph:
         return path
 
     def _program(self) -> ExportedProgram:
-        # Two pictures: a dimension of 1 would be taken for a constant.
+        # Two pictures, since PyTorch takes a dimension of 1 for a constant.
         example = torch.zeros(2, self.crop, self.crop, 3, dtype=torch.uint8)
         try:
             program = torch.export.export(
@@ -117,10 +117,10 @@ class Graph:
 
 
 class _WithoutChecks(torch.fx.Interpreter):
-    """Runs a program's graph on floats: it insists on uint8 otherwise, through which no gradient flows."""
+    """Runs a program's graph on floats: the graph itself accepts only uint8, which has no gradients."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Skip the checks of types, run everything else."""
+        """Run everything but the checks of types."""
         if target is torch.ops.aten._assert_tensor_metadata.default:
             return None
         return super().call_function(target, args, kwargs)
@@ -129,10 +129,10 @@ class _WithoutChecks(torch.fx.Interpreter):
 def _frozen_copy(network: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode on the CPU, without gradients, its filters in channels-last order.
 
-    With that order one picture on one core takes ResNet-18 22 ms instead of 38, with equal results.
+    In that order ResNet-18 takes 22 ms instead of 38 for one picture on one core, with equal results.
     """
     if isinstance(network, torch.jit.ScriptModule):
-        # A deep copy's parameters are no leaves; what was saved and loaded is like the user's file.
+        # The parameters of a deep copy are not leaves; those of a saved and loaded copy are.
         buffer = io.BytesIO()
         with _quiet():
             torch.jit.save(network, buffer)
@@ -147,7 +147,7 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
 
 
 def _forget_origin(program: ExportedProgram) -> None:
-    """Remove what names the machine: stack traces with paths, module stacks, the example's pixels."""
+    """Remove what depends on the machine: stack traces with paths, module stacks, the example's pixels."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -160,7 +160,7 @@ def _forget_origin(program: ExportedProgram) -> None:
 def _save_torchscript(module: nn.Module, path: Path) -> None:
     """Save a scripted module without its debug records, which hold the paths of its sources.
 
-    The second `Uint8Input` that a process compiles gets a number into its name; it is taken out again.
+    The name of the second `Uint8Input` that a process compiles has a number, which is removed.
     """
     draft = path.with_name("draft.pt")
     scripted = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
@@ -182,10 +182,10 @@ def _save_torchscript(module: nn.Module, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence two warnings that are known and answered.
+    """Silence two known warnings.
 
-    TorchScript is deprecated upstream, yet users bring it; channels-last filters are "no complete
-    tensor" to the saver, which matters off the CPU only (and the saved file is run before it is used).
+    TorchScript is deprecated, but users bring it. When PyTorch saves channels-last filters, it calls them "no complete
+    tensor", which matters only off the CPU (and the saved file is run before it is used).
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)

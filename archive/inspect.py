@@ -1,4 +1,4 @@
-"""The card of an archive: what it is, from whom, and what is in it; nothing of it is run."""
+"""The card of an archive: its model, where that comes from, and its files; nothing of it is run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archive import mar as reader
-from beeline.spec import GOLDEN, Agreement, ModelSpec
+from archive.mar import Contents, check
+from beeline.spec import GOLDEN, Agreement
 from host.files import SHORT, sha256
 
 _FIRST = 8
@@ -21,18 +21,14 @@ _DECODING = {
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Contents):
     """An archive's facts; `parts` are bytes by part, `handler_version` the digest of the code that ships in it."""
 
     mar: Path
     sha256: str
     bytes: int
-    spec: ModelSpec
-    handler: str
     handler_version: str
     parts: dict[str, int]
-    pictures: tuple[dict[str, Any], ...]
-    detects: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: the spec with all its labels, and everything else."""
@@ -48,7 +44,7 @@ class Card:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the card's lines for people, each a name and its text."""
+        """Return the card's lines, each a name and its text."""
         spec = self.spec
         size, accuracy, source = spec.geometry, spec.accuracy, spec.provenance
         first = ", ".join(spec.labels[:_FIRST]) + (", ..." if len(spec.labels) > _FIRST else "")
@@ -85,27 +81,19 @@ class Card:
 
 
 def card(mar: Path) -> Card:
-    """Read an archive's card; every file is compared with the archive's record of it first.
+    """Read an archive's card, after comparing every file with the archive's record.
 
     Raises:
         ArchiveError: when it is unsafe, damaged or was changed.
     """
-    held = reader.check(mar)
-    code = {name: digest for name, digest in held.digests.items() if name.endswith(".py")}
-    version = hashlib.sha256("".join(f"{name} {code[name]}\n" for name in sorted(code)).encode()).hexdigest()
+    contents = check(mar)
+    code = sorted(f"{name} {digest}\n" for name, digest in contents.digests.items() if name.endswith(".py"))
+    version = hashlib.sha256("".join(code).encode()).hexdigest()[:SHORT]
     parts = {"model": 0, "handler": 0, "golden": 0, "other": 0}
-    for name, size in held.sizes.items():
-        parts[_part(name, held.spec.model.digests)] += size
+    for name, size in contents.sizes.items():
+        parts[_part(name, contents.spec.model.digests)] += size
     return Card(
-        mar=mar,
-        sha256=sha256(mar),
-        bytes=mar.stat().st_size,
-        spec=held.spec,
-        handler=held.handler,
-        handler_version=version[:SHORT],
-        parts=parts,
-        pictures=held.pictures,
-        detects=held.detects,
+        **vars(contents), mar=mar, sha256=sha256(mar), bytes=mar.stat().st_size, handler_version=version, parts=parts
     )
 
 

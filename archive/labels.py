@@ -14,8 +14,8 @@ _FORMS = 'one label a line, a JSON list, {"0": "ants", "1": "bees"} or {"0": ["n
 def read_labels(path: Path) -> tuple[str, ...]:
     """Read the labels in the order of the model's outputs.
 
-    Names that occur more than once (ImageNet has two cranes) are told apart by their class id, or by
-    their index where the file has no ids: `crane (n02012849)`. None is ever dropped.
+    A name that occurs more than once (ImageNet has two cranes) gets its class id, or its index where the file has no
+    ids: `crane (n02012849)`. None is dropped.
 
     Raises:
         ArchiveError: when the file cannot be read, has a gap or another form.
@@ -27,11 +27,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
     pairs = _from_json(path, text) if text.lstrip()[:1] in ("{", "[") else _from_lines(path, text)
     if not pairs:
         raise ArchiveError(f"the labels file {path} is empty; allowed: {_FORMS}")
-    return tell_apart(pairs)
-
-
-def tell_apart(pairs: list[tuple[str, str]]) -> tuple[str, ...]:
-    """Turn (class id, name) pairs into names that occur once each."""
     counts = Counter(name for _, name in pairs)
     return tuple(name if counts[name] == 1 else f"{name} ({number})" for number, name in pairs)
 
@@ -49,7 +44,7 @@ def _from_json(path: Path, text: str) -> list[tuple[str, str]]:
         values = json.loads(text)
     except ValueError as error:
         raise ArchiveError(
-            f"the labels file {path} looks like JSON but is none ({error}); allowed: {_FORMS}"
+            f"the labels file {path} begins like JSON but cannot be read as JSON ({error}); allowed: {_FORMS}"
         ) from error
     if isinstance(values, dict):
         values = _in_order(path, values)

@@ -1,7 +1,7 @@
-"""The one reader of a `.mar`: what it calls itself, its own account of every file, and its files unpacked.
+"""The one reader of a `.mar`: its model's name and version, its record of every file, and its files unpacked.
 
-`read` takes anybody's archive as a server would; `check` and `unpack` take only what was judged. Nothing of an
-archive is run here, and nothing but the standard library is needed.
+`read` takes any archive, as a server would; `check` and `unpack` refuse unsafe ones. Nothing of an archive is run here,
+and nothing but the standard library is needed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from host.files import SHORT
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG_FILE = "model-config.yaml"
-HANDLER = "vision_handler.py"
-# The archiver's manifest tells the time; ours does not.
+# torch-model-archiver writes the time of the build; ours is fixed.
 CREATED = "01/01/1980 00:00:00"
-# What an archive of schema 1 names by its digest in the spec.
-GEOMETRY_CODE = "beeline/pixels.py"
+HANDLER = "vision_handler.py"
+# The spec of schema 1 holds this file's digest.
+_GEOMETRY_CODE = "beeline/pixels.py"
 # Deflate reaches 1032 to 1 on zeros; weights, code and pictures stay below 10 to 1.
 RULES = zips.Rules(ArchiveError, "copy or build it again", 2_000, 4 << 30, 100, plain=True)
-# What a file that is no proper archive makes reading it raise, JSON of another form included.
+# What reading a damaged archive, or JSON of another form, raises.
 _BROKEN = (*zips.BROKEN, KeyError, TypeError, IndexError, AttributeError)
 
 
@@ -43,7 +43,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Archive:
-    """One `.mar` and what its manifest calls the model; without golden pictures it is somebody else's."""
+    """One `.mar` with its model's name and version; one without golden pictures was not built by Beeline."""
 
     path: Path
     model: str
@@ -84,7 +84,7 @@ class Contents:
 
 
 def read(path: Path) -> Archive:
-    """Read what an archive calls its model, and its golden pictures; whoever made it.
+    """Read the model's name and version and the golden pictures of any archive, ours or not.
 
     Raises:
         ArchiveError: when it is no archive.
@@ -103,10 +103,10 @@ def read(path: Path) -> Archive:
 
 
 def check_record(path: Path) -> None:
-    """Refuse files that the archive's record does not know, before anybody imports them.
+    """Refuse files that the archive's record does not list, before they can be imported.
 
     A worker checks the same record, but only after Python has looked for torch and numpy in its folder.
-    An archive without a record is somebody else's, and is served as it is.
+    An archive without a record was not built by Beeline and is served as it is.
 
     Raises:
         ArchiveError: naming the first file that is not as the record lists it.
@@ -164,7 +164,7 @@ def unpack(mar: Path, folder: Path) -> None:
 
 
 def renamed(mar: Path, model: str, folder: Path) -> Path:
-    """Write an archive once more into a folder, its model under another name; stored, not compressed.
+    """Copy an archive into a folder under another model's name; nothing is compressed.
 
     Returns:
         The new file, which has the model's name.
@@ -179,6 +179,24 @@ def renamed(mar: Path, model: str, folder: Path) -> Path:
                 data = json.dumps(manifest).encode()
             new.writestr(info.filename, data)
     return target
+
+
+def manifest(spec: ModelSpec, handler: str, has_config: bool) -> dict[str, Any]:
+    """Return an archive's manifest, as torch-model-archiver 0.12 writes it, with a fixed date.
+
+    Args:
+        spec: of the model.
+        handler: the file name of the handler.
+        has_config: whether the archive holds a `model-config.yaml`.
+    """
+    model = {
+        "modelName": spec.name,
+        "modelVersion": spec.version,
+        "serializedFile": spec.model.file,
+        "handler": handler,
+        **({"configFile": CONFIG_FILE} if has_config else {}),
+    }
+    return {"createdOn": CREATED, "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
 
 
 def _check_there(mar: Path) -> None:
@@ -232,10 +250,10 @@ def _check_files(archive: zipfile.ZipFile, mar: Path, record: dict[str, Any], na
 
 
 def _check_identity(mar: Path, record: dict[str, Any], spec: ModelSpec, digests: dict[str, str]) -> None:
-    """Tie the spec to the record and the model, each by its digest; of schema 1, to the geometry code too."""
+    """Compare the spec's fingerprint, and the digests that it holds, with the archive's files."""
     named = dict(spec.model.digests)
     if spec.geometry_sha256 is not None:
-        named[GEOMETRY_CODE] = spec.geometry_sha256
+        named[_GEOMETRY_CODE] = spec.geometry_sha256
     for what, expected, actual in (
         ("the spec's fingerprint", record.get("fingerprint"), spec.fingerprint()),
         *((name, expected, digests.get(name)) for name, expected in named.items()),
@@ -245,35 +263,25 @@ def _check_identity(mar: Path, record: dict[str, Any], spec: ModelSpec, digests:
 
 
 def _check_manifest(raw: bytes, spec: ModelSpec, files: Collection[str]) -> str:
-    """Compare every key with the spec and the files beside it, since some keys make a server install packages."""
+    """Compare every key of the manifest with the spec, since some keys make a server install packages."""
     try:
-        values: dict[str, Any] = json.loads(raw)
-        model: dict[str, Any] = dict(values["model"])
+        actual: dict[str, Any] = dict(json.loads(raw))
+        model = dict(actual.pop("model"))
         handler = str(model["handler"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArchiveError(f"{MANIFEST} cannot be read ({type(error).__name__}: {error}); build it again") from error
-    wanted = {
-        "modelName": spec.name,
-        "modelVersion": spec.version,
-        "serializedFile": spec.model.file,
-        "handler": handler,
-        **({"configFile": CONFIG_FILE} if CONFIG_FILE in files else {}),
-    }
-    _compare("model.", wanted, model)
-    top = {"createdOn": CREATED, "runtime": "python", "archiverVersion": values.get("archiverVersion")}
-    _compare("", top, {key: value for key, value in values.items() if key != "model"})
+    expected = manifest(spec, handler, CONFIG_FILE in files)
+    expected["archiverVersion"] = actual.get("archiverVersion")
+    for prefix, right, found in (("model.", expected.pop("model"), model), ("", expected, actual)):
+        for key in (*right, *found):
+            if right.get(key) != found.get(key):
+                raise ArchiveError(
+                    f"{MANIFEST} has {prefix}{key} {found.get(key)!r}, expected {right.get(key)!r}; "
+                    "it was changed since: build it again"
+                )
     if handler not in files or not handler.endswith(".py"):
         raise ArchiveError(f"{MANIFEST} names the handler {handler!r}, which is not in the archive; build it again")
     return handler
-
-
-def _compare(prefix: str, wanted: dict[str, Any], actual: dict[str, Any]) -> None:
-    for key in (*wanted, *actual):
-        if wanted.get(key) != actual.get(key):
-            raise ArchiveError(
-                f"{MANIFEST} has {prefix}{key} {actual.get(key)!r}, expected {wanted.get(key)!r}; "
-                "it was changed since: build it again"
-            )
 
 
 def _differs(mar: Path, what: str, expected: str, actual: str) -> ArchiveError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from beeline.errors import ArchiveError, did_you_mean
 from beeline.spec import Geometry
@@ -15,12 +16,11 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preset:
-    """Geometry in pixels; `mean` and `std` an RGB channel, of values scaled to 0..1; and who says so."""
+    """Geometry in pixels; `mean` and `std` per RGB channel, of values scaled to 0..1."""
 
     geometry: Geometry
     mean: RGB
     std: RGB
-    reason: str
 
     def override(
         self,
@@ -30,53 +30,41 @@ class Preset:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Preset:
-        """Return the preset with the given values in place of its own.
+        """Return the preset with each value that is given instead of its own.
 
         Raises:
             ArchiveError: when `mean` or `std` are not three numbers, or a deviation is not over 0.
         """
-        size = self.geometry
-        geometry = Geometry(
-            size.resize if resize is None else resize,
-            size.crop if crop is None else crop,
-            size.interpolation if interpolation is None else interpolation,
-        )
-        return replace(
-            self,
-            geometry=geometry,
-            mean=self.mean if mean is None else rgb("mean", mean),
-            std=self.std if std is None else rgb("std", std),
+        sizes: dict[str, Any] = {"resize": resize, "crop": crop, "interpolation": interpolation}
+        return Preset(
+            replace(self.geometry, **{key: value for key, value in sizes.items() if value is not None}),
+            rgb("mean", self.mean if mean is None else mean),
+            rgb("std", self.std if std is None else std),
         )
 
 
 _PRESETS = {
-    "imagenet": Preset(
-        Geometry(256, 224), IMAGENET_MEAN, IMAGENET_STD, "the evaluation transform of most ImageNet models"
-    ),
-    "half": Preset(
-        Geometry(256, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "pixels scaled to -1..1, as TensorFlow models take"
-    ),
-    "unit": Preset(Geometry(256, 224), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "pixels scaled to 0..1 and no more"),
+    # The evaluation transform of most ImageNet models.
+    "imagenet": Preset(Geometry(256, 224), IMAGENET_MEAN, IMAGENET_STD),
+    # Pixels scaled to -1..1, as TensorFlow models take them.
+    "half": Preset(Geometry(256, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    # Pixels scaled to 0..1 and no more.
+    "unit": Preset(Geometry(256, 224), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    # OpenAI's CLIP image encoders.
     "clip": Preset(
         Geometry(224, 224, "bicubic"),
         (0.48145466, 0.4578275, 0.40821073),
         (0.26862954, 0.26130258, 0.27577711),
-        "the transform of OpenAI's CLIP image encoders",
     ),
 }
-
-
-def names() -> tuple[str, ...]:
-    """Return the presets that need nothing but their name."""
-    return tuple(_PRESETS)
 
 
 def find_preset(name: str, architecture: str | None = None) -> Preset:
     """Return the preset `name`.
 
     Args:
-        name: one of `names()`; `torchvision` for what the default weights of `architecture` take; or a
-            torchvision weights name such as `ResNet50_Weights.IMAGENET1K_V2`. Nothing is downloaded.
+        name: `imagenet`, `half`, `unit` or `clip`; `torchvision` for what the default weights of `architecture`
+            take; or a torchvision weights name such as `ResNet50_Weights.IMAGENET1K_V2`. Nothing is downloaded.
         architecture: a torchvision model's name, for `torchvision`.
 
     Raises:
@@ -96,8 +84,8 @@ def rgb(key: str, values: Sequence[float]) -> RGB:
         ArchiveError: naming the key and its values.
     """
     if len(values) != 3 or (key == "std" and min(values) <= 0):
-        wanted = "three numbers" if key == "mean" else "three numbers over 0"
-        raise ArchiveError(f"{key} is {list(values)}; allowed: {wanted}, one for each of R, G and B, as 0.5,0.5,0.5")
+        allowed = "three numbers" if key == "mean" else "three numbers over 0"
+        raise ArchiveError(f"{key} is {list(values)}; allowed: {allowed}, one for each of R, G and B, as 0.5,0.5,0.5")
     return (float(values[0]), float(values[1]), float(values[2]))
 
 
@@ -113,7 +101,7 @@ def _from_torchvision(name: str, architecture: str | None) -> Preset:
             weights = torchvision.models.get_weight(name)
         transform = weights.transforms()
         geometry = Geometry(transform.resize_size[0], transform.crop_size[0], transform.interpolation.value)
-        return Preset(geometry, rgb("mean", transform.mean), rgb("std", transform.std), f"torchvision's {weights}")
+        return Preset(geometry, rgb("mean", transform.mean), rgb("std", transform.std))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         asked = architecture if name == "torchvision" else name
         raise ArchiveError(

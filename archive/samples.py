@@ -1,4 +1,4 @@
-"""Sample pictures of a model: taken from its data when it is built, kept beside the archives for the page."""
+"""Sample pictures of a model for the page: chosen from its data when it is built, kept in the store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from host.files import whole_folder
 
 FOLDER, LIST = "samples", "samples.json"
 MOST, MOST_A_LABEL, MAX_BYTES = 12, 2, 2_000_000
-# What browsers show; of what the worker takes besides, TIFF, they show none.
+# The formats that browsers show; TIFF, which the worker takes too, is not one.
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp"}
 _HEAD = 16
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture's bytes and file ending, and what it shows; None where nobody said."""
+    """One picture's bytes, file ending and label; None without a label."""
 
     data: bytes
     ending: str
@@ -33,7 +33,7 @@ class Sample:
 
 
 def named_samples(folder: Path) -> list[Sample]:
-    """Return the samples of a folder that somebody named.
+    """Return the samples of a folder that the user named.
 
     Raises:
         ArchiveError: when it holds none.
@@ -48,10 +48,10 @@ def named_samples(folder: Path) -> list[Sample]:
 
 
 def choose(pictures: Iterable[tuple[Path, str | None]]) -> list[Sample]:
-    """Return up to `MOST` pictures, `MOST_A_LABEL` a label: the first good ones, the labels taken in turn.
+    """Return up to `MOST` pictures, `MOST_A_LABEL` a label: the first good ones of each label in turn.
 
-    Of more labels than there are places, those at even distances come first. Pictures without a label
-    stand each for itself. The same pictures in the same order give the same samples.
+    With more than `MOST` labels, those at even distances come first. A picture without a label counts as a label of its
+    own. The same pictures in the same order give the same samples.
 
     Args:
         pictures: files and their labels.
@@ -69,7 +69,7 @@ def choose(pictures: Iterable[tuple[Path, str | None]]) -> list[Sample]:
 
 
 def in_folder(folder: Path) -> list[tuple[Path, str | None]]:
-    """Return the files of a folder of pictures, or of one with a folder a label.
+    """Return the files of a folder of pictures, or of a folder with one folder a label, with their labels.
 
     Raises:
         ArchiveError: when it is no folder.
@@ -88,18 +88,18 @@ def in_folder(folder: Path) -> list[tuple[Path, str | None]]:
 
 
 def place(store: Path, spec: ModelSpec) -> Path:
-    """Return where a model's samples lie in a store."""
+    """Return the folder of a model's samples in a store."""
     return store / FOLDER / spec.name / spec.version
 
 
 def replace(store: Path, spec: ModelSpec, samples: Sequence[Sample], source: str) -> Path | None:
-    """Put these in the place of a model's samples, in one step; without any, take the old ones away.
+    """Replace a model's samples in one step; without new ones, remove the old ones.
 
     Args:
         store: the folder of archives.
         spec: of the model.
         samples: the pictures.
-        source: what the data set they are from is called.
+        source: the name of the data set that they are from.
     """
     target = place(store, spec)
     if not samples and not target.exists():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import site
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,19 +23,18 @@ from typing import Any
 from archive import mar as reader
 from beeline.answer import Answer
 from beeline.engines import runtime
-from beeline.errors import ArchiveError, Undetermined, did_you_mean
+from beeline.errors import ArchiveError, BeelineError, Undetermined, did_you_mean
 from beeline.metrics import FOLDER
 from beeline.spec import CHECKSUMS, FILE_NAME, ModelSpec
 from host import processes
 
 SERVERS = ("torchserve", "mms")
 BATCH_SIZE = 16
-ROOMS = ("archive", "bench", "cli", "host", "serve", "train")
-# What the code in any archive may count on: what handlers/ imports, and psutil, which both servers require. An engine's
-# runtime, and torchvision for JPEGs on a CUDA device, come with the archives that need them.
+# What the code in any archive may import: what handlers/ imports, and psutil, which both servers require. An engine's
+# runtime, and torchvision for JPEGs on a CUDA device, are added for the archives that need them.
 WORKER_PACKAGES = ("torch", "numpy", "pillow", "psutil")
-# What brings the import PIL where it took Pillow's place, and what that one reads AVIF by.
-_IN_PLACE = ("pillow-simd", "pillow-avif-plugin")
+# Where Pillow-SIMD is installed it brings the import PIL, and needs a plugin for AVIF.
+_PILLOW_SIMD = ("pillow-simd", "pillow-avif-plugin")
 _LOAD_SECONDS = 300.0
 _BATCH_SECONDS = 300.0
 _TAIL = 2_000
@@ -50,7 +50,7 @@ class WorkerTraceback(Exception):
 
 
 class OutOfMemory(ArchiveError):
-    """A batch that did not fit into memory: as the handler said it, or as the kernel, which ended the process."""
+    """A batch that did not fit into memory: the handler said so, or the kernel ended the process."""
 
 
 class Sandbox:
@@ -94,11 +94,10 @@ class Sandbox:
         self.batch_size = batch_size
         self.choice: dict[str, list[str]] = {}
         self.load_time = 0.0
-        self._seconds = (load_seconds, batch_seconds)
+        self._load_seconds, self._batch_seconds = load_seconds, batch_seconds
         self._environment = {key: value for key, value in os.environ.items() if key != FOLDER}
         self._environment |= environment or {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = bytearray()
 
     def __enter__(self) -> Sandbox:
         """Unpack, start the process and load the handler, which replays its golden pictures.
@@ -115,23 +114,22 @@ class Sandbox:
                 with reader.opened(self.mar) as archive:
                     recorded = CHECKSUMS in archive.namelist()
                 if recorded:
-                    # Nothing of it runs that its own record does not know. An archive without one is somebody
-                    # else's, whose handler may be wanted here for its traceback.
+                    # No file runs that the archive's record does not list. An archive without a record was not
+                    # built by Beeline; the user may want its handler's traceback.
                     reader.check(self.mar)
                 reader.unpack(self.mar, folder)
             start = time.monotonic()
             self._start()
-            command = {
-                "do": "load",
-                "folder": str(folder.resolve()),
-                "server": self.server,
-                "batch_size": self.batch_size,
-                "packages": package_folders(),
-                "hidden": hidden_packages(_runtime(folder)),
-                "rooms": ROOMS,
-            }
-            self._send(command)
-            self.choice = self._reply("does not load", self._seconds[0])["choice"]
+            self._send(
+                "load",
+                folder=str(folder.resolve()),
+                server=self.server,
+                batch_size=self.batch_size,
+                context=str(_torchserve_context()),
+                packages=package_folders(),
+                hidden=hidden_packages(_runtime(folder)),
+            )
+            self.choice = self._reply("does not load", self._load_seconds)["choice"]
             self.load_time = time.monotonic() - start
         except BaseException:
             self.close()
@@ -158,7 +156,7 @@ class Sandbox:
         answers: list[Answer] = []
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
-            self._send({"do": "predict", "headers": [headers or {}] * len(batch)}, batch)
+            self._send("predict", bodies=list(batch), headers=[headers or {}] * len(batch))
             answers += [Answer(**answer) for answer in self._reply("fails on a batch")["answers"]]
         return answers
 
@@ -176,7 +174,7 @@ class Sandbox:
         Raises:
             ArchiveError: for a handler without the project's stages.
         """
-        self._send({"do": "pictures", "memory": memory}, pictures)
+        self._send("pictures", bodies=list(pictures), memory=memory)
         return self._reply("cannot be timed")
 
     def time_stages(self, batch: int, repeats: int, seconds: float) -> dict[str, list[float]]:
@@ -194,16 +192,16 @@ class Sandbox:
             OutOfMemory: when it does not fit. ArchiveError: when the handler fails otherwise. Undetermined: when
                 its process ends or hangs.
         """
-        self._send({"do": "stages", "batch": batch, "repeats": repeats, "seconds": seconds})
+        self._send("stages", batch=batch, repeats=repeats, seconds=seconds)
         samples: dict[str, list[float]] = self._timed(f"fails on a batch of {batch}")["samples"]
         return samples
 
     def time_batches(self, batch_sizes: Sequence[int], seconds: float, lone: int) -> Iterator[dict[str, Any]]:
-        """Time decoding and the forward pass at each batch size, for so many seconds in all.
+        """Time decoding and the forward pass at each batch size.
 
         Args:
             batch_sizes: in this order.
-            seconds: after which the larger ones are left out.
+            seconds: for all of them; larger sizes are left out after that.
             lone: threads of a picture that comes alone, for which a worker may hold a second model.
 
         Yields:
@@ -213,101 +211,77 @@ class Sandbox:
         Raises:
             As `time_stages`.
         """
-        command = {"do": "batches", "batch_sizes": list(batch_sizes), "seconds": seconds, "lone": lone}
-        self._send(command)
+        self._send("batches", batch_sizes=list(batch_sizes), seconds=seconds, lone=lone)
         while not (reply := self._timed("fails on a batch")).get("end"):
             yield reply
 
     def close(self) -> None:
         """End the process, at once and with all it started; what it unpacked is removed."""
         if self._process is not None:
+            self._commands.close()
+            self._replies.close()
             processes.end_group(self._process)
             self._process = None
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def log(self) -> str:
-        """Return the end of what the worker wrote to its log."""
-        path = self._scratch / "log"
-        return path.read_text(encoding="utf-8", errors="replace")[-_TAIL:] if path.exists() else ""
 
     def _start(self) -> None:
         options = ["-I", "-S", "-X", "utf8", *(["-B"] if sys.dont_write_bytecode else [])]
         worker = Path(__file__).resolve().with_name("sandbox_worker.py")
         command = [sys.executable, *options, str(worker)]
         self._process = processes.start_group(command, self._scratch / "log", self._scratch, self._environment)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._commands = Connection(os.dup(self._process.stdin.fileno()), readable=False)
+        self._replies = Connection(os.dup(self._process.stdout.fileno()), writable=False)
 
-    def _send(self, command: dict[str, Any], bodies: Sequence[bytes] = ()) -> None:
-        stream = self._running().stdin
-        assert stream is not None
+    def _send(self, command: str, **arguments: Any) -> None:
         try:
-            stream.write(json.dumps({**command, "sizes": [len(body) for body in bodies]}).encode() + b"\n")
-            for body in bodies:
-                stream.write(body)
-            stream.flush()
+            self._commands.send({"do": command, **arguments})
         except BrokenPipeError:
-            return  # it ended, which the reply says
+            return  # The process ended, which the reply says.
 
     def _timed(self, what: str) -> dict[str, Any]:
-        """Return a measurement's reply; a process that ends otherwise than for lack of memory decides nothing."""
+        """Return a measurement's reply; when the process ends for another reason than memory, nothing was measured."""
+        return self._reply(what, fix="allow a smaller largest batch with --most", ended=Undetermined)
+
+    def _reply(
+        self,
+        what: str,
+        seconds: float | None = None,
+        fix: str = "look for an endless loop",
+        ended: type[BeelineError] = ArchiveError,
+    ) -> dict[str, Any]:
+        seconds = seconds or self._batch_seconds
+        if not self._replies.poll(seconds):
+            raise Undetermined(f"the handler of {self.mar} gave no reply within {seconds:g} s; {fix}")
         try:
-            return self._reply(what, fix="allow a smaller largest batch with --most")
-        except _Ended as error:
-            raise Undetermined(str(error)) from error.__cause__
-
-    def _reply(self, what: str, seconds: float | None = None, fix: str = "look for an endless loop") -> dict[str, Any]:
-        process = self._running()
-        line = self._read_line(process, seconds or self._seconds[1], fix)
-        if not line:
-            raise self._died(process, what)
-        reply: dict[str, Any] = json.loads(line)
+            reply: dict[str, Any] = json.loads(self._replies.recv_bytes())
+        except (EOFError, OSError):
+            raise self._died(what, ended) from WorkerTraceback(self._log() or "the worker wrote nothing")
         if "error" in reply:
-            raise self._failed(reply, what)
+            raise self._failed(reply, what) from WorkerTraceback(reply["traceback"])
         return reply
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise ArchiveError(f"the sandbox of {self.mar} is closed; use it inside its `with` block")
-        return self._process
-
-    def _read_line(self, process: subprocess.Popen[bytes], seconds: float, fix: str) -> bytes:
-        """Return the next line of the worker's replies; nothing when it died or takes too long."""
-        assert process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise Undetermined(f"the handler of {self.mar} gave no reply within {seconds:g} s; {fix}")
-            piece = os.read(process.stdout.fileno(), 1 << 16)
-            if not piece:
-                return b""
-            self._buffer += piece
-        line, _, rest = bytes(self._buffer).partition(b"\n")
-        self._buffer = bytearray(rest)
-        return line
 
     def _failed(self, reply: dict[str, Any], what: str) -> ArchiveError:
         message = " ".join(str(reply["message"]).split())
-        told = message if reply["ours"] else f"{reply['error']}: {message[:300]}"
+        why = message if reply["ours"] else f"{reply['error']}: {message[:300]}"
         hint = ""
         if reply["error"] == "ModuleNotFoundError":
             hint = f"; a worker has {', '.join(WORKER_PACKAGES)} and what is in the archive"
         kind = OutOfMemory if reply["memory"] else ArchiveError
-        error = kind(f"the handler of {self.mar} {what}: {told}{hint}")
-        error.__cause__ = WorkerTraceback(reply["traceback"])
-        return error
+        return kind(f"the handler of {self.mar} {what}: {why}{hint}")
 
-    def _died(self, process: subprocess.Popen[bytes], what: str) -> ArchiveError:
-        code = process.wait()
-        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        # Nobody else ends a worker with SIGKILL than the kernel that ran out of memory.
-        kind = OutOfMemory if code == -signal.SIGKILL else _Ended
-        error = kind(f"the handler of {self.mar} {what}: its process ended with {ended}; run it with --debug")
-        error.__cause__ = WorkerTraceback(self.log() or "the worker wrote nothing")
-        return error
+    def _died(self, what: str, ended: type[BeelineError]) -> BeelineError:
+        assert self._process is not None
+        code = self._process.wait()
+        end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        # Only the kernel, out of memory, ends a worker with SIGKILL.
+        kind = OutOfMemory if code == -signal.SIGKILL else ended
+        return kind(f"the handler of {self.mar} {what}: its process ended with {end}; run it with --debug")
 
-
-class _Ended(ArchiveError):
-    """The process ended by itself, or somebody ended it."""
+    def _log(self) -> str:
+        """Return the end of what the worker wrote to stderr."""
+        return (self._scratch / "log").read_text(encoding="utf-8", errors="replace")[-_TAIL:]
 
 
 def package_folders() -> list[str]:
@@ -325,14 +299,17 @@ def hidden_packages(runtime: Iterable[str] = ()) -> list[str]:
     installed = owners()
     # Some runtimes come in several distributions, as onnxruntime and onnxruntime-gpu.
     needed = (owner for name in runtime for owner in installed.get(name, {name}))
-    allowed = _with_requirements((*WORKER_PACKAGES, *_IN_PLACE, *needed))
+    allowed = _with_requirements((*WORKER_PACKAGES, *_PILLOW_SIMD, *needed))
     return sorted(
-        name for name, brought in installed.items() if not any(_normal(owner) in allowed for owner in brought)
+        name for name, owned_by in installed.items() if not any(_normal(each) in allowed for each in owned_by)
     )
 
 
 def owners() -> dict[str, set[str]]:
-    """Return which distributions bring each top-level import; Python 3.10's own answer leaves out most wheels."""
+    """Return which distributions bring each top-level import.
+
+    `importlib.metadata.packages_distributions` of Python 3.10 leaves out most wheels.
+    """
     names: dict[str, set[str]] = {}
     for distribution in metadata.distributions():
         declared = set((distribution.read_text("top_level.txt") or "").split())
@@ -368,8 +345,16 @@ def _normal(name: str) -> str:
 
 
 def _runtime(folder: Path) -> tuple[str, ...]:
-    """Return the distributions that an unpacked archive's engine and decoding are; of somebody else's, none."""
+    """Return the packages that the archive's engine and decoding need; none for archives that others built."""
     if not (folder / FILE_NAME).is_file():
         return ()
     spec = ModelSpec.load(folder)
     return (runtime(spec.engine), *(("torchvision",) if spec.geometry.decoding == "cuda" else ()))
+
+
+def _torchserve_context() -> Path:
+    """Return the file of TorchServe's context class, which imports nothing but the standard library."""
+    package = importlib.util.find_spec("ts")
+    if package is None or package.origin is None:
+        raise Undetermined("TorchServe, whose context the handler gets, is not installed here; run `make setup`")
+    return Path(package.origin).with_name("context.py")

@@ -1,15 +1,13 @@
-"""The clean process of a sandbox: loads a model folder's handler as a server does, answers batches and times them.
+"""The clean process of a sandbox: it loads a model folder's handler as a server does, answers batches and times them.
 
-Run by path, with `-I -S` (see `archive.sandbox`), so that nothing of this repository can be imported; hence the
-standard library only, and `beeline` is the archive's own. It reads one JSON line a command from stdin, each
-followed by the bytes it announces, and writes one or more JSON lines a reply to the descriptor that stdout was;
-stdout itself becomes stderr, since handlers print.
+`archive.sandbox` runs it by path with `-I -S`: nothing of this repository can be imported, `beeline` is the archive's
+own. Commands come through the pipe of stdin, pickled; replies go to that of stdout as JSON. What handlers print goes
+to stderr.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import json
 import logging
@@ -22,83 +20,78 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# No import: the folder of this file is not on the path.
-CONTEXTS = runpy.run_path(str(Path(__file__).with_name("sandbox_context.py")))["CONTEXTS"]
+VERSION = "fake, by beeline archive"
 # The first calls at a new batch size choose kernels and grow the heap.
 _WARM_UP = 2
 _LEAST_REPEATS = 3
 # More repeats than this add nothing to a line through six points.
 _MOST_REPEATS = 5
-# How PyTorch, cuBLAS and C++ say it where they have no class for it.
+# The words of PyTorch, cuBLAS and C++ where they have no class for it.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
 
 
 def main() -> None:
     """Serve commands until stdin ends."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    commands, replies = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
     os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-
-    def tell(values: dict[str, Any]) -> None:
-        replies.write(json.dumps(values) + "\n")
-        replies.flush()
-
     worker = Worker()
-    while line := sys.stdin.buffer.readline():
-        command = json.loads(line)
-        bodies = [sys.stdin.buffer.read(size) for size in command.pop("sizes")]
+    while True:
         try:
-            for reply in getattr(worker, command.pop("do"))(bodies, **command):
-                tell(reply)
+            command = commands.recv()
+        except EOFError:
+            return
+        try:
+            for reply in getattr(worker, command.pop("do"))(**command):
+                replies.send_bytes(json.dumps(reply).encode())
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises, SystemExit too, is the reply
-            tell(
-                {
-                    "error": type(error).__name__,
-                    "message": str(error),
-                    "traceback": traceback.format_exc(),
-                    # An error of ours has its own sentence.
-                    "ours": any(base.__name__ == "BeelineError" for base in type(error).__mro__),
-                    "memory": out_of_memory(error),
-                }
-            )
+            failure = {
+                "error": type(error).__name__,
+                "message": str(error),
+                "traceback": traceback.format_exc(),
+                # Our own errors are whole sentences.
+                "ours": any(base.__name__ == "BeelineError" for base in type(error).__mro__),
+                "memory": out_of_memory(error),
+            }
+            replies.send_bytes(json.dumps(failure).encode())
+
+
+class Metrics:
+    """Ignores what a handler reports; it has the methods that both servers' metrics have."""
+
+    request_ids: dict[int, str] | None = None
+
+    def add_counter(self, *values: object, **options: object) -> None:
+        """Ignore the values."""
+
+    add_time = add_size = add_percent = add_error = add_counter
 
 
 class Worker:
     """One loaded handler with its context; each public method is a command and yields its replies."""
 
     def load(
-        self,
-        bodies: list[bytes],
-        folder: str,
-        server: str,
-        batch_size: int,
-        packages: list[str],
-        hidden: list[str],
-        rooms: list[str],
+        self, folder: str, server: str, batch_size: int, context: str, packages: list[str], hidden: list[str]
     ) -> Iterator[dict[str, Any]]:
         """Import the handler module, find its one class and initialise it.
 
         Args:
-            bodies: none.
             folder: the unpacked archive.
             server: whose context the handler gets.
-            batch_size: what that says.
+            batch_size: what the context says.
+            context: the file of TorchServe's own context.
             packages: folders to import from.
             hidden: top-level names that no worker has.
-            rooms: names of this repository, which must not be there.
         """
         started = time.perf_counter()
+        # The servers put nothing else on the path, so an import that the archive lacks must fail here.
         sys.path[:] = [folder, *sys.path, *packages]
         _hide(frozenset(hidden), frozenset(packages))
         os.chdir(folder)
-        # TorchServe and Multi Model Server put nothing else on the path: what the archive lacks must fail here.
-        for room in rooms:
-            spec = importlib.util.find_spec(room)
-            if spec is not None and not str(spec.origin or "").startswith(folder):
-                raise ImportError(f"{room} of this repository is on the clean worker's path ({spec.origin})")
         manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text(encoding="utf-8"))
         model = manifest["model"]
         module = importlib.import_module(Path(model["handler"].partition(":")[0]).stem)
@@ -109,7 +102,7 @@ class Worker:
             names = ", ".join(each.__name__ for each in classes) or "none"
             raise ValueError(f"{model['handler']} defines the classes {names}; both servers want exactly one")
         self.folder = Path(folder)
-        self.context = CONTEXTS[server](model["modelName"], folder, manifest, batch_size, None)
+        self.context, self.request = context_of(server, context, model["modelName"], folder, manifest, batch_size)
         self.handler = classes[0]()
         self.handler.initialize(self.context)
         self.load_seconds = time.perf_counter() - started
@@ -118,7 +111,7 @@ class Worker:
 
     def predict(self, bodies: list[bytes], headers: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
         """Answer one batch: a body and headers a request."""
-        self.context.begin_batch(headers)
+        self._begin(headers)
         answers = self.handler.handle(_rows(bodies), self.context)
         if not isinstance(answers, list) or len(answers) != len(bodies):
             got = f"{len(answers)} answers" if isinstance(answers, list) else f"a {type(answers).__name__}"
@@ -142,8 +135,8 @@ class Worker:
         if not all(callable(getattr(self.handler, stage, None)) for stage in ("preprocess", "inference", "handle")):
             raise ValueError(f"{name} is no VisionHandler, whose stages are timed one by one")
         if memory is not None and self.handler.engine.choice["device"].value == "cpu":
-            # Private memory that can be written, which is what a batch takes; a refused allocation is an
-            # exception, too little memory in the machine is the end of some process.
+            # A batch takes private, writable memory. A refused allocation is an exception; without the limit the
+            # kernel would end some process.
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         errors = [getattr(row, "error", None) for row in self.handler.preprocess(_rows(bodies)).rows]
         refused = next((str(error) for error in errors if error is not None), None)
@@ -154,18 +147,8 @@ class Worker:
         spec = self.handler.spec
         yield {"model": spec.name, "version": spec.version, "classes": len(spec.labels), "refused": refused}
 
-    def stages(self, bodies: list[bytes], batch: int, repeats: int, seconds: float) -> Iterator[dict[str, Any]]:
-        """Time each stage at one batch size.
-
-        Args:
-            bodies: none; those of `pictures` are timed.
-            batch: pictures of a batch.
-            repeats: samples of a stage.
-            seconds: after which three of them are enough.
-
-        Yields:
-            `samples`: by stage, each sample the mean milliseconds of a batch over one pass of the pictures.
-        """
+    def stages(self, batch: int, repeats: int, seconds: float) -> Iterator[dict[str, Any]]:
+        """Time each stage at one batch size; see `Sandbox.time_stages`."""
         stages = self._stages(batch)
         for stage in stages.values():
             for call in range(_WARM_UP):
@@ -181,20 +164,8 @@ class Worker:
                 samples[name].append(1000 * sum(stage(call) for call in range(calls)) / calls)
         yield {"samples": samples}
 
-    def batches(
-        self, bodies: list[bytes], batch_sizes: list[int], seconds: float, lone: int
-    ) -> Iterator[dict[str, Any]]:
-        """Time decoding and the forward pass by batch size, and tell what this process takes.
-
-        Args:
-            bodies: none; those of `pictures` are timed.
-            batch_sizes: in this order, until time is up.
-            seconds: how long.
-            lone: threads for a picture that comes alone, for which a worker on OpenVINO holds a second model.
-
-        Yields:
-            `batch` and its median `ms`, a size at a time; then `cost`, the last one of which counts; then `end`.
-        """
+    def batches(self, batch_sizes: list[int], seconds: float, lone: int) -> Iterator[dict[str, Any]]:
+        """Time decoding and the forward pass by batch size; see `Sandbox.time_batches`. The last reply is `end`."""
         start = time.perf_counter()
         for call in range(_WARM_UP):
             self._decoded(_rows(self._batch(2, call)))
@@ -207,7 +178,7 @@ class Worker:
                 break
         yield {"cost": self._cost(self.load_seconds)}
         engine = self.handler.engine
-        # After the measurements: a batch of one is timed with the threads of every other.
+        # Last, so that batches of one were timed with the same threads as the others.
         if self.handler.spec.engine == "openvino" and lone > int(engine.choice["threads"].value):
             start = time.perf_counter()
             second = type(engine)(self.folder, self.handler.spec, threads=lone)
@@ -215,8 +186,16 @@ class Worker:
             yield {"cost": self._cost(self.load_seconds + seconds), "threads": second.choice["threads"].value}
         yield {"end": True}
 
+    def _begin(self, headers: list[dict[str, str]]) -> None:
+        """Put a batch's requests into the context, as the servers do before they call the handler."""
+        self.context.request_processor = [self.request(dict(header)) for header in headers]
+        self.context.request_ids = {index: f"fake-{index}" for index in range(len(headers))}
+        # Multi Model Server's context gets its metrics with the first batch.
+        self.context.metrics = self.context.metrics or Metrics()
+        self.context.metrics.request_ids = self.context.request_ids
+
     def _cost(self, seconds: float) -> dict[str, Any]:
-        """Return what a worker takes that loaded in so many seconds: its memory, and on a CUDA device that one's."""
+        """Return what a worker takes that loaded in so many seconds: memory, and memory of a CUDA device."""
         import psutil
         import torch  # TorchServe's workers import it, whatever their engine is.
 
@@ -224,11 +203,12 @@ class Worker:
         if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return cost
         free, total = torch.cuda.mem_get_info()
-        # The context itself, which PyTorch does not count; and the largest picture, in bytes and in floats.
-        besides = 600 << 20
+        # PyTorch counts neither the context nor the largest picture, in bytes and in floats.
+        uncounted = 600 << 20
         if self.handler.spec.geometry.decoding == "cuda":
-            besides += 15 * self.handler.limits.max_pixels
-        return {**cost, "device_memory": torch.cuda.max_memory_reserved() + besides, "device_free": min(free, total)}
+            uncounted += 15 * self.handler.limits.max_pixels
+        reserved = torch.cuda.max_memory_reserved()
+        return {**cost, "device_memory": reserved + uncounted, "device_free": min(free, total)}
 
     def _batch(self, size: int, call: int) -> list[bytes]:
         return [self.bodies[(call * size + index) % len(self.bodies)] for index in range(size)]
@@ -237,7 +217,7 @@ class Worker:
         self.handler.inference(self.handler.preprocess(rows))
 
     def _stages(self, batch: int) -> dict[str, Callable[[int], float]]:
-        """Return each stage as a function of the number of the call, which returns the seconds it took."""
+        """Return each stage as a function that takes the number of the call and returns its seconds."""
         handler = self.handler
         calls = max(1, len(self.bodies) // batch)
         pictures = [self._batch(batch, call) for call in range(calls)]
@@ -246,7 +226,7 @@ class Worker:
         placed = [place(each.stack()) for each in batches]
 
         def handle(call: int) -> float:
-            self.context.begin_batch([{}] * batch)
+            self._begin([{}] * batch)
             seconds = _timed(lambda rows: handler.handle(rows, self.context), _rows(pictures[call % calls]))
             if self.failures:
                 raise self.failures[0]
@@ -263,7 +243,7 @@ class Worker:
         }
 
     def _remembering(self, stage: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep what a stage raises: the handler answers each request alone then, which is another measurement."""
+        """Keep what a stage raises: after an error the handler answers each request alone, which must not be timed."""
 
         def run(value: Any) -> Any:
             try:
@@ -273,6 +253,23 @@ class Worker:
                 raise
 
         return run
+
+
+def context_of(
+    server: str, code: str, model: str, folder: str, manifest: dict[str, Any], batch_size: int
+) -> tuple[Any, Callable[[dict[str, Any]], Any]]:
+    """Return the server's context for one model, and what makes a request of its headers.
+
+    TorchServe's context is read from its own file. Multi Model Server's has the same methods and fewer attributes.
+    """
+    names = runpy.run_path(code)
+    context = names["Context"](
+        model, folder, manifest, batch_size, None, VERSION, metrics=Metrics(), model_yaml_config={}
+    )
+    if server == "mms":
+        context.metrics = None
+        del context.model_yaml_config, context.stopping_criteria, context.system_properties["limit_max_image_pixels"]
+    return context, names["RequestProcessor"]
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -294,7 +291,7 @@ def forward_of(engine: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]
     def forward(pixels: Any) -> None:
         # The engine's own `forward` copies there and back.
         engine.on_device(pixels)
-        # Kernels are only queued by the call.
+        # The call only queues kernels.
         torch.cuda.synchronize(device)
 
     return forward, lambda pixels: torch.from_numpy(pixels).to(device)
@@ -311,9 +308,9 @@ def _timed(work: Callable[[Any], Any], value: Any) -> float:
 
 
 def _hide(names: frozenset[str], folders: frozenset[str]) -> None:
-    """Make installed packages that no worker has look as if they were not there.
+    """Make installed packages that no worker has look as if they were not installed.
 
-    Only where packages are installed: setuptools, which PyTorch's compiler imports, brings some of the same names.
+    Only in the folders of packages: setuptools, which PyTorch's compiler imports, brings some of the same names.
     """
 
     class WorkerPathFinder(PathFinder):

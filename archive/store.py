@@ -18,7 +18,7 @@ from host.files import SHORT, locked, sha256, write_json
 STORE = ROOT / "model_store"
 INDEX = "index.json"
 _SCHEMA = 1
-# TorchServe separates archives by commas in a value that ends at a space.
+# TorchServe takes a list of archives that are separated by commas and end at a space.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -26,8 +26,8 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 class Entry:
     """What the index says of one archive.
 
-    `measured` is what each engine and precision took where they were compared to choose one, in milliseconds a
-    picture, or why it was refused. It is here and not in the archive, whose bytes depend on the choice alone.
+    Where engines and precisions were compared to choose one, `measured` holds the milliseconds a picture of each, or
+    why it was refused. It is not in the archive, since times would change its bytes.
     """
 
     sha256: str
@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listed:
-    """One archive of the store and its state: `ok`, `changed`, `missing` or `unlisted`, with the reason."""
+    """One archive of the store with its state, `ok`, `changed`, `missing` or `unlisted`, and the reason."""
 
     file: str
     state: str
@@ -52,7 +52,7 @@ def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False)
     """Return the archives named by `wanted`, else every one in `store`.
 
     Args:
-        store: a folder of `.mar` files, with `index.json` beside them or without.
+        store: a folder of `.mar` files, with or without an `index.json`.
         wanted: each a file name in the store with or without `.mar`, or the path of a `.mar` anywhere.
         listed: whether the index must list each with its sha256.
 
@@ -65,7 +65,7 @@ def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False)
         raise ArchiveError(f"{store} holds no archive; build one with `beeline archive build`, or name another --store")
     for path in paths:
         if not _FILE_NAME.fullmatch(path.name):
-            raise ArchiveError(f"{path} cannot be served under that name; use letters, digits, '.', '_' and '-' only")
+            raise ArchiveError(f"{path} cannot be served under that name; use only letters, digits, '.', '_' and '-'")
     archives = tuple(mar.read(path) for path in paths)
     seen: dict[tuple[str, str], Path] = {}
     for archive in archives:
@@ -80,7 +80,7 @@ def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False)
 
 
 def locate(given: Path, store: Path = STORE) -> Path:
-    """Return the path of an archive given by its path, or by its name in the store; it need not be there."""
+    """Return the path of an archive given by its path, or by its name in the store; it need not exist."""
     named = store / (given.name if given.suffix == ".mar" else f"{given.name}.mar")
     return named if not given.exists() and len(given.parts) == 1 and named.exists() else given
 
@@ -103,13 +103,28 @@ def read_index(store: Path) -> dict[str, Entry]:
 
 
 def expected_sha256(path: Path) -> str | None:
-    """Return what the index beside an archive says of it; None when it is not listed.
+    """Return the sha256 of an archive in the index of its folder; None when it is not listed.
 
     Raises:
         ArchiveError: when the index cannot be read.
     """
     expected: str | None = _entries(path.parent).get(path.name, {}).get("sha256")
     return expected
+
+
+def changed(path: Path) -> str | None:
+    """Return why an archive is not the one that the index lists, None where it is, or is not listed.
+
+    Raises:
+        ArchiveError: when the index cannot be read.
+    """
+    expected = expected_sha256(path)
+    if expected is None or (actual := sha256(path)) == expected:
+        return None
+    return (
+        f"has sha256 {actual[:SHORT]}, {INDEX} says {str(expected)[:SHORT]}; it was changed after it was built: build "
+        "it again with `beeline archive build`"
+    )
 
 
 def put(store: Path, draft: Path, file: str, entry: Entry) -> None:
@@ -136,7 +151,18 @@ def listing(store: Path) -> list[Listed]:
         raise ArchiveError(f"the store {store} is missing; build an archive, or name another --store")
     index = read_index(store)
     files = {path.name for path in store.glob("*.mar")}
-    return [_listed(store / name, index.get(name), name in files) for name in sorted(files | set(index))]
+    found = []
+    for name in sorted(files | set(index)):
+        if name not in index:
+            state, reason = "unlisted", "the index does not list it; `beeline archive verify` checks it"
+        elif name not in files:
+            state, reason = "missing", "the index lists it but the file is gone; build it again"
+        elif difference := changed(store / name):
+            state, reason = "changed", difference
+        else:
+            state, reason = "ok", "as it was built"
+        found.append(Listed(name, state, reason, index.get(name)))
+    return found
 
 
 def _entries(store: Path) -> dict[str, dict[str, Any]]:
@@ -170,33 +196,14 @@ def _path(store: Path, name: str) -> Path:
 
 
 def _check(path: Path, listed: bool) -> None:
-    """Compare with the index beside the archive, or, where that does not list it, with the archive's own record."""
-    expected = expected_sha256(path)
-    if expected is not None:
-        actual = sha256(path)
-        if actual != expected:
-            raise ArchiveError(
-                f"{path} has sha256 {actual[:SHORT]}, {INDEX} says {str(expected)[:SHORT]}; "
-                "it was changed after it was built: build it again with `beeline archive build`"
-            )
-    elif listed:
+    """Compare an archive with the index in its folder, or, where that does not list it, with its own record."""
+    if reason := changed(path):
+        raise ArchiveError(f"{path} {reason}")
+    if expected_sha256(path) is not None:
+        return
+    if listed:
         raise ArchiveError(
-            f"{path} is not in the {INDEX} beside it, and only archives that it lists with their sha256 are served "
+            f"{path} is not in the {INDEX} of its folder, and only archives that it lists with their sha256 are served "
             "here; build it into this store with `beeline archive build`"
         )
-    else:
-        mar.check_record(path)
-
-
-def _listed(path: Path, entry: Entry | None, there: bool) -> Listed:
-    if entry is None:
-        return Listed(
-            path.name, "unlisted", "the index does not know it; `beeline archive verify` says what it is", None
-        )
-    if not there:
-        return Listed(path.name, "missing", "the index lists it but the file is gone; build it again", entry)
-    actual = sha256(path)
-    if actual != entry.sha256:
-        reason = f"sha256 {actual[:SHORT]}, the index says {entry.sha256[:SHORT]}; build it again"
-        return Listed(path.name, "changed", reason, entry)
-    return Listed(path.name, "ok", "as it was built", entry)
+    mar.check_record(path)

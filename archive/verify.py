@@ -15,12 +15,12 @@ from archive.sandbox import Sandbox
 from beeline.answer import Answer
 from beeline.errors import ArchiveError
 from beeline.spec import GOLDEN, ModelSpec
-from host.files import SHORT, sha256
+from host.files import sha256
 
 
 @dataclass(frozen=True)
 class Verified:
-    """An archive that holds: what it is, how many golden pictures agreed, and on which device and how fast."""
+    """A verified archive: its model, how many golden pictures agreed, the engine's choices and the seconds it took."""
 
     mar: Path
     sha256: str
@@ -48,45 +48,41 @@ class Verified:
 
 
 def verify(mar: Path, server: str = "torchserve") -> Verified:
-    """Check an archive from its zip headers to its answers; the first thing that does not hold ends it.
+    """Check an archive from its zip headers to its answers, and stop at the first thing that does not hold.
 
-    The order is: safe to unpack, as the store's index says, every file as its record says, and then
-    loaded in a clean process as `server` loads it, which replays the golden pictures on the engine; last
-    they are sent through the handler as requests.
+    First the archive is safe to unpack, every file is as its record says, and the file is as the store's index says.
+    Then a clean process loads it as `server` does, which replays the golden pictures on the engine. Last, the golden
+    pictures are sent through the handler as requests.
 
     Raises:
         ArchiveError: one sentence naming the first thing that differs, with what was expected.
         Undetermined: when the handler gives no reply.
     """
     start = time.perf_counter()
-    held = reader.check(mar)
+    contents = reader.check(mar)
     digest = sha256(mar)
-    listed = store.expected_sha256(mar)
-    if listed not in (None, digest):
-        raise ArchiveError(
-            f"{mar} has sha256 {digest[:SHORT]}, {store.INDEX} says {str(listed)[:SHORT]}; it was replaced since: "
-            "build it again"
-        )
+    if reason := store.changed(mar):
+        raise ArchiveError(f"{mar} {reason}")
     with tempfile.TemporaryDirectory(prefix="beeline-verify-") as scratch:
         folder = Path(scratch)
         reader.unpack(mar, folder)
-        names = [str(picture["file"]) for picture in held.pictures]
+        names = [str(picture["file"]) for picture in contents.pictures]
         with Sandbox(folder, server=server) as sandbox:
             answers = sandbox.predict([(folder / GOLDEN / name).read_bytes() for name in names])
-    for picture, answer in zip(held.pictures, answers, strict=True):
-        _compare(mar, held, picture, answer)
+    for picture, answer in zip(contents.pictures, answers, strict=True):
+        _compare(mar, contents, picture, answer)
     seconds = time.perf_counter() - start
-    return Verified(mar, digest, held.spec, server, len(names), sandbox.choice, sandbox.load_time, seconds)
+    return Verified(mar, digest, contents.spec, server, len(names), sandbox.choice, sandbox.load_time, seconds)
 
 
-def _compare(mar: Path, held: reader.Contents, picture: dict[str, Any], answer: Answer) -> None:
-    """Compare the handler's answer with the expected one; a handler of the user's may answer in its own form."""
+def _compare(mar: Path, contents: reader.Contents, picture: dict[str, Any], answer: Answer) -> None:
+    """Compare the handler's answer with the expected one; a user's handler may answer in a form of its own."""
     name = f"{GOLDEN}/{picture['file']}"
     if answer.status != 200:
         raise ArchiveError(
             f"{mar}: {name} is answered {answer.status} ({answer.body[:200]}), expected 200; build it again"
         )
-    if held.handler != reader.HANDLER:
+    if contents.handler != reader.HANDLER:
         return
     got = answer.json()
     expected: Sequence[tuple[str, float]] = picture["top"]
@@ -97,9 +93,9 @@ def _compare(mar: Path, held: reader.Contents, picture: dict[str, Any], answer: 
             f"{mar}: {name} is answered {found[0]!r} ({found[1]:.3f}), expected {best!r} ({probability:.3f}); "
             "build it again"
         )
-    for label, wanted in expected:
-        if label in got and abs(got[label] - wanted) > held.spec.tolerance:
+    for label, probability in expected:
+        if label in got and abs(got[label] - probability) > contents.spec.tolerance:
             raise ArchiveError(
-                f"{mar}: {name} gives {label!r} {got[label]:.3f}, expected {wanted:.3f} within {held.spec.tolerance}; "
-                "build it again"
+                f"{mar}: {name} gives {label!r} {got[label]:.3f}, expected {probability:.3f} within "
+                f"{contents.spec.tolerance}; build it again"
             )

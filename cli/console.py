@@ -1,4 +1,4 @@
-"""How every command speaks: plain lines, one JSON object, one sentence for an error, an exit code."""
+"""The output of every command: plain lines, one JSON object, one sentence for an error, an exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-# Progress and talk go to stderr, results to stdout: `beeline ... --json | jq` always works.
+# Progress goes to stderr and results to stdout, so that `beeline ... --json | jq` always works.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -28,5 +28,5 @@ def result(values: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def fail(code: int = 1) -> NoReturn:
-    """End the command with an exit code, after its result is out: the thing asked for does not hold."""
+    """End the command with an exit code after it has printed its result. 1: what was asked for does not hold."""
     raise typer.Exit(code)

@@ -1,8 +1,8 @@
 """`beeline quickstart`, which is `make serve`: every stage from pictures to a running server.
 
 A stage whose input has not changed is skipped: training by the fingerprint of configuration, pictures,
-weights and code, the archive by the digests of everything that goes into it. Training and building run
-as commands of their own, so that the process that stays in the foreground holds no PyTorch.
+weights and code, the archive by the digests of its parts. Training and building run as separate commands,
+so that the process that stays in the foreground does not load PyTorch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from serve.addresses import Ports
 
 SAMPLES = ROOT / ".beeline" / "samples"
+# A copy of one of them, under a name that does not depend on labels or format.
+SAMPLE = ROOT / ".beeline" / "sample"
 
 
 def quickstart(
@@ -51,7 +53,7 @@ def quickstart(
     named = [f"--data={data}" if data else "", f"--weights={weights}" if weights else ""]
     with signals.as_exceptions():
         try:
-            # Hours of training must not end in "port 8080 is taken".
+            # Check now, so that hours of training do not end with "port 8080 is taken".
             asked = Ports(port, management_port)
             _check_ports(asked, server)
             trained, _ = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
@@ -78,7 +80,7 @@ def quickstart(
 
 
 def _stage(*words: str) -> tuple[dict[str, Any], float]:
-    """Run one of our own commands, its progress on our stderr, and return its JSON and its seconds."""
+    """Run another `beeline` command with its progress on stderr; return its JSON and its seconds."""
     from host import processes
 
     say(f"\n$ beeline {' '.join(words)}")
@@ -96,7 +98,7 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
         _stop(process)
         raise
     if process.returncode:
-        # The command has already said what, its value and the fix.
+        # The command has already printed its error.
         kind = BeelineError if process.returncode == 1 else Undetermined
         raise kind(f"`beeline {' '.join(words)}` failed with exit code {process.returncode}; its reason is above")
     values: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -104,7 +106,7 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End a command that a terminal's Ctrl-C may have reached already: give it time to clean up after itself."""
+    """End a command that a terminal's Ctrl-C may have reached already; give it time to clean up."""
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
@@ -115,8 +117,8 @@ def _stop(process: subprocess.Popen[str]) -> None:
 def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
     """Copy one validation picture a label to a short name for curl; return the last label's.
 
-    The first of a few that is answered with its own label, so that the first answer a newcomer sees is
-    no mistake; `beeline evaluate` is where mistakes are counted.
+    It takes the first of a few pictures that is answered with its own label, so that the first answer a newcomer
+    sees is right; `beeline evaluate` counts mistakes.
     """
     from serve.client import InferenceClient
 
@@ -130,11 +132,12 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
             chosen = next(right, paths[0])
             sample = SAMPLES / f"{label}{chosen.suffix.lower()}"
             shutil.copyfile(chosen, sample)
+    shutil.copyfile(sample, SAMPLE)
     return sample
 
 
 def _check_ports(asked: Ports, server: str) -> None:
-    """Raise now if a port is taken, rather than after minutes of training."""
+    """Raise now if a port is taken, not after minutes of training."""
     from serve import addresses, properties, servers
     from serve.gateway.nginx import choose
 
@@ -145,7 +148,7 @@ def _check_ports(asked: Ports, server: str) -> None:
 
 
 def _trained(values: dict[str, Any]) -> dict[str, str]:
-    """Say what came of each of training's own stages."""
+    """Return the result of each stage of training, as one line."""
     how = "unchanged" if values["reused"] else f"{values['seconds']:.0f} s of it in the epochs"
     return {
         "data": f"{values['data']}, labels {', '.join(values['labels'][:5])}; starting from {values['weights']}",

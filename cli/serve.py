@@ -42,7 +42,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready and leave it running.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Start a server and wait until it really answers; Ctrl-C stops everything it started."""
+    """Start a server and wait until it answers; Ctrl-C stops everything it started."""
     import os
 
     from archive.inspect import card
@@ -106,7 +106,7 @@ def gateway(
     page_port: Annotated[int | None, typer.Option(help="A second port for page and API.")] = None,
     show_logs: ShowLogs = None,
 ) -> None:
-    """Stand before several running servers: they share the load, one that is not ready is left out."""
+    """Balance the load of several running servers; a server that is not ready gets no requests."""
     import os
 
     from beeline.errors import ConfigError
@@ -126,7 +126,7 @@ def gateway(
     if backends:
         discover(backends, file, Ports(port, page=page_port), say, _environ(nginx))
     else:
-        # The gateway's own image is without it.
+        # The gateway's own image does not contain it.
         from archive.inspect import card
 
         share(names or [], file, Ports(port, page=page_port), say, lambda mar: card(mar).to_dict(), _environ(nginx))
@@ -138,7 +138,7 @@ def down(
     every: Annotated[bool, typer.Option("--all", help="Every server of this repository.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Stop a server and everything it started, and sweep what a killed one left."""
+    """Stop a server and everything it started; clean up after a killed one."""
     import os
 
     from cli.console import result
@@ -147,18 +147,18 @@ def down(
 
     stopped = stop(state_folder(os.environ), name, every)
     lines = [
-        f"{item.name}: swept {len(item.leftovers)} processes of a dead server"
-        if item.leftovers
-        else f"{item.name}: stopped"
-        for item in stopped
+        f"{stopped_name}: swept {len(leftovers)} processes of a dead server"
+        if leftovers
+        else f"{stopped_name}: stopped"
+        for stopped_name, leftovers in stopped.items()
     ]
-    values = {"stopped": [{"name": item.name, "leftovers": list(item.leftovers)} for item in stopped]}
+    values = {"stopped": [{"name": each, "leftovers": leftovers} for each, leftovers in stopped.items()]}
     result(values, as_json, "\n".join(lines) or "nothing was running")
 
 
 @app.command()
 def status(name: Name = None, as_json: Json = False) -> None:
-    """Show what runs: servers, workers, processes, numbers with their reasons, counts of answers."""
+    """Show running servers: workers, processes, settings with their reasons, numbers of answers."""
     import os
 
     from cli.console import result
@@ -177,7 +177,7 @@ def scale(
     name: Name = None,
     as_json: Json = False,
 ) -> None:
-    """Change a model's number of workers and wait until they are ready; heals a model that was given up."""
+    """Change a model's number of workers and wait until they are ready; revive a model whose workers gave up."""
     import os
     from dataclasses import asdict
 
@@ -226,14 +226,14 @@ def logs(
 
 
 def _environ(nginx: Path | None) -> dict[str, str]:
-    """Return the environment with the nginx that was named."""
+    """Return the environment, with the nginx of the option `--nginx`."""
     import os
 
     return {**os.environ, **({"BEELINE_NGINX": str(nginx)} if nginx is not None else {})}
 
 
 def _show(folder: Path, wanted: str) -> None:
-    """Print logs to stdout as they grow, plainly: a container's engine keeps them."""
+    """Print logs to stdout as they grow, without formatting, for the container engine."""
     import sys
 
     from serve.instance import logs as room

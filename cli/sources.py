@@ -1,4 +1,4 @@
-"""Where answers come from: a run, an archive or a URL, each behind the same call."""
+"""Sources of answers: a run, an archive or a URL, each behind the same call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Predict = Callable[[list[bytes]], "list[Answer]"]
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "model_store"
-# Enough clients at once for the server to make full batches of.
+# Enough concurrent clients for full batches.
 CLIENTS = 16
 
 
@@ -54,9 +54,9 @@ def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
 
 @contextmanager
 def archive_of(source: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """Yield the archive at `source`, or of that name in the store; a run is built into one that is removed after.
+    """Yield the archive at `source`, or of that name in the store. A run is built into a temporary archive.
 
-    So what is measured is always what would ship.
+    So a measurement always uses what would be shipped.
 
     Raises:
         BeelineError: when there is neither.

@@ -17,11 +17,11 @@ _SAMPLES = 5
 def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as model.name=resnet34")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
-    generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, whatever there may be.")] = False,
+    generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, even where others are.")] = False,
     weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
-    reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run of the very same thing.")] = False,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
 ) -> None:
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
@@ -86,6 +86,6 @@ def train(
 
 
 def _quoted(value: object) -> str:
-    """Quote a value for Hydra's grammar, in which paths with spaces or commas mean something else."""
+    """Quote a value for Hydra's grammar, in which spaces and commas have a meaning."""
     text = str(value)
     return text if text.isdigit() else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

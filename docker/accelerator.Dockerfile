@@ -1,11 +1,11 @@
-# The backend for NVIDIA GPUs: TorchServe with PyTorch's CUDA build, a gateway of its own on 8080. It holds no
-# archive: mount model_store. The host needs NVIDIA's driver and its container toolkit, nothing else of CUDA.
+# The backend for NVIDIA GPUs: TorchServe with PyTorch's CUDA build, and its own gateway on 8080. It contains no
+# archive: mount model_store. The host needs only NVIDIA's driver and container toolkit.
 #
 #   docker build -f docker/accelerator.Dockerfile -t beeline-accelerator:0.1.0 .
 #   docker run --gpus all -p 8080:8080 -v "$PWD/model_store:/model_store:ro" beeline-accelerator:0.1.0
 #
-# Another device (AWS Neuron, say) needs three things: its PyTorch in an environment as below, its name among the
-# devices that handlers/beeline/engines chooses from, and its count in host/machine.py. None is written.
+# Another device, such as AWS Neuron, needs three things: its build of PyTorch in an environment as below, its name
+# among the devices in handlers/beeline/engines, and a way to count it in host/machine.py. None of them exists yet.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS environment
@@ -31,10 +31,10 @@ COPY serve serve
 COPY cli cli
 COPY config config
 COPY frontend frontend
-# Whatever the umask of the checkout was.
+# The checkout may have a strict umask.
 RUN chmod -R a+rX /opt/beeline /usr/local/bin && python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
-    # nvidia-smi, which counts the GPUs, CUDA, and nvJPEG's decoder in hardware.
+    # Makes nvidia-smi (which counts the GPUs), CUDA and nvJPEG's hardware decoder available.
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
     BEELINE_SERVER=torchserve \
     BEELINE_STATE=/tmp/beeline \

@@ -1,5 +1,5 @@
-# The CPU backend: a server, an archive, and a gateway of its own on 8080. Two targets: `torchserve`, the last,
-# and `mms`. Nothing of the stage that trains is in either.
+# The CPU backend: a server, an archive, and its own gateway on 8080. Two targets: `torchserve`, the last one, and
+# `mms`. Neither contains anything of the stage that trains.
 #
 #   docker build -f docker/cpu.Dockerfile -t beeline-cpu:0.1.0 .
 #   docker run -p 8080:8080 -e BATCH_SIZE=32 -e WORKERS=2 -e LINGER_MS=10 beeline-cpu:0.1.0
@@ -7,8 +7,8 @@
 # To pin the base: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# ---- The archive: trained here on pictures that are downloaded, or drawn where nothing can be. With pictures of
-# your own build it outside (`make serve`, or the service `archive` of docker-compose.yml) and mount model_store.
+# ---- The archive: trained here on downloaded pictures, or on drawn ones if no download is possible. To use your own
+# pictures, build it outside (`make serve`, or the service `archive` of docker-compose.yml) and mount model_store.
 FROM ${PYTHON_IMAGE} AS archive
 ENV UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 UV_NO_PROGRESS=1 UV_NO_CACHE=1 PATH=/opt/beeline/.venv/bin:$PATH
 WORKDIR /opt/beeline
@@ -28,20 +28,20 @@ COPY docker/train /usr/local/bin/
 ENTRYPOINT ["train"]
 
 FROM archive AS trained
-# What `beeline train` takes, each a word: `--generated` draws the pictures, whatever could be downloaded.
+# Arguments of `beeline train`: `--generated` draws the pictures without trying a download.
 ARG TRAINING=""
 # hadolint ignore=SC2086
 RUN train ${TRAINING}
 
-# ---- Pillow-SIMD takes Pillow's place where it can be built: x86-64. Debian's libjpeg is libjpeg-turbo.
+# ---- Pillow-SIMD replaces Pillow where it can be built: x86-64. Debian's libjpeg is libjpeg-turbo.
 FROM ${PYTHON_IMAGE} AS pillow
-# What the processor must have; "cc -mavx2" is faster where all that will run it are of 2013 or later.
+# The processor features that are required. "cc -mavx2" is faster if every machine that runs it is from 2013 or later.
 ARG SIMD_CC="cc -msse4.2"
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev pkgconf libjpeg62-turbo-dev zlib1g-dev libwebp-dev libtiff-dev
 COPY requirements/pillow-simd.txt requirements/main.txt /requirements/
-# Built by the setuptools of that file and by nothing that pip would fetch for itself, without a hash.
+# Built with the hashed setuptools of that file; pip would fetch its own without a hash.
 RUN one() { sed -n "/^$1==/,/# via/p" "/requirements/$2.txt" > "/requirements/$1.one"; } \
     && if [ "$(uname -m)" = x86_64 ]; \
     then one setuptools pillow-simd && one pillow-simd pillow-simd && one pillow-avif-plugin pillow-simd \
@@ -51,10 +51,10 @@ RUN one() { sed -n "/^$1==/,/# via/p" "/requirements/$2.txt" > "/requirements/$1
     else one pillow main \
          && pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow.one; fi
 
-# ---- One environment a server, in which nothing is that no process imports.
+# ---- One environment for each server, with only what its processes import.
 FROM ${PYTHON_IMAGE} AS torch
-# PyTorch's own builds without CUDA. Empty: wherever pip finds it. It alone has a version and no hash: each index and
-# each platform has a build of its own under that version.
+# PyTorch's own index of builds without CUDA. Empty: pip's default index. PyTorch is the only package without a hash,
+# because each index and each platform has a different build of the same version.
 ARG PYTORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements/main.in /requirements/
 # hadolint ignore=DL3013
@@ -62,15 +62,15 @@ RUN python -c 'import sys; assert sys.version_info[:2] == (3, 11), "PYTHON_IMAGE
     && python -m venv --without-pip /opt/venv \
     && pip --python /opt/venv install --no-cache-dir --no-deps ${PYTORCH_INDEX:+--index-url ${PYTORCH_INDEX}} \
        "$(grep '^torch==' /requirements/main.in)"
-# The project's packages, as an editable install has them; workers see those in their archive alone.
+# The project's packages, as in an editable install. Workers see only the ones in their archive.
 COPY docker/beeline.pth /opt/venv/lib/python3.11/site-packages/
-# Headers, static libraries, tools and tests are for those who build on PyTorch.
+# Headers, static libraries, tools and tests serve only those who compile against PyTorch.
 WORKDIR /opt/venv/lib/python3.11/site-packages
 RUN rm -rf torch/include torch/share torch/test /opt/venv/share \
     && find torch/bin -type f -not -name torch_shm_manager -delete \
     && find torch \( -name '*.a' -o -name '*.pyi' \) -delete
 
-# Of OpenVINO its other devices and its readers of other formats: 80 of 178 MB.
+# OpenVINO's plugins for other devices and its readers of other formats: 80 of 178 MB.
 ENV OPENVINO_UNUSED=".*(_gpu_.*|_npu_.*|cache[.]json|openvino_(onnx|tensorflow|tensorflow_lite|pytorch|paddle|jax|gguf)_frontend[.]so.*|/include/.*|/cmake/.*)"
 
 FROM torch AS environment-torchserve
@@ -89,7 +89,7 @@ RUN pip --python /opt/venv install --no-cache-dir --no-deps /wheels/*.whl \
     && find openvino -regextype egrep -regex "${OPENVINO_UNUSED}" -delete \
     && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"'
 
-# ---- What both servers' images share.
+# ---- The common base of both servers' images.
 FROM ${PYTHON_IMAGE} AS base
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -106,9 +106,9 @@ COPY serve serve
 COPY cli cli
 COPY config config
 COPY frontend frontend
-# Whatever the umask of the checkout was.
+# The checkout may have a strict umask.
 RUN chmod -R a+rX /opt/beeline /usr/local/bin && python -m compileall -q .
-# Everything that is written goes to /tmp; mount a tmpfs there, and the rest may be read-only.
+# Processes write only to /tmp: mount a tmpfs there, and the rest may be read-only.
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
     BEELINE_STATE=/tmp/beeline \
     BEELINE_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
@@ -130,7 +130,7 @@ FROM base AS server
 ENV BEELINE_SERVER=torchserve
 COPY --from=environment-torchserve /opt/venv /opt/venv
 
-# ---- Its bill of materials, written by tools that are in no image: `make sbom`. Nothing is trained for it.
+# ---- The bill of materials (`make sbom`), written by tools that are in no image. This target trains nothing.
 FROM server AS counted
 # hadolint ignore=DL3002
 USER 0
@@ -144,6 +144,6 @@ RUN python -m venv --without-pip /opt/sbom \
 FROM scratch AS bill
 COPY --from=counted /bill /
 
-# ---- What a build without --target makes.
+# ---- The default target.
 FROM server AS torchserve
 COPY --from=trained /opt/beeline/model_store /opt/beeline/model_store

@@ -26,7 +26,7 @@ COPY serve serve
 COPY cli cli
 COPY config config
 COPY frontend frontend
-# Whatever the umask of the checkout was.
+# The checkout may have a strict umask.
 RUN chmod -R a+rX /opt/beeline /usr/local/bin && python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
     BEELINE_STATE=/tmp/beeline \

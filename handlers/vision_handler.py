@@ -12,7 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beeline import engines, formats, golden
-from beeline.answer import Answer, check_answers, failure, prediction, probabilities, with_headers
+from beeline.answer import Answer, check_answers, failure, prediction, probabilities
 from beeline.batch import Batch
 from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
 from beeline.metrics import Metrics
-from beeline.servers import header, keep_answers_whole, send, swallows_errors
+from beeline.servers import header, keep_answers_whole, queue_milliseconds, send, swallows_errors
 from beeline.settings import Limits
 from beeline.spec import ModelSpec
-from beeline.timing import Spans, queue_milliseconds, server_timing
 
 logger = logging.getLogger(__name__)
 
 
 class VisionHandler:
-    """Classifies pictures, a batch at a time. One instance a worker; batches come one after the other."""
+    """Classifies pictures, a batch at a time. A worker has one instance; batches come one after the other."""
 
     def initialize(self, context: Any) -> None:
         """Load the archive in `context`'s model folder and let it prove itself.
 
         Raises:
-            BeelineError: why this worker must not serve. On MMS, which swallows exceptions here and would
-                serve all the same, SystemExit with the same text.
+            BeelineError: why this worker must not serve. On MMS, which ignores exceptions here and would
+                serve anyway, SystemExit with the same text.
         """
-        # Both servers parse JSON and text bodies in the worker before the handler sees them, and on MMS
-        # one unparsable body kills the worker and every neighbour in its batch. They read this on each
-        # request; `payload.extract` parses for itself.
+        # Both servers parse JSON and text bodies before the handler sees them, and on MMS one unparsable body kills
+        # the worker and its batch. The servers read this on each request; `payload.extract` parses itself.
         os.environ["TS_DECODE_INPUT_REQUEST"] = os.environ["MMS_DECODE_INPUT_REQUEST"] = "false"
         try:
             self.load(Path(context.system_properties["model_dir"]), context.system_properties.get("gpu_id"))
@@ -61,7 +60,7 @@ class VisionHandler:
         """Read the spec, check every file, load the engine and replay the golden pictures.
 
         Raises:
-            BeelineError: naming what does not hold.
+            BeelineError: naming what is missing, changed or answers differently.
         """
         start = time.perf_counter()
         self.spec = ModelSpec.load(folder)
@@ -111,29 +110,33 @@ class VisionHandler:
             context: where statuses and headers go.
 
         Returns:
-            One body a request, in order, whatever happened.
+            One body a request, in order, also after errors.
         """
         rows = list(data or [])
-        # Before the batch is worked on, or its own time would count as the queue's.
+        # Measured first, or the batch's own time would count as the queue's.
         queues = [queue_milliseconds(self._header(context, i, "x-request-start")) for i in range(len(rows))]
         accepts = tuple(self._header(context, i, "accept") for i in range(len(rows)))
-        spans = Spans()
+        spans: dict[str, float] = {}
         answers = self._answer(rows, accepts, spans)
         for i, (answer, queue) in enumerate(zip(answers, queues, strict=True)):
-            timing = {**({} if queue is None else {"queue": queue}), **spans.milliseconds}
-            headers = {"Server-Timing": server_timing(timing), "X-Batch-Size": str(len(rows))}
-            answers[i] = with_headers(answer, headers)
-        self.metrics.count(answers, queues, spans.milliseconds)
+            times = {**({} if queue is None else {"queue": queue}), **spans}
+            timing = ", ".join(f"{name};dur={milliseconds:.2f}" for name, milliseconds in times.items())
+            headers = {"Server-Timing": timing, "X-Batch-Size": str(len(rows))}
+            answers[i] = dataclasses.replace(answer, headers={**answer.headers, **headers})
+        self.metrics.count(answers, queues, spans)
         return [send(context, i, answer) for i, answer in enumerate(answers)]
 
-    def _answer(self, rows: list[object], accepts: tuple[str | None, ...], spans: Spans) -> list[Answer]:
-        """Run the three stages; if one raises, find the culprit by answering each request alone."""
+    def _answer(self, rows: list[object], accepts: tuple[str | None, ...], spans: dict[str, float]) -> list[Answer]:
+        """Run the three stages; if one raises, answer each request alone, so that only the culprit fails.
+
+        The milliseconds of each stage are added to `spans`.
+        """
         try:
-            with spans.measure("decode"):
+            with _measured(spans, "decode"):
                 batch = dataclasses.replace(self.preprocess(rows), accepts=accepts)
-            with spans.measure("forward"):
+            with _measured(spans, "forward"):
                 logits = self.inference(batch)
-            with spans.measure("encode"):
+            with _measured(spans, "encode"):
                 answers = check_answers(self.postprocess(logits, batch), len(rows))
             return answers
         except Exception as error:
@@ -161,13 +164,22 @@ class VisionHandler:
             return None
 
     def _retire_if_lost(self, error: Exception) -> None:
-        """End this worker a moment after its answers left when its CUDA context is lost for good.
+        """When the CUDA context is lost, end this worker a second later, after its answers have left.
 
-        An assertion or an illegal access on the device makes every later call fail, and neither server
-        restarts a worker for that; out of memory passes.
+        After an assertion or an illegal access on the device every later call fails, and neither server restarts a
+        worker for that. A worker recovers from running out of memory.
         """
         if "CUDA error" in str(error) and "out of memory" not in str(error):
             logger.error("the CUDA context is lost; this worker ends and the server starts another")
             timer = threading.Timer(1.0, os._exit, args=(1,))
             timer.daemon = True
             timer.start()
+
+
+@contextmanager
+def _measured(spans: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        spans[name] = spans.get(name, 0.0) + (time.perf_counter() - start) * 1000

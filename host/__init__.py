@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-# Where this project lies; nothing here asks for the working folder.
+# The project's folder. Nothing here depends on the working directory.
 ROOT = Path(__file__).resolve().parents[1]

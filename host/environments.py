@@ -20,7 +20,7 @@ _SHOWN = 400
 class Environment:
     """A folder with a Python and exactly the packages of a lock file.
 
-    `title` is what messages call what is installed; `version` is the Python that uv makes it with, a path or
+    `title` is the name of its content in messages; `version` is the Python that uv uses, a path or a version
     such as `3.11`.
     """
 
@@ -31,14 +31,14 @@ class Environment:
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """The path of its interpreter."""
         return self.folder / "bin" / "python"
 
     def prepare(self, say: Callable[[str], None]) -> Path:
-        """Return its Python, installing first where the lock file is new or has changed; one process at a time.
+        """Return its Python. Install first if the lock file is new or has changed; one process at a time.
 
         Raises:
-            Undetermined: when it cannot be made, with uv's own words.
+            Undetermined: when uv fails, with uv's message.
         """
         try:
             digest = sha256(self.lock_file)
@@ -49,7 +49,7 @@ class Environment:
         with locked(self.folder / "lock"):
             if not stamp.is_file() or stamp.read_text() != digest or not self.python.exists():
                 say(f"installing {self.title} into {self.folder} (once, some minutes without a warm cache) ...")
-                # What breaks off is begun again.
+                # An interrupted installation starts again.
                 stamp.unlink(missing_ok=True)
                 for command in self.commands():
                     self._uv(command)
@@ -57,7 +57,7 @@ class Environment:
         return self.python
 
     def commands(self) -> list[list[str]]:
-        """Return what uv is asked: the environment, then the lock file's packages and no other, as `sync` has it."""
+        """Return uv's commands: make the environment, then install exactly the packages of the lock file."""
         return [
             ["venv", "--quiet", "--allow-existing", "--python", self.version, str(self.folder)],
             [
@@ -70,7 +70,7 @@ class Environment:
         neighbour = Path(sys.executable).with_name("uv")
         uv = str(neighbour) if neighbour.exists() else shutil.which("uv")
         if uv is None:
-            raise Undetermined(f"uv, which installs {self.title}, is not there; run `make setup`")
+            raise Undetermined(f"uv, which installs {self.title}, was not found; run `make setup`")
         try:
             subprocess.run([uv, *arguments], capture_output=True, text=True, check=True)
         except OSError as error:

@@ -25,17 +25,17 @@ def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = Fa
     """Write `values` as indented UTF-8 JSON with a final newline; see `write_whole`.
 
     Raises:
-        ValueError: for a number that JSON has no word for, such as NaN. OSError: as `write_whole`.
+        ValueError: for a number that JSON cannot represent, such as NaN. OSError: as `write_whole`.
     """
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode, sync)
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder that takes the place of `target` in one step when the block ends without an error.
+    """Yield an empty folder. It replaces `target` in one step when the block ends without an error.
 
     Raises:
-        OSError: when a folder cannot be made or renamed; `target` is as before.
+        OSError: when a folder cannot be made or renamed; `target` is unchanged.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
@@ -46,9 +46,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:
-    """Rename `fresh` to `target`; what was there, if anything, takes the old name or lies beside it."""
+    """Rename `fresh` to `target`. An old `target` gets the name `fresh`, or `old` in the same folder."""
     try:
-        # Only onto nothing, or an empty folder.
+        # Works only if `target` is missing or an empty folder.
         fresh.rename(target)
         return
     except OSError as error:
@@ -56,7 +56,7 @@ def _put_in_place(fresh: Path, target: Path) -> None:
             raise
     exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if exchange is None or exchange(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE):
-        # A file system that cannot exchange two names: for an instant there is neither.
+        # This file system cannot exchange two names, so for a moment `target` is missing.
         old = fresh.with_name("old")
         target.rename(old)
         try:
@@ -68,9 +68,9 @@ def _put_in_place(fresh: Path, target: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` for the block; wait for whoever holds it.
+    """Hold the lock file `path` for the block; wait until it is free.
 
-    The kernel releases it whatever ends the process.
+    The kernel releases it however the process ends.
 
     Raises:
         OSError: when the file cannot be made.
@@ -81,15 +81,15 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def try_lock(path: Path, mode: int = 0o666) -> int | None:
-    """Take the lock file `path`, which is made where it is missing, without waiting.
+    """Take the lock file `path` without waiting; create the file if it is missing.
 
     Args:
         path: in an existing folder.
-        mode: the permissions of a new file, less the umask. Who may read it may hold it against everybody.
+        mode: the permissions of a new file, less the umask. Everybody who may read it may lock it.
 
     Returns:
-        The descriptor that holds it until it is closed, in this process and in all that inherit it; None when
-        it is held already.
+        The descriptor that holds the lock until it is closed, in this process and in all that inherit it; None if
+        the lock is taken.
 
     Raises:
         OSError: when the file cannot be opened.
@@ -106,14 +106,14 @@ def try_lock(path: Path, mode: int = 0o666) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether somebody holds the lock file `path`; a missing one is held by nobody.
+    """Return whether a process holds the lock file `path`; False if there is no such file.
 
     Raises:
         OSError: when the file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            # Shared, so that two that ask at once do not take each other for a holder.
+            # A shared lock, so that two processes that check at once do not see each other as the holder.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

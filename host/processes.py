@@ -1,4 +1,4 @@
-"""Processes: children that end with all they start, and marked ones that are found through /proc and stopped."""
+"""Processes: children that end with everything they started, and marked processes, found through /proc and stopped."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pathlib import Path
 import psutil
 
 _PR_SET_PDEATHSIG = 1
-# A worker that is told to end is given this long, in seconds.
+# Seconds between SIGTERM and SIGKILL.
 GRACE = 5.0
 
 
 def start_group(
     command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a child that leads a session, and so a process group, of its own; `end_group` ends it.
+    """Start a child that leads its own session, and so its own process group; `end_group` ends it.
 
-    Its stdin and stdout are pipes, its stderr is the new file `log`. It gets SIGKILL when the thread that called
-    this ends, whatever ends that.
+    Its stdin and stdout are pipes, its stderr is the new file `log`. It gets SIGKILL when the calling thread ends,
+    however that happens.
 
     Args:
         command: the program and its arguments.
-        log: where its stderr goes.
-        folder: where it works.
-        environment: all of it.
+        log: the file for its stderr.
+        folder: its working directory.
+        environment: its whole environment.
 
     Raises:
         OSError: when there is no such program, or `log` cannot be made.
@@ -50,19 +50,19 @@ def start_group(
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child that leads a process group and all that it started in that, wait for it, and close its pipes.
+    """Kill a child that leads a process group, with its whole group; wait for it, and close its pipes.
 
-    For one that was waited for too: what it started may live on.
+    Works for a child that was already waited for, because processes of its group may still run.
     """
-    # While somebody is left in the group its id is given to nobody else: a process with the id of a child that was
-    # waited for means that nobody is.
+    # The kernel does not reuse the id of a group that has members. So a process with the id of a child that was waited
+    # for proves that its group is empty.
     if process.returncode is None or not psutil.pid_exists(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
-            # What was not flushed to it yet finds nobody who reads.
+            # Data that was not flushed has no reader any more.
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
 
@@ -70,7 +70,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 def marked(variable: str, prefix: str, folder: Path | None = None) -> list[psutil.Process]:
     """Return the live processes whose environment has `variable` with a value that begins with `prefix`.
 
-    And those that work in `folder` or below it: nginx writes its title over its environment.
+    Also those whose working directory is `folder` or below: nginx writes its title over its environment.
     """
     found = []
     for process in psutil.process_iter():
@@ -80,19 +80,19 @@ def marked(variable: str, prefix: str, folder: Path | None = None) -> list[psuti
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
-            # It ended meanwhile, or belongs to somebody else: then it is none of ours.
+            # It ended meanwhile, or belongs to another user, so it is not ours.
             continue
     return found
 
 
 def stop_marked(variable: str, prefix: str, grace: float = GRACE, folder: Path | None = None) -> list[int]:
-    """Stop every process with the mark: SIGTERM, `grace` seconds, SIGKILL; until none is left.
+    """Stop every process with the mark: SIGTERM, `grace` seconds, SIGKILL, until none is left.
 
-    Only what carries the mark, or works in our own temporary folder, is ever touched: a process id alone
-    may have gone to somebody else.
+    It touches only processes that carry the mark or work in our own temporary folder, because the kernel may have
+    given a recorded process id to another program.
 
     Returns:
-        The ids of the processes that were found.
+        The ids of the stopped processes.
     """
     stopped: set[int] = set()
     deadline = time.monotonic() + grace
@@ -112,12 +112,12 @@ def stop_marked(variable: str, prefix: str, grace: float = GRACE, folder: Path |
 
 
 def ending_with_parent(number: signal.Signals) -> Callable[[], None]:
-    """Return what a child is to call before its program starts: the kernel sends it `number` when its parent dies."""
+    """Return a `preexec_fn` for a child to which the kernel shall send `number` when its parent dies."""
     return functools.partial(end_with, os.getpid(), number)
 
 
 def end_with(parent: int, number: signal.Signals) -> None:
-    """Ask the kernel for `number` when the parent dies, even by SIGKILL; end now if it died already."""
+    """Ask the kernel to send `number` when the parent dies, even by SIGKILL; end now if it has already died."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)

@@ -9,20 +9,20 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """Somebody asked this process to end; no `Exception`, so that nothing takes it for a failure."""
+    """A request to end this process. Not an `Exception`, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.is_alarm = number == signal.SIGALRM
-        # What a shell reports of a process that the signal ended.
+        # The status that a shell reports for a process that the signal ended.
         self.exit_code = 128 + number
 
 
 @contextmanager
 def as_exceptions(seconds: float | None = None) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted` inside the block; a second one meanwhile changes nothing.
+    """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted` inside the block; further signals are ignored.
 
-    Under `nohup` SIGHUP stays ignored. After so many seconds, where they are given, an alarm does the same.
+    Under `nohup` SIGHUP stays ignored. With `seconds`, an alarm raises the same exception after that time.
     """
     interrupted = False
 

@@ -1,4 +1,4 @@
-"""A zip file that nobody trusts yet: judged entry by entry, then read or unpacked within limits."""
+"""Untrusted zip files: checked entry by entry, then read or unpacked within limits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# What the standard library raises for files that are cut off or had bytes changed, in 1,500 tries; RuntimeError
-# for an encrypted entry.
+# What the standard library raised in 1,500 tries with truncated files and changed bytes; RuntimeError is for an
+# encrypted entry.
 BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
 # Small text files may compress very well.
 _SMALL = 1 << 20
@@ -26,15 +26,15 @@ _END = struct.Struct("<4s4H2IH")
 
 @dataclass(frozen=True)
 class Rules:
-    """What is refused, and how.
+    """The limits for a zip file, and the error for one that exceeds them.
 
     Attributes:
-        error: what is raised, with one sentence.
+        error: the exception's class; its message is one sentence.
         fix: what to do about a damaged file.
-        max_files: of the zip file, folders counted.
-        max_bytes: when unpacked.
-        max_ratio: of unpacked bytes to packed ones, for each file over a MiB.
-        plain: whether it holds files alone, which a reader from the front and one from the end see alike.
+        max_files: entries, folders included.
+        max_bytes: unpacked size.
+        max_ratio: unpacked bytes for each packed byte, for files over a MiB.
+        plain: whether it must hold only files, the same ones for a reader from its front and one from its end.
     """
 
     error: type[Exception]
@@ -47,10 +47,10 @@ class Rules:
 
 @contextmanager
 def opened(path: Path, rules: Rules) -> Iterator[zipfile.ZipFile]:
-    """Open a zip file for reading, after every name, size and type in it was judged.
+    """Open a zip file for reading, after a check of every name, size and type in it.
 
     Raises:
-        rules.error: naming the first entry that is unsafe, or how the file is broken.
+        rules.error: names the first unsafe entry, or how the file is broken.
     """
     try:
         with zipfile.ZipFile(path) as opened_zip:
@@ -64,10 +64,10 @@ def opened(path: Path, rules: Rules) -> Iterator[zipfile.ZipFile]:
 
 
 def unpack(path: Path, folder: Path, rules: Rules) -> None:
-    """Unpack a zip file's files into `folder`, which must be empty; nothing outside of it is ever touched.
+    """Unpack a zip file's files into `folder`, which must be empty; nothing outside it is touched.
 
     Raises:
-        rules.error: as `opened`; before a byte is written for what the headers show.
+        rules.error: as `opened`; what the headers show is refused before anything is written.
     """
     with opened(path, rules) as source:
         for info in source.infolist():
@@ -75,7 +75,7 @@ def unpack(path: Path, folder: Path, rules: Rules) -> None:
                 continue
             target = folder / info.filename
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The library reads no more than the declared size, and then compares the checksum.
+            # The library reads at most the declared size and then compares the checksum.
             with source.open(info) as reader, target.open("xb") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)
 
@@ -95,7 +95,7 @@ def _judge(path: Path, opened_zip: zipfile.ZipFile, rules: Rules) -> None:
         reason = _reason_against(info, rules)
         if reason:
             raise rules.error(f"{path} holds {name!r}, which {reason}; nothing of it was unpacked")
-        # Compared without case: two such names would be one file on some systems.
+        # Without case, because names that differ only in case are one file on some systems.
         folded = name.casefold()
         if folded in files:
             raise rules.error(f"{path} holds {name!r} twice; nothing of it was unpacked")
@@ -131,10 +131,10 @@ def _reason_against(info: zipfile.ZipInfo, rules: Rules) -> str | None:
 
 
 def _check_no_hidden_bytes(path: Path, opened_zip: zipfile.ZipFile, rules: Rules) -> None:
-    """Let the entries cover the file without a gap, and their two headers say the same.
+    """Check that the entries cover the file without a gap and that the two headers of each entry agree.
 
-    The servers read a zip file from its front, Python reads it from the directory at its end: what only
-    one of them sees would be verified by nobody and loaded all the same.
+    The servers read a zip file from its front, Python from the directory at its end. Without this check a server
+    could load something that Python never verified.
     """
     expected = 0
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Where a server and its gateway listen: public, page, management, metrics, and the server behind them."""
+"""Where a server and its gateway listen: predictions, page, management, metrics, and the server behind them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from beeline.errors import ConfigError
 from serve import ports
 from serve.ports import Address
-from serve.properties import VARIABLES, Properties, Whole
+from serve.properties import DEFAULTS, VARIABLES, Properties
 
-DEFAULTS = {
-    "inference_address": Address("127.0.0.1", 8080),
-    "beeline_page_address": Address("127.0.0.1", 8000),
-    "management_address": Address("127.0.0.1", 8081),
-    "beeline_metrics_address": Address("127.0.0.1", 8082),
-}
-DEFAULT_TLS = Address("127.0.0.1", 8443, "https")
 OPTIONS = {
     "inference": "--port",
     "page": "--page-port",
@@ -26,7 +19,6 @@ OPTIONS = {
     "backend": "--port",
     "control": "--management-port",
 }
-_PORT = Whole(0, 65_535, "a port, 0 for a free one")
 
 
 @dataclass(frozen=True)
@@ -41,16 +33,16 @@ class Ports:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where everything listens; a port of 0 asks for a free one.
+    """Where each part listens; a port of 0 asks for a free one.
 
     Attributes:
         inference: predictions, and the page too where there is a gateway.
-        management: the management API; behind a gateway its own listener of it, on loopback.
+        management: the management API; with a gateway, the gateway's listener for it.
         backend: the server's own inference address: `inference` where there is no gateway.
         control: the server's own management address: `management` where there is no gateway.
         page: a second address of page and API.
         metrics: the exporter's.
-        tls: where page and API are spoken in TLS.
+        tls: page and API over TLS.
     """
 
     inference: Address
@@ -63,16 +55,11 @@ class Addresses:
 
     @property
     def public(self) -> tuple[Address, ...]:
-        """Where the gateway listens without TLS."""
+        """The gateway's listeners without TLS."""
         return (self.inference, *([self.page] if self.page is not None else []))
 
-    @property
-    def guarded(self) -> bool:
-        """Whether a gateway stands before the server."""
-        return self.metrics is not None
-
     def to_dict(self) -> dict[str, str | None]:
-        """Return each as text."""
+        """Return each address as text."""
         return {name: None if address is None else str(address) for name, address in vars(self).items()}
 
 
@@ -85,22 +72,31 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
         gateway: `nginx` or `none`.
 
     Raises:
-        ConfigError: for a port out of range, one address twice, or one that others reach and must not.
+        ConfigError: for a port out of range, one address twice, or a private one that other machines can reach.
     """
-    found = {**DEFAULTS, **properties.addresses}
-    inference = _with_port(found["inference_address"], given.inference, "--port")
-    # Whoever asks for any free port wants no fixed one for anything else either.
+    known: dict[str, Address] = {**DEFAULTS, **properties.addresses}
+
+    def address(key: str, option: str, port: int | None, default: int | None = None) -> Address:
+        """Return an address with the option's port; without one, with the default port, else its own."""
+        port = default if port is None else port
+        if port is None:
+            return known[key]
+        if not 0 <= port <= 65_535:
+            raise ConfigError(f"{option} is {port}; allowed: a whole number of a port, 0 for a free one, 0 to 65535")
+        return dataclasses.replace(known[key], port=port)
+
+    inference = address("inference_address", "--port", given.inference)
+    # With a free port for predictions, all others are free ones too.
     free = 0 if given.inference == 0 else None
-    management = _with_port(found["management_address"], _first(given.management, free), "--management-port")
+    management = address("management_address", "--management-port", given.management, free)
     addresses = Addresses(inference, management, backend=inference, control=management)
     if gateway != "none":
-        # With another port for predictions, only what was asked for is taken beside it.
-        asked = given.page is not None or given.inference is None
-        page = _with_port(found["beeline_page_address"], given.page, "--page-port") if asked else None
+        # With a port given for predictions, the page has no fixed one of its own, and metrics a free one.
+        has_page = given.page is not None or given.inference is None
+        page = address("beeline_page_address", "--page-port", given.page) if has_page else None
         spare = None if given.inference is None else 0
-        metrics = _with_port(found["beeline_metrics_address"], _first(given.metrics, spare), "--metrics-port")
-        tls = DEFAULT_TLS if "beeline_tls_certificate" in properties.texts else None
-        tls = found.get("beeline_tls_address", tls) if tls else None
+        metrics = address("beeline_metrics_address", "--metrics-port", given.metrics, spare)
+        tls = known["beeline_tls_address"] if "beeline_tls_certificate" in properties.texts else None
         anywhere = Address("127.0.0.1", 0)
         addresses = Addresses(inference, management, anywhere, anywhere, page, metrics, tls)
     _check(addresses, gateway, properties)
@@ -108,22 +104,14 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
 
 
 def settle(addresses: Addresses, highest: int) -> Addresses:
-    """Return the addresses with every port of 0 replaced by a free one.
-
-    Args:
-        addresses: what was resolved.
-        highest: the server's last port.
-
-    Raises:
-        BeelineError: when a port is taken. Undetermined: when an address cannot be listened on.
-    """
+    """Return the addresses with every port of 0 replaced by a free one, of `highest` at most; see `ports.settle`."""
     wanted = {name: address for name, address in vars(addresses).items() if address is not None}
     # Without a gateway the server's own addresses are the public ones.
-    if not addresses.guarded:
+    if addresses.metrics is None:
         del wanted["backend"], wanted["control"]
     settled = ports.settle([(address, OPTIONS[name]) for name, address in wanted.items()], highest)
-    found = dict(zip(wanted, settled, strict=True))
-    return dataclasses.replace(addresses, **{"backend": found["inference"], "control": found["management"], **found})
+    new = dict(zip(wanted, settled, strict=True))
+    return dataclasses.replace(addresses, **{"backend": new["inference"], "control": new["management"], **new})
 
 
 def _check(addresses: Addresses, gateway: str, properties: Properties) -> None:
@@ -135,9 +123,9 @@ def _check(addresses: Addresses, gateway: str, properties: Properties) -> None:
             continue
         fix = "or leave --gateway none out: nginx may face a network"
         if key in private:
-            # Who sets the variable knows what the network is; a file is copied from machine to machine.
+            # A variable is set for one network; a file is copied from machine to machine.
             name = next(name for name, meant in VARIABLES.items() if meant == key)
-            fix = f"or, with nginx and on a network of containers alone, the environment variable {name}"
+            fix = f"or, with nginx and on a network of containers only, the environment variable {name}"
         raise ConfigError(
             f"{properties.source(key)}: {key} is {address}, which other machines may reach, and {why}; "
             f"use {DEFAULTS[key]}, {fix}"
@@ -149,16 +137,3 @@ def _check(addresses: Addresses, gateway: str, properties: Properties) -> None:
         if address in fixed:
             raise ConfigError(f"{fixed[address]} and {name} are both on {address}; give {OPTIONS[name]} another one")
         fixed[address] = name
-
-
-def _first(*values: int | None) -> int | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _with_port(address: Address, port: int | None, option: str) -> Address:
-    if port is None:
-        return address
-    try:
-        return dataclasses.replace(address, port=_PORT.check(port))
-    except ValueError as error:
-        raise ConfigError(f"{option} is {port!r}; allowed: {error}") from error

@@ -14,13 +14,12 @@ from beeline.errors import BeelineError, Undetermined
 from serve.ports import Address
 
 if TYPE_CHECKING:
-    from beeline.answer import Answer
-
-if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from beeline.answer import Answer
+
 READY = "READY"
-# Seconds to wait where a refusal does not say, and at most whatever it says.
+# Seconds to wait where a refusal names no time, and the longest wait whatever it names.
 _PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 
 
@@ -31,7 +30,7 @@ class _Http:
         self.url = url.rstrip("/")
         self.timeout = timeout
         self._session = requests.Session()
-        # A proxy of the environment knows nothing of this machine's own ports.
+        # The environment's proxy cannot reach this machine's own ports.
         self._session.trust_env = not Address(urlsplit(url).hostname or "", 0).loopback
 
     def __enter__(self) -> Self:
@@ -45,44 +44,45 @@ class _Http:
         self._session.close()
 
     def request(self, method: str, path: str, timeout: float | None = None, **options: Any) -> requests.Response:
-        """Send one request; only a GET and a prediction, which change nothing, are sent again where that breaks off.
+        """Send one request; where the connection breaks, a GET or a prediction, which change nothing, is sent again.
 
         Raises:
             Undetermined: when nothing answers there, or not in time.
         """
-        repeatable = method == "GET" or path.startswith("/predictions/")
-        if not repeatable:
-            # On a connection of its own: a kept one may be closed by the server in this moment.
+        timeout = timeout or self.timeout
+        is_repeatable = method == "GET" or path.startswith("/predictions/")
+        if not is_repeatable:
+            # A new connection: the server may be closing a kept one at this moment.
             self._session.close()
-        for last in (False, True) if repeatable else (True,):
+        try:
             try:
-                return self._session.request(method, f"{self.url}{path}", timeout=timeout or self.timeout, **options)
-            except requests.Timeout as error:
-                raise Undetermined(
-                    f"{self.url} did not answer within {timeout or self.timeout:g} s; look into `beeline serve logs`"
-                ) from error
+                return self._session.request(method, f"{self.url}{path}", timeout=timeout, **options)
             except requests.ConnectionError as error:
-                # Both servers close the connection after every answer of 400 or more, which a request
-                # sent at that moment meets; a second one opens a new connection.
-                if last:
-                    raise Undetermined(
-                        f"nothing answers at {self.url}; start a server with `beeline serve up`, or give another URL"
-                    ) from error
-            except requests.RequestException as error:
-                raise Undetermined(f"{self.url} cannot be asked ({error}); give a URL like http://HOST:PORT") from error
-        raise AssertionError("unreachable")
+                # Both servers close the connection after every answer of 400 or more; a request that is sent at that
+                # moment fails, and another one opens a new connection.
+                if not is_repeatable or isinstance(error, requests.Timeout):
+                    raise
+                return self._session.request(method, f"{self.url}{path}", timeout=timeout, **options)
+        except requests.Timeout as error:
+            raise Undetermined(f"{self.url} did not answer within {timeout:g} s; see `beeline serve logs`") from error
+        except requests.ConnectionError as error:
+            raise Undetermined(
+                f"nothing answers at {self.url}; start a server with `beeline serve up`, or give another URL"
+            ) from error
+        except requests.RequestException as error:
+            raise Undetermined(f"{self.url} cannot be asked ({error}); give a URL like http://HOST:PORT") from error
 
 
 class InferenceClient(_Http):
-    """Asks a server, or the gateway before it, for predictions. Not for several threads at once: one client each.
+    """Asks a server, or its gateway, for predictions; each thread needs a client of its own.
 
-    Sent away with 429, or with 503 and a time to come back, it waits as it was told and asks again.
+    After 429, or 503 with Retry-After, it waits for as long as the answer says and asks again.
 
     Args:
-        url: where the server is.
+        url: the server's address.
         timeout: seconds that one request may take.
-        patience: seconds to go on like that, counted from the first refusal; 0 is never. Once it is used up,
-            a refusal is an answer, until the server takes a picture again.
+        patience: seconds for which it asks again, counted from the first refusal. Then a refusal is the answer, until
+            the server takes a picture again.
     """
 
     def __init__(self, url: str, timeout: float = 120.0, patience: float = 60.0) -> None:
@@ -91,13 +91,13 @@ class InferenceClient(_Http):
         self._refused: float | None = None
 
     def predict(self, model: str, data: bytes, version: str | None = None) -> Answer:
-        """Send one picture's bytes; return whatever status the server answers in the end.
+        """Send one picture's bytes; return the last answer, whatever its status is.
 
         Raises:
             Undetermined: when nothing answers.
         """
         path = f"/predictions/{quote(model)}" + (f"/{quote(version)}" if version else "")
-        # Whoever only stands before servers has no numpy, which this needs.
+        # It needs numpy, which the gateway's image does not have.
         from beeline.answer import Answer
 
         while True:
@@ -121,18 +121,18 @@ class InferenceClient(_Http):
 
     def _pause(self, response: requests.Response) -> float | None:
         """Return how many seconds to wait before asking again; None when this is the answer."""
-        told = response.headers.get("Retry-After")
-        if response.status_code != 429 and (response.status_code != 503 or told is None):
+        after = response.headers.get("Retry-After")
+        if response.status_code != 429 and (response.status_code != 503 or after is None):
             self._refused = None
             return None
         if self.patience <= 0:
             return None
         now = time.monotonic()
         self._refused = now if self._refused is None else self._refused
-        # A date, which HTTP allows too, no gateway of ours sends.
-        seconds = float(told) if told is not None and told.strip().isdecimal() else _PAUSE
+        # HTTP also allows a date, which the gateway never sends.
+        seconds = float(after) if after is not None and after.strip().isdecimal() else _PAUSE
         seconds = min(seconds, _LONGEST_PAUSE)
-        # Those who were sent away together must not come back together.
+        # Clients that were refused together must not come back together.
         seconds += random.uniform(0, max(seconds, _PAUSE) / 2)
         return seconds if now + seconds - self._refused <= self.patience else None
 
@@ -180,13 +180,12 @@ class ManagementClient(_Http):
         response = self.request("GET", path)
         if response.status_code == 404:
             return None
-        return parse_describe(_json(response))[0]
+        return parse_describe(_json(response))
 
     def scale(self, model: str, low: int, high: int, wait: float | None = None) -> int:
-        """Ask for `low` to `high` workers; return the status at once, or with `wait` when they are loaded.
+        """Ask for `low` to `high` workers; return the status at once, or after `wait` seconds at most.
 
-        `wait` is in seconds, at most. What came of it, only MMS's answer to a synchronous request says:
-        200 when so many run, 210 when not.
+        MMS's answer to a request that waits says whether so many run: 200 or 210.
 
         Raises:
             BeelineError: with the server's own message when it cannot.
@@ -205,7 +204,7 @@ class ManagementClient(_Http):
         self._ask("POST", "/models", timeout=timeout, params={**parameters, "synchronous": "true"})
 
     def unregister(self, model: str, timeout: float) -> None:
-        """Take a model and its workers away."""
+        """Remove a model and its workers."""
         self._ask("DELETE", f"/models/{quote(model)}", timeout=timeout)
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
@@ -221,32 +220,30 @@ class ManagementClient(_Http):
         return values
 
 
-def parse_describe(values: Any) -> list[Model]:
-    """Read a DESCRIBE: TorchServe answers a list of versions, MMS one object.
+def parse_describe(values: Any) -> Model:
+    """Read a DESCRIBE of one version: TorchServe answers a list with one object, MMS the object itself.
 
     Raises:
         Undetermined: when it is neither.
     """
     try:
-        return [
-            Model(
-                name=str(entry["modelName"]),
-                version=str(entry.get("modelVersion", "")),
-                min_workers=int(entry["minWorkers"]),
-                max_workers=int(entry["maxWorkers"]),
-                batch_size=int(entry["batchSize"]),
-                max_batch_delay=int(entry["maxBatchDelay"]),
-                workers=tuple(
-                    WorkerStatus(
-                        str(worker["id"]), str(worker["status"]), worker["pid"] if worker.get("pid", -1) > 0 else None
-                    )
-                    for worker in entry.get("workers", [])
-                ),
-            )
-            for entry in (values if isinstance(values, list) else [values])
-        ]
+        (entry,) = values if isinstance(values, list) else [values]
+        return Model(
+            name=str(entry["modelName"]),
+            version=str(entry.get("modelVersion", "")),
+            min_workers=int(entry["minWorkers"]),
+            max_workers=int(entry["maxWorkers"]),
+            batch_size=int(entry["batchSize"]),
+            max_batch_delay=int(entry["maxBatchDelay"]),
+            workers=tuple(
+                WorkerStatus(
+                    str(worker["id"]), str(worker["status"]), worker["pid"] if worker.get("pid", -1) > 0 else None
+                )
+                for worker in entry.get("workers", [])
+            ),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Undetermined(f"the server describes a model in a form not known here: {values!r}") from error
+        raise Undetermined(f"the server describes a model in an unknown form: {values!r}") from error
 
 
 def _json(response: requests.Response) -> Any:

@@ -1,4 +1,4 @@
-"""What a server runs with: every number with the reason for it, flag over environment over file over default."""
+"""A server's numbers, each with its reason: from a flag, else the environment, else the file, else a default."""
 
 from __future__ import annotations
 
@@ -7,39 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from archive.mar import Archive
 from beeline.errors import ConfigError
-from serve.properties import BATCH_SIZE, DELAY, WORKERS, Entry, Properties, Whole
+from serve.properties import DEFAULTS, Entry, Properties, sentence
 
-# Around a picture in base64: the rest of the JSON, or multipart's headers.
+# The part of a request that is not the picture in base64: the rest of the JSON, or multipart's headers.
 _ENVELOPE_BYTES = 65_536
 _DEFAULT = "default"
 _THREADS = "beeline_threads"
-# The reason for a rate that nobody has set.
+# The reason of the default rate.
 RATE = "10 times job_queue_size"
-_DEFAULTS = {
-    "number_of_netty_threads": 4,
-    "netty_client_threads": 2,
-    "job_queue_size": 200,
-    "max_response_size": 6_553_500,
-    "beeline_max_image_bytes": 20_000_000,
-    "beeline_max_image_pixels": 50_000_000,
-    "beeline_log_megabytes": 10,
-    "beeline_log_files": 3,
-    "beeline_deadline_seconds": 60,
-    "beeline_stop_seconds": 8,
-    # 0: none, or from the queue's size, or from the cores.
-    "beeline_drain_seconds": 0,
-    "beeline_requests_per_second": 0,
-    "beeline_lone_threads": 0,
-}
-# A lone picture is shared by so many cores at most; beyond them nothing was measured.
+# At most this many cores share a lone picture; more were not measured.
 LONE = 4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One number and why it is that."""
+    """One number and the reason for it."""
 
     value: int
     reason: str
@@ -47,7 +33,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How one archive is served: requests, milliseconds, processes, seconds."""
+    """The settings of one archive, in requests, milliseconds, processes and seconds."""
 
     model: str
     version: str
@@ -81,7 +67,7 @@ class Configuration:
 
     @property
     def max_request_size(self) -> int:
-        """Bytes of the largest request: the largest picture in base64, and what is around it."""
+        """Bytes of the largest request: the largest picture in base64, and the rest."""
         return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + _ENVELOPE_BYTES
 
     @property
@@ -94,7 +80,7 @@ class Configuration:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the settings with their reasons for people: a line a model, then what the file says beyond it."""
+        """Return the settings with their reasons for people: a line for each model, then the file's other numbers."""
         out = []
         for model in self.models:
             settings = [(name, value) for name, value in vars(model).items() if isinstance(value, Setting)]
@@ -135,9 +121,9 @@ def resolve(
         ConfigError: for an option or a variable out of range.
     """
     forced = {
-        "batchSize": _forced(overrides.batch_size, "--batch-size", environ, "BATCH_SIZE", BATCH_SIZE),
-        "workers": _forced(overrides.workers, "--workers", environ, "WORKERS", WORKERS),
-        "maxBatchDelay": _forced(overrides.max_batch_delay, "--max-batch-delay", environ, "LINGER_MS", DELAY),
+        "batchSize": _forced(overrides.batch_size, "--batch-size", environ, "BATCH_SIZE", "batchSize"),
+        "workers": _forced(overrides.workers, "--workers", environ, "WORKERS", "minWorkers"),
+        "maxBatchDelay": _forced(overrides.max_batch_delay, "--max-batch-delay", environ, "LINGER_MS", "maxBatchDelay"),
     }
     models = tuple(_model(archive, archives, properties, forced, cores, gpus) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
@@ -146,7 +132,8 @@ def resolve(
         key: Setting(properties.numbers[key], properties.source(key))
         if key in properties.numbers
         else Setting(value, _DEFAULT)
-        for key, value in _DEFAULTS.items()
+        for key, value in DEFAULTS.items()
+        if isinstance(value, int) and key != _THREADS
     }
     queue = numbers["job_queue_size"].value
     if not numbers["beeline_requests_per_second"].value:
@@ -157,25 +144,23 @@ def resolve(
 
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
-    """Return one model's settings from what `to_dict` made of them."""
+    """Return one model's settings from the values of `to_dict`."""
     settings: dict[str, Any] = {
         key: Setting(**value) if isinstance(value, dict) else value for key, value in values.items()
     }
     return ModelSettings(**settings)
 
 
-def _forced(flag: int | None, option: str, environ: Mapping[str, str], variable: str, kind: Whole) -> Setting | None:
+def _forced(flag: int | None, option: str, environ: Mapping[str, str], variable: str, key: str) -> Setting | None:
     """Return the number that wins over the file, or None."""
     text = environ.get(variable, "").strip()
+    if flag is None and not text:
+        return None
+    name, reason, value = (option, option, flag) if flag is not None else (variable, f"environment {variable}", text)
     try:
-        if flag is not None:
-            return Setting(kind.check(flag), option)
-        if text:
-            return Setting(kind.parse(text), f"environment {variable}")
-    except ValueError as error:
-        name, value = (option, flag) if flag is not None else (variable, text)
-        raise ConfigError(f"{name} is {value!r}; allowed: {error}") from error
-    return None
+        return Setting(Entry.model_validate({key: value}, strict=False).numbers[key], reason)
+    except ValidationError as error:
+        raise ConfigError(sentence(error, name)) from error
 
 
 def _model(
@@ -204,7 +189,7 @@ def _model(
         model=archive.model,
         version=archive.version,
         archive=archive.path.name,
-        default_version=only or bool(entry.default_version),
+        default_version=only or entry.default_version,
         batch_size=decide("batchSize", 8, absent, forced["batchSize"]),
         max_batch_delay=decide("maxBatchDelay", 2, absent, forced["maxBatchDelay"]),
         min_workers=low,
@@ -215,7 +200,7 @@ def _model(
 
 
 def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
-    """Return the file's entry for this archive and where it stands; a lone entry of the model fits any version."""
+    """Return the file's entry for this archive, and its place; a model's only entry is for any version."""
     versions = properties.models.get(archive.model, {})
     file = properties.path.name
     if archive.version in versions:
@@ -223,18 +208,18 @@ def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
     if len(versions) == 1:
         version, entry = next(iter(versions.items()))
         return entry, f"{file}, its entry for {archive.model} {version}"
-    return Entry({}), f"{file} has no entry for {archive.model} {archive.version}"
+    return Entry.model_validate({}), f"{file} has no entry for {archive.model} {archive.version}"
 
 
 def _threads(properties: Properties, cores: int, workers: int) -> Setting:
-    """Return the threads of a worker: what the file or the environment says, else each worker's share of the cores."""
+    """Return the threads of a worker: those of the file or the environment, else each worker's share of the cores."""
     if _THREADS in properties.numbers:
         return Setting(properties.numbers[_THREADS], properties.source(_THREADS))
     return Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
 
 
 def _lone_threads(models: Sequence[ModelSettings], threads: int, cores: int) -> Setting:
-    """Return the threads of a lone picture: all cores up to `LONE`, unless pictures that queue come alone too."""
+    """Return the threads of a lone picture: all cores up to `LONE`, unless batches are of one picture."""
     if any(model.batch_size.value == 1 for model in models):
         return Setting(threads, "as many as a worker's, since batches are of one")
     if threads >= min(cores, LONE):

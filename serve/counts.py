@@ -1,8 +1,8 @@
-"""What the workers of one server counted: prometheus_client's files of every process, added up.
+"""The counts of one server's workers: prometheus_client's files of every process, added up.
 
-The library keeps the files of every process that ever was. So the gateway folds those of ended processes into one of
-each kind. A lock keeps readers away meanwhile; a record, written in one step, says which files that one has taken the
-place of, so that a gateway that is killed in between leaves nothing that counts twice or not at all.
+The library keeps the files of every process that has ever run. So the gateway folds the files of ended processes into
+one of each kind. A lock keeps readers away meanwhile. A record, written in one step, lists the files that the folded
+ones replace, so that nothing counts twice or not at all if the gateway is killed in between.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _KINDS = ("counter", "histogram")
 _LOCK, _RECORD = "lock", "folded.json"
 # As a worker names its files: `PID-START.json`, `counter_PID-START.db`, `histogram_PID-START.db`.
 _NAME = re.compile(rf"(?:(?:{'|'.join(_KINDS)})_)?((\d+)-(\d+))\.(json|db)")
-# What a file of somebody else's may raise.
+# Reading another program's file may raise these.
 _FOREIGN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, struct.error)
 _FOLDED = re.compile(rf"(?:{'|'.join(_KINDS)})_folded-\d+\.db")
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker that has loaded its model: `PID-START`, and what its engine chose, by name `value` and `reason`."""
+    """One worker that has loaded its model: `PID-START`, and its engine's choices, each a `value` and a `reason`."""
 
     identity: str
     model: str
@@ -57,13 +57,13 @@ class Worker:
 
 @dataclass
 class Counts:
-    """What lies in a metrics folder.
+    """The contents of a metrics folder.
 
     Attributes:
         workers: those whose files are not folded, in the order in which their processes started.
-        ended: the identities of processes that have ended, among those that have files.
+        ended: the identities of ended processes that still have files.
         files: those with counts.
-        unreadable: how many files are not of a worker's form.
+        unreadable: the number of files of another form than a worker's.
     """
 
     workers: list[Worker] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Counts:
     unreadable: int = 0
 
     def families(self, kind: str = "") -> Iterable[Metric]:
-        """Return the sums over all processes, of files of one kind or of all; call it with the lock held."""
+        """Return the sums over all processes, from files of one kind or of all; call it with the lock held."""
         files = [path for path in self.files if path.name.startswith(kind)]
         try:
             return _merge(files)
@@ -86,17 +86,17 @@ class Counts:
         return [worker for worker in self.workers if worker.identity not in self.ended]
 
     def choices(self) -> dict[Key, dict[str, Any]]:
-        """Return what the engine chose, by model and version, as the latest living worker says."""
+        """Return the engine's choices by model and version, as the latest living worker has them."""
         return {worker.key: dict(worker.choice) for worker in self.living()}
 
 
 def lock(folder: Path) -> AbstractContextManager[None]:
-    """Return a context in which nobody folds; raises OSError where there is no such folder."""
+    """Return a context in which nobody folds files; it raises OSError where there is no such folder."""
     return locked(folder / _LOCK)
 
 
 def scan(folder: Path) -> Counts:
-    """Return what lies in the folder; call it with the lock held."""
+    """Return the contents of the folder; call it with the lock held."""
     record = _record(folder)
     counts = Counts(files=[folder / name for name in record["files"]])
     started: dict[str, tuple[int, int]] = {}
@@ -122,7 +122,7 @@ def scan(folder: Path) -> Counts:
 
 
 def read(folder: Path) -> Counts:
-    """Return the workers of a folder; none where there is no such folder."""
+    """Return the contents of a folder; nothing where there is no such folder."""
     try:
         with lock(folder):
             return scan(folder)
@@ -131,7 +131,7 @@ def read(folder: Path) -> Counts:
 
 
 def answers(folder: Path) -> dict[str, dict[str, int]] | None:
-    """Return the answers by model and status; None where nobody counts."""
+    """Return the number of answers by model and status; None where nobody counts."""
     total: dict[str, dict[str, int]] = {}
     try:
         with lock(folder):
@@ -146,15 +146,15 @@ def answers(folder: Path) -> dict[str, dict[str, int]] | None:
 
 
 def empty(folder: Path) -> None:
-    """Make the folder new and empty, before the server that counts there starts.
+    """Make an empty folder, before the server starts whose workers count there.
 
     Raises:
-        BeelineError: where a worker of before still runs, whose counts would be lost.
+        BeelineError: where an earlier worker still runs, whose counts would be lost.
     """
     if folder.exists():
         if living := read(folder).living():
             raise BeelineError(
-                f"workers of before still count in {folder} ({', '.join(one.identity for one in living)}, each a "
+                f"earlier workers still count in {folder} ({', '.join(one.identity for one in living)}, each a "
                 "process id with its start); end them, then try again"
             )
         shutil.rmtree(folder)
@@ -168,10 +168,9 @@ def fold(folder: Path, counts: Counts) -> None:
         OSError: when the folder cannot be written; nothing is lost then.
     """
     record = _record(folder)
-    # What a gateway that was killed had still to remove.
-    _remove(
-        folder, [*record["gone"], *(path.name for path in folder.iterdir() if _FOLDED.fullmatch(path.name))], record
-    )
+    # The files that a killed gateway had not removed yet.
+    folded = [path.name for path in folder.iterdir() if _FOLDED.fullmatch(path.name)]
+    _remove(folder, [*record["gone"], *folded], record)
     if not counts.ended:
         return
     number, files, gone = record["number"] + 1, [], [f"{ended}.json" for ended in counts.ended]
@@ -181,12 +180,12 @@ def fold(folder: Path, counts: Counts) -> None:
         sums: Counter[str] = Counter()
         for part in parts:
             if not _is_readable(part):
-                logger.error("%s holds no counts, and its worker has ended; it is removed", part)
+                logger.error("%s holds no counts and its worker has ended: it is removed", part)
                 continue
             for key, value, _, _ in MmapedDict.read_all_values_from_file(str(part)):  # type: ignore[no-untyped-call]
                 sums[key] += value
         target = folder / f"{kind}_folded-{number}.db"
-        # Room for all, on the disk; see the worker's own files.
+        # Room on the disk for all counts; see the worker's own files.
         write_whole(target, bytes(64 + sum(40 + len(key.encode()) for key in sums)))
         total = MmapedDict(str(target))  # type: ignore[no-untyped-call]
         for key, value in sums.items():
@@ -205,7 +204,7 @@ def _remove(folder: Path, names: Iterable[str], record: Mapping[str, Any]) -> No
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Return the folded files, and those that they have taken the place of."""
+    """Return the names of the folded files, and of those that they replace."""
     try:
         values: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         return values

@@ -8,6 +8,7 @@ import ipaddress
 import random
 import socket
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -15,8 +16,8 @@ import psutil
 
 from beeline.errors import BeelineError, Undetermined
 
-# Below Linux's range for outgoing connections, which could take a port between this choice and its use,
-# and below 32768: MMS calls anything over that invalid.
+# Below Linux's range for outgoing connections, one of which could take the port before the server does, and below
+# 32768, from which on MMS refuses ports.
 _FREE = range(20_000, 32_000)
 
 
@@ -34,12 +35,12 @@ class Address:
 
     @property
     def local(self) -> Address:
-        """Where this machine itself reaches it: an address that stands for all of them is none to connect to."""
+        """The address at which this machine itself reaches it: nothing can connect to 0.0.0.0."""
         return dataclasses.replace(self, host={"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))
 
     @property
     def loopback(self) -> bool:
-        """Whether nobody outside this machine reaches it."""
+        """Whether only this machine can reach it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -52,18 +53,13 @@ class Address:
         Raises:
             ValueError: with what is allowed.
         """
-        try:
+        # It raises where the port is not a number.
+        with suppress(ValueError):
             parts = urlsplit(text)
-            if (
-                parts.scheme not in ("http", "https")
-                or not parts.hostname
-                or parts.port is None
-                or parts.path not in ("", "/")
-            ):
-                raise ValueError
-        except ValueError:
-            raise ValueError("http://HOST:PORT, such as http://127.0.0.1:8080") from None
-        return cls(parts.hostname, parts.port, parts.scheme)
+            is_plain = parts.scheme in ("http", "https") and parts.path in ("", "/")
+            if is_plain and parts.hostname and parts.port is not None:
+                return cls(parts.hostname, parts.port, parts.scheme)
+        raise ValueError("http://HOST:PORT, such as http://127.0.0.1:8080")
 
 
 def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list[Address]:
@@ -77,63 +73,33 @@ def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list
         BeelineError: when a port is taken, naming it and the process that holds it, or is over `highest`.
         Undetermined: when an address cannot be listened on at all.
     """
-    held: list[socket.socket] = []
     settled = []
-    try:
+    # All of them stay bound until the last is settled, so that no two are the same.
+    with ExitStack() as held:
         for address, option in wanted:
             if address.port > highest:
                 raise BeelineError(
                     f"port {address.port} is over {highest}, this server's last; choose another with {option}"
                 )
-            port = _free(address, held) if address.port == 0 else _hold(address, option, held)
-            settled.append(dataclasses.replace(address, port=port))
-        return settled
-    finally:
-        # All of them stay bound until the last is settled, so that no two are the same.
-        for listener in held:
-            listener.close()
-
-
-def _hold(address: Address, option: str, held: list[socket.socket]) -> int:
-    try:
-        held.append(_listen(address.host, address.port))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise BeelineError(
-                f"port {address.port} is taken by {holder(address.port)}; "
-                f"stop that, or choose another port with {option} (0 for a free one)"
-            ) from error
-        raise Undetermined(
-            f"cannot listen on {address} ({error.strerror or error}); choose another with {option}"
-        ) from error
-    return address.port
-
-
-def _free(address: Address, held: list[socket.socket]) -> int:
-    candidates = list(_FREE)
-    random.shuffle(candidates)
-    for port in candidates:
-        try:
-            held.append(_listen(address.host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                continue
-            raise Undetermined(f"cannot listen on {address.host} ({error.strerror or error}); use 127.0.0.1") from error
-        return port
-    raise Undetermined(f"no port from {_FREE.start} to {_FREE.stop - 1} is free on {address.host}; name one")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        # As Java does: a port that only lingers from closed connections is free.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+            # Several tries, since a free port is a guess.
+            for port in random.sample(_FREE, len(_FREE)) if address.port == 0 else [address.port]:
+                try:
+                    # It sets SO_REUSEADDR, as Java does: a port that only lingers from closed connections is free.
+                    held.enter_context(socket.create_server((address.host, port), backlog=1))
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:
+                        raise Undetermined(
+                            f"cannot listen on {address} ({error.strerror or error}); choose another with {option}"
+                        ) from error
+                    continue
+                settled.append(dataclasses.replace(address, port=port))
+                break
+            else:
+                raise BeelineError(
+                    f"port {address.port} is taken by {holder(address.port)}; "
+                    f"stop that, or choose another port with {option} (0 for a free one)"
+                )
+    return settled
 
 
 def holder(port: int) -> str:
@@ -150,5 +116,5 @@ def holder(port: int) -> str:
                 process = psutil.Process(connection.pid)
                 return f"{process.name()} (pid {process.pid})"
             except psutil.Error:
-                return f"a process that just ended (pid {connection.pid})"
+                return f"a process that has just ended (pid {connection.pid})"
     return "another process"

@@ -1,7 +1,6 @@
-"""`config.properties`, read strictly: every key known, typed and in range, or one sentence why not.
+"""`config.properties`, read strictly: every key is known, typed and in range, or one sentence says why it is not.
 
-TorchServe ignores a misspelt key in silence. The file is the only place for these numbers, so here a
-mistake in it is an error that names file, line and nearest known key.
+TorchServe silently ignores a misspelt key. Here a mistake is an error that names file, line and nearest known key.
 """
 
 from __future__ import annotations
@@ -13,78 +12,95 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import javaproperties
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
 from beeline.errors import ConfigError, did_you_mean
 from host.files import write_whole
 from serve.ports import Address
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A whole number from `low` to `high`; `unit` is for the error's sentence."""
-
-    low: int
-    high: int
-    unit: str
-
-    def check(self, value: object) -> int:
-        """Return the number.
-
-        Raises:
-            ValueError: with what is allowed.
-        """
-        if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
-            raise ValueError(f"a whole number of {self.unit}, {self.low} to {self.high}")
-        return value
-
-    def parse(self, text: str) -> int:
-        """Return the number written in `text`, as `check` does."""
-        try:
-            value: object = int(text)
-        except ValueError:
-            value = text
-        return self.check(value)
+def _whole(default: int | None, low: int, high: int, unit: str) -> Any:
+    """Return a field for a whole number; `unit` is for the error's sentence."""
+    return Field(default, ge=low, le=high, description=f"a whole number of {unit}, {low} to {high}")
 
 
-BATCH_SIZE = Whole(1, 1024, "requests")
-WORKERS = Whole(1, 256, "processes")
-# From 1: both servers take 0 for "not given" and would wait their own default of 100 ms.
-DELAY = Whole(1, 60_000, "milliseconds")
-TIMEOUT = Whole(1, 86_400, "seconds")
+def _address(text: str, scheme: str = "http") -> Address:
+    address = Address.parse(text)
+    if address.scheme != scheme:
+        raise ValueError(f"{scheme}://HOST:PORT, such as {scheme}://127.0.0.1:{8443 if scheme == 'https' else 8080}")
+    return address
 
-NUMBERS = {
-    "job_queue_size": Whole(1, 100_000, "requests"),
-    "number_of_netty_threads": Whole(1, 256, "threads"),
-    "netty_client_threads": Whole(1, 256, "threads"),
-    "max_response_size": Whole(1024, 2**31 - 1, "bytes"),
-    "beeline_threads": Whole(1, 256, "threads"),
-    "beeline_lone_threads": Whole(1, 256, "threads"),
+
+_Plain = Annotated[Address, BeforeValidator(_address)]
+_Tls = Annotated[Address, BeforeValidator(lambda text: _address(text, "https"))]
+
+
+class Entry(BaseModel):
+    """What `models` says of one version of a model, strictly as JSON has it: "8" and 8.0 are no whole numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=to_camel)
+
+    min_workers: int = _whole(None, 1, 256, "processes")
+    max_workers: int = _whole(None, 1, 256, "processes")
+    batch_size: int = _whole(None, 1, 1024, "requests")
+    # From 1: both servers take 0 for "not given" and would wait their own default of 100 ms.
+    max_batch_delay: int = _whole(None, 1, 60_000, "milliseconds")
+    response_timeout: int = _whole(None, 1, 86_400, "seconds")
+    startup_timeout: int = _whole(None, 1, 86_400, "seconds")
+    default_version: bool = Field(False, description="true or false")
+    mar_name: str = Field("", pattern=r"^[^/]*\.mar$", description="the name of a .mar file in the store")
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The whole numbers that are given, by key."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"default_version", "mar_name"})
+
+    @model_validator(mode="after")
+    def _at_least_min(self) -> Entry:
+        if {"min_workers", "max_workers"} <= self.model_fields_set and self.max_workers < self.min_workers:
+            raise ValueError(f"maxWorkers of at least minWorkers ({self.min_workers})")
+        return self
+
+
+class File(BaseModel):
+    """The file's keys with their defaults; 0 stands for none, from the queue's size or from the cores."""
+
+    job_queue_size: int = _whole(200, 1, 100_000, "requests")
+    number_of_netty_threads: int = _whole(4, 1, 256, "threads")
+    netty_client_threads: int = _whole(2, 1, 256, "threads")
+    max_response_size: int = _whole(6_553_500, 1024, 2**31 - 1, "bytes")
+    beeline_threads: int = _whole(0, 1, 256, "threads")
+    beeline_lone_threads: int = _whole(0, 1, 256, "threads")
     # The server's limit in base64 must stay a Java int.
-    "beeline_max_image_bytes": Whole(1, 1_500_000_000, "bytes"),
-    "beeline_max_image_pixels": Whole(1, 2**31 - 1, "pixels"),
-    "beeline_log_megabytes": Whole(1, 10_000, "megabytes"),
-    "beeline_log_files": Whole(1, 100, "files"),
-    "beeline_deadline_seconds": Whole(1, 3600, "seconds"),
-    "beeline_requests_per_second": Whole(1, 1_000_000, "requests a second"),
-    "beeline_drain_seconds": Whole(0, 600, "seconds"),
-    "beeline_stop_seconds": Whole(1, 3600, "seconds"),
-}
-ADDRESSES = (
-    "inference_address",
-    "management_address",
-    "beeline_page_address",
-    "beeline_metrics_address",
-    "beeline_tls_address",
-)
-TEXTS = ("vmargs", "beeline_tls_certificate", "beeline_tls_key")
-KNOWN = (*NUMBERS, *ADDRESSES, *TEXTS, "models")
-# A container has no file of its own to edit: each of these keys may come from the environment too.
-VARIABLES = {"BEELINE_" + key.removeprefix("beeline_").upper(): key for key in (*NUMBERS, *ADDRESSES, *TEXTS)}
+    beeline_max_image_bytes: int = _whole(20_000_000, 1, 1_500_000_000, "bytes")
+    beeline_max_image_pixels: int = _whole(50_000_000, 1, 2**31 - 1, "pixels")
+    beeline_log_megabytes: int = _whole(10, 1, 10_000, "megabytes")
+    beeline_log_files: int = _whole(3, 1, 100, "files")
+    beeline_deadline_seconds: int = _whole(60, 1, 3600, "seconds")
+    beeline_requests_per_second: int = _whole(0, 1, 1_000_000, "requests a second")
+    beeline_drain_seconds: int = _whole(0, 0, 600, "seconds")
+    beeline_stop_seconds: int = _whole(8, 1, 3600, "seconds")
+    inference_address: _Plain = Address("127.0.0.1", 8080)
+    management_address: _Plain = Address("127.0.0.1", 8081)
+    beeline_page_address: _Plain = Address("127.0.0.1", 8000)
+    beeline_metrics_address: _Plain = Address("127.0.0.1", 8082)
+    # Where there is a certificate.
+    beeline_tls_address: _Tls = Address("127.0.0.1", 8443, "https")
+    vmargs: str = ""
+    beeline_tls_certificate: str = ""
+    beeline_tls_key: str = ""
+    models: dict[str, dict[str, Entry]] = Field({}, description="a JSON object {model: {version: {batchSize: 8, ...}}}")
 
-# Keys of TorchServe that `serve up` writes itself, each with where its value comes from.
+
+DEFAULTS = {key: each.default for key, each in File.model_fields.items()}
+# A container has no file of its own to edit: each of these keys may come from the environment too.
+VARIABLES = {"BEELINE_" + key.removeprefix("beeline_").upper(): key for key in DEFAULTS if key != "models"}
+
+# Keys of TorchServe that `serve up` writes, each with the source of its value.
 OWNED = {
     "max_request_size": "it is derived from beeline_max_image_bytes; set that",
     "load_models": "it is what `serve up --model` serves",
@@ -106,32 +122,12 @@ OWNED = {
     "service_envelope": "the handler reads JSON itself",
 }
 
-ENTRY_NUMBERS = {
-    "minWorkers": WORKERS,
-    "maxWorkers": WORKERS,
-    "batchSize": BATCH_SIZE,
-    "maxBatchDelay": DELAY,
-    "responseTimeout": TIMEOUT,
-    "startupTimeout": TIMEOUT,
-}
-ENTRY_KEYS = (*ENTRY_NUMBERS, "defaultVersion", "marName")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What `models` says of one version of a model: whole numbers by key, and the two other keys."""
-
-    numbers: Mapping[str, int]
-    default_version: bool | None = None
-    mar_name: str | None = None
-
 
 @dataclass(frozen=True)
 class Properties:
-    """The file's values, or the environment's in their place; what neither says is not in here.
+    """The values of the file, or of the environment, which wins; keys that neither has are absent.
 
-    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came
-    from one.
+    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came from one.
     """
 
     path: Path
@@ -142,7 +138,7 @@ class Properties:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
-        """Return where a value is from, for people."""
+        """Return the source of a value, for people."""
         return f"environment {self.variables[key]}" if key in self.variables else self.path.name
 
 
@@ -165,7 +161,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
             where = f"{path}:{line}"
             _check_key(element.key, where)
             if element.key in found:
-                raise ConfigError(f"{where}: {element.key} is there twice, first at {found[element.key][1]}; keep one")
+                raise ConfigError(f"{where}: {element.key} is set twice, first at {found[element.key][1]}; keep one")
             found[element.key] = (element.value.strip(), where)
         line += element.source.count("\n")
     variables: dict[str, str] = {}
@@ -174,37 +170,42 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
         value = (environ or {}).get(name, "").strip()
         if value:
             found[key], variables[key] = (value, f"environment {name}"), name
-    numbers, addresses = {}, {}
-    for key, (value, where) in found.items():
-        try:
-            if key in NUMBERS:
-                numbers[key] = NUMBERS[key].parse(value)
-            elif key in ADDRESSES:
-                addresses[key] = _address(key, value)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {key} is {value!r}; allowed: {error}") from error
-    models = _models(*found["models"]) if "models" in found else {}
-    texts = {key: found[key][0] for key in TEXTS if key in found}
-    return Properties(path, numbers, addresses, texts, models, variables)
+    values: dict[str, Any] = {key: value for key, (value, _) in found.items()}
+    if "models" in found:
+        values["models"] = _json(*found["models"])
+    try:
+        file = File.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{found[str(error.errors()[0]['loc'][0])][1]}: {sentence(error)}") from error
+    numbers, addresses, texts = (
+        {key: getattr(file, key) for key in found if isinstance(getattr(file, key), kind)}
+        for kind in (int, Address, str)
+    )
+    return Properties(path, numbers, addresses, texts, file.models, variables)
 
 
-def _address(key: str, value: str) -> Address:
-    address = Address.parse(value)
-    wanted = "https" if key == "beeline_tls_address" else "http"
-    if address.scheme != wanted:
-        raise ValueError(f"{wanted}://HOST:PORT, such as {wanted}://127.0.0.1:{8443 if wanted == 'https' else 8080}")
-    return address
+def sentence(error: ValidationError, name: str | None = None) -> str:
+    """Return pydantic's first error: a key, or the `name` that is given, its value, and what is allowed."""
+    first = error.errors()[0]
+    place = [str(each) for each in first["loc"]]
+    key, entry = name or ".".join(place), {to_camel(key): field for key, field in Entry.model_fields.items()}
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{did_you_mean(place[-1], entry)}"
+    # A key of the file or of an entry; between them are the names and versions of models.
+    field = {**File.model_fields, **entry}[place[-1] if len(place) in (1, 4) else "models"]
+    allowed = first["ctx"]["error"] if first["type"] == "value_error" else field.description
+    return f"{key} is {first['input']!r}; allowed: {allowed}"
 
 
 def _check_key(key: str, where: str) -> None:
     if key in OWNED:
         raise ConfigError(f"{where}: {key} is set by `beeline serve up` ({OWNED[key]}); remove this line")
-    if key not in KNOWN:
-        raise ConfigError(f"{where}: unknown key {key}{did_you_mean(key, KNOWN)}")
+    if key not in DEFAULTS:
+        raise ConfigError(f"{where}: unknown key {key}{did_you_mean(key, DEFAULTS)}")
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
-    """Refuse a misspelt variable; others of the same beginning are somebody else's."""
+    """Refuse a misspelt variable; other variables with this prefix belong to other programs."""
     for name in environ:
         if name.startswith("BEELINE_") and name not in VARIABLES:
             meant = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.93)
@@ -212,7 +213,7 @@ def _check_variables(environ: Mapping[str, str]) -> None:
                 raise ConfigError(f"environment: unknown variable {name}; did you mean {meant[0]!r}?")
 
 
-def _models(text: str, where: str) -> dict[str, dict[str, Entry]]:
+def _json(text: str, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for index, (key, _) in enumerate(pairs):
             if key in dict(pairs[:index]):
@@ -220,45 +221,12 @@ def _models(text: str, where: str) -> dict[str, dict[str, Entry]]:
         return dict(pairs)
 
     try:
-        values = json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         place = text[max(0, error.pos - 20) : error.pos + 20]
-        raise ConfigError(f"{where}: models is no JSON near {place!r} ({error.msg.lower()}); mend it there") from error
+        raise ConfigError(f"{where}: models is not JSON near {place!r} ({error.msg.lower()}); fix it there") from error
     except RecursionError as error:
-        raise ConfigError(f"{where}: models is nested too deep; allowed: {{model: {{version: {{...}}}}}}") from error
-    models: dict[str, dict[str, Entry]] = {}
-    for name, versions in _object(values, where, "models", "{model: {version: {...}}}").items():
-        models[name] = {}
-        for version, entry in _object(versions, where, f"models.{name}", "{version: {...}}").items():
-            key = f"models.{name}.{version}"
-            models[name][version] = _entry(_object(entry, where, key, '{"batchSize": 8, ...}'), where, key)
-    return models
-
-
-def _object(value: object, where: str, key: str, form: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: {key} is {value!r}; allowed: a JSON object {form}")
-    return value
-
-
-def _entry(values: dict[str, Any], where: str, key: str) -> Entry:
-    for name, value in values.items():
-        if name not in ENTRY_KEYS:
-            raise ConfigError(f"{where}: unknown key {key}.{name}{did_you_mean(name, ENTRY_KEYS)}")
-        try:
-            if name in ENTRY_NUMBERS:
-                ENTRY_NUMBERS[name].check(value)
-            elif name == "defaultVersion" and not isinstance(value, bool):
-                raise ValueError("true or false")
-            elif name == "marName" and not (isinstance(value, str) and value.endswith(".mar") and "/" not in value):
-                raise ValueError("the name of a .mar file in the store")
-        except ValueError as error:
-            raise ConfigError(f"{where}: {key}.{name} is {value!r}; allowed: {error}") from error
-    numbers = {name: value for name, value in values.items() if name in ENTRY_NUMBERS}
-    low, high = numbers.get("minWorkers"), numbers.get("maxWorkers")
-    if low is not None and high is not None and low > high:
-        raise ConfigError(f"{where}: {key}.maxWorkers is {high}, less than minWorkers ({low}); raise it")
-    return Entry(numbers, values.get("defaultVersion"), values.get("marName"))
+        raise ConfigError(f"{where}: models is nested too deeply; allowed: {{model: {{version: {{...}}}}}}") from error
 
 
 @dataclass(frozen=True)
@@ -276,10 +244,10 @@ class Change:
         return "\n".join(difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), *names, lineterm=""))
 
     def write(self) -> None:
-        """Put the new text in place of the old one, in one step.
+        """Replace the file's text in one step.
 
         Raises:
-            ConfigError: when the file changed meanwhile, or cannot be written.
+            ConfigError: when the file has changed meanwhile, or cannot be written.
         """
         path = self.path.resolve()
         try:
@@ -291,10 +259,10 @@ class Change:
 
 
 def change(path: Path, model: str, version: str, numbers: Mapping[str, int], threads: int | None) -> Change:
-    """Return the file with a model's numbers, and with the threads of a worker where they are given.
+    """Return the file with a model's numbers, and with a worker's threads where they are given.
 
-    Comments and every other key stay as they are; so does the layout of `models`, lines of two spaces a level or one
-    line. A lone entry of the model for another version is the one that is changed, as it is the one that is read.
+    Comments and other keys stay as they are; `models` stays on one line, or on lines with two spaces a level. A model's
+    only entry is changed whatever its version is, since it is the one that is read.
 
     Raises:
         ConfigError: for a file that cannot be read.
@@ -318,7 +286,7 @@ def change(path: Path, model: str, version: str, numbers: Mapping[str, int], thr
 
 
 def _put(text: str, key: str, value: str, end: str) -> str:
-    """Return the text with a key's value: in its place, else below the comment that shows it, else at the end."""
+    """Return the text with a new value: in place of the old, else below the comment that shows the key, else last."""
     at = 0
     for element in javaproperties.parse(text):
         source = element.source

@@ -1,4 +1,4 @@
-"""Ready: every worker READY, and a golden picture answered as the archive expects; or quickly why not."""
+"""Ready: every worker READY, and a golden picture answered as the archive expects; else a quick reason why not."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from serve.client import InferenceClient, ManagementClient, Model
 from serve.instance import logs
 
 _PAUSE = 0.2
-_LOG_PATIENCE = 5.0
 
 
 class Busy(BeelineError):
-    """The server turned a golden picture away because it holds as many requests as it can."""
+    """The server refused a golden picture because it holds as many requests as it can."""
 
 
 class Watch:
-    """Counts the deaths of a server's workers, which neither server tells: each starts a new one in silence."""
+    """Counts the deaths of a server's workers; both servers replace a dead worker and report nothing."""
 
     def __init__(self, java: int, folder: Path) -> None:
         self.java = java
@@ -31,7 +30,7 @@ class Watch:
         self._alive: set[int] = set()
 
     def workers(self) -> set[int]:
-        """Return the ids of Java's living children, and count those that are gone since the last call."""
+        """Return the ids of Java's living children, and count those that ended since the last call."""
         try:
             children = {
                 child.pid for child in psutil.Process(self.java).children() if child.status() != psutil.STATUS_ZOMBIE
@@ -49,18 +48,18 @@ class Watch:
             alive = [each for each in below if each.status() != psutil.STATUS_ZOMBIE]
             return sum(each.ppid() != self.java for each in alive)
         except psutil.Error:
-            # One of them ended in this instant; the next look tells.
+            # One of them ended at this instant; the next call counts again.
             return 0
 
-    def why(self) -> str:
-        """Return the reason for a worker's death, as far as the log tells.
+    def why(self, patience: float = 5.0) -> str:
+        """Return the log's reason for a worker's death.
 
-        What a worker said may reach its log a moment after the server's own complaint.
+        A worker's own reason may reach the log some seconds after the server's; `patience` bounds the wait for it.
         """
-        deadline = time.monotonic() + _LOG_PATIENCE
+        deadline = time.monotonic() + patience
         while logs.worker_failure(self.folder) is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        return logs.failure(self.folder) or "it ended without a word, as when memory runs out"
+        return logs.failure(self.folder) or "it logged no reason, as when memory runs out"
 
 
 def wait_for_workers(
@@ -72,20 +71,20 @@ def wait_for_workers(
     seconds: float,
     check: Callable[[], None] = lambda: None,
 ) -> Model:
-    """Wait until `wanted` workers of the model are READY and no other is in the list.
+    """Wait until `wanted` workers of the model are READY and the list has no others.
 
     Args:
         management: the server's.
         model: its name.
         version: None for the default one.
-        wanted: workers.
-        watch: started before the workers were.
-        seconds: at most.
-        check: raises when there is nothing to wait for any more.
+        wanted: number of workers.
+        watch: made before the workers started.
+        seconds: the longest time to wait.
+        check: raises when the server has ended.
 
     Raises:
         BeelineError: when its workers die again and again, with the log's reason.
-        Undetermined: when time is up.
+        Undetermined: when the time is over.
     """
     deadline = time.monotonic() + seconds
     begun = watch.deaths
@@ -100,9 +99,10 @@ def wait_for_workers(
         watch.workers()
         if described.ready >= wanted and described.ready == len(described.workers):
             return described
-        # One death may be an accident, one more than workers is none; a refusal is for good.
-        refused = watch.deaths > begun and "refuses to serve" in _recent(watch.folder)
-        if refused or watch.deaths - begun > max(wanted, 1):
+        # One death may be an accident, more deaths than workers are not; a refusal is final.
+        log = watch.folder / "worker.log"
+        has_refused = watch.deaths > begun and log.is_file() and "refuses to serve" in "".join(logs.tail(log, 200))
+        if has_refused or watch.deaths - begun > max(wanted, 1):
             raise BeelineError(
                 f"no worker of {model} stays up: {watch.why()}; see `beeline serve logs`, "
                 "or run the archive alone with `beeline archive run`"
@@ -116,13 +116,13 @@ def wait_for_workers(
 
 
 def try_golden(inference: InferenceClient, archive: Archive, version: str | None) -> str:
-    """Send the archive's golden picture and compare the first label; return a sentence on what was seen.
+    """Send the archive's golden picture and compare the first label; return a sentence on the result.
 
     Raises:
         BeelineError: when it is not answered 200 with the expected label.
     """
     if archive.golden is None:
-        return f"{archive.model}: workers are READY; the archive brings no golden picture to try"
+        return f"{archive.model}: workers are READY; the archive has no golden picture to try"
     answer = inference.predict(archive.model, archive.golden_bytes(), version)
     if answer.status != 200:
         raise (Busy if answer.status in (429, 503) else BeelineError)(
@@ -132,7 +132,7 @@ def try_golden(inference: InferenceClient, archive: Archive, version: str | None
     try:
         scores = answer.json()
         if not isinstance(scores, dict):
-            raise TypeError(f"{type(scores).__name__} in place of an object")
+            raise TypeError(f"{type(scores).__name__} instead of an object")
         label = max(scores, key=lambda name: float(scores[name]))
     except (ValueError, TypeError) as error:
         raise BeelineError(
@@ -145,8 +145,3 @@ def try_golden(inference: InferenceClient, archive: Archive, version: str | None
             f"the archive expects {archive.golden.label!r}; build it again"
         )
     return f"{archive.model}: golden picture {archive.golden.file} answered {label!r}, as expected"
-
-
-def _recent(folder: Path) -> str:
-    path = folder / "worker.log"
-    return "\n".join(logs.tail(path, 200)) if path.is_file() else ""

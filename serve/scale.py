@@ -1,10 +1,9 @@
-"""Change a model's number of workers, wait until it is true, and heal a model whose server gave it up."""
+"""Change a model's number of workers, wait until they are ready, and heal a model that its server has given up."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from archive.mar import Archive
 from archive.store import find_archives
@@ -17,18 +16,17 @@ from serve.ready import Watch, try_golden
 from serve.servers.protocol import Say, Server
 
 _PAUSE = 0.2
-# Seconds without any process that could become a worker, before a model counts as given up. Where other
-# workers serve, the server's own next try (after 1, 1, 2, 3, 5, 8, 13 s) is awaited longer, because
-# healing stops them too.
+# A model counts as given up after this many seconds without any process that could become a worker. It is longer where
+# other workers serve, for healing stops them too, and the server tries again by itself after 1, 1, 2, 3, 5, 8, 13 s.
 _GIVEN_UP = 3.0
 _GIVEN_UP_PARTLY = 30.0
-# Under load a golden picture waits in the queue like any other; only silence beyond that is a reason to heal.
+# Under load a golden picture waits in the queue like any other; only a longer silence is a reason to heal.
 _GOLDEN_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """What scaling came to: READY workers, whether it had to heal the model, seconds, the golden picture's answer."""
+    """The result: READY workers, whether the model had to be healed, seconds, the golden picture's answer."""
 
     model: str
     workers: int
@@ -48,14 +46,15 @@ class _Scaling:
     management: ManagementClient
     watch: Watch
     patience: float
-    told: bool = False
+    # False while the server's last answer said that fewer workers run.
+    is_done: bool = False
 
     @property
     def model(self) -> str:
         return self.settings.model
 
     def ask(self) -> None:
-        """Send the request; where the server's answer tells, remember whether it came true."""
+        """Send the request; where the server's answer says whether so many workers run, keep that."""
         wait = self.patience if self.kind.synchronous else None
         try:
             status = self.management.scale(self.model, self.low, self.high, wait)
@@ -63,20 +62,20 @@ class _Scaling:
             if not self.kind.synchronous:
                 raise
             raise type(error)(f"no worker of {self.model} stays up: {self.watch.why()} ({error})") from error
-        self.told = not self.kind.synchronous or status == 200
+        self.is_done = not self.kind.synchronous or status == 200
 
     def settle(self) -> Model | None:
-        """Wait until `low` to `high` workers are READY and there is no other; None when it was given up.
+        """Wait until `low` to `high` workers are READY and there are no others; return None when the model is given up.
 
-        A dead worker still counts for both servers: asking for as many as are dead does nothing, and
-        requests hang. TorchServe answers 206 to that; in its list such a worker is not READY, and no
-        process stands behind it. MMS lists it as READY, but answers 210 as long as it is dead.
+        Both servers count a dead worker too: to ask for as many as are dead does nothing, and requests hang.
+        TorchServe answers 206 then; its list shows such a worker as not READY, and it has no process. MMS lists it as
+        READY, but answers 210 as long as it is dead.
         """
         deadline = time.monotonic() + self.patience
         begun, moved = self.watch.deaths, time.monotonic()
         while True:
             now = _described(self.management, self.model)
-            if self.told and self.low <= now.ready == len(now.workers) <= self.high:
+            if self.is_done and self.low <= now.ready == len(now.workers) <= self.high:
                 return now
             children = self.watch.workers()
             if self.watch.deaths - begun > self.low:
@@ -98,16 +97,16 @@ class _Scaling:
             time.sleep(_PAUSE)
 
     def revive(self) -> None:
-        """Start anew, whatever became of the old workers."""
+        """Start new workers, whatever became of the old ones."""
         try:
             self.kind.revive(self.management, self.settings, self.low, self.high, self.patience)
         except BeelineError as error:
             raise type(error)(f"no worker of {self.model} stays up: {self.watch.why()} ({error})") from error
         self.watch.workers()
-        self.told = True
+        self.is_done = True
 
     def _serving(self) -> set[int]:
-        """Return the processes of READY workers of all models: what else Java runs is on its way."""
+        """Return the processes of READY workers of all models; Java's other children are starting."""
         described = (self.management.describe(name) for name in self.management.list())
         workers = (worker for found in described if found is not None for worker in found.workers)
         return {worker.pid for worker in workers if worker.pid is not None and worker.status == READY}
@@ -118,13 +117,13 @@ def scale(
 ) -> Scaled:
     """Scale `model` to `low` to `high` workers and return when they are READY and answer.
 
-    Neither server moves between the two by itself: `low` are started, more than `high` are stopped.
+    Neither server changes the number between the two by itself: it starts `low`, and stops those beyond `high`.
 
     Raises:
         BeelineError: for an unknown model, impossible numbers, or workers that do not stay up.
-        Undetermined: when it does not come true within `patience` seconds.
+        Undetermined: when they are not ready within `patience` seconds.
     """
-    # TorchServe forgets the workers that it keeps when the smaller number is 0 and the larger is not.
+    # TorchServe keeps its workers, and forgets them, when only the smaller number is 0.
     if not 1 <= low <= high and not low == high == 0:
         raise BeelineError(f"--min is {low} and --max {high}; allowed: 1 or more with --max at least --min, or both 0")
     if state.java is None:
@@ -133,7 +132,8 @@ def scale(
     kind = servers.named(state.server)
     watch = Watch(state.java, instance.logs)
     settings = _settings(state, model)
-    archive = _archive(state, settings)
+    # The served copy: the archive may have been built again since.
+    archive = find_archives(state.store, [settings.archive])[0]
     with ManagementClient(state.management) as management:
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()
@@ -145,19 +145,19 @@ def scale(
         now, golden = _outcome(scaling, state, archive)
         healed = golden is None
         if healed:
-            say(f"the server gave up on {model} ({watch.why()}); starting its workers anew")
+            say(f"the server has given {model} up ({watch.why()}); starting new workers")
             scaling.revive()
             now, golden = _outcome(scaling, state, archive)
     if now is None or golden is None:
         raise Undetermined(
-            f"{model} does not answer with {low} workers, nor after starting them anew; "
+            f"{model} does not answer with {low} workers, and new workers do not answer either; "
             "see `beeline serve logs`, or start it again"
         )
     return Scaled(model, now.ready, healed, time.monotonic() - began, golden)
 
 
 def _outcome(scaling: _Scaling, state: State, archive: Archive) -> tuple[Model | None, str | None]:
-    """Return the settled model and what its golden picture showed; the latter None where only healing may help."""
+    """Return the settled model and its golden picture's result; the result is None where only healing may help."""
     now = scaling.settle()
     if now is None:
         return None, None
@@ -167,7 +167,7 @@ def _outcome(scaling: _Scaling, state: State, archive: Archive) -> tuple[Model |
         with InferenceClient(state.backend, _GOLDEN_PATIENCE) as inference:
             return now, try_golden(inference, archive, None)
     except Undetermined:
-        # READY, and no answer at all.
+        # READY, but without any answer.
         return now, None
 
 
@@ -179,16 +179,10 @@ def _described(management: ManagementClient, model: str) -> Model:
 
 
 def _settings(state: State, model: str) -> ModelSettings:
-    """Return how the model was started; of several versions the default one, which requests and scaling mean."""
+    """Return a model's settings; of several versions the default one, to which requests and scaling go."""
     started = [model_settings(values) for values in state.configuration["models"]]
     for settings in sorted(started, key=lambda each: not each.default_version):
         if settings.model == model:
             return settings
     hint = did_you_mean(model, {settings.model for settings in started})
     raise BeelineError(f"the server serves no model {model!r}{hint}")
-
-
-def _archive(state: State, settings: ModelSettings) -> Archive:
-    """Read the archive as it is served, which may have been built anew since."""
-    store = Path(state.temporary) / "store"
-    return find_archives(store, [settings.archive])[0]

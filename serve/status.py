@@ -1,8 +1,9 @@
-"""What runs on this machine: servers, models, workers, processes, settings, counts of answers."""
+"""The servers that run on this machine, with models, workers, processes, settings and counts of answers."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import processes
 from serve import counts, instance
-from serve.client import InferenceClient, ManagementClient, Model
+from serve.client import InferenceClient, ManagementClient
 from serve.instance import MARK, Instance, State
 
 
 def status(home: Path, name: str | None = None) -> dict[str, Any]:
     """Return every running server, or the named one, as JSON values, and how the others ended.
 
-    What dead ones left is stopped first, and listed by name.
+    Processes that dead servers left are stopped first, and listed by name.
 
     Raises:
         BeelineError: when the named one does not run.
@@ -36,14 +37,14 @@ def status(home: Path, name: str | None = None) -> dict[str, Any]:
 
 
 def lines(seen: dict[str, Any]) -> list[str]:
-    """Return the same for people."""
+    """Return what `status` returned as lines for people."""
     out: list[str] = []
     for server in seen["servers"]:
         out += _server_lines(server)
     for end in seen["ended"]:
         out.append(f"{end['name']}: not running; {'failed: ' if end['failed'] else ''}{end['reason']}")
     for name, pids in seen["swept"].items():
-        out.append(f"{name}: stopped {len(pids)} processes that it had left ({pids})")
+        out.append(f"{name}: stopped {len(pids)} processes that it left ({pids})")
     return out or ["no server is running; start one with `beeline serve up`"]
 
 
@@ -55,7 +56,8 @@ def _server(found: Instance) -> dict[str, Any]:
     note = None
     with ManagementClient(state.management, timeout=5) as management:
         try:
-            models = [_model(management.describe(name)) for name in management.list()]
+            described = [management.describe(name) for name in management.list()]
+            models = [{**asdict(model), "ready": model.ready} for model in described if model is not None]
         except Undetermined as error:
             note = str(error)
     return {
@@ -72,21 +74,14 @@ def _server(found: Instance) -> dict[str, Any]:
         "note": note,
         "archives": state.archives,
         "processes": _processes(state),
-        "answers": counts.answers(Path(folder)) or {} if (folder := state.environment.get(FOLDER)) else {},
+        "answers": counts.answers(Path(state.environment[FOLDER])) or {} if FOLDER in state.environment else {},
         "configuration": state.configuration,
         "logs": str(found.logs),
     }
 
 
-def _model(described: Model | None) -> dict[str, Any]:
-    if described is None:
-        return {}
-    values = {key: value for key, value in vars(described).items() if key != "workers"}
-    return {**values, "ready": described.ready, "workers": [vars(worker) for worker in described.workers]}
-
-
 def _readiness(state: State) -> str:
-    """Return what is true now: the gateway's own word where there is one."""
+    """Return the state, which is the gateway's answer where there is one."""
     if not state.ready or not state.gateway:
         return "ready" if state.ready else "starting"
     with InferenceClient(state.inference, timeout=5, patience=0) as client:
@@ -101,12 +96,12 @@ def _kind(process: psutil.Process, state: State) -> str:
     known = {state.supervisor: "supervisor", state.java: "java", state.gateway_process: "gateway"}
     if process.pid in known:
         return known[process.pid]
-    # It writes its own title; its program may have any name.
+    # By its title, since its program may have any name.
     return "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
 
 
 def _processes(state: State) -> list[dict[str, Any]]:
-    """Return id, kind and resident megabytes of the supervisor and of everything that carries its mark."""
+    """Return id, kind and resident megabytes of the supervisor and of every marked process."""
     found = processes.marked(MARK, state.mark, Path(state.temporary))
     if state.supervisor is not None and psutil.pid_exists(state.supervisor):
         found.insert(0, psutil.Process(state.supervisor))
@@ -120,11 +115,6 @@ def _processes(state: State) -> list[dict[str, Any]]:
     return out
 
 
-def _where(addresses: dict[str, str | None]) -> str:
-    shown = [(name, addresses[name]) for name in ("page", "tls", "metrics", "backend")]
-    return ", ".join(f"{name} {address}" for name, address in shown if address is not None)
-
-
 def _server_lines(server: dict[str, Any]) -> list[str]:
     if "server" not in server:
         return [f"{server['name']}: {server['state']}"]
@@ -132,7 +122,9 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         f"{server['name']}: {server['server']}, {server['state']} since {server['seconds']:.0f} s, "
         f"{server['url']}, management {server['management']}"
     ]
-    out.append(f"  gateway: {server['gateway_program'] or server['gateway']}; " + _where(server["addresses"]))
+    addresses = [(name, server["addresses"][name]) for name in ("page", "tls", "metrics", "backend")]
+    shown = ", ".join(f"{name} {address}" for name, address in addresses if address is not None)
+    out.append(f"  gateway: {server['gateway_program'] or server['gateway']}; {shown}")
     if server["note"]:
         out.append(f"  {server['note']}")
     for model in server["models"]:

@@ -1,4 +1,4 @@
-"""Start a server, wait until it really answers, keep it; everything ends with this process unless detached."""
+"""Start a server and wait until it really answers; everything ends with this process unless it is detached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,16 +22,15 @@ from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
 from serve.gateway.nginx import Choice, choose
 from serve.gateway.settings import Backend, public, tls_files
-from serve.instance import Instance, State, logs
+from serve.instance import Instance, State
 from serve.instance.child import Running
 from serve.ready import Watch, try_golden, wait_for_workers
 from serve.servers import java, protocol
 from serve.servers.protocol import Places, Say, Server
 
-# Java itself, before it loads a model; seconds.
-_JAVA_PATIENCE = 60.0
+# Seconds for Java, before it loads a model, and for the gateway.
+_PATIENCE = 60.0
 _LOG_PATIENCE = 15.0
-_GATEWAY_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Request:
         ports: the command line's.
         gateway: `auto` (which is nginx), `nginx` or `none`.
         card: reads an archive's card for the page.
-        listed: whether only archives that the store's index lists are served.
+        listed: whether to refuse archives that the store's index does not list.
     """
 
     server: str = "torchserve"
@@ -69,11 +68,11 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     Args:
         request: what to start.
         say: takes each line of progress.
-        environ: where variables that win over the file are looked up, and what the server inherits.
+        environ: has variables that win over the file; the server inherits it.
 
     Raises:
-        BeelineError: when what was asked for does not hold: an empty store, a taken port, a worker that
-            refuses its archive; nothing is left running then.
+        BeelineError: when it cannot be done: an empty store, a taken port, a worker that refuses its archive;
+            nothing is left running then.
         Undetermined: when Java, nginx or the server's package is missing, or nothing answers in time.
     """
     began = time.monotonic()
@@ -96,7 +95,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     virtual_machine = java.find_java(environ)
     python = kind.prepare(say)
     for name, stopped in instance.sweep_dead(home).items():
-        say(f"stopped {len(stopped)} processes that the dead server {name!r} had left: {stopped}")
+        say(f"stopped {len(stopped)} processes that the dead server {name!r} left: {stopped}")
     lock = target.lock()
     if lock is None:
         raise BeelineError(
@@ -112,11 +111,11 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
             target.sweep()
             raise
     finally:
-        # The supervisor holds the same lock now, or nobody does.
+        # Where a supervisor runs, it holds the same lock.
         os.close(lock)
     try:
         say(
-            f"{kind.title} starts on {settled.backend}, management on {settled.management}; "
+            f"{kind.title} starts on {settled.backend}, with management on {settled.management}; "
             f"Java {virtual_machine.major} ({virtual_machine.reason})"
         )
         say(f"gateway: {gateway.sentence}")
@@ -136,8 +135,8 @@ def _archives(kind: Server, request: Request) -> tuple[Archive, ...]:
     names = store.names(archives)
     if not kind.versions and len(names) < len(archives):
         raise BeelineError(
-            f"{kind.title} serves one version of a model, the store holds {len(archives)} archives of "
-            f"{len(names)} models; name one each with --model"
+            f"{kind.title} serves one version of a model, and the store holds {len(archives)} archives of "
+            f"{len(names)} models; name one of each with --model"
         )
     files = [archive.path.name for archive in archives]
     if len(set(files)) < len(files):
@@ -147,7 +146,7 @@ def _archives(kind: Server, request: Request) -> tuple[Archive, ...]:
 
 @dataclass(frozen=True)
 class _Start:
-    """Everything that was decided of one start."""
+    """Everything that was decided for one start."""
 
     target: Instance
     kind: Server
@@ -187,20 +186,16 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
     target.write(state)
     protocol.lay_out(kind, resolved, start.addresses, start.archives, places)
     if state.gateway:
-        at = start.addresses
         settings = public(
             start.gateway,
             resolved,
             start.properties,
+            start.addresses,
             folder=places.gateway,
-            listen=at.public,
-            tls=at.tls,
             backends=(Backend(state.backend, state.management, str(places.metrics)),),
             store=places.store,
             versions=kind.versions,
             logs=places.logs,
-            metrics=at.metrics,
-            management=at.management,
             worker_metrics=places.metrics,
         )
         runtime.lay_out(settings)
@@ -217,7 +212,7 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
                 stdout=log,
                 stderr=log,
                 pass_fds=(lock, read),
-                # Out of reach of the terminal's Ctrl-C, which the command in the foreground hears.
+                # So that a terminal's Ctrl-C reaches only the command in the foreground.
                 start_new_session=True,
             )
     finally:
@@ -228,9 +223,9 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
 def _wait(
     running: Running, kind: Server, resolved: config.Configuration, archives: tuple[Archive, ...], say: Say
 ) -> None:
-    """Wait for Java, then for every model's workers and its golden picture."""
+    """Wait for Java, for every model's workers and its golden picture, and for the gateway."""
     with ManagementClient(running.state.management) as management:
-        running.state = _java(running, management)
+        _wait_for(running, "Java", lambda: _java(running, management))
         assert running.state.java is not None
         watch = Watch(running.state.java, running.instance.logs)
         watch.workers()
@@ -238,69 +233,54 @@ def _wait(
             kind.register(management, resolved)
         except BeelineError as error:
             running.check()
-            said = _reason(running.instance.logs)
-            raise BeelineError(f"a model does not start: {said or error}; see `beeline serve logs`") from error
+            reason = watch.why(_LOG_PATIENCE)
+            raise BeelineError(f"a model does not start: {reason} ({error}); see `beeline serve logs`") from error
         with InferenceClient(running.state.backend) as inference:
             for model, archive in zip(resolved.models, archives, strict=True):
                 version = model.version if kind.versions else None
-                wanted = model.min_workers.value
+                workers = model.min_workers.value
                 patience = model.startup_timeout.value
-                wait_for_workers(management, model.model, version, wanted, watch, patience, running.check)
-                say(f"{try_golden(inference, archive, version)}; workers: {wanted}")
+                wait_for_workers(management, model.model, version, workers, watch, patience, running.check)
+                say(f"{try_golden(inference, archive, version)}; workers: {workers}")
         silent = {(one.model, one.version) for one in resolved.models if one.min_workers.value}
         if silent := silent - counts.read(Path(running.state.environment[FOLDER])).choices().keys():
             say(
                 f"warning: {', '.join(sorted(name for name, _ in silent))} is served without metrics: an older Beeline "
-                "built its archive, or its handler is another; for metrics build it again (`beeline archive build`)"
+                "built its archive, or its handler is another one; for metrics build it again (`beeline archive build`)"
             )
     if running.state.gateway:
-        _gateway(running)
+        with InferenceClient(running.state.inference, timeout=5, patience=0) as client:
+            _wait_for(running, "the gateway", lambda: _gateway(client))
 
 
-def _gateway(running: Running) -> None:
-    """Wait until the gateway lets predictions through."""
-    deadline = time.monotonic() + _GATEWAY_PATIENCE
-    with InferenceClient(running.state.inference, timeout=5, patience=0) as client:
-        while True:
-            running.check()
-            try:
-                answer = client.request("GET", "/ping")
-                if answer.status_code == 200:
-                    return
-                said = answer.text.strip()
-            except Undetermined as error:
-                said = str(error)
-            if time.monotonic() > deadline:
-                raise Undetermined(f"the gateway is not ready after {_GATEWAY_PATIENCE:g} s ({said})")
-            time.sleep(0.1)
-
-
-def _reason(folder: Path) -> str | None:
-    """Return the log's reason for a failed start; its last lines may be a moment behind the server's answer."""
-    deadline = time.monotonic() + _LOG_PATIENCE
-    while (said := logs.failure(folder)) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return said
-
-
-def _java(running: Running, management: ManagementClient) -> State:
-    """Return the state once it names Java and that answers."""
-    deadline = time.monotonic() + _JAVA_PATIENCE
-    while True:
+def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) -> None:
+    """Wait until `missing` returns None; otherwise it says what is missing."""
+    deadline = time.monotonic() + _PATIENCE
+    while (reason := missing()) is not None:
         running.check()
         if running.process.poll() is not None:
             raise BeelineError(f"the server {running.instance.name!r} was stopped while it started")
-        state = running.instance.read()
-        if state is not None and state.java is not None and _answers(management):
-            return state
         if time.monotonic() > deadline:
-            raise Undetermined(f"Java does not answer after {_JAVA_PATIENCE:g} s; see {running.instance.logs}")
+            raise Undetermined(f"{what} is not ready after {_PATIENCE:g} s ({reason}); see {running.instance.logs}")
         time.sleep(0.1)
 
 
-def _answers(management: ManagementClient) -> bool:
+def _java(running: Running, management: ManagementClient) -> str | None:
+    """Read the state; return why Java cannot be used yet."""
+    running.state = running.instance.read() or running.state
+    if running.state.java is None:
+        return "it has not started"
     try:
         management.list()
-    except Undetermined:
-        return False
-    return True
+    except Undetermined as error:
+        return str(error)
+    return None
+
+
+def _gateway(client: InferenceClient) -> str | None:
+    """Return why the gateway does not let predictions through yet."""
+    try:
+        answer = client.request("GET", "/ping")
+    except Undetermined as error:
+        return str(error)
+    return None if answer.status_code == 200 else answer.text.strip()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("red", "green", "blue")
+TIERS = {"server", "browser", "shared", "train", "readme", "bench", "docker", "gpu"}
 
 # Tests started in the background or under nohup have these ignored, and so would every process that
 # they start; they are to run as from a terminal.
@@ -201,14 +202,14 @@ def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def openvino_model(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for OpenVINO, in fp32."""
-    from archive.variants import to_openvino
     from archive.variants.agreement import Gate, Pictures
+    from archive.variants.convert import to_openvino
 
     spec = ModelSpec.load(colour_model)
     folder = tmp_path_factory.mktemp("openvino")
     none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
     pictures = Pictures(none, none, none, spec.geometry, "none")
-    made = to_openvino.convert(colour_model, spec, folder, "fp32", pictures, Gate())
+    made = to_openvino(colour_model, spec, folder, "fp32", pictures, Gate())
     spec = dataclasses.replace(spec, model=made, engine="openvino")
     spec.save(folder / "model_spec.json")
     shutil.copytree(colour_model / "golden", folder / "golden")
@@ -259,7 +260,15 @@ def edit_spec() -> Callable[[Path, dict[str, object]], ModelSpec]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of a CUDA device unless they are asked for: few machines have one, and a skip may fail."""
+    """Leave out the tests of a CUDA device unless they are asked for: few machines have one, and a skip may fail.
+
+    A file names each of its marks itself, since `make` looks for a tier's files by these words.
+    """
+    for path, name in {(item.path, mark.name) for item in items for mark in item.iter_markers()}:
+        if name in TIERS and f"mark.{name}" not in path.read_text(encoding="utf-8"):
+            raise pytest.UsageError(
+                f"{path} has {name} tests and does not name the mark; write pytest.mark.{name} there"
+            )
     if "gpu" in str(config.option.markexpr):
         return
     left = [item for item in items if item.get_closest_marker("gpu")]

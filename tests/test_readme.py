@@ -1,10 +1,12 @@
-"""Every command block of the README is run, in order, as a newcomer would, and its output compared.
+"""Every command block of the README and of docs/ is run as a newcomer would, and its output compared.
 
-`make test` is the one block that is not run from here: it is what runs the tests.
+Two kinds are not run here: `make test`, which runs the tests, and `shell` blocks, which need a container engine and are
+run by tests/docker/test_compose.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -18,19 +20,35 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from typer.main import get_command
 
+from cli.main import app
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.readme
-
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A set-up from an empty cache, and a fit on a slow and busy machine.
 PATIENCE = 1800
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Return the README's fenced blocks: language and content."""
-    return [(match[1], match[2]) for match in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
+    """Return the fenced blocks of all pages: language and content."""
+    return [(match[1], match[2]) for page in PAGES for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+def served_blocks() -> dict[str, list[tuple[str, str]]]:
+    """Return the blocks to run by the `make serve` command before them, each with the JSON that it shall print."""
+    by_server: dict[str, list[tuple[str, str]]] = {}
+    command = ""
+    for (language, text), (following, shown) in itertools.pairwise([*blocks(), ("", "")]):
+        if language != "sh" or text == "make test\n":
+            continue
+        if text.startswith("make serve"):
+            command = text
+        else:
+            assert command, f"a server must run before\n{text}"
+            by_server.setdefault(command, []).append((text, shown if following == "json" else ""))
+    return by_server
 
 
 @contextmanager
@@ -97,6 +115,7 @@ def pictures(shared_data: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.readme
 def test_make_serve_by_itself(shared_data: Path, tmp_path: Path) -> None:
     """It calls no other program, so that it runs where there is none."""
     with serving("make serve", tmp_path / "serve.log", pictures(shared_data)):
@@ -107,6 +126,7 @@ def test_make_serve_by_itself(shared_data: Path, tmp_path: Path) -> None:
             assert max(answer, key=answer.get) == label
 
 
+@pytest.mark.readme
 def test_every_block(shared_data: Path, tmp_path: Path) -> None:
     environ = {
         **pictures(shared_data),
@@ -116,23 +136,12 @@ def test_every_block(shared_data: Path, tmp_path: Path) -> None:
         "STORE": str(tmp_path / "store"),
         "DATA": str(shared_data / "hymenoptera_data" / "val"),
     }
-    todo = blocks()
-    ran = 0
-    while todo:
-        language, text = todo.pop(0)
-        if language != "sh" or text == "make test\n":
-            continue
-        assert text.startswith("make serve"), f"a server must run before\n{text}"
-        with serving(text, tmp_path / f"serve{ran}.log", environ):
-            ran += 1
-            while todo and not todo[0][1].startswith("make serve"):
-                language, text = todo.pop(0)
-                if language == "sh" and text != "make test\n":
-                    output = run(text, environ)
-                    ran += 1
-                    if todo and todo[0][0] == "json":
-                        compare(output, todo[0][1])
-    assert ran >= 8
+    for number, (command, commands) in enumerate(served_blocks().items()):
+        with serving(command, tmp_path / f"serve{number}.log", environ):
+            for text, shown in commands:
+                output = run(text, environ)
+                if shown:
+                    compare(output, shown)
 
 
 def test_the_transcript_is_what_make_serve_prints() -> None:
@@ -142,12 +151,71 @@ def test_the_transcript_is_what_make_serve_prints() -> None:
         assert f'"{line.split()[0]}"' in source, line
 
 
+def test_every_block_is_of_a_kind_that_a_test_runs_or_reads() -> None:
+    """Those of `shell` stand in docs/containers.md, where a test runs them; the README repeats some."""
+    assert {language for language, _ in blocks()} == {"sh", "shell", "json", "text"}
+    containers = (ROOT / "docs" / "containers.md").read_text(encoding="utf-8")
+    lines = {line for match in BLOCK.finditer(containers) for line in match[2].splitlines()}
+    assert {line for language, text in blocks() if language == "shell" for line in text.splitlines()} <= lines
+    assert sum(len(commands) for commands in served_blocks().values()) >= 15
+
+
+def test_every_command_within_a_sentence_exists() -> None:
+    """`beeline VERB... --option` by the command line's own tree, `make VERB` by the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    known = get_command(app)
+    names = []
+    for page in PAGES:
+        for code in re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+            words = code.split()
+            if words[0] == "make" and len(words) > 1:
+                assert re.search(rf"(?m)^{re.escape(words[1])}:", makefile), code
+                names.append(code)
+            if words[0] == "beeline" and len(words) > 1:
+                command = known
+                for word in words[1:]:
+                    # Typer has a click of its own, so a group is known by what it has.
+                    if hasattr(command, "commands"):
+                        assert word in command.commands, f"{page.name}: {code}"
+                        command = command.commands[word]
+                options = {option for parameter in command.params for option in parameter.opts}
+                assert options.issuperset(word for word in words if word.startswith("--")), f"{page.name}: {code}"
+                names.append(code)
+    assert len(names) >= 15
+
+
 def test_every_link_to_a_file_leads_somewhere() -> None:
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-    assert "frontend/screenshot.png" in links
-    assert [link for link in links if not (ROOT / link).is_file()] == []
+    pages = (*PAGES, *(ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md")))
+    links = {
+        (page.parent / link).resolve()
+        for page in pages
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert ROOT / "frontend" / "screenshot.png" in links
+    assert links.issuperset(PAGES[1:]), "a page that no other page leads to"
+    assert [link for link in links if not link.is_file()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
 def test_no_figure_is_missing() -> None:
     assert not re.search(r"\| [A-Z]{3,} \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_every_file_that_the_architecture_and_the_contributing_pages_name_exists() -> None:
+    for page in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        text = BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
+        names = [name for name in re.findall(r"`([\w./-]+/[\w.-]+\.\w+)`", text) if not name.startswith("runs/")]
+        assert len(names) >= 10
+        assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+def test_the_layers_of_the_architecture_are_those_that_are_checked() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (\d) \| ([^|]+) \|", text[text.index("## The layers") :])
+    (contract,) = re.findall(r"(?m)^layers = (.+)$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = json.loads(contract)
+    assert [re.findall(r"`(\w+)`", rooms) for _, rooms in rows] == [layer.split(" | ") for layer in layers]
+    assert [number for number, _ in rows] == [str(index + 1) for index in range(len(layers))]

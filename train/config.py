@@ -1,14 +1,12 @@
-"""The training configuration: files under config/train, overrides, types, and a word for every mistake."""
+"""The training configuration: the files under config/train, overrides, types, and a sentence for every mistake."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -17,6 +15,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
 from beeline.errors import ConfigError, did_you_mean
@@ -24,31 +24,51 @@ from beeline.spec import INTERPOLATIONS, Geometry
 
 FOLDER = Path(__file__).resolve().parents[1] / "config" / "train"
 RECIPES = ("finetune", "scratch")
-# A key that names a path, and the environment variable that comes after the command line, before the file.
+# Keys of paths, and the environment variables that override the file and not the command line.
 _VARIABLES = {"data.folder": "BEELINE_DATA", "model.weights": "BEELINE_WEIGHTS"}
+# To YAML a version such as 1.0 and a folder such as 2024 are numbers; "3" and true are none.
+_STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+_Number = Annotated[float, Field(strict=True)]
+_Positive = Annotated[float, Field(strict=True, gt=0)]
+_Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
-# OmegaConf fills these in field by field, which it cannot do with frozen ones.
-@dataclass
+def _is(allowed: str, **bounds: Any) -> Any:
+    """Return a field; `allowed` says in the error's sentence what `bounds` say to pydantic."""
+    return Field(description=allowed, **bounds)
+
+
+def _number(allowed: str, **bounds: Any) -> Any:
+    return _is(allowed, strict=True, **bounds)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """Which pictures."""
 
-    folder: str | None
-    held_out: float
-    loaders: int
+    folder: str | None = _is("a path, or null")
+    held_out: float = _number("over 0, under 1", gt=0, lt=1)
+    loaders: int = _number("0 to 256 processes", ge=0, le=256)
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     """Which architecture, from which weights, for pictures of which geometry."""
 
-    name: str
-    weights: str | None
-    resize: int
-    crop: int
-    interpolation: str
-    mean: list[float]
-    std: list[float]
+    name: str = _is("a classifier of torchvision")
+    weights: str | None = _is("a path, or null")
+    resize: int = _number("1 to 8192, whole pixels", ge=1, le=8192)
+    crop: int = _number("1 to model.resize, whole pixels", ge=1)
+    interpolation: str = _is(", ".join(INTERPOLATIONS), pattern=f"^({'|'.join(INTERPOLATIONS)})$")
+    mean: list[_Number] = _is("three numbers, for red, green, blue", min_length=3, max_length=3)
+    std: list[_Positive] = _is("three numbers over 0", min_length=3, max_length=3)
+
+    @field_validator("crop")
+    @classmethod
+    def _fits(cls, crop: int, info: ValidationInfo) -> int:
+        if crop > (resize := info.data.get("resize", crop)):
+            raise ValueError(f"1 to model.resize ({resize}), whole pixels")
+        return crop
 
     @property
     def geometry(self) -> Geometry:
@@ -56,51 +76,58 @@ class ModelConfig:
         return Geometry(self.resize, self.crop, self.interpolation)
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class AugmentConfig:
     """How training pictures vary."""
 
-    scale: list[float]
-    ratio: list[float]
-    flip: float
-    colour: float
+    scale: list[_Share] = _is("two shares, low first", min_length=2, max_length=2)
+    ratio: list[_Positive] = _is("two ratios over 0", min_length=2, max_length=2)
+    flip: float = _number("0 to 1", ge=0, le=1)
+    colour: float = _number("0 to 1", ge=0, le=1)
+
+    @field_validator("scale")
+    @classmethod
+    def _rises(cls, scale: list[float]) -> list[float]:
+        if scale[0] > scale[1]:
+            raise ValueError("two shares, low first")
+        return scale
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class FitConfig:
     """The fixed schedule. `rate` is relative to the size of each tensor's weights."""
 
-    recipe: str
-    epochs: int
-    batch: int
-    rate: float
-    warm_up: float
-    weight_decay: float
-    label_smoothing: float
-    batch_norm: str
-    head_penalty: float | None
-    average: float | None
+    recipe: str = _is(" or ".join(RECIPES), pattern=f"^({'|'.join(RECIPES)})$")
+    epochs: int = _number("1 to 10000, a whole number", ge=1, le=10_000)
+    batch: int = _number("1 to 65536, a whole number", ge=1, le=65_536)
+    rate: float = _number("over 0, at most 1", gt=0, le=1)
+    warm_up: float = _number("0 to under 1", ge=0, lt=1)
+    weight_decay: float = _number("0 to 1", ge=0, le=1)
+    label_smoothing: float = _number("0 to under 1", ge=0, lt=1)
+    batch_norm: str = _is("frozen or learnt", pattern="^(frozen|learnt)$")
+    head_penalty: float | None = _number("over 0, or null", gt=0)
+    average: float | None = _number("over 0, under 1, or null", gt=0, lt=1)
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class ExportConfig:
     """What the exported model calls itself."""
 
-    name: str | None
-    version: str
-    top_k: int
+    name: str | None = _is("a name, or null")
+    version: str = _is("a version, such as 1.0")
+    top_k: int = _number("at least 1, a whole number", ge=1)
 
 
-@dataclass
+@dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
-    """Everything that `beeline train` can be told; build it with `compose`."""
+    """The whole configuration of `beeline train`; build it with `compose`."""
 
-    seed: int
     data: DataConfig
     model: ModelConfig
     augment: AugmentConfig
     export: ExportConfig
     fit: FitConfig
+    seed: int = _number("0 to 4294967295, a whole number", ge=0, lt=2**32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, nested as in the file."""
@@ -114,6 +141,18 @@ class TrainConfig:
     def archive_name(self) -> str:
         """The name under which the model is exported."""
         return self.export.name or self.model.name
+
+
+def _allowed(kind: type, prefix: str = "") -> dict[str, str]:
+    """Return by dotted key what each value of a configuration class may be."""
+    allowed: dict[str, str] = {}
+    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        is_leaf = field.description is not None
+        allowed |= {prefix + name: field.description} if is_leaf else _allowed(field.annotation, f"{name}.")
+    return allowed
+
+
+_ALLOWED = _allowed(TrainConfig)
 
 
 def compose(
@@ -133,25 +172,22 @@ def compose(
     Raises:
         ConfigError: for an unknown key, a value of the wrong type or an impossible one.
     """
-    parsed = _parse(overrides)
-    if recipe and not any(override.key_or_group == "fit" for override in parsed):
+    given = {override.key_or_group: override for override in map(_parse, overrides)}
+    for key, override in given.items():
+        _check_key(key, override)
+    if recipe and "fit" not in given:
         overrides = [f"fit={recipe}", *overrides]
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            known = OmegaConf.to_container(hydra_compose("config"))
-            _check_keys(parsed, _flat(known))
-            values = hydra_compose("config", list(overrides))
-        given = {override.key_or_group for override in parsed}
+            composed = hydra_compose("config", list(overrides))
         for key, variable in _VARIABLES.items():
             if environ.get(variable) and key not in given:
-                OmegaConf.update(values, key, environ[variable])
-        _check_file_keys(_flat(OmegaConf.to_container(values)))
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), values))
+                OmegaConf.update(composed, key, environ[variable])
+        return _validated(OmegaConf.to_container(composed, resolve=True), f" in the files of config/{FOLDER.name}")
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_sentence(error, overrides)) from error
-    assert isinstance(config, TrainConfig)
-    _check_values(config)
-    return config
+        words = f" (given: {' '.join(overrides)})" if overrides else ""
+        at = getattr(error, "full_key", None)
+        raise ConfigError(f"{f'{at}: ' if at else ''}{_first_line(error)}; correct the value{words}") from error
 
 
 def load(path: Path) -> TrainConfig:
@@ -161,103 +197,44 @@ def load(path: Path) -> TrainConfig:
         ConfigError: when the file is damaged.
     """
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        return _validated(OmegaConf.to_container(OmegaConf.load(path)))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, ConfigError) as error:
         raise ConfigError(f"{path} is no training configuration ({_first_line(error)}); train again") from error
-    assert isinstance(config, TrainConfig)
-    return config
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    parsed = []
-    for word in overrides:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException as error:
-            raise ConfigError(f"{word!r} is no override; write key=value, as model.name=resnet34") from error
-        if override.type != OverrideType.CHANGE or override.is_sweep_override():
-            raise ConfigError(f"{word!r} adds, deletes or sweeps; only key=value is understood, as fit.epochs=3")
-        parsed.append(override)
-    return parsed
+def _parse(word: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise ConfigError(f"{word!r} is no override; write key=value, as model.name=resnet34") from error
+    if override.type != OverrideType.CHANGE or override.is_sweep_override():
+        raise ConfigError(f"{word!r} adds, deletes or sweeps; only key=value is understood, as fit.epochs=3")
+    return override
 
 
-def _check_keys(parsed: list[Override], known: Iterable[str]) -> None:
-    known = {*known, "fit"}
-    for override in parsed:
-        inside = sorted(key for key in known if key.startswith(f"{override.key_or_group}."))
-        if inside and override.key_or_group != "fit":
-            raise ConfigError(f"{override.key_or_group} is a group of keys; set one of them, as {inside[0]}=...")
-        if override.key_or_group not in known:
-            raise ConfigError(f"unknown key {override.key_or_group}{did_you_mean(override.key_or_group, known)}")
-        if override.key_or_group == "fit" and override.value() not in RECIPES:
+def _check_key(key: str, override: Override) -> None:
+    inside = next((known for known in sorted(_ALLOWED) if known.startswith(f"{key}.")), None)
+    if key == "fit":
+        if override.value() not in RECIPES:
             raise ConfigError(f"fit is {override.value()!r}{did_you_mean(str(override.value()), RECIPES)}")
+    elif inside:
+        raise ConfigError(f"{key} is a group of keys; set one of them, as {inside}=...")
+    elif key not in _ALLOWED:
+        raise ConfigError(f"unknown key {key}{did_you_mean(key, {*_ALLOWED, 'fit'})}")
 
 
-def _check_file_keys(found: Iterable[str]) -> None:
-    """Find a misspelt key in the files themselves."""
-    known = _leaves(TrainConfig)
-    for key in found:
-        if key not in known:
-            raise ConfigError(f"unknown key {key} in the files of config/{FOLDER.name}{did_you_mean(key, known)}")
-
-
-def _leaves(kind: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of all values of a configuration class."""
-    names: list[str] = []
-    for name, hint in typing.get_type_hints(kind).items():
-        section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        names += _leaves(hint, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
-    return names
-
-
-def _flat(values: Any, prefix: str = "") -> list[str]:
-    """Return the dotted names of all leaves."""
-    if not isinstance(values, dict):
-        return [prefix.rstrip(".")]
-    return [name for key, value in values.items() for name in _flat(value, f"{prefix}{key}.")]
-
-
-def _check_values(config: TrainConfig) -> None:
-    """Check what types cannot say; each line is a key, its value, whether it holds, and what is allowed."""
-    data, model, augment, fit = config.data, config.model, config.augment, config.fit
-    low, high = (*augment.scale, 0.0, 0.0)[:2]
-    for key, value, holds, allowed in (
-        ("seed", config.seed, 0 <= config.seed < 2**32, "0 to 4294967295"),
-        ("data.held_out", data.held_out, 0 < data.held_out < 1, "over 0, under 1"),
-        ("data.loaders", data.loaders, 0 <= data.loaders <= 256, "0 to 256 processes"),
-        ("model.crop", model.crop, 1 <= model.crop <= model.resize, f"1 to model.resize ({model.resize})"),
-        ("model.resize", model.resize, model.resize <= 8192, "at most 8192 pixels"),
-        ("model.interpolation", model.interpolation, model.interpolation in INTERPOLATIONS, ", ".join(INTERPOLATIONS)),
-        ("model.mean", model.mean, len(model.mean) == 3, "three numbers, for red, green, blue"),
-        ("model.std", model.std, len(model.std) == 3 and min(model.std) > 0, "three numbers over 0"),
-        ("augment.scale", augment.scale, len(augment.scale) == 2 and 0 < low <= high <= 1, "two shares, low first"),
-        (
-            "augment.ratio",
-            augment.ratio,
-            len(augment.ratio) == 2 and min(augment.ratio) > 0,
-            "two ratios over 0",
-        ),
-        ("augment.flip", augment.flip, 0 <= augment.flip <= 1, "0 to 1"),
-        ("augment.colour", augment.colour, 0 <= augment.colour <= 1, "0 to 1"),
-        ("fit.epochs", fit.epochs, 1 <= fit.epochs <= 10_000, "1 to 10000"),
-        ("fit.batch", fit.batch, 1 <= fit.batch <= 65_536, "1 to 65536"),
-        ("fit.rate", fit.rate, 0 < fit.rate <= 1, "over 0, at most 1"),
-        ("fit.warm_up", fit.warm_up, 0 <= fit.warm_up < 1, "0 to under 1"),
-        ("fit.weight_decay", fit.weight_decay, 0 <= fit.weight_decay <= 1, "0 to 1"),
-        ("fit.label_smoothing", fit.label_smoothing, 0 <= fit.label_smoothing < 1, "0 to under 1"),
-        ("fit.batch_norm", fit.batch_norm, fit.batch_norm in ("frozen", "learnt"), "frozen or learnt"),
-        ("fit.head_penalty", fit.head_penalty, fit.head_penalty is None or fit.head_penalty > 0, "over 0, or null"),
-        ("fit.average", fit.average, fit.average is None or 0 < fit.average < 1, "over 0, under 1, or null"),
-        ("export.top_k", config.export.top_k, config.export.top_k >= 1, "at least 1"),
-    ):
-        if not holds:
-            raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
-
-
-def _sentence(error: Exception, overrides: Sequence[str]) -> str:
-    key = getattr(error, "full_key", None)
-    words = f" (given: {' '.join(overrides)})" if overrides else ""
-    return f"{f'{key}: ' if key else ''}{_first_line(error)}; correct the value{words}"
+def _validated(values: Any, where: str = "") -> TrainConfig:
+    """Return the configuration, or raise one of pydantic's errors as a sentence; a misspelt key is the first."""
+    try:
+        return TypeAdapter(TrainConfig).validate_python(values)
+    except ValidationError as error:
+        errors = {".".join(map(str, each["loc"][:2])): each for each in error.errors()}
+        key = min(errors, key=_ALLOWED.__contains__)
+        if key not in _ALLOWED:
+            raise ConfigError(f"unknown key {key}{where}{did_you_mean(key, _ALLOWED)}") from error
+        kind, value = errors[key]["type"], OmegaConf.select(OmegaConf.create(values), key)
+        allowed = errors[key]["ctx"]["error"] if kind == "value_error" else _ALLOWED[key]
+        raise ConfigError(f"{key} is {'missing' if kind == 'missing' else repr(value)}; allowed: {allowed}") from error
 
 
 def _first_line(error: BaseException) -> str:

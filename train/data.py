@@ -1,4 +1,4 @@
-"""Labelled picture folders: find one, read it, split it, and say which files are no pictures."""
+"""Labelled picture folders: find one, read it, split it, and name the files that are no pictures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".beeline" / "data"
 VARIABLE = "BEELINE_DATA"
 
-# A file is a picture if its name says so. GIF is left out as in torchvision's ImageFolder: such files
-# are drawings, animations and "image not found" signs, not photographs. The worker does answer them.
+# A file is a picture by its suffix. GIF is left out, as in torchvision's ImageFolder: such files are drawings,
+# animations and "image not found" signs. The worker accepts them.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 _TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation")
 _NAMED = 3
@@ -71,8 +71,8 @@ class LabelledPictures:
 class DataSet:
     """What a model is trained on and judged by.
 
-    `name` is what reports call it, `source` a clause that says where it came from, `split` one that says
-    how training and validation pictures were parted.
+    `name` is its name in reports; the clause `source` says where it came from, and `split` how training and validation
+    pictures were separated.
     """
 
     name: str
@@ -89,7 +89,7 @@ class DataSet:
 
     @property
     def digest(self) -> str:
-        """The identity of both halves."""
+        """The sha256 over both halves and the split."""
         return hashlib.sha256(f"{self.train.digest}{self.val.digest}{self.split}".encode()).hexdigest()
 
 
@@ -101,11 +101,11 @@ def find_data(
     environ: Mapping[str, str] = os.environ,
     generated: bool = False,
 ) -> DataSet:
-    """Return the first data there is: `folder`, `BEELINE_DATA`, the downloaded set, a generated one.
+    """Return the first data of: `folder`, `BEELINE_DATA`, the downloaded set, a generated set.
 
     Args:
         folder: what the user named; None reads the environment.
-        say: hears which source it is, and every file that is left out.
+        say: takes lines that name the source and the files that are left out.
         held_out: the share of a single image folder that becomes the validation pictures.
         cache: where downloaded and generated pictures are kept.
         environ: the environment to read, for tests.
@@ -192,7 +192,7 @@ def describe(data: DataSet) -> list[str]:
 
 
 def _root(folder: Path) -> Path:
-    """Return the folder that holds the classes or halves, looking through a single wrapping folder."""
+    """Return the folder that holds the classes or halves; it may be inside a single outer folder."""
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "is missing"
         raise DataError(f"the data folder {folder} {what}; name a folder with train/ and val/, or one folder a class")
@@ -229,7 +229,7 @@ def _pictures(root: Path, least: int = 2) -> LabelledPictures:
 
 
 def _readable(found: LabelledPictures) -> LabelledPictures:
-    """Judge every picture by its header before hours are spent; broken pixels are found when decoded."""
+    """Check every picture's header before a long training; broken pixels are found when they are decoded."""
 
     def judge(picture: Picture) -> str | None:
         try:
@@ -249,7 +249,7 @@ def _readable(found: LabelledPictures) -> LabelledPictures:
 
 
 def _split(whole: LabelledPictures, held_out: float) -> tuple[LabelledPictures, LabelledPictures]:
-    """Hold out a share of each class, chosen by the digest of each path: the same on every machine."""
+    """Hold out a share of each class, chosen by the digests of paths, so that every machine chooses the same."""
     train: list[Picture] = []
     val: list[Picture] = []
     for truth, label in enumerate(whole.labels):

@@ -7,8 +7,6 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -76,31 +74,41 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
         DownloadError: broken off for good, too large, or not the file that was expected.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = _Part(target.with_name(target.name + ".part"))
-    with _alone(target):
-        started, fruitless = False, 0
-        while True:
-            before = part.size()
-            try:
-                _pull(url, part, say, max_bytes)
-                break
-            except (Unavailable, requests.RequestException) as error:
-                if isinstance(error, Unavailable) and not started:
-                    raise
-                fruitless = 0 if part.size() > before else fruitless + 1
-                if fruitless == _FRUITLESS_ATTEMPTS:
-                    raise DownloadError(
-                        f"the download of {url} broke off after {part.size()} bytes ({_first_line(error)}); "
-                        "run the same command again to continue it"
-                    ) from error
-                say(f"the download broke off after {part.size() / 1e6:.1f} MB; trying to continue")
-                time.sleep(_PAUSE_SECONDS * fruitless)
-            started = True
+    # Two writers would mix their bytes.
+    lock = files.try_lock(target.with_name(f".{target.name}.lock"))
+    if lock is None:
+        raise DownloadError(f"another process is downloading {target}; wait until it is done")
+    try:
+        part = _Part(target.with_name(target.name + ".part"))
+        _complete(url, part, say, max_bytes)
         _verify(url, part, sha256)
         # The part is the draft: written piece by piece over several runs, it is no `write_whole`.
         part.path.replace(target)
         part.notes.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
     return target
+
+
+def _complete(url: str, part: _Part, say: Say, max_bytes: int) -> None:
+    """Ask until the part is the whole file, or nothing more comes."""
+    started, fruitless = False, 0
+    while True:
+        before = part.size()
+        try:
+            return _pull(url, part, say, max_bytes)
+        except (Unavailable, requests.RequestException) as error:
+            if isinstance(error, Unavailable) and not started:
+                raise
+            fruitless = 0 if part.size() > before else fruitless + 1
+            if fruitless == _FRUITLESS_ATTEMPTS:
+                raise DownloadError(
+                    f"the download of {url} broke off after {part.size()} bytes ({_first_line(error)}); "
+                    "run the same command again to continue it"
+                ) from error
+            say(f"the download broke off after {part.size() / 1e6:.1f} MB; trying to continue")
+            time.sleep(_PAUSE_SECONDS * fruitless)
+        started = True
 
 
 def _pull(url: str, part: _Part, say: Say, max_bytes: int) -> None:
@@ -126,7 +134,7 @@ def _pull(url: str, part: _Part, say: Say, max_bytes: int) -> None:
         total = done + int(length) if length.isdigit() else 0
         if resumed:
             say(f"continuing the download at {done / 1e6:.1f} MB")
-        if not resumed:
+        else:
             part.note(url, answer)
         with part.path.open("ab" if resumed else "wb") as file, progress("download", total, say, "MB", 1e6) as step:
             for piece in answer.iter_content(_PIECE):
@@ -178,18 +186,6 @@ def _verify(url: str, part: _Part, sha256: str | None) -> None:
             f"{url} has the sha256 {actual}, expected {sha256.lower()}: the file changed or was damaged on its way; "
             "download it yourself and name it, or correct the checksum"
         )
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the download of `target` against a second process; two writers would mix their bytes."""
-    lock = files.try_lock(target.with_name(f".{target.name}.lock"))
-    if lock is None:
-        raise DownloadError(f"another process is downloading {target}; wait until it is done")
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _first_line(error: BaseException) -> str:

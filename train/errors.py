@@ -1,4 +1,4 @@
-"""What can go wrong before a model is trained: pictures, downloads, weights."""
+"""Errors of pictures, downloads, weights and runs."""
 
 from __future__ import annotations
 

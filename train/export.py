@@ -12,17 +12,17 @@ from train.config import ExportConfig
 from train.errors import RunError
 from train.runs import Run
 
-if TYPE_CHECKING:  # an export that is kept is found without importing torch
+if TYPE_CHECKING:  # An earlier export is found without importing torch.
     from torch import nn
 
-# The version of what `archive.export`, `archive.graph` and `archive.goldens` write: raise it when the same network
-# gives another export. A run's export of another version is made again. The number stands here, since those modules
-# import torch and finding a kept export does not.
+# The version of `archive.export`, `archive.graph` and `archive.goldens`: raise it when the same network gives another
+# export. A run's export of another version is made again. The number is here because those modules import torch, and
+# finding an earlier export must not.
 EXPORT = 1
 
 
 def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
-    """Write `<run>/export/` and return its spec; one that already says the same is kept.
+    """Write `<run>/export/` and return its spec; an earlier export that says the same is kept.
 
     Args:
         run: the finished run.
@@ -47,7 +47,7 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
 
 
 def description(run: Run, naming: ExportConfig | None = None) -> dict[str, Any]:
-    """Return what the run's model says about itself, by the spec's keys."""
+    """Return the fields of the spec that the run decides."""
     config, data = run.config(), run.record["data"]
     if naming is not None:
         config = dataclasses.replace(config, export=naming)
@@ -66,17 +66,17 @@ def network(run: Run) -> nn.Module:
     """Return the run's trained network in evaluation mode: float32 normalised NCHW to logits.
 
     Raises:
-        RunError: when the checkpoint is missing or is not of the run's architecture.
+        RunError: when the checkpoint is missing or is not of the run's architecture. ArchiveError: when it is damaged.
     """
+    from archive.artifact import read_state_dict
     from train.model import build
-    from train.weights import read
 
     if not run.checkpoint.is_file():
         raise RunError(f"{run.checkpoint} is missing; train again")
     name = run.config().model.name
     built = build(name, len(run.labels))
     try:
-        built.load_state_dict(read(run.checkpoint))
+        built.load_state_dict(read_state_dict(run.checkpoint))
     except RuntimeError as error:
         why = " ".join(str(error).split())[:160]
         raise RunError(f"{run.checkpoint} is not of {name} ({why}); train again") from error
@@ -84,7 +84,7 @@ def network(run: Run) -> nn.Module:
 
 
 def _kept(run: Run, said: dict[str, Any]) -> ModelSpec | None:
-    """Return the spec of an earlier export that is whole and says what is wanted now."""
+    """Return the spec of an earlier export that is complete and says the same; else None."""
     try:
         spec = ModelSpec.load(run.export)
     except SpecError:

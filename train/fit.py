@@ -1,4 +1,4 @@
-"""Fit a network to a plan with Lightning, and leave a finished run."""
+"""Train a network as planned, with Lightning, and write the finished run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from train.plan import Plan
 from train.progress import Say, Step, progress
 from train.runs import RUNS, Run
 
-# Enough pictures to solve for a head; all their features are held in memory at once.
+# Enough pictures to solve for a head; the features of all are in memory at once.
 _MOST_FOR_HEAD = 20_000
 
 
@@ -49,7 +49,7 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
     """Train as planned and return the run, a new folder under `folder`.
 
     The folder gets `config.yaml`, `checkpoint.pth` (a state dict), `metrics.csv`, `metrics.json` and, last,
-    `run.json`. The schedule is fixed: the model is the one after the last epoch.
+    `run.json`. The schedule is fixed, and the model of the last epoch is kept.
 
     Raises:
         ConfigError, WeightsError: for an architecture, size or weights that do not go together.
@@ -74,7 +74,7 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
 
 
 def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[str, str]]:
-    """Solve for the head where the recipe says so, then go through the epochs; `network` is changed in place."""
+    """Solve for the head where the recipe says so, then train all epochs; `network` is changed in place."""
     config, pictures = plan.config, Pictures(plan.data, plan.config)
     batches = -(-len(plan.data.train) // config.fit.batch)
     lines = _Lines(config.fit.epochs, len(plan.data.val), say)
@@ -101,7 +101,7 @@ def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[
         learner = Learner(network, config.model, config.fit, batches * config.fit.epochs)
         trainer.fit(learner, datamodule=pictures)
     except DataError as error:
-        # A loader process hands its error over as a whole traceback; its last line is the sentence.
+        # The error of a loader process arrives as a whole traceback; its last line is the sentence.
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("train.errors.DataError: ")) from error
     except SystemExit as error:
         # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
@@ -126,7 +126,7 @@ def _solve_head(network: nn.Module, plan: Plan, pictures: Pictures, say: Say) ->
 
 
 class _Lines(Callback):
-    """Collects and says one line an epoch, with progress through its batches before that."""
+    """Collects one row an epoch and prints it, with progress through the batches."""
 
     def __init__(self, epochs: int, pictures: int, say: Say) -> None:
         self.epochs: list[Epoch] = []
@@ -200,14 +200,14 @@ def _device() -> dict[str, str]:
 
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
-    """Seed everything, and let no operation choose its order by chance; both are undone afterwards."""
+    """Seed everything and use deterministic operations inside the block."""
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     with torch.random.fork_rng():
         seed_everything(seed, verbose=False)
-        # On a GPU some backward passes (adaptive pooling) have no such order: there it is a best effort.
+        # On a GPU some backward passes (adaptive pooling) have no deterministic version; PyTorch warns there.
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
         try:
             yield
@@ -217,7 +217,7 @@ def _deterministic(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's advice from the terminal: devices found, tips, "consider more workers"."""
+    """Silence Lightning's advice, such as "consider more workers"."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

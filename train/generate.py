@@ -1,4 +1,4 @@
-"""A generated two-class picture set, for a machine with neither pictures nor a network."""
+"""A generated picture set of two classes, for a machine without pictures and without a network."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from PIL import Image, ImageDraw, ImageFilter
 from host.files import whole_folder
 
 LABELS = ("circles", "stripes")
-# In the folder's name, so that a later version of the drawing never meets an older one's files.
+# In the folder's name, so that files of another version are not reused.
 VERSION = 1
 TRAIN, VAL = 80, 30
 
 
 def generate(cache: Path, seed: int = 0, train: int = TRAIN, val: int = VAL) -> Path:
-    """Draw `train` + `val` pictures a class under `cache` and return their folder; a whole one is reused.
+    """Draw `train` + `val` pictures a class under `cache` and return their folder; an existing one is reused.
 
-    The pixels depend on `seed` and nothing else. PNG, because its pixels are the same whatever library
-    wrote it.
+    The pixels depend only on `seed`. Files are PNG, whose pixels do not depend on the library that wrote them.
     """
     folder = cache / f"generated-{VERSION}-{seed}-{train}-{val}"
     if folder.is_dir():

@@ -1,8 +1,8 @@
 """Solve for the head on frozen features before anything else moves.
 
-A new head is random, and the first steps under it would push good features about (Kumar et al. 2022,
-"Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). On features that do
-not move, the best linear head is a small convex problem with one answer, whatever the seed.
+A new head is random, and the first training steps with it would distort good features (Kumar et al. 2022,
+"Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). On frozen features the best
+linear head is a small convex problem with one solution, whatever the seed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def solve(
     Args:
         network: its last layer is replaced in place; nothing else is touched.
         batches: uint8 `[N, 3, H, W]` pictures with their labels `[N]`.
-        penalty: weight of the head's squared norm, halved, beside the mean cross-entropy.
+        penalty: half of it times the head's squared norm is added to the mean cross-entropy.
         mean: per channel, of pixel values in 0..1; `std` likewise.
         std: see `mean`.
         mirrored: take each picture's mirror image too.
@@ -58,8 +58,8 @@ def solve(
     weight, bias = _softmax_regression(inputs.clone(), wanted.clone(), layer.weight.shape[0], penalty)
     accuracy = float(((inputs @ weight.T + bias).argmax(1) == wanted).double().mean())
     if isinstance(layer, nn.Conv2d):
-        # SqueezeNet clips its head's maps at zero before it averages them. A constant added to every logit
-        # changes no probability, so all maps are lifted above zero, where nothing is clipped.
+        # SqueezeNet clips its head's maps at zero before it averages them. Adding a constant to every logit changes
+        # no probability, so all maps are raised above zero, where nothing is clipped.
         bias = bias - bias.min() + weight.abs().max(0).values @ torch.stack(deepest).amax(0)
     with torch.no_grad():
         layer.weight.copy_(weight.float().reshape(layer.weight.shape))

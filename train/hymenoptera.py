@@ -22,8 +22,8 @@ MAX_FILES = 200_000
 # Photographs hardly shrink; deflate's own ceiling is 1032.
 MAX_RATIO = 200
 
-# No digest of the archive is published. What is pinned instead is its content: the sha256 over the sorted
-# lines `<sha256>  <path>` of the 397 photographs in train/ and val/, taken from an independent copy.
+# No digest of the archive is published, so its content is pinned: the sha256 over the sorted lines `<sha256>  <path>`
+# of the 397 photographs in train/ and val/, from an independent copy.
 PICTURES = 397
 PICTURES_SHA256 = "955d7639c0d6034bccaed03d441288f4e9e4e9362cf0801abfb34f7020de6c21"
 
@@ -52,7 +52,7 @@ def get(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
         try:
             unzip(archive, fresh)
         except UnsafeArchive:
-            # A portal's page with status 200, say: kept, it would stand in the way of every later download.
+            # Such as a login page with status 200: if it were kept, no later run would download the archive.
             archive.unlink()
             raise
         if sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
@@ -60,7 +60,7 @@ def get(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
             archive.unlink()
             raise DownloadError(
                 f"the pictures from {url} are not the known {PICTURES} of {NAME} (their digest is {found[:12]}, "
-                f"expected {PICTURES_SHA256[:12]}); if they are what you want, set BEELINE_DATA_SHA256={actual}"
+                f"expected {PICTURES_SHA256[:12]}); to use them anyway, set BEELINE_DATA_SHA256={actual}"
             )
     archive.unlink(missing_ok=True)
     return folder

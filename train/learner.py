@@ -1,4 +1,4 @@
-"""One network, how it learns and how it is judged, as a Lightning module."""
+"""A network's training and validation steps, as a Lightning module."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from train.errors import RunError
 from train.loader import Batch
 from train.model import head
 
-# A tensor of zeros (a fresh bias) has no size to be relative to.
+# The least size of a tensor that a rate is relative to: a new bias is all zeros.
 _LEAST_SIZE = 0.01
 
 
 class Learner(LightningModule):
-    """Fine-tunes `network` on uint8 batches; the schedule is fixed by `fit` and the number of steps."""
+    """Fine-tunes `network` on uint8 batches; `fit` and the number of steps fix the schedule."""
 
     def __init__(self, network: nn.Module, model: ModelConfig, fit: FitConfig, steps: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Learner(LightningModule):
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """Switch dropout on, and batch normalisation off where its statistics stay as they are."""
+        """Switch to training mode; frozen batch normalisation stays in evaluation mode."""
         self.training_tally = Tally()
         self.network.train()
         if self._fit.batch_norm == "frozen":
@@ -46,7 +46,7 @@ class Learner(LightningModule):
                     layer.eval()
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Return the loss of a batch, with the penalty under which the head was solved for."""
+        """Return the loss of a batch, with the penalty that the head was solved with."""
         pictures, truths = batch
         logits = self(pictures)
         loss = nn.functional.cross_entropy(logits, truths, label_smoothing=self._fit.label_smoothing)
@@ -61,7 +61,7 @@ class Learner(LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Count anew."""
+        """Start a new tally."""
         self.validation_tally = Tally()
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -73,9 +73,9 @@ class Learner(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a rate for each tensor, rising and falling over all steps.
 
-        Adam moves every weight by about the rate, however large the weight is. A network's weights differ
-        in size by a factor of fifty between layers, and frozen batch normalisation hides none of it: a rate
-        that suits the first layer destroys the last. So a tensor's rate is relative to its weights' size.
+        Adam moves every weight by about the rate, however large the weight is. Weights differ in size by a factor of
+        fifty between layers, and frozen batch normalisation does not compensate: a rate that suits the first layer
+        destroys the last. So a tensor's rate is relative to the size of its weights.
         """
         groups = [
             {"params": [tensor], "lr": self._fit.rate * max(_LEAST_SIZE, _size(tensor))}

@@ -1,4 +1,4 @@
-"""Pictures to batches: training pictures vary, validation pictures go the worker's own way."""
+"""Pictures to batches: training pictures vary, validation pictures are decoded as in the worker."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Draws(Sampler[tuple[int, int]]):
-    """Every picture once an epoch, in random order, each with a seed of its own for its variation.
+    """Yields every picture once an epoch, in random order, each with a seed of its own for its variation.
 
-    With the seed beside the index a run gives the same pictures however many processes load them.
+    Since the seed comes with the index, a run gives the same pictures however many processes load them.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -115,7 +115,7 @@ class Pictures(LightningDataModule):
 
 
 def _own() -> torch.Generator:
-    """Keep a loader from drawing on the global random state, which it does even where nothing is random."""
+    """Return a generator for a loader, which otherwise changes the global random state."""
     return torch.Generator().manual_seed(0)
 
 

@@ -11,8 +11,8 @@ from torchvision import models
 from beeline.errors import ConfigError, did_you_mean
 from train.errors import WeightsError
 
-# Both answer with several outputs while they train, and their published weights expect pixels that
-# were normalised twice: more special cases than either is worth today.
+# Both return several outputs while they train, and their published weights expect pixels that were normalised twice:
+# more special cases than they are worth.
 _LEFT_OUT = {"googlenet", "inception_v3"}
 _NAMED = 3
 
@@ -46,7 +46,7 @@ def head(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 
 def start_from(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load every weight but the head's, which belongs to other labels; nothing else may be missing or odd.
+    """Load every weight but the head's, which belongs to other labels; the other names and shapes must match.
 
     Raises:
         WeightsError: when the weights are those of another architecture; the first names that differ are

@@ -1,4 +1,4 @@
-"""What a training run will do, known before anything heavy is loaded, and its fingerprint."""
+"""What a training run will do, and its fingerprint, found without importing anything heavy."""
 
 from __future__ import annotations
 
@@ -22,18 +22,15 @@ from train.data import DataSet
 from train.progress import Say
 from train.weights import Weights
 
-# The version of what data, fit, headstart, learner, loader and model compute: raise it when the same plan gives another
-# model. A finished run of another version is not taken in place of a new one.
+# The version of data, fit, headstart, learner, loader and model: raise it when the same plan gives another model. A
+# finished run of another version is not reused.
 RECIPE = 1
 _PACKAGES = ("torch", "torchvision", "lightning")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to be: resolved configuration, pictures, starting weights.
-
-    `reason` says why `config.fit.recipe` was chosen.
-    """
+    """A planned run: resolved configuration, pictures, starting weights, and why `config.fit.recipe` was chosen."""
 
     config: TrainConfig
     data: DataSet
@@ -44,7 +41,7 @@ class Plan:
     def fingerprint(self) -> str:
         """The sha256 over configuration, pictures, weights and the versions of the code that shapes a run.
 
-        Paths, and what changes only the export or the speed, are not part of it.
+        It leaves out paths, and what changes only the export or the speed.
         """
         values = self.config.to_dict()
         del values["export"], values["data"]["folder"], values["data"]["loaders"], values["model"]["weights"]
@@ -55,7 +52,7 @@ class Plan:
             "weights": self.weights.sha256,
             "recipe": RECIPE,
             "geometry": pixels.GEOMETRY,
-            # Pillow-SIMD may be in its place, which is another package.
+            # PIL may come from another package, Pillow-SIMD.
             "packages": {**{name: version(name) for name in _PACKAGES}, "pillow": PIL.__version__},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -68,12 +65,12 @@ def plan(
     environ: Mapping[str, str] = os.environ,
     generated: bool = False,
 ) -> Plan:
-    """Resolve configuration, find pictures and weights, and choose the recipe by what was found.
+    """Resolve the configuration, find pictures and weights, and choose the recipe by the weights.
 
-    With `generated` the pictures are drawn, whatever could be found.
+    With `generated` the pictures are drawn, and no others are looked for.
 
     Raises:
-        ConfigError: for an override or a file with a mistake, or pictures of two sources. DataError, DownloadError,
+        ConfigError: for a mistake in an override or a file, or two sources of pictures. DataError, DownloadError,
             WeightsError: for pictures or weights that were named and cannot be used.
     """
     config = configuration.compose(overrides, environ=environ)

@@ -1,8 +1,7 @@
-"""Answers from a run without a server: its exported model, or else its checkpoint."""
+"""Answers from a run without a server, by its exported model or its checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from beeline import pixels
-from beeline.answer import Answer, failure, prediction, probabilities
+from beeline.answer import Answer
+from beeline.batch import Batch
+from beeline.decoder import Decoder
 from beeline.engines.torch import TorchEngine
-from beeline.errors import RequestError
+from beeline.golden import Forward
+from beeline.settings import Limits
 from beeline.spec import Artifact, ModelSpec
 from train.export import description, network
 from train.learner import normalised
 from train.runs import Run, open_run
+from vision_handler import VisionHandler
 
-Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
+class RunPredictor(VisionHandler):
+    """The worker's handler around a run's export, an exported folder or a run's checkpoint.
 
-class RunPredictor:
-    """Classifies pictures as the worker would, with a run's export (or an exported folder) or its checkpoint.
-
-    `source` says which of them answers.
+    `source` is the folder or file that answers.
     """
 
     def __init__(self, folder: Path, checkpoint: bool = False) -> None:
@@ -33,7 +34,7 @@ class RunPredictor:
 
         Args:
             folder: a run's folder, its id, or a folder with `model_spec.json`.
-            checkpoint: take the run's checkpoint even where there is an export.
+            checkpoint: use the run's checkpoint even where there is an export.
 
         Raises:
             RunError: when it is neither. SpecError, ArchiveError: for a damaged export.
@@ -46,24 +47,16 @@ class RunPredictor:
             self.spec = ModelSpec.load(exported)
             self._forward = TorchEngine(exported, self.spec, threads=torch.get_num_threads()).forward
             self.source = exported
+        self.decoder = Decoder(self.spec.geometry, Limits(), torch.get_num_threads())
+
+    def inference(self, batch: Batch) -> NDArray[np.float32]:
+        """Run the model over the good rows: float32 `[len(batch.good), classes]`."""
+        return self._forward(batch.stack()) if batch.good else np.empty((0, 0), np.float32)
 
     def predict(self, pictures: list[bytes]) -> list[Answer]:
         """Answer every picture, in order; a bad one gets its own 4xx."""
-        answers: dict[int, Answer] = {}
-        decoded: dict[int, NDArray[np.uint8]] = {}
-        for index, data in enumerate(pictures):
-            try:
-                decoded[index] = pixels.decode(data, self.spec.geometry)
-            except RequestError as error:
-                answers[index] = failure(error)
-        if decoded:
-            rows = probabilities(self._forward(np.stack(list(decoded.values()))), self.spec.output)
-            for index, row in zip(decoded, rows, strict=True):
-                try:
-                    answers[index] = prediction(row, self.spec)
-                except RequestError as error:
-                    answers[index] = failure(error)
-        return [answers[index] for index in range(len(pictures))]
+        batch = self.preprocess([{"body": data} for data in pictures])
+        return self.postprocess(self.inference(batch), batch)
 
 
 def _checkpoint(run: Run) -> Forward:
@@ -78,6 +71,6 @@ def _checkpoint(run: Run) -> Forward:
 
 
 def _spec(run: Run) -> ModelSpec:
-    """Describe the checkpoint as its export would; it is no artifact, so its digest is all zeros."""
+    """Return the spec that an export would have; a checkpoint is no artifact, so its digest is all zeros."""
     artifact = Artifact(run.checkpoint.name, "exported_program", "0" * 64, run.config().model.name)
     return ModelSpec(model=artifact, geometry_version=pixels.GEOMETRY, **description(run))

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal that leaves no trace, plain lines elsewhere."""
+"""Progress: a bar on a terminal, removed at the end; plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 Say = Callable[[str], None]
 Step = Callable[[int], None]
 
-# Without a terminal a long wait still says that it is alive, but a log is no place for a bar.
+# In a log, a line now and then shows that a long step still runs.
 _LINE_EVERY_SECONDS = 30.0
 
 
 def silent(text: str) -> None:
-    """Say nothing: for tests, and for callers that read the result instead."""
+    """Ignore the line."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from train.evaluate import Judged, Report
 _THUMBNAIL = 180
 _MISTAKES = 24
 _FAILURES = 100
-# A larger matrix cannot be read as a table; its largest cells are listed.
+# A larger matrix is unreadable as a table; its largest cells are listed.
 _MATRIX = 30
 _PAIRS = 40
 _LOWEST = 12

@@ -34,7 +34,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """The identity of everything that shaped the run."""
+        """The fingerprint of the run's plan."""
         return str(self.record["fingerprint"])
 
     @property
@@ -86,7 +86,7 @@ def open_run(folder: Path) -> Run:
 
 
 def finished(runs: Path = RUNS) -> Iterator[Run]:
-    """Yield the finished runs, newest first; unfinished and damaged ones are passed over."""
+    """Yield the finished runs, newest first; unfinished and damaged runs are skipped."""
     for folder in sorted((path.parent for path in runs.glob(f"*/{RECORD}")), reverse=True):
         try:
             yield open_run(folder)
@@ -95,7 +95,7 @@ def finished(runs: Path = RUNS) -> Iterator[Run]:
 
 
 def find_run(fingerprint: str, runs: Path = RUNS) -> Path | None:
-    """Return the folder of the newest finished run with this fingerprint whose checkpoint is there."""
+    """Return the folder of the newest finished run with this fingerprint that still has its checkpoint."""
     return next(
         (run.folder for run in finished(runs) if run.fingerprint == fingerprint and run.checkpoint.is_file()), None
     )
@@ -122,10 +122,9 @@ def finish(folder: Path, record: dict[str, Any]) -> Run:
 
 
 def validation_pictures(run: Run, cache: Path = CACHE, environ: Mapping[str, str] = os.environ) -> LabelledPictures:
-    """Return the pictures that the run was judged by.
+    """Return the run's validation pictures.
 
-    They are looked for where the run found them, where `BEELINE_DATA` points, and among the downloaded and
-    generated ones.
+    They are looked for where the run found them, in `BEELINE_DATA`, and among downloaded and generated pictures.
 
     Args:
         run: the finished run.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from host.files import sha256
 from train.download import fetch
 from train.errors import Unavailable, WeightsError
 from train.progress import Say
 
-if TYPE_CHECKING:  # a plan is made, and found unchanged, without importing torch
+if TYPE_CHECKING:  # A plan is made, and found unchanged, without importing torch.
     from torch import Tensor
 
 VARIABLE = "BEELINE_WEIGHTS"
@@ -23,7 +21,7 @@ VARIABLE = "BEELINE_WEIGHTS"
 
 @dataclass(frozen=True)
 class Weights:
-    """What a network starts from: `kind` is `file`, `torchvision` or `random`; `name` goes into the spec."""
+    """The starting weights of a network: `kind` is `file`, `torchvision` or `random`; `name` goes into the spec."""
 
     kind: str
     name: str
@@ -39,10 +37,12 @@ class Weights:
         """Return the state dict.
 
         Raises:
-            WeightsError: when the file is no state dict, or holds code.
+            ArchiveError: when the file is no state dict, or holds code, which is never run.
         """
+        from archive.artifact import read_state_dict
+
         assert self.path is not None
-        return read(self.path)
+        return read_state_dict(self.path)
 
 
 def find_weights(
@@ -51,7 +51,7 @@ def find_weights(
     say: Say,
     environ: Mapping[str, str] = os.environ,
 ) -> Weights:
-    """Return the first weights there are: `file`, `BEELINE_WEIGHTS`, torchvision's for `architecture`, none.
+    """Return the first weights of `file`, `BEELINE_WEIGHTS` and torchvision's for `architecture`; else none.
 
     Raises:
         WeightsError: for a named file that is not there. DownloadError: for a download that began and did
@@ -68,7 +68,7 @@ def find_weights(
     except Unavailable as error:
         say(f"no weights to download: {error}")
         say(
-            f"WARNING: {architecture} starts from random weights, which takes more pictures and epochs; "
+            f"WARNING: {architecture} starts from random weights, which needs more pictures and epochs; "
             f"set {VARIABLE} to a state dict of it"
         )
         return Weights("random", "none (random initialisation)")
@@ -76,42 +76,11 @@ def find_weights(
     return found
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, plain or under the key `state_dict`; code in the file is never run.
-
-    Raises:
-        WeightsError: for anything else.
-    """
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            # A file of another pickle protocol is read all the same, or refused below.
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise WeightsError(
-            f"the weights file {path} cannot be read ({why}); save it with torch.save(model.state_dict(), path)"
-        ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if (
-        not isinstance(loaded, dict)
-        or not loaded
-        or not all(isinstance(value, torch.Tensor) for value in loaded.values())
-    ):
-        raise WeightsError(
-            f"the weights file {path} holds no state dict; save it with torch.save(model.state_dict(), path)"
-        )
-    return loaded
-
-
 def _torchvision(architecture: str, say: Say) -> Weights:
-    """Get the weights that torchvision names as the default, into PyTorch's own cache.
+    """Download torchvision's default weights into PyTorch's own cache.
 
-    Its own downloader has no time limit and starts anew after a cut, hence ours; the file's name ends in
-    the first digits of its sha256, by PyTorch's convention.
+    PyTorch's downloader has no time limit and starts again from zero after an interruption, so ours is used. By
+    PyTorch's convention the file's name ends in the first digits of its sha256.
     """
     import torch
     from torchvision import models

@@ -1,4 +1,4 @@
-"""The golden pictures of an export: made or given, with their answers, proved to notice mistakes."""
+"""The golden pictures of an export: made or given, stored with the model's answers, proved to notice mistakes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from beeline.errors import ArchiveError, RequestError
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec
 
-# Top-1 of every golden picture is at least this sure; what is less sure could tip over by rounding.
+# The least top-1 probability of a golden picture; rounding could change a less sure answer.
 FLOOR = 0.65
 MAX_PICTURES = 16
 _TOP = 5
 _ATTEMPTS = 3
 _QUALITY = 95
-# EXIF: "turn me a quarter clockwise to see me upright".
+# EXIF: a quarter turn clockwise makes the picture upright.
 _TURNED = 6
 
-# Shorter side as a part of the spec's `resize`, longer side as a part of that, lying or standing, and
-# how it is stored. None is square and none has the size that resize makes, so both steps matter.
+# Shorter side as a part of the spec's `resize`, longer side as a part of the shorter, landscape or not, and how it is
+# stored. None is square and none has the size that resize makes, so that both steps matter.
 _SHAPES = (
     (1.5, 1.2, True, "jpg"),
     (0.5, 1.25, False, "png"),
@@ -58,7 +58,7 @@ def make(
     pictures: Path | None = None,
     blind_to: Sequence[str] = (),
 ) -> None:
-    """Write `folder/golden` with pictures and `expected.json`, and prove that they notice the required mistakes.
+    """Write `folder/golden` with pictures and `expected.json`, and prove that they notice each required mistake.
 
     Args:
         folder: of the export.
@@ -66,33 +66,30 @@ def make(
         forward: the saved model in fp32.
         differentiable: the same on floats of 0..255, with gradients.
         photometry: mean and standard deviation that the model's normalisation uses.
-        pictures: the user's own, to take instead of made ones.
-        blind_to: mistakes that need not be noticed, as by a model that sees no colour.
+        pictures: a folder of the user's own, instead of made ones.
+        blind_to: mistakes that need not be noticed: a model may see no colour.
 
     Raises:
         ArchiveError: when pictures are missing, unclear to the model, or blind to a mistake.
     """
     encoded = _given(pictures, spec) if pictures else _made(spec, forward, differentiable)
-    _write(folder, spec, forward, encoded, [])
-    noticed = mistakes.noticed(folder, spec, forward, [picture.data for picture in encoded], photometry)
-    for attempt in range(1, _ATTEMPTS):
-        missed = [name for name in mistakes.REQUIRED if noticed.get(name) is False and name not in blind_to]
-        if not missed or pictures:
-            break
-        encoded += _sharper(missed, attempt, spec, forward, differentiable, photometry)
+    for attempt in range(1, _ATTEMPTS + 1):
         _write(folder, spec, forward, encoded, [])
         noticed = mistakes.noticed(folder, spec, forward, [picture.data for picture in encoded], photometry)
-    for name in mistakes.REQUIRED:
-        if noticed.get(name) is False and name not in blind_to:
-            raise ArchiveError(
-                f"the golden pictures would not notice {mistakes.MISTAKES[name]}; give pictures of your own that "
-                f"depend on it with --golden DIR, or say --blind-to {name} if this model cannot tell"
-            )
+        missed = [name for name in mistakes.REQUIRED if noticed.get(name) is False and name not in blind_to]
+        if not missed or pictures or attempt == _ATTEMPTS:
+            break
+        encoded += _sharper(missed, attempt, spec, forward, differentiable, photometry)
+    if missed:
+        raise ArchiveError(
+            f"the golden pictures would not notice {mistakes.MISTAKES[missed[0]]}; give pictures of your own that "
+            f"depend on it with --golden DIR, or say --blind-to {missed[0]} if this model cannot tell"
+        )
     _write(folder, spec, forward, encoded, [name for name, seen in noticed.items() if seen])
 
 
 def _made(spec: ModelSpec, forward: Forward, differentiable: Differentiable) -> list[Encoded]:
-    """Make pictures of up to four classes, the first and the last among them; drop what stays unclear."""
+    """Make pictures of up to four classes, the first and the last included; drop those that the model is unsure of."""
     classes = len(spec.labels)
     targets = (0, classes - 1, classes // 3, 2 * classes // 3)
     clear: dict[int, Encoded] = {}
@@ -108,7 +105,7 @@ def _made(spec: ModelSpec, forward: Forward, differentiable: Differentiable) -> 
                 clear[number] = encoded
     if len(clear) < 2:
         raise ArchiveError(
-            f"no made picture gets a top-1 probability over {FLOOR} from this model; is it trained? "
+            f"fewer than two made pictures get a top-1 probability over {FLOOR} from this model; is it trained? "
             "if so, give pictures that it is sure of with --golden DIR"
         )
     return [clear[number] for number in sorted(clear)]
@@ -147,13 +144,13 @@ def _ascend(differentiable: Differentiable, spec: ModelSpec, patterns: list[Patt
 
 
 def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
-    """Read the user's pictures, and turn the first one by EXIF for one more."""
+    """Read the user's pictures, and add a copy of the first one that EXIF turns."""
     if not folder.is_dir():
         raise ArchiveError(f"the folder of golden pictures {folder} is missing; name a folder of pictures")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if not 1 <= len(paths) <= MAX_PICTURES:
         raise ArchiveError(
-            f"{folder} holds {len(paths)} files; allowed: 1 to {MAX_PICTURES} pictures, two or more classes"
+            f"{folder} holds {len(paths)} files; allowed: 1 to {MAX_PICTURES} pictures of two classes or more"
         )
     encoded = []
     for path in paths:
@@ -170,7 +167,7 @@ def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
 
 
 def _write(folder: Path, spec: ModelSpec, forward: Forward, encoded: Sequence[Encoded], detects: Sequence[str]) -> None:
-    """Write pictures and expected answers, and replay them once.
+    """Write the pictures with the model's answers, and replay them once.
 
     Raises:
         ArchiveError: when the model is not sure of a picture.
@@ -208,10 +205,10 @@ def _clear(encoded: list[Encoded], spec: ModelSpec, forward: Forward) -> list[En
 
 def _size(geometry: Geometry, number: int) -> tuple[int, int]:
     """Return width and height of the picture of that number."""
-    part, longer, lying, _ = _SHAPES[number]
+    part, longer, landscape, _ = _SHAPES[number]
     short = max(8, round(geometry.resize * part))
     long = round(short * longer)
-    return (long, short) if lying else (short, long)
+    return (long, short) if landscape else (short, long)
 
 
 def _encode(picture: NDArray[np.uint8], ending: str) -> Encoded:
@@ -224,6 +221,6 @@ def _encode(picture: NDArray[np.uint8], ending: str) -> Encoded:
     if ending == "turned.jpg":
         image = image.transpose(Image.Transpose.ROTATE_90)
         exif[mistakes.ORIENTATION] = _TURNED
-    # Whole colour resolution: the goldens are small and their colours are what the model looks at.
+    # Colours in full resolution: the goldens are small, and the model looks at their colours.
     image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0, exif=exif)
     return Encoded(ending, buffer.getvalue())

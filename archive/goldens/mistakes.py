@@ -1,4 +1,4 @@
-"""Mistakes made on purpose: each one that golden pictures do not notice could be served unseen."""
+"""Mistakes made on purpose: a mistake that the golden pictures do not notice could be served unseen."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MISTAKES = {
     "exif": "the EXIF orientation ignored",
     "geometry": "the picture squashed instead of resized and cropped",
 }
-# Noticed or refused; the last one is recorded where it is noticed, since a square picture cannot tell.
+# An export that does not notice these is refused. `geometry` is only recorded: a square picture cannot show it.
 REQUIRED = ("labels", "channels", "normalisation", "exif")
-# What a conversion of the model can get wrong. The others are of the geometry code, which is the same source file
-# in every archive of an export, whatever engine it is for.
+# What a conversion of the model can get wrong. The others concern the geometry code, which every archive of an export
+# shares, whatever its engine.
 OF_THE_MODEL = ("labels", "channels", "normalisation")
 ORIENTATION = 0x0112
 
@@ -37,11 +37,7 @@ Photometry = tuple[Sequence[float], Sequence[float]]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse a mistake that is not known.
-
-    Raises:
-        ArchiveError: naming it.
-    """
+    """Raise `ArchiveError` naming the first mistake that is not known."""
     for name in names:
         if name not in MISTAKES:
             raise ArchiveError(f"goldens may be blind to {name!r}{did_you_mean(name, MISTAKES)}")
@@ -50,7 +46,7 @@ def check_names(names: Sequence[str]) -> None:
 def noticed(
     folder: Path, spec: ModelSpec, forward: Forward, pictures: Sequence[bytes], photometry: Photometry
 ) -> dict[str, bool]:
-    """Make each mistake that can be made; say of each whether the replay of the goldens fails.
+    """Make each possible mistake, and return whether the replay of the goldens fails for it.
 
     Args:
         folder: of the export, with its golden pictures, which replay without a mistake.
@@ -64,7 +60,7 @@ def noticed(
     found = {"labels": _fails(folder, shifted, forward, crops)}
     for name, mistaken in _mistaken(pictures, crops, spec.geometry, photometry).items():
         changed = not np.array_equal(mistaken, crops)
-        # A model without normalisation cannot miss it; grey pictures whose channels are swapped in vain are blind.
+        # A model without normalisation cannot lack it. Grey pictures look the same with swapped channels: blind.
         if changed or name in ("channels", "exif"):
             found[name] = changed and _fails(folder, spec, forward, mistaken)
     return found
@@ -85,8 +81,8 @@ def _mistaken(
 ) -> dict[str, NDArray[np.uint8]]:
     """Return the crops as each mistake would show them to the model.
 
-    Without normalisation the network inside the graph would see `x / 255`. The graph normalises what it
-    is given, so it is given the pixels whose normalised values are just that.
+    Without normalisation the network inside the graph would see `x / 255`. The graph always normalises, so it
+    is given the pixels whose normalised values are `x / 255`.
     """
     mean, std = (np.asarray(values) for values in photometry)
     unscaled = np.rint(crops * std + 255 * mean).clip(0, 255).astype(np.uint8)
@@ -101,7 +97,7 @@ def _mistaken(
 
 
 def _fails(folder: Path, spec: ModelSpec, forward: Forward, crops: NDArray[np.uint8]) -> bool:
-    # Twice the tolerance: what only just fails here could pass in another precision.
+    # Twice the tolerance: a narrow failure here could pass in another precision.
     strict = dataclasses.replace(spec, tolerance=min(0.5, 2 * spec.tolerance))
     try:
         replay(folder, strict, lambda _: forward(crops))

@@ -1,8 +1,7 @@
-"""Made pictures: smooth seeded colours, moved by gradient ascent until the model is sure what they are.
+"""Made pictures: smooth seeded colours, moved by gradient ascent until the model is sure of their class.
 
-The project ships no picture of anybody else's, and a picture of its own making is in every archive. They
-need not look like anything: what counts is that the model answers them clearly and that another
-preprocessing gives another answer.
+The project ships nobody else's pictures, so every archive has pictures that were made for it. They need not look like
+anything: the model must answer them clearly, and another preprocessing must give another answer.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from torch.nn import functional
 from archive.graph import Differentiable
 from beeline.spec import Geometry
 
-# Sure, yet not saturated: at 0.88 a small change of the input still moves the probability.
+# Sure but not saturated: at 0.88 a small change of the input still moves the probability.
 AIM = 0.88
 _GOOD_ENOUGH = (0.8, 0.95)
 _STEPS = 60
 _RATE = 0.3
 # Cells of colour along the shorter side; with fewer, ascent takes three times the steps.
 _CELLS = 40
-# Ascent on slightly noisy pixels finds pictures that another decoder's rounding does not tip over.
+# Ascent on slightly noisy pixels finds pictures whose answer does not depend on a decoder's rounding.
 _NOISE = 3.0
 
 Mistake = Callable[[Tensor], Tensor]
@@ -36,7 +35,7 @@ Mistake = Callable[[Tensor], Tensor]
 class Pattern:
     """One picture to make: the class it should get, its size in pixels, its seed.
 
-    `against`, on crops `[N, crop, crop, 3]`, is a mistake that this picture should expose.
+    `against` is a mistake on crops `[N, crop, crop, 3]` that this picture should expose.
     """
 
     target: int
@@ -55,7 +54,7 @@ def ascend(
         run: floats of 0..255, `[N, crop, crop, 3]`, to `[N, classes]`, with gradients.
         output: what `run` returns, `logits` or `probabilities`.
         geometry: resize and crop that come before `run`.
-        patterns: what to make. How sure the model ends up is for the caller to judge.
+        patterns: what to make. The caller must check how sure the model is of the results.
 
     Raises:
         RuntimeError: when no gradient reaches the pictures.
@@ -69,7 +68,7 @@ def ascend(
         crops = crops + _NOISE * torch.randn(crops.shape, generator=generator)
         likely, unlikely = _logarithms(run(crops), output, [patterns[i].target for i in active])
         chances = likely.exp()
-        # Cross-entropy to AIM: it pulls back what is too sure as well.
+        # Cross-entropy to AIM also pulls back what is too sure.
         loss = -(AIM * likely + (1 - AIM) * unlikely).sum()
         exposed = torch.ones(len(active), dtype=torch.bool)
         for place, i in enumerate(active):
@@ -112,7 +111,7 @@ def _crop(picture: Tensor, geometry: Geometry) -> Tensor:
     scale = geometry.resize / min(height, width)
     size = (max(geometry.resize, int(height * scale)), max(geometry.resize, int(width * scale)))
     planes = functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
-    # Rounded as torchvision rounds, halves to even: one pixel aside, these pictures are something else.
+    # Rounded as torchvision rounds, halves to even: shifted by a pixel, the model answers these pictures differently.
     top, left = (round((side - geometry.crop) / 2) for side in size)
     return planes[:, :, top : top + geometry.crop, left : left + geometry.crop].permute(0, 2, 3, 1)
 
@@ -120,7 +119,7 @@ def _crop(picture: Tensor, geometry: Geometry) -> Tensor:
 def _logarithms(rows: Tensor, output: str, targets: list[int]) -> tuple[Tensor, Tensor]:
     """Return the logarithms of each row's probability of its target, and of all other classes together.
 
-    Logarithms keep a gradient where a probability is 0 or 1 to the last digit.
+    Logarithms keep a gradient where a probability is rounded to 0 or 1.
     """
     logarithms = rows.clamp_min(1e-12).log() if output == "probabilities" else rows.log_softmax(1)
     chosen = functional.one_hot(torch.tensor(targets), rows.shape[1]).bool()

@@ -1,4 +1,4 @@
-"""How far a fast variant's answers are from the fp32 reference's, and whether that is near enough."""
+"""How far a fast variant's answers are from the fp32 reference's, and the gate that refuses what is too far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from beeline.golden import Forward
 from beeline.settings import parsed_device
 from beeline.spec import Agreement, Geometry
 
-# Fewer say too little: of 50 pictures one that differs is 2 %.
+# Of 50 pictures one that differs is 2 %; fewer say too little.
 LEAST_PICTURES = 50
 _BATCH = 16
 Decode = Callable[[bytes], NDArray[np.uint8]]
@@ -27,7 +27,10 @@ Decode = Callable[[bytes], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Gate:
-    """What a variant has to keep: the part of equal first labels, and probabilities, on 99 of 100 pictures."""
+    """The limits of a variant: the least part of equal first labels, and how far a probability may move.
+
+    The second limit holds for 99 of 100 pictures.
+    """
 
     top1: float = 0.99
     moved: float = 0.10
@@ -44,13 +47,13 @@ class Gate:
             raise ConfigError(f"--moved is {self.moved:g}; allowed: 0 to 1, such as 0.1")
 
     def slack(self, same: NDArray[np.bool_], moved: NDArray[np.float64]) -> float:
-        """Return how much worse a variant may still become, as a part of the pictures; under 0 it does not pass.
+        """Return the part of the pictures that may still fail before the variant does; under 0 it does not pass.
 
-        The smaller one of two: of the pictures that lose their label, and of those that move too far.
+        A picture fails when it loses its label or moves too far; the tighter of the two limits counts.
 
         Args:
-            same: of each picture, whether its first label is kept.
-            moved: of each picture, how far a probability moves at most.
+            same: whether each picture keeps its first label.
+            moved: how far each picture's probabilities move at most.
         """
         return min(
             float(same.mean()) - self.top1, float((moved <= self.moved).mean()) - _least(len(moved)) / len(moved)
@@ -59,9 +62,9 @@ class Gate:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoded pictures, uint8 `[N, crop, crop, 3]`: some to calibrate with, others to judge by; none is in both.
+    """Decoded pictures, uint8 `[N, crop, crop, 3]`: some to calibrate with, others to judge by.
 
-    `judged` are decoded in full, as the reference sees them, and `served` the same ones as a worker will decode them.
+    `judged` are decoded in full, as the reference sees them; `served` are the same pictures as a worker decodes them.
     """
 
     calibration: NDArray[np.uint8]
@@ -74,13 +77,13 @@ class Pictures:
 def read(
     judged: Path, calibration: Path | None, geometry: Geometry, calibrates: bool = True, most: int = 500
 ) -> Pictures:
-    """Decode the pictures of one folder or two, so that no file, whatever its name, is in both parts.
+    """Decode the pictures of one folder or two, so that no content is in both parts.
 
     Args:
         judged: a folder of pictures, at any depth. Without `calibration` it is split in two by digests.
-        calibration: a folder of pictures to calibrate with; what is in `judged` too is only judged by.
+        calibration: a folder of pictures to calibrate with; pictures that are in `judged` too do not calibrate.
         geometry: of the model, as it will be served.
-        calibrates: whether anything will be calibrated; where nothing is, all pictures judge.
+        calibrates: whether anything will be calibrated; else all pictures judge.
         most: pictures of each part at most, the first ones by their digests.
 
     Raises:
@@ -88,15 +91,21 @@ def read(
     """
     mine, other = _by_digest(judged), {}
     if calibrates and calibration is None:
-        # The last digit decides, the first ones give the order.
+        # The last digit splits, the first ones give the order.
         other = {digest: data for digest, data in mine.items() if int(digest[-1], 16) % 2}
         mine = {digest: data for digest, data in mine.items() if digest not in other}
     elif calibrates and calibration is not None:
         other = {digest: data for digest, data in _by_digest(calibration).items() if digest not in mine}
     full = dataclasses.replace(geometry, decoding="full")
-    reference = _decoder(full)
-    calibrating, judging = _decoded(other, reference, most), _decoded(mine, reference, most)
-    if min(len(judging), len(calibrating) if calibrates else LEAST_PICTURES) < LEAST_PICTURES:
+    calibrating = _decoded(other, most, full, full)
+    judging = _decoded(mine, most, full, geometry)
+    if geometry != full and len(judging) < LEAST_PICTURES:
+        which = f"of at least twice {geometry.resize} pixels, which" if geometry.decoding == "scaled" else "that"
+        raise ArchiveError(
+            f"of the pictures to judge by in {judged} {len(judging)} are JPEGs {which} {geometry.decoding} decoding is "
+            f"for; at least {LEAST_PICTURES} are needed: name such photographs with --pictures, or take --decoding full"
+        )
+    if len(judging) < LEAST_PICTURES or (calibrates and len(calibrating) < LEAST_PICTURES):
         folders = judged if calibration is None else f"{calibration} and {judged}"
         raise ArchiveError(
             f"there are {len(calibrating)} pictures to calibrate with and {len(judging)} to judge by in {folders}; at "
@@ -106,33 +115,9 @@ def read(
             else f"there are {len(judging)} pictures to judge by in {judged}; at least {LEAST_PICTURES} are needed: "
             "name a larger folder with --pictures"
         )
-    crops = np.stack(judging)
-    served = crops
-    if geometry != full:
-        crops, served = _differing(mine, geometry, most, judged)
-    return Pictures(np.stack(calibrating) if calibrating else crops[:0], crops, served, geometry, judged.resolve().name)
-
-
-def _differing(
-    bodies: Mapping[str, bytes], geometry: Geometry, most: int, folder: Path
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decode in both ways, and keep the pictures that differ: the others say nothing of the difference."""
-    reference, serving = _decoder(dataclasses.replace(geometry, decoding="full")), _decoder(geometry)
-    pairs = []
-    for digest in sorted(bodies):
-        one = {digest: bodies[digest]}
-        both = _decoded(one, reference, 1), _decoded(one, serving, 1)
-        if all(both) and not np.array_equal(both[0][0], both[1][0]):
-            pairs.append((both[0][0], both[1][0]))
-        if len(pairs) == most:
-            break
-    if len(pairs) < LEAST_PICTURES:
-        which = f"of at least twice {geometry.resize} pixels, which" if geometry.decoding == "scaled" else "that"
-        raise ArchiveError(
-            f"of the pictures to judge by in {folder} {len(pairs)} are JPEGs {which} {geometry.decoding} decoding is "
-            f"for; at least {LEAST_PICTURES} are needed: name such photographs with --pictures, or take --decoding full"
-        )
-    return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+    crops, served = (np.stack(part) for part in zip(*judging, strict=True))
+    calibrated = np.stack([crop for crop, _ in calibrating]) if calibrating else crops[:0]
+    return Pictures(calibrated, crops, served, geometry, judged.resolve().name)
 
 
 def _by_digest(folder: Path) -> dict[str, bytes]:
@@ -146,7 +131,7 @@ def _decoder(geometry: Geometry) -> Decode:
     """Return what decodes as a worker on this machine would.
 
     Raises:
-        ConfigError: for decoding on a CUDA device where none is, so that nothing can be judged.
+        ConfigError: for decoding on a CUDA device on a machine without one.
     """
     if geometry.decoding != "cuda":
         return lambda body: pixels.decode(body, geometry)
@@ -169,17 +154,27 @@ def _decoder(geometry: Geometry) -> Decode:
     return decode
 
 
-def _decoded(bodies: Mapping[str, bytes], decode: Decode, most: int) -> list[NDArray[np.uint8]]:
-    found: list[NDArray[np.uint8]] = []
+def _decoded(
+    bodies: Mapping[str, bytes], most: int, full: Geometry, geometry: Geometry
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Decode pictures in full and as they will be served, the first ones by their digests.
+
+    Where decoding differs, only pictures whose pixels differ are kept: the others say nothing about it.
+    """
+    reference, serving = _decoder(full), _decoder(geometry)
+    pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
     for digest in sorted(bodies):
-        if len(found) == most:
+        if len(pairs) == most:
             break
         try:
-            found.append(decode(bodies[digest]))
+            crop = reference(bodies[digest])
+            served = crop if geometry == full else serving(bodies[digest])
         except RequestError:
-            # Notes and labels lie among pictures, and a broken one could not be served either.
+            # Notes and labels lie among pictures, and a broken picture could not be served either.
             continue
-    return found
+        if geometry == full or not np.array_equal(crop, served):
+            pairs.append((crop, served))
+    return pairs
 
 
 def scores(forward: Forward, crops: NDArray[np.uint8], output: str) -> NDArray[np.float64]:
@@ -209,7 +204,7 @@ def measure(reference: NDArray[np.float64], found: NDArray[np.float64], source: 
 
 
 def _least(count: int) -> int:
-    """Return how many of so many pictures have to stay within what a probability may move by: 99 of 100."""
+    """Return how many of `count` pictures must stay within the limit on probabilities: 99 of 100."""
     return int(np.ceil(0.99 * count))
 
 

@@ -1,14 +1,12 @@
 """Logits to one request's answer: top-k JSON by the spec's labels, or a 4xx that says what was wrong.
 
-What leaves here is safe for both servers: the body is already text, every number finite, the reason
-phrase constant, the headers printable ASCII. (A `numpy.float32`, a NaN or a line break in a phrase each
-break one of them.)
+An answer is safe for both servers: the body is text, every number finite, the reason phrase constant, the headers
+printable ASCII. (A `numpy.float32`, a NaN or a line break in a phrase each break one of the servers.)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,10 +82,10 @@ def failure(error: RequestError) -> Answer:
 
 
 def check_answers(answers: object, count: int) -> list[Answer]:
-    """Return what an overridden stage made if it is exactly one proper answer a request, in a list.
+    """Return the answers of an overridden stage, after checking that they are one proper answer a request.
 
     Raises:
-        ModelError: naming what else it is.
+        ModelError: naming what they are instead.
     """
     if not isinstance(answers, (list, tuple)) or len(answers) != count:
         size = len(answers) if isinstance(answers, (list, tuple)) else f"a {type(answers).__name__}"
@@ -100,11 +98,6 @@ def check_answers(answers: object, count: int) -> list[Answer]:
                 f"the handler made {text}; return an Answer with a status of 200 to 599 and a dict of headers"
             )
     return list(answers)
-
-
-def with_headers(answer: Answer, headers: Mapping[str, str]) -> Answer:
-    """Return the answer with these headers added."""
-    return Answer(answer.status, answer.phrase, answer.body, {**answer.headers, **headers}, answer.reason)
 
 
 def _dump(value: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""A batch of requests: rows decoded side by side, the good ones stacked, answers scattered back.
+"""A batch of requests: the good rows are stacked, and answers go back to their positions.
 
-The positions are kept in one place, so that no broken picture can shift its neighbours' answers.
+Only this file keeps positions, so that no broken picture can shift its neighbours' answers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,9 +19,8 @@ from beeline.errors import RequestError
 
 Pixels = NDArray[np.uint8]
 
-# A picture this large leaves holes in the heap that glibc keeps (271 MB after a dozen of 50 megapixels).
-# Giving them back takes milliseconds, beside the tenths of a second of such a decode. Other C libraries
-# than glibc have no such function.
+# A picture this large leaves holes in the heap that glibc keeps (271 MB after a dozen of 50 megapixels). Returning them
+# to the system takes milliseconds, and such a decode tenths of a second. Only glibc has this function.
 _LARGE_PIXELS = 2_000_000
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 T = TypeVar("T")
@@ -37,7 +35,7 @@ class Ok:
 
 @dataclass(frozen=True)
 class Failed:
-    """One request that has its error already."""
+    """One request that failed, with its error."""
 
     error: RequestError
 
@@ -62,7 +60,7 @@ class Batch:
         return len(self.rows)
 
     def accept(self, index: int) -> str | None:
-        """Return what the client of request `index` wants to get."""
+        """Return the `Accept` header of request `index`."""
         return self.accepts[index] if self.accepts else None
 
     def stack(self) -> Pixels:
@@ -85,7 +83,7 @@ class Batch:
 class PixelBudget:
     """How many pixels may be decoded at the same time: the bound on the worker's peak memory.
 
-    A single picture may take all of it, so a picture within the limit always gets its turn.
+    A single picture may take the whole budget, so that a picture within the limit is always decoded.
     """
 
     def __init__(self, limit: int) -> None:
@@ -108,17 +106,3 @@ class PixelBudget:
             with self._changed:
                 self._free += pixels
                 self._changed.notify_all()
-
-
-class DecodePool:
-    """Threads that decode a batch's rows; Pillow releases the interpreter lock while it decodes."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads > 1 else None
-
-    def map(self, decode: Callable[[object], Ok | Failed], rows: Sequence[object]) -> Batch:
-        """Decode every row; `decode` turns its own errors into `Failed`."""
-        if self._pool is None or len(rows) < 2:
-            return Batch(tuple(decode(row) for row in rows))
-        return Batch(tuple(self._pool.map(decode, rows)))

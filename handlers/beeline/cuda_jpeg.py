@@ -1,11 +1,11 @@
 """JPEGs on the CUDA device that the model runs on: decoded by nvJPEG, through torchvision, and resized there.
 
-The result is what `pixels.decode` returns, as near as decoders are to each other; the crops come back to the host, 150
-kB each, so that every engine takes them. What such a device is no match for (another format, a turned or four-coloured
-picture, one that is cut off) is left to Pillow, which decodes it or says what is wrong with it.
+The result is that of `pixels.decode`, up to the differences between decoders. The crops, 150 kB each, come back to the
+host, so that every engine takes them. Pillow decodes or refuses the rest: other formats, turned pictures, pictures of
+four colours, and those that are cut off.
 
-This has not been run on a CUDA device yet; `make test-gpu` is to do that. On a CPU torchvision decodes by
-libjpeg-turbo, and everything else here is the same: so the tests run it.
+This has not been run on a CUDA device yet (`make test-gpu` does). The tests run it on a CPU, where torchvision decodes
+by libjpeg-turbo and the rest is the same.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _END = b"\xff\xd9"
 # Start of a scan, and of a frame: all from C0 to CF but the tables DHT, JPG and DAC.
 _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Of the components, where they are named so: then they are no brightness and colour, which nvJPEG takes them for.
+# Component names of a JPEG in RGB; nvJPEG would take them for brightness and colour.
 _RED_GREEN_BLUE = tuple(b"RGB")
-# How much finer brightness is sampled than colour, across and down: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1. torchvision
-# refuses the whole batch for any other.
+# How much finer brightness is sampled than colour, across and down: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1. For any other
+# torchvision refuses the whole batch.
 _SAMPLING = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))
-# The whole picture is resized before the crop: of a strip that would be a picture many times as large.
+# The whole picture is resized before the crop, which would make a narrow strip many times as large.
 _MOST_STRETCH = 8
-# On average over a picture, of 255; decoders differ in how they enlarge the colours.
+# The mean difference over a picture, of 255; decoders enlarge colours differently.
 _MOST_DIFFERENCE = 3.0
-# The drawn picture is so many times as large as the model's, so that a resize without a proper filter shows; but its
-# shorter side has no more pixels than this.
+# The proof's picture is this many times the model's size, so that a resize without a filter shows; its shorter side has
+# at most this many pixels.
 _PROOF_TIMES, _PROOF_MOST = 4, 2048
 
 logger = logging.getLogger(__name__)
 
 
 class CudaJpegs:
-    """Decodes the JPEGs of a batch together, and proves when it is made that it does so rightly."""
+    """Decodes the JPEGs of a batch together; the constructor proves that it decodes correctly."""
 
     def __init__(self, device: torch.device, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> None:
         """Decode a picture, and compare it with Pillow's.
@@ -64,7 +64,7 @@ class CudaJpegs:
             max_pixels: of one picture, and of those that are decoded at once.
 
         Raises:
-            SpecError: for an interpolation that PyTorch does not have. SelfTestError: for other pixels than Pillow's.
+            SpecError: for an interpolation that PyTorch does not have. SelfTestError: for pixels unlike Pillow's.
         """
         if geometry.interpolation not in _FILTERS:
             raise SpecError(
@@ -77,12 +77,12 @@ class CudaJpegs:
 
     @property
     def version(self) -> str:
-        """Return what decodes, as logs say it."""
+        """Return the device and the decoder, for logs."""
         decoder = "nvJPEG" if self._device.type == "cuda" else "libjpeg-turbo"
         return f"{self._device} by {decoder} of torchvision {torchvision.__version__}"
 
     def decode(self, bodies: Sequence[bytes]) -> list[Pixels | None]:
-        """Return each picture as `[crop, crop, 3]` uint8, and None for each that is Pillow's to decode or to refuse.
+        """Return each picture as `[crop, crop, 3]` uint8, or None where Pillow must decode or refuse it.
 
         Args:
             bodies: encoded pictures of any format, or bytes that are none.
@@ -98,7 +98,7 @@ class CudaJpegs:
         return found
 
     def _parts(self, bodies: Sequence[bytes]) -> list[tuple[list[int], list[Size]]]:
-        """Return positions and sizes of those that the device is to decode, as many together as one may be large."""
+        """Return positions and sizes of those that the device decodes, in parts of no more pixels than one may have."""
         parts: list[tuple[list[int], list[Size]]] = []
         held = self._most
         for index, body in enumerate(bodies):
@@ -114,12 +114,12 @@ class CudaJpegs:
         return parts
 
     def _decoded(self, bodies: Sequence[bytes], sizes: Sequence[Size]) -> list[Pixels | None]:
-        """Decode some together; where that fails each half by itself, down to the one that it fails on."""
+        """Decode pictures together; after a failure decode each half by itself, down to the picture that fails."""
         found = self._together(bodies, sizes)
         if found is not None:
             return found
         if self._device.type == "cuda":
-            # What failed may be still under way, and its memory is free by now. A device that is lost says so here.
+            # The failed work may still run, in memory that was freed. A lost device raises here.
             torch.cuda.synchronize(self._device)
         if len(bodies) == 1:
             logger.info("a JPEG is left to Pillow: %s", self._why)
@@ -128,15 +128,15 @@ class CudaJpegs:
         return self._decoded(bodies[:half], sizes[:half]) + self._decoded(bodies[half:], sizes[half:])
 
     def _together(self, bodies: Sequence[bytes], sizes: Sequence[Size]) -> list[Pixels | None] | None:
-        """Return the crops, or None where the device fails; nothing that it took is held then."""
+        """Return the crops, or None where the device fails; its memory is free then."""
         try:
             with torch.inference_mode():
                 given = [torch.from_numpy(np.frombuffer(body, np.uint8).copy()) for body in bodies]
                 decoded = decode_jpeg(given, mode=ImageReadMode.RGB, device=self._device)
-                # A size other than what Pillow read and judged is Pillow's to look into.
+                # A size unlike the one that Pillow read and judged is left to Pillow.
                 good = [planes.shape[1:] == size for planes, size in zip(decoded, sizes, strict=True)]
                 crops = [self._resized(planes) for planes, fits in zip(decoded, good, strict=True) if fits]
-                # Waits until all is done: torchvision's decoder does not wait for what others do with this memory.
+                # This waits until all is done: torchvision's decoder does not wait for other users of its memory.
                 ready = iter(torch.stack(crops).cpu().numpy() if crops else ())
                 return [next(ready) if fits else None for fits in good]
         except RuntimeError as error:
@@ -153,10 +153,10 @@ class CudaJpegs:
         return small.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
 
     def _prove(self) -> None:
-        """Decode a drawn picture in both ways; no side or colour of it is like another, and it has a grain.
+        """Decode a drawn picture in both ways; all its sides and colours differ, and it has a grain.
 
         Raises:
-            SelfTestError: when they differ by more than decoders do.
+            SelfTestError: when the results differ by more than decoders do.
         """
         resize = self._geometry.resize
         high = resize * max(1, min(_PROOF_TIMES, _PROOF_MOST // resize))
@@ -180,7 +180,8 @@ class CudaJpegs:
 
 def _size(body: bytes, most: int) -> Size | None:
     """Return height and width of a picture that the device can decode as Pillow would, and None for any other."""
-    # Nothing but zeros may follow: of what was cut off the last end is a thumbnail's, and nvJPEG may not say so.
+    # The end marker must be last, but for zeros. A file that is cut off may end with its thumbnail's marker, and nvJPEG
+    # may not notice.
     if formats.kind_of(body[:16]) != "JPEG" or not body.rstrip(b"\0").endswith(_END):
         return None
     try:
@@ -200,7 +201,7 @@ def _size(body: bytes, most: int) -> Size | None:
 
 
 def _frames(body: bytes) -> int:
-    """Return how many frame headers stand before the first scan: of two, decoders may take either."""
+    """Return the number of frame headers before the first scan; with two, decoders may take either."""
     at, found = 2, 0
     while at + 4 <= len(body) and body[at] == 0xFF:
         marker = body[at + 1]

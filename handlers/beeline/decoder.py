@@ -1,13 +1,14 @@
-"""A batch's rows to pictures: each by itself on a pool of threads, or its JPEGs together on a CUDA device."""
+"""A batch's rows to pictures: each by itself on a pool of threads, or JPEGs together on a CUDA device."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from beeline import pixels
-from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
+from beeline.batch import Batch, Failed, Ok, PixelBudget
 from beeline.errors import ConfigError, RequestError
 from beeline.payload import extract
 from beeline.settings import Choice, Limits
@@ -16,9 +17,11 @@ from beeline.spec import Geometry
 if TYPE_CHECKING:
     from beeline.cuda_jpeg import CudaJpegs
 
+T = TypeVar("T")
+
 
 class Decoder:
-    """Rows as the server hands them over to pictures of the model's geometry, within the worker's limits."""
+    """Turns rows, as the server passes them, into pictures of the model's geometry, within the worker's limits."""
 
     def __init__(self, geometry: Geometry, limits: Limits, threads: int, jpegs: CudaJpegs | None = None) -> None:
         """Start the threads.
@@ -26,22 +29,22 @@ class Decoder:
         Args:
             geometry: of the pictures.
             limits: of each request, and of the pixels that are decoded at the same time.
-            threads: that decode.
+            threads: how many decode; Pillow releases the interpreter lock while it decodes.
             jpegs: decodes what it can of a batch first; see `jpegs_for`.
         """
         self._geometry, self._limits, self._jpegs = geometry, limits, jpegs
-        self._pool = DecodePool(threads)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads > 1 else None
         self._budget = PixelBudget(limits.max_pixels)
         pixels.set_limit(limits.max_pixels)
 
     def decode(self, rows: Sequence[object]) -> Batch:
-        """Return one `Ok` a request, or its `Failed` with a 4xx; no row has a say in another's.
+        """Return one `Ok` a request, or its `Failed` with a 4xx; no row depends on another.
 
         Raises:
             RuntimeError: as PyTorch raises it, when the CUDA device is lost.
         """
         if self._jpegs is None:
-            return self._pool.map(self._row, rows)
+            return Batch(self._map(self._row, rows))
         done: list[Ok | Failed] = []
         part: list[bytes | Failed] = []
         held = 0
@@ -54,10 +57,14 @@ class Decoder:
         return Batch((*done, *self._part(part, self._jpegs)))
 
     def _part(self, bodies: Sequence[bytes | Failed], jpegs: CudaJpegs) -> tuple[Ok | Failed, ...]:
-        """Decode some rows, whose copies are no more bytes than two pictures may have."""
+        """Decode some rows, whose copies take no more bytes than two pictures may have."""
         found = jpegs.decode([body if isinstance(body, bytes) else b"" for body in bodies])
         ready = [body if crop is None else Ok(crop) for body, crop in zip(bodies, found, strict=True)]
-        return self._pool.map(self._left, ready).rows
+        return self._map(self._left, ready)
+
+    def _map(self, decode: Callable[[T], Ok | Failed], rows: Sequence[T]) -> tuple[Ok | Failed, ...]:
+        mapped = map if self._pool is None or len(rows) < 2 else self._pool.map
+        return tuple(mapped(decode, rows))
 
     def _row(self, row: object) -> Ok | Failed:
         return self._left(self._body(row))
@@ -79,10 +86,10 @@ class Decoder:
 
 
 def jpegs_for(geometry: Geometry, device: str, max_pixels: int) -> tuple[CudaJpegs | None, Choice]:
-    """Return what decodes JPEGs on the model's device, None where Pillow decodes them all, and why.
+    """Return what decodes JPEGs on the model's device, None where Pillow decodes them all, and the reason.
 
     Args:
-        geometry: its `decoding` asks for it.
+        geometry: its `decoding` asks for the device.
         device: where the engine runs, as `cpu` or `cuda:0`.
         max_pixels: of one picture.
 
@@ -107,6 +114,6 @@ def jpegs_for(geometry: Geometry, device: str, max_pixels: int) -> tuple[CudaJpe
 
 
 def _failed(error: RequestError) -> Failed:
-    # The traceback's frames, its cause's too, would hold the picture until the next garbage collection.
+    # The frames of the traceback and of its cause would hold the picture until the next garbage collection.
     error.__cause__ = error.__context__ = None
     return Failed(error.with_traceback(None))

@@ -1,4 +1,4 @@
-"""Every error of ours: one sentence that names what, its value and the fix.
+"""The errors: each is one sentence that names what, its value and the fix.
 
 Two trees. `BeelineError` is for the person at the terminal and carries a process exit code;
 `RequestError` is for one client of a running worker and carries an HTTP status.
@@ -18,7 +18,7 @@ class BeelineError(Exception):
 
 
 class Undetermined(BeelineError):
-    """It could not be found out whether the thing asked for holds (a missing tool, a lost server)."""
+    """The question could not be answered (a missing tool, a lost server)."""
 
     exit_code: ClassVar[int] = 2
 

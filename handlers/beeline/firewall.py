@@ -1,7 +1,7 @@
 """Small files that cost much: refused by what their bytes declare, before Pillow opens them.
 
-A picture's pixels are not all that it can make a decoder do. Each limit here is far over what cameras
-and editors write, and each was exceeded by a file of a few megabytes that took minutes or gigabytes.
+Pixels are not the only work of a decoder. Each limit here is far over what cameras and editors write, and for each a
+file of a few megabytes over it took minutes or gigabytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check(kind: str, data: bytes, max_pixels: int) -> int:
 
 
 def _jpeg(data: bytes) -> None:
-    # Inside entropy-coded data 0xFF is followed by 0 or a restart marker, so counting sees every scan.
+    # Inside entropy-coded data 0xFF is followed by 0 or a restart marker, so this counts scans alone.
     _limit("JPEG", "scans", data.count(b"\xff\xda"), MAX_SCANS)
     if len(data) < _MANY_SEGMENTS_BYTES:
         return
@@ -77,7 +77,7 @@ def _bmp(data: bytes) -> None:
 
 
 def _tiff(data: bytes, max_pixels: int) -> int:
-    """Read the first directory's entries; what is damaged is left to Pillow to say."""
+    """Read the first directory's entries; Pillow refuses damaged ones."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\x00", b"\x00+")
     tile = {_TILE_WIDTH: 1, _TILE_LENGTH: 1}

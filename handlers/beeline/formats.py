@@ -1,4 +1,4 @@
-"""The formats that are taken: their first bytes, and what of them the Pillow of this process reads."""
+"""The accepted formats: their first bytes, and which of them this process's Pillow reads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import io
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-# What is accepted. Pillow reads many more formats; those that run other programs (EPS), have a poor
-# security record (JPEG 2000, FLI) or are no pictures of a camera or the web stay out.
+# Pillow reads many more formats. Those that run other programs (EPS), have a poor security record (JPEG 2000, FLI) or
+# come neither from cameras nor from the web are refused.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -23,7 +23,7 @@ _MAGIC = (
     (b"II+\x00", "TIFF"),
     (b"MM\x00+", "TIFF"),
 )
-# Pillow-SIMD is a Pillow of 2023, which knows AVIF by this plugin alone.
+# Pillow-SIMD is a Pillow of 2023, which needs this plugin for AVIF.
 _AVIF_PLUGIN = "pillow_avif"
 _EXIF = b"Exif\0\0"
 
@@ -44,7 +44,7 @@ LACKING = lacking()
 
 
 def pillow_version() -> str:
-    """Return which PIL runs, its libjpeg, and what it does not read: `13.0.0 with libjpeg-turbo`."""
+    """Return the version of PIL, its libjpeg, and the formats that it lacks: `13.0.0 with libjpeg-turbo`."""
     turbo = features.check_feature("libjpeg_turbo")
     without = f", without {' and '.join(LACKING)}" if LACKING else ""
     return f"{PIL.__version__} with {'libjpeg-turbo' if turbo else 'libjpeg'}{without}"
@@ -73,7 +73,7 @@ def opened(kind: str, data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         if kind != "JPEG" or _EXIF not in data:
             raise
-        # Of a damaged EXIF block; under another name it is passed over, and what it says of turning is still read.
+        # The EXIF block is damaged. Under another name Pillow ignores it; its orientation is still read below.
         image = Image.open(io.BytesIO(data.replace(_EXIF, _EXIF.lower())), formats=(kind,))
         blocks = [block for _, block in getattr(image, "applist", ()) if block.startswith(_EXIF.lower())]
         image.info["exif"] = _EXIF + b"".join(block[len(_EXIF) :] for block in blocks)

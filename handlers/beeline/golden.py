@@ -1,4 +1,4 @@
-"""The golden pictures: a model proves at load that it still answers as it did when it was exported."""
+"""The golden pictures: a model proves at load that it answers as it did when it was exported."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
     if not names:
         raise SelfTestError(f"{GOLDEN}/{EXPECTED} lists no picture; export the model again")
     rows = probabilities(forward(np.stack(decoded)), spec.output)
-    for name, row, wanted in zip(names, rows, expected, strict=True):
+    for name, row, top in zip(names, rows, expected, strict=True):
         got = dict(top_labels(row, spec, len(spec.labels)))
         best = next(iter(got))
         if not np.isfinite(row).all():
             raise SelfTestError(f"{GOLDEN}/{name} gives a number that is not finite; export the model again")
-        if best != wanted[0][0]:
+        if best != top[0][0]:
             raise SelfTestError(
                 f"{GOLDEN}/{name} is answered {best!r} ({got[best]:.3f}), "
-                f"expected {wanted[0][0]!r} ({wanted[0][1]:.3f}); "
+                f"expected {top[0][0]!r} ({top[0][1]:.3f}); "
                 "model, labels or preprocessing are not those of the export: build the archive again"
             )
-        for label, value in wanted:
+        for label, value in top:
             if abs(got.get(label, -1.0) - value) > spec.tolerance:
                 raise SelfTestError(
                     f"{GOLDEN}/{name} gives {label!r} {got.get(label, float('nan')):.3f}, expected {value:.3f} "

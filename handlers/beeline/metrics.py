@@ -1,8 +1,8 @@
-"""One worker's counts, under the same names on both servers: prometheus_client's, in its multiprocess mode.
+"""One worker's metrics, under the same names on both servers, by prometheus_client in its multiprocess mode.
 
 TorchServe's own histograms have fixed buckets that fit neither batch sizes nor milliseconds, and MMS has none. So each
-worker counts in files of its own, mapped into its memory, and the exporter of `/metrics` adds up those of all workers.
-A small JSON file beside them says which model it serves and what its engine chose.
+worker counts in files of its own, mapped into its memory, and the exporter of `/metrics` adds up all workers' files.
+A small JSON file per worker says which model it serves and what its engine chose.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The variable that names the folder; the library reads it too. Without it nothing is counted.
+# Names the folder; the library reads it too. Without it nothing is counted.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# Upper bounds, inclusive. Archives of different ages are added up bound by bound, so others need another name.
+# Inclusive upper bounds. Workers of older archives are added up bound by bound, so other bounds need another name.
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-# A full queue keeps a request for as long as its client is given, which is minutes.
+# A full queue may keep a request until its client times out, after minutes.
 QUEUE_BUCKETS = (*SECOND_BUCKETS, 10, 30, 60, 120)
 _HISTOGRAMS = {
     "batch_size": ("Requests in a batch.", BATCH_SIZE_BUCKETS),
@@ -40,10 +40,10 @@ _HISTOGRAMS = {
     "encode_seconds": ("Time of a batch in writing its answers.", SECOND_BUCKETS),
 }
 _OF_MODEL = ("model", "version")
-# Seconds, a microsecond or so, of which a time is a whole number: then a sum is the same in whatever order files are
-# added up. It would fall by a rounding error otherwise, which Prometheus takes for a restart from zero.
+# Times are whole multiples of this, about a microsecond, so that their sum does not depend on the order of the files.
+# Otherwise the sum could fall by a rounding error, which Prometheus takes for a restart from zero.
 _UNIT = 2.0**-20
-# Bytes of each file, as the library makes it; one model's names need a third.
+# Bytes of each file, as the library makes it; the metrics of one model need a third of it.
 _SIZE = 1 << 16
 
 
@@ -64,7 +64,7 @@ class Metrics:
     """One worker's counts: answers by status and reason, batch sizes, seconds by stage and in the queue."""
 
     def __init__(self, model: str, version: str, choice: Mapping[str, Mapping[str, str]]) -> None:
-        """Begin at zero; whatever prevents that is logged once, and the worker serves without metrics.
+        """Begin at zero; an error is logged once, and the worker serves without metrics.
 
         Args:
             model: the served name.
@@ -109,7 +109,7 @@ class Metrics:
             for status, number in collections.Counter(int(answer.status) for answer in answers).items():
                 by_status.labels(*self._labels, status).inc(number)
             for reason, number in collections.Counter(answer.reason for answer in answers if answer.reason).items():
-                # A lone surrogate could not be written into an answer.
+                # The exporter could not write a lone surrogate.
                 by_reason.labels(*self._labels, reason.encode(errors="replace").decode()).inc(number)
         except Exception:
             logger.exception("this worker counts no more")
@@ -126,9 +126,9 @@ class Metrics:
         for kind in ("counter", "histogram"):
             path = folder / f"{kind}_{name}.db"
             if not path.exists():
-                # With every byte on the disk: a page that a full one has no room for would kill this process (SIGBUS).
+                # Every byte is written now: on a full disk a page without space would kill this process (SIGBUS).
                 write_whole(path, bytes(_SIZE))
-        # It asks on each count, since a process may have been forked. An id alone may be given to another process.
+        # The library asks on each count, since a process may fork. A process id alone may be reused.
         named = functools.lru_cache(identity)
         values.ValueClass = values.MultiProcessValue(lambda: named(os.getpid()))  # type: ignore[no-untyped-call]
         starts = "Workers that have loaded their model since the server's start."

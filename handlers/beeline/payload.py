@@ -1,11 +1,11 @@
 """One request's row to one picture's bytes: raw body, multipart field or base64 in JSON, within limits.
 
-A row is what both servers hand over: a dict of parameter names to values. The raw body arrives as
+A row is what both servers pass: a dict of parameter names to values. The raw body arrives as
 `body`, a multipart field under its own name (TorchServe: `ts/service.py`, MMS: `mms/service.py`).
-Values are bytes, or already parsed JSON or text where the server decoded them by content type.
+Values are bytes, or parsed JSON or text where the server decoded them by content type.
 
-Behind the gateway a form is a raw body too: 27 MB of half a million fields kept the front end of Multi Model
-Server busy for 50 s and the worker of TorchServe for 34, and all that shared them.
+Behind the gateway a form is a raw body too: 27 MB of half a million fields kept Multi Model Server's front end busy for
+50 s and TorchServe's worker for 34.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from beeline.settings import Limits
 _MOST_JSON_MARKS = 1_000
 _MOST_PARTS = 100
 _MOST_HEAD = 512
-# The first line of a form, perhaps after empty ones; nothing else that is taken begins so. All is bounded: with any
-# number of empty lines 20 MB of them took 2.3 GB and 3 s.
+# The first line of a form, perhaps after empty lines; nothing else that is accepted begins so. Everything is bounded:
+# without a limit, 20 MB of empty lines took 2.3 GB and 3 s.
 _OPENING = re.compile(rb"(?:\r?\n){0,2}(--[^\r\n]{1,70}?)[ \t]{0,8}(\r?\n)")
-# By hand, since the standard library's parsers of headers answer differently from one Python to the next. A value in
-# quotes may hold semicolons; one whose name ends in a star is percent-encoded after its character set.
+# Parsed here, since the standard library's header parsers differ between versions of Python. A quoted value may hold
+# semicolons; a value whose name ends in a star is its character set and then percent-encoded.
 _DISPOSITION = re.compile(rb"^content-disposition[ \t]*:((?:[^\n]|\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
 _PARAMETER = re.compile(rb';\s*([\w-]+)(\*?)[\d*]*\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))')
 _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
@@ -112,7 +112,7 @@ def _part(part: bytes, newline: bytes) -> tuple[bool, str | None, bytes]:
 
 
 def _parse(body: bytes | bytearray) -> object:
-    # The accepted forms have a handful of these and base64 has none; millions of them become gigabytes.
+    # The accepted forms have a handful of these, and base64 has none; millions of them become gigabytes.
     marks = body.count(b"{") + body.count(b"[") + body.count(b",")
     if marks > _MOST_JSON_MARKS:
         raise BadEncoding(f"the JSON body has {marks} brackets and commas; {_JSON_HELP}")

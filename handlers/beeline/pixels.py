@@ -1,4 +1,4 @@
-"""A picture's bytes to uint8 RGB of the spec's geometry: the one definition, from training to worker.
+"""A picture's bytes to uint8 RGB of the spec's geometry: one definition for training and serving.
 
 The order is probe, decode, orient, RGB, resize, crop. Bytes and header are judged before anything is decoded.
 """
@@ -20,15 +20,15 @@ from beeline.formats import FORMATS
 from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 
-# The version of what this file, `formats` and `firewall` make of a picture: raise it when a pixel changes, or what is
-# refused. A model that was trained and exported with one version is not served with another.
+# The version of this file, `formats` and `firewall`: raise it when a pixel changes, or which pictures are refused. A
+# model that was exported with one version is not served with another.
 GEOMETRY = 1
 
-# As Pillow names them; earlier ones, as Pillow-SIMD is, read a PNG of 16 bits as mode I.
+# Pillow's modes; earlier versions, such as Pillow-SIMD's, read a PNG of 16 bits as mode I.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_MAX_SAMPLE_VALUE = 281
 _BAND_ROWS = 256
-# Under this key of a picture's `info` stand the pixels that its decoder holds besides its own, as in a tile.
+# The key in a picture's `info` of the pixels that its decoder holds besides the picture's own, as in a tile.
 _HELD = "beeline_held"
 # Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop
 # may pick different source pixels.
@@ -38,7 +38,7 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# EXIF's orientations other than 1, upright. Pillow's own function writes the block anew, which may be damaged.
+# EXIF's orientations other than 1, upright. Pillow's own function rewrites the EXIF block, which may be damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,7 +59,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def set_limit(max_pixels: int) -> None:
-    """Let Pillow's own check allow what this process's limit allows."""
+    """Set the limit of Pillow's own check to this process's limit."""
     Image.MAX_IMAGE_PIXELS = max_pixels
 
 
@@ -82,13 +82,13 @@ def decode(
         RequestError: one of its 4xx, with a sentence for the sender.
     """
     image = probe(data, max_pixels)
-    # A progressive JPEG's coefficients are held whole, whatever is decoded of them.
+    # All coefficients of a progressive JPEG are held, however few are decoded.
     with hold(max(image.width * image.height, image.info.get(_HELD, 0))):
         if geometry.decoding == "scaled":
-            # JPEG alone offers it: a half, a quarter or an eighth, as long as the shorter side still is `resize`.
+            # For JPEG only: a half, a quarter or an eighth, as long as the shorter side is still at least `resize`.
             image.draft(None, (geometry.resize, geometry.resize))
         small = resize_crop(_upright(image), geometry)
-        # Freed before the hold ends, which gives large memory back to the system.
+        # Freed before the hold ends, which returns large memory to the system.
         del image
     return small
 
@@ -144,7 +144,7 @@ def placed(width: int, height: int, geometry: Geometry) -> tuple[int, int, int, 
 
 
 def orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 where there is none: a damaged block does not make the pixels unreadable."""
+    """Return EXIF's orientation, 1 where there is none or the EXIF block is damaged."""
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # noqa: BLE001 - whatever a damaged EXIF block makes Pillow raise
@@ -178,7 +178,7 @@ def _upright(image: Image.Image) -> Image.Image:
         image.load()
     except Exception as error:
         raise _broken(kind, "pixels", error) from error
-    # A TIFF is turned by its own tag while it is loaded; Pillow takes the tag away then, Pillow-SIMD leaves it.
+    # Loading turns a TIFF by its own tag; Pillow then removes the tag, Pillow-SIMD leaves it.
     turned = 0x0112 in getattr(image, "tag_v2", {})
     turn = None if turned else _TURNS.get(orientation(image))
     try:

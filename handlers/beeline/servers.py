@@ -1,14 +1,15 @@
-"""What TorchServe and Multi Model Server do differently: their contexts, and how their front ends read answers."""
+"""Where TorchServe and Multi Model Server differ: their contexts, and how their front ends read answers."""
 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 from beeline.answer import Answer
 
 _UNSAFE = re.compile(r"[^\x20-\x7e]")
-# How long the message of a batch is made on Multi Model Server: with its code and its length, 20 KiB.
+# The length of a batch's message on Multi Model Server: 20 KiB with its code and its length.
 _MESSAGE_BYTES = 20 * 1024 - 8
 
 
@@ -22,10 +23,10 @@ def swallows_errors(context: Any) -> bool:
 
 
 def header(context: Any, index: int, name: str) -> str | None:
-    """Return request `index`'s header, whatever the case the client wrote its name in.
+    """Return request `index`'s header; the case of its name does not matter.
 
     Both servers keep names as they were sent, and put a multipart field's content type into the same
-    dict under the field's name: only text is a header's value.
+    dict under the field's name; only text is a header's value.
     """
     for key, value in context.get_all_request_header(index).items():
         if isinstance(key, str) and isinstance(value, str) and key.lower() == name:
@@ -33,11 +34,28 @@ def header(context: Any, index: int, name: str) -> str | None:
     return None
 
 
+def queue_milliseconds(request_start: object, now: float | None = None) -> float | None:
+    """Return the milliseconds since `X-Request-Start`, which the gateway sets; None without a plausible one.
+
+    Args:
+        request_start: seconds since the epoch, as `t=1700000000.123` or without the `t=`.
+        now: seconds since the epoch, for tests.
+    """
+    if not isinstance(request_start, str):
+        return None
+    try:
+        waited = (time.time() if now is None else now) - float(request_start.removeprefix("t="))
+    except ValueError:
+        return None
+    # A negative time, or over an hour, means another clock or unit: it is left out.
+    return waited * 1000 if 0 <= waited < 3600 else None
+
+
 def send(context: Any, index: int, answer: Answer) -> str:
     """Set status, headers and content type of request `index`; return the body for the server's list.
 
-    Whatever could break a response (a line break in a phrase kills TorchServe's worker, in a header MMS
-    really sends it) is replaced here, for answers of overridden stages too.
+    Characters that could break a response are replaced, also in answers of overridden stages: a line break in a phrase
+    kills TorchServe's worker, and MMS sends one in a header as it is.
     """
     context.set_response_status(int(answer.status), _safe(answer.phrase), index)
     for name, value in answer.headers.items():
@@ -51,21 +69,20 @@ def send(context: Any, index: int, answer: Answer) -> str:
 def keep_answers_whole() -> None:
     """Pad the message of every answered batch of this worker; to be called on Multi Model Server only.
 
-    `CodecUtils.readMap` of its `model-server.jar` takes a header that is not there yet for a corrupt frame, closes the
-    connection and fails the whole batch with "Worker died"; every other field waits for its rest. Netty reads as much
-    at a time as the last answers were long, so a full batch after some lone requests is cut somewhere. TorchServe has
-    mended this.
+    Where a read ends inside a header, `CodecUtils.readMap` of `model-server.jar` takes the frame for corrupt, closes
+    the connection and fails the whole batch with "Worker died"; inside other fields it waits for the rest. Netty reads
+    as much at a time as the last answers were long, so a full batch after some lone requests is cut somewhere.
+    TorchServe has fixed this.
 
-    The status message comes before the answers, can be cut without harm and is shown to nobody. Padded to 20 KiB, every
-    read that is cut is cut inside it, Netty's guess grows to its largest, 64 KiB, and never falls, since no answer is
-    under a quarter of that.
+    The status message comes before the answers, may be cut, and nobody sees it. Padded to 20 KiB, it takes every cut,
+    and Netty's guess grows to its maximum of 64 KiB and never falls, since no answer is under a quarter of that.
     """
     from mms import service
 
     create = service.create_predict_response
 
     def padded(ret: Any, ids: Any, message: str, code: int, context: Any = None) -> Any:
-        # Without a context it is an error, whose message goes to the client.
+        # Without a context it is an error, and the client gets its message.
         return create(ret, ids, message.ljust(_MESSAGE_BYTES) if context else message, code, context=context)
 
     service.create_predict_response = padded

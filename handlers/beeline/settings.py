@@ -1,4 +1,4 @@
-"""What a worker takes from its environment and its machine: limits, threads, device, cores; choices with reasons."""
+"""What a worker reads of its environment and machine: limits, threads, device, cores; each choice has a reason."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def threads_of(asked: int | None, environ: Mapping[str, str]) -> Choice:
 def lone_threads_of(threads: int, environ: Mapping[str, str]) -> Choice:
     """Return how many threads the forward pass of a lone picture takes, over the worker's own share of the cores.
 
-    Where requests queue, batches are larger and a worker keeps to its own share. On two cores, two workers and
-    ResNet-18 in int8, one client waits 25 ms in place of 38, and 50 clients get the same requests/s.
+    Where requests queue, batches are larger and a worker keeps to its own share. On two cores, with two workers and
+    ResNet-18 in int8, one client waits 25 ms instead of 38, and 50 clients get the same requests/s.
     """
     if not environ.get("BEELINE_LONE_THREADS"):
         return Choice(str(threads), "no BEELINE_LONE_THREADS: as many as a batch")
@@ -95,13 +95,12 @@ def parsed_device(asked: str) -> tuple[str, int | None]:
     return name, int(index) if index else None
 
 
-def on_cpu(device: str | None, environ: Mapping[str, str], engine: str) -> Choice:
-    """Return the device of an engine that runs on CPUs alone.
+def on_cpu(asked: str, engine: str) -> Choice:
+    """Return the device of an engine that runs only on CPUs.
 
     Raises:
         ConfigError: where another one is asked for.
     """
-    asked = device or environ.get("BEELINE_DEVICE") or "auto"
     if asked not in ("auto", "cpu"):
         raise ConfigError(
             f"BEELINE_DEVICE is {asked!r}, and this archive's engine, {engine}, runs on CPUs: use auto or cpu, or "
@@ -111,9 +110,9 @@ def on_cpu(device: str | None, environ: Mapping[str, str], engine: str) -> Choic
 
 
 def cores(root: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Return how many cores this process may use: its CPU affinity, less where a cgroup's quota is tighter.
+    """Return how many cores this process may use: its CPU affinity, or the quota of its cgroup or a parent if smaller.
 
-    Every parent's quota counts as well as the process's own, in either version of cgroups.
+    Both versions of cgroups are read.
     """
     usable = len(os.sched_getaffinity(0))
     for controller, names in _QUOTA.items():
@@ -141,6 +140,6 @@ def cgroups(controller: str, root: Path = CGROUPS, membership: Path = _MEMBERSHI
     except OSError:
         lines = []
     top = root / controller
-    # In a container the path may be the host's, which is not mounted here: its folders are missing, the top is there.
+    # In a container the path may be the host's, whose folders are missing here; the top folder exists.
     inside = next((path for _, names, path in lines if controller in names.split(",")), "/").strip("/")
     yield from (top / inside, *list((top / inside).parents)[: len(Path(inside).parts)])

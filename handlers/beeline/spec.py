@@ -21,7 +21,7 @@ from beeline.errors import SpecError, did_you_mean
 
 SCHEMA = 2
 FILE_NAME = "model_spec.json"
-# What else of ours lies in an archive: the golden pictures' folder, what it expects of them, and each file's digest.
+# Also in an archive: the golden pictures' folder, the expected answers in it, and the digest of each file.
 GOLDEN = "golden"
 EXPECTED = "expected.json"
 CHECKSUMS = "checksums.json"
@@ -57,7 +57,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Artifact:
-    """The model file: its name beside the spec, its format, its sha256 and the architecture in it.
+    """The model file: its name in the spec's folder, its format, its sha256 and its architecture.
 
     Its graph takes uint8 `[N, crop, crop, 3]` RGB and returns float32 `[N, len(labels)]`. Where the format keeps
     its weights in a second file, `weights` and `weights_sha256` are that one's.
@@ -72,7 +72,7 @@ class Artifact:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Return the sha256 of each file of it by name."""
+        """Return the sha256 of each of its files by name."""
         second = {} if self.weights is None or self.weights_sha256 is None else {self.weights: self.weights_sha256}
         return {self.file: self.sha256, **second}
 
@@ -88,7 +88,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a variant answers beside the fp32 reference, on `pictures` pictures of `data` that nothing was fitted to.
+    """How a variant's answers compare with the fp32 reference's, on `pictures` pictures of `data` that fitted nothing.
 
     `top1` is the part with the same first label, in [0, 1]; `moved` the largest difference of any probability, and
     `moved_99` what 99 of 100 pictures stay within.
@@ -103,7 +103,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the model comes from: pictures, starting weights, licence; `generated` pictures are no photographs."""
+    """Where the model comes from: pictures, starting weights, licence; `generated` pictures are not photographs."""
 
     data: str = "unknown"
     generated: bool = False
@@ -118,7 +118,7 @@ class ModelSpec:
     `output` says whether the graph returns logits or probabilities; `tolerance` is the largest
     difference in any golden probability that this engine and precision may show;
     `geometry_version` is the `GEOMETRY` of the `pixels.py` that made the goldens. Specs of schema 1 have the digest of
-    that file in its place, `geometry_sha256`.
+    that file instead, `geometry_sha256`.
     """
 
     name: str
@@ -206,7 +206,7 @@ class ModelSpec:
     def fingerprint(self) -> str:
         """Return the sha256 of the whole spec in canonical JSON: it covers the model by its digest."""
         values = self.to_dict()
-        # Archives from before these fields keep their fingerprint, which says nothing of them.
+        # Left out where unset, so that older archives, which lack these fields, keep their fingerprint.
         for place, key, unsaid in (
             (values, "agreement", None),
             (values["geometry"], "decoding", "full"),

@@ -1,1 +1,1 @@
-"""What stands before the servers: nginx, and the prober behind its /ping."""
+"""The gateway in front of the servers: nginx, and the prober behind its /ping."""

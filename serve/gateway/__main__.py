@@ -1,7 +1,7 @@
 """The gateway process: nginx, which listens in public, the prober behind `/ping`, and the exporter of `/metrics`.
 
-Run as `python -m serve.gateway FOLDER`, the runtime folder that `serve.gateway.runtime` made. It ends on
-SIGTERM: unready first, then what is on its way is answered.
+Run as `python -m serve.gateway FOLDER`, the runtime folder that `serve.gateway.runtime` made. On SIGTERM it stops
+being ready, answers the requests that it has, and ends.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -24,25 +25,25 @@ from archive import store
 from beeline.errors import BeelineError
 from serve import metrics
 from serve.gateway import catalog, runtime
-from serve.gateway.catalog_copy import CatalogCopy
 from serve.gateway.discovery import Discovery
 from serve.gateway.nginx import Nginx
-from serve.gateway.prober import Prober, closed_together, together
+from serve.gateway.prober import Probe, Prober, closed_together, together
 from serve.gateway.settings import Settings
 from serve.instance.logs import Followed, rotate
 
 logger = logging.getLogger("gateway")
 _TICK = 1.0
-# As nginx writes it. A client's own words cannot look so: their quotes are escaped.
+# As nginx writes it; in what a client sends, quotes are escaped.
 _OWN = re.compile(r'"status":(\d{3}),"from":"gateway"')
-# Seconds for which a renamed log may still get lines: nginx keeps some back for one.
+# Seconds for which a renamed log may still get lines: nginx buffers them for one second.
 _LATE = 3.0
 
 
 class ErrorCounts(Collector):
-    """Counts the gateway's own answers from its access log, which names who answered; through rotation.
+    """Counts the gateway's own answers from its access log, which names who answered, through rotation.
 
-    What is in it at first was counted by somebody before. `/ping` is not in the log, and so its 503 not among them.
+    Lines that are there at the start do not count: an earlier gateway has counted them. `/ping` is not in the log, so
+    its 503 is not counted.
     """
 
     def __init__(self, log: Path) -> None:
@@ -51,12 +52,12 @@ class ErrorCounts(Collector):
         self._counts: Counter[int] = Counter()
 
     def read(self) -> None:
-        """Count what was added since."""
+        """Count the lines that were added since the last call."""
         with self._lock:
             self._counts.update(int(own[1]) for line in self.log.added() if (own := _OWN.search(line)))
 
     def collect(self) -> Iterator[Metric]:
-        """Return the one metric; called on each scrape, by any thread."""
+        """Yield the one metric; called on each scrape, by any thread."""
         self.read()
         family = CounterMetricFamily(
             "beeline_gateway_answers", "Errors that the gateway itself answered, by HTTP status.", labels=["status"]
@@ -71,34 +72,38 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.nginx = Nginx(settings)
         self._woken = threading.Event()
         self._stopping = False
-        self._said = self._state = ""
+        self._ping = self._state = ""
         self._shared = ([backend.inference for backend in settings.backends], list(settings.backends))
-        self.prober = (
-            Discovery(settings.name, self._woken.set)
-            if settings.name is not None
-            else Prober(settings, store.find_archives(settings.store) if settings.store else (), self._woken.set)
-        )
-        self.catalog_copy = CatalogCopy(settings, self._woken.set) if settings.name is not None else None
+        self.prober: Prober
+        if settings.name is not None:
+            self.prober = Discovery(settings.name, self._woken.set)
+        else:
+            archives = store.find_archives(settings.store) if settings.store else ()
+            probes = [Probe(backend, archives, settings) for backend in settings.backends]
+            self.prober = Prober(probes, self._woken.set)
         self._begun = time.monotonic()
         self.error_counts = ErrorCounts(settings.access_log)
         self.collector = metrics.Collector(settings.worker_metrics) if settings.worker_metrics else None
 
     def run(self) -> None:
-        """Run until told to stop.
+        """Run until a signal asks to stop.
 
         Raises:
             BeelineError: when nginx ended by itself.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked)
-        at = self.settings.metrics
-        counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
-        exporter = metrics.serve_metrics((at.host, at.port), *counters) if at else None
+        with ExitStack() as stack:
+            if at := self.settings.metrics:
+                counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
+                stack.enter_context(metrics.serve_metrics((at.host, at.port), *counters))
+            self._run()
+
+    def _run(self) -> None:
+        self.nginx = Nginx(self.settings)
         self.tell()
-        self.nginx.start()
         self.prober.start()
         try:
             while not self._stopping:
@@ -110,55 +115,46 @@ class Gateway:
                     self.keep()
                 except (OSError, ValueError):
                     # A full disk must not cost anybody an answer; the next round tries again.
-                    logger.exception("the gateway's files cannot be kept")
+                    logger.exception("the gateway's files cannot be written")
         finally:
             gone = json.dumps({"status": "Unhealthy", "reason": "the gateway is stopping", "models": {}})
             try:
                 runtime.write_state(self.settings, ready=False, text=gone, draining=self._stopping)
             except OSError:
-                # On a full disk: what follows is what counts.
-                logger.exception("/ping cannot be told that the gateway stops")
-                self.settings.ready_file.unlink(missing_ok=True)
+                # A full disk; removing the file takes none.
+                logger.exception("/ping cannot say that the gateway stops")
+                (self.settings.state / "ready").unlink(missing_ok=True)
             if self._stopping:
-                # Whoever stands before this gateway sees /ping, and looks elsewhere, before a request is refused.
+                # A load balancer in front sees /ping and sends requests elsewhere before one is refused here.
                 time.sleep(self.settings.drain)
             self.nginx.stop()
-            if exporter is not None:
-                exporter.stop()
             self.prober.stop()
-            if self.catalog_copy is not None:
-                self.catalog_copy.stop()
             self.error_counts.log.close()
 
     def tell(self) -> None:
-        """Write what `/ping` answers, and let the ready backends share the load, where either changed."""
+        """Write what `/ping` answers and which backends share the load, where either has changed."""
         seen = self.prober.seen()
         values, closed = together(seen), closed_together(seen)
         text = json.dumps(values)
         members, known = self.prober.members(), self.prober.backends()
-        # Where none is ready the state alone keeps predictions out, and those on their way their backends.
+        # With no ready backend nginx keeps the last group, for requests under way; the state refuses new ones.
         shared = (members or self._shared[0], known)
         changed = shared != self._shared and (self.settings.name is not None or len(known) > 1)
-        # What is not taken is tried again in the next round.
+        # Where nginx does not take the change, the next round tries again.
         if changed and self.nginx.share(*shared):
             self._shared = shared
-        if self.catalog_copy is not None and members:
-            self.catalog_copy.follow(members)
-            # Where the page hears for the first time that models are ready, it has their list.
-            if not self.catalog_copy.settled:
-                return
-        if text != self._said:
+        if text != self._ping:
             runtime.write_state(self.settings, values["status"] == "Healthy", text, closed=closed)
             if self.collector is not None:
                 self.collector.expect(wanted(values["models"]))
-            self._said = text
+            self._ping = text
         state = values.get("reason", values["status"])
         if state != self._state:
             logger.info("%s, after %.1f s", state, time.monotonic() - self._begun)
             self._state = state
 
     def keep(self) -> None:
-        """Do the small regular chores: rotate logs, fold ended workers' counts, put the others' choices into cards."""
+        """Rotate logs, fold the counts of workers that have ended, and put the others' choices into the cards."""
         self.error_counts.read()
         renamed = [
             rotate(path, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
@@ -175,7 +171,7 @@ class Gateway:
 
 
 def wanted(models: dict[str, dict[str, dict[str, int]]]) -> dict[tuple[str, str], int]:
-    """Return how many workers each model is to have, by name and version."""
+    """Return how many workers each model should have, by name and version."""
     return {(name, version): one["workers"] for name, versions in models.items() for version, one in versions.items()}
 
 

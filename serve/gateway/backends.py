@@ -1,4 +1,4 @@
-"""A gateway before servers that run already: some of this machine, or those of other hosts behind one name."""
+"""A gateway in front of running servers: some of this machine, or those of other hosts behind one name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 
@@ -30,9 +32,9 @@ from serve.gateway.settings import Backend, Name, public
 from serve.instance import State
 from serve.ports import Address
 from serve.properties import Properties
-from serve.servers.protocol import Places, Say, keep
+from serve.servers.protocol import Say, keep
 
-# Limits of the servers, which a gateway before them can only repeat.
+# The servers' own limits, which the gateway must not exceed.
 _SERVERS_OWN = (
     "job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds"
 )  # fmt: skip
@@ -46,37 +48,36 @@ def share(
     card: Card | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Stand before the named servers of this machine until told to stop; they share the load, and run on.
+    """Run a gateway in front of the named servers of this machine until a signal stops it; the servers run on.
 
     Args:
         names: the servers', each started by `beeline serve up --name`.
-        config_file: where addresses and limits are.
+        config_file: has addresses and limits.
         given: the command line's ports.
         say: takes each line of progress.
         card: reads an archive's card for the page.
-        environ: where the state folder and nginx are looked for.
+        environ: names the state folder and nginx.
 
     Raises:
-        BeelineError: when one does not run, or they do not serve the same.
+        BeelineError: when one does not run, or they serve different archives.
         Undetermined: when there is no nginx, or it refuses its configuration.
     """
     home = instance.state_folder(environ)
     states = [instance.running(home, name)[1] for name in dict.fromkeys(names)]
     check_same(states)
-    read, choice, wanted, own = _decide(config_file, given, environ)
-    # Each server has a management of its own, which this gateway has none for.
-    at = addresses.settle(dataclasses.replace(wanted, management=Address("127.0.0.1", 0)), 65_535)
-    with instance.own_scratch() as top:
-        # The server whose they are may end before this gateway does.
+    # Each server has its own management; this gateway has none, so it must not ask for the usual port.
+    read, choice, at, own = _decide(config_file, dataclasses.replace(given, management=0), environ)
+    with _scratch() as top:
+        # Copied, since their server may stop first.
         served = top / "store"
         served.mkdir(mode=0o700)
         try:
             for name in states[0].archives:
-                keep(store_of(states[0]) / name, served / name)
+                keep(states[0].store / name, served / name)
         except OSError as error:
             raise BeelineError(
-                f"the archives of {states[0].name} cannot be kept ({error}); it may have been stopped meanwhile: name "
-                "servers that run"
+                f"the archives of {states[0].name} cannot be copied ({error}); it may have stopped; name servers that "
+                "run"
             ) from error
         archives = store.find_archives(served)
         resolved = common(own, states, archives)
@@ -84,69 +85,64 @@ def share(
             choice,
             resolved,
             read,
+            at,
             folder=top / "gateway",
-            listen=at.public,
-            tls=at.tls,
+            management=None,
             backends=tuple(Backend(state.backend, state.management, state.environment.get(FOLDER)) for state in states),
             store=served,
             versions=all(state.server == "torchserve" for state in states),
             logs=top / "logs",
-            metrics=at.metrics,
         )
         runtime.lay_out(settings)
         built = {name: Path(path) for name, path in states[0].archives.items()}
         catalog.write(settings, resolved, archives, built, states[0].server, card)
         say(f"gateway: {choice.sentence}")
-        say(f"before {', '.join(f'{state.name} ({state.backend})' for state in states)}: {at.inference.local}")
+        say(f"in front of {', '.join(f'{state.name} ({state.backend})' for state in states)}: {at.inference.local}")
         if at.metrics is not None:
-            say(f"metrics, the gateway's own answers alone: {at.metrics}/metrics")
-        say("Ctrl-C stops it, and not the servers.")
+            say(f"metrics, of the gateway's own answers only: {at.metrics}/metrics")
+        say("Ctrl-C stops it, but not the servers.")
         Gateway(settings).run()
 
 
 def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mapping[str, str] = os.environ) -> None:
-    """Stand before the backends that a name resolves to, now and later, until told to stop.
+    """Run a gateway in front of the backends that a name resolves to, now and later, until a signal stops it.
 
     Args:
         url: `http://NAME:PORT` of their gateways; their management is on 8081.
-        config_file: where addresses and limits are.
+        config_file: has addresses and limits.
         given: the command line's ports.
         say: takes each line of progress.
-        environ: where variables that win over the file, and nginx, are looked for.
+        environ: has variables that win over the file, and names nginx.
 
     Raises:
-        ConfigError: for a URL that is none.
+        ConfigError: for a URL of another form.
         BeelineError: when a port is taken.
         Undetermined: when there is no nginx, or it refuses its configuration.
     """
     try:
         to = Address.parse(url)
-        # A host that no name can be, such as one with two dots in a row, is found out here.
+        # This raises for an impossible name, such as one with two dots in a row.
         if to.scheme != "http" or to.port == 0 or not to.host.encode("idna"):
             raise ValueError
     except ValueError as error:
         raise ConfigError(f"--backends is {url!r}; allowed: http://NAME:PORT, such as http://backend:8080") from error
-    read, choice, wanted, resolved = _decide(config_file, given, environ)
-    at = addresses.settle(wanted, 65_535)
-    with instance.own_scratch() as top:
+    read, choice, at, resolved = _decide(config_file, given, environ)
+    with _scratch() as top:
         settings = public(
             choice,
             resolved,
             read,
+            at,
             folder=top / "gateway",
-            listen=at.public,
-            tls=at.tls,
             backends=(),
             store=None,
             versions=False,
             logs=logs(instance.state_folder(environ)),
-            management=at.management,
-            metrics=at.metrics,
-            name=Name(to.host, to.port, addresses.DEFAULTS["management_address"].port),
+            name=Name(to.host, to.port, properties.DEFAULTS["management_address"].port),
             management_from=() if at.management.loopback else _allowed(environ),
         )
         runtime.lay_out(settings)
-        say(f"gateway: {choice.sentence}, before {url}")
+        say(f"gateway: {choice.sentence}, in front of {url}")
         say(f"  page and API: {', '.join(str(each.local) for each in at.public)}; ready when /ping says so")
         for line in resolved.lines()[1:]:
             say(f"  {line}")
@@ -155,27 +151,36 @@ def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mappi
 
 
 def logs(home: Path) -> Path:
-    """Return where one before a name logs, below the state folder: no name of a server has a dot."""
+    """Return the log folder of a gateway in front of a name, in the state folder; no server's name has a dot."""
     return home / "gateway.logs"
 
 
 def _decide(
     config_file: Path, given: Ports, environ: Mapping[str, str]
 ) -> tuple[Properties, Choice, Addresses, Configuration]:
-    """Return file, nginx, addresses and limits; metrics have an address only where somebody gave one."""
+    """Return file, nginx, free addresses and limits; metrics have an address only where the file gives one."""
     read = properties.load(config_file, environ)
     choice = choose("auto", environ)
     wanted = addresses.resolve(read, given, choice.kind)
     if "beeline_metrics_address" not in read.addresses:
         wanted = dataclasses.replace(wanted, metrics=None)
-    return read, choice, wanted, config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0)
+    own = config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0)
+    return read, choice, addresses.settle(wanted, 65_535), own
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Make a temporary folder, through which nginx's workers may pass; removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="beeline-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
 
 
 def common(own: Configuration, states: Sequence[State], archives: Sequence[Archive]) -> Configuration:
-    """Return the gateway's configuration with what the servers really run with, and no more than each of them takes.
+    """Return the gateway's configuration: the servers' models, and of their limits the lowest of each.
 
     Args:
-        own: what the gateway's own file says, for all that is not the servers'.
+        own: from the gateway's own file, for everything else.
         states: the servers'.
         archives: what they serve; the models come in this order.
     """
@@ -195,11 +200,7 @@ def common(own: Configuration, states: Sequence[State], archives: Sequence[Archi
 
 
 def check_same(states: Sequence[State]) -> None:
-    """Do nothing where all serve the same archives by the same kind of server.
-
-    Raises:
-        BeelineError: naming two that do not.
-    """
+    """Raise BeelineError, naming two servers, unless all are of one kind and serve the same archives."""
     first = states[0]
     for state in states[1:]:
         if (state.server, sorted(state.archives)) != (first.server, sorted(first.archives)):
@@ -208,23 +209,18 @@ def check_same(states: Sequence[State]) -> None:
                 f"({first.server}) {', '.join(sorted(first.archives))}; one gateway needs servers that serve the same"
             )
         for file in sorted(state.archives):
-            digests = [sha256(store_of(one) / file) for one in (state, first)]
+            digests = [sha256(one.store / file) for one in (state, first)]
             if digests[0] != digests[1]:
                 raise BeelineError(
-                    f"{state.name} serves {file} with sha256 {digests[0][:SHORT]}, {first.name} another one with "
+                    f"{state.name} serves {file} with sha256 {digests[0][:SHORT]}, {first.name} with "
                     f"{digests[1][:SHORT]}; one gateway needs servers that serve the same: start the older one again"
                 )
 
 
-def store_of(state: State) -> Path:
-    """Return the folder with what a server serves, as it was when it started."""
-    return Places(Path(state.temporary), Path()).store
-
-
 def default_route(table: Path = Path("/proc/net/route")) -> list[str]:
-    """Return the address of the router, as the kernel's table has it: in a container, of the machine that runs it.
+    """Return the router's address from the kernel's table; in a container, that is the machine that runs it.
 
-    What the machine itself sends to a published port comes from there; what another container sends does not.
+    Requests of that machine to a published port come from there; those of other containers do not.
     """
     try:
         rows = [line.split() for line in table.read_text().splitlines()[1:]]
@@ -236,7 +232,7 @@ def default_route(table: Path = Path("/proc/net/route")) -> list[str]:
 
 
 def _allowed(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return who may ask for management: the machine that runs the container, and `BEELINE_MANAGEMENT_FROM`."""
+    """Return who may use management: the machine that runs the container, and `BEELINE_MANAGEMENT_FROM`."""
     more = [text.strip() for text in environ.get("BEELINE_MANAGEMENT_FROM", "").split(",") if text.strip()]
     try:
         for one in more:

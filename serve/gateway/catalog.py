@@ -1,4 +1,4 @@
-"""What the gateway says of its models: the list, each model's card, sample pictures; read-only files."""
+"""The gateway's catalog, which are read-only files: the list of models, each model's card, sample pictures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archive.mar import Archive
 from beeline.errors import BeelineError
 from host.files import write_json
-from serve.config import Configuration, ModelSettings
 from serve.gateway.runtime import open_to_all
 from serve.gateway.settings import Settings
 
-# Reads an archive's card; given by whoever knows archives.
+if TYPE_CHECKING:
+    from serve.config import Configuration
+
+# Reads an archive's card, for which this room has no code.
 Card = Callable[[Path], Mapping[str, Any]]
 SAMPLES = "samples"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -34,18 +36,33 @@ def write(
 
     Args:
         settings: the gateway's.
-        configuration: what the models are served with, in the order of `archives`.
-        archives: what is served.
-        built: by file name, where each archive was built; its samples lie beside it.
+        configuration: the models' settings, in the order of `archives`.
+        archives: the served archives.
+        built: by file name, the path at which each was built; the samples are in that folder.
         server: `torchserve` or `mms`.
-        card: reads an archive's card; a model without one of ours gets its name and version.
+        card: reads an archive's card; another project's archive gets one with its name and version.
     """
     models = []
     for archive, model in zip(archives, configuration.models, strict=True):
         folder = settings.web / "catalog" / archive.model
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{archive.version}.json", _card(archive, card), 0o644)
-        models.append(_entry(model, archive, _samples(settings, archive, built[archive.path.name].parent), settings))
+        values = _card(archive, card)
+        write_json(folder / f"{archive.version}.json", values, 0o644)
+        labels = values["spec"].get("labels")
+        path = f"/predictions/{archive.model}"
+        models.append(
+            {
+                "name": archive.model,
+                "version": archive.version,
+                "default": model.default_version,
+                "labels": None if labels is None else len(labels),
+                "predictions": path if model.default_version else f"{path}/{archive.version}",
+                "card": f"/catalog/{archive.model}/{archive.version}.json",
+                "samples": _samples(settings, archive, built[archive.path.name].parent),
+                "batch_size": model.batch_size.value,
+                "max_batch_delay_ms": model.max_batch_delay.value,
+            }
+        )
     limits = {
         "bytes": settings.max_image,
         "pixels": configuration.numbers["beeline_max_image_pixels"].value,
@@ -53,13 +70,13 @@ def write(
         "deadline_s": settings.deadline,
     }
     gateway = {"kind": "nginx", "version": settings.version}
-    values = {"models": models, "limits": limits, "server": server, "gateway": gateway}
-    write_json(settings.web / "catalog.json", values, 0o644)
+    catalog = {"models": models, "limits": limits, "server": server, "gateway": gateway}
+    write_json(settings.web / "catalog.json", catalog, 0o644)
     open_to_all(settings.web)
 
 
 def add_choices(settings: Settings, choices: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
-    """Put what the workers chose by themselves (device, precision, threads, each with its reason) into the cards."""
+    """Add the workers' own choices (device, precision, threads, each with its reason) to the cards."""
     for (model, version), choice in choices.items():
         path = settings.web / "catalog" / model / f"{version}.json"
         if not path.is_file():
@@ -76,36 +93,15 @@ def _card(archive: Archive, card: Card | None) -> dict[str, Any]:
     try:
         values = dict(card(archive.path))
     except BeelineError:
-        # An archive made by other means has no spec of ours; it is served all the same.
+        # Another project's archive has no spec; it is served too.
         return plain
-    # Where it lies on this machine is nobody's business.
+    # Clients need not know its path on this machine.
     values.pop("archive", None)
     return values
 
 
-def _entry(model: ModelSettings, archive: Archive, samples: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
-    path = f"/predictions/{archive.model}"
-    return {
-        "name": archive.model,
-        "version": archive.version,
-        "default": model.default_version,
-        "labels": _labels(settings, archive),
-        "predictions": path if model.default_version else f"{path}/{archive.version}",
-        "card": f"/catalog/{archive.model}/{archive.version}.json",
-        "samples": samples,
-        "batch_size": model.batch_size.value,
-        "max_batch_delay_ms": model.max_batch_delay.value,
-    }
-
-
-def _labels(settings: Settings, archive: Archive) -> int | None:
-    values = json.loads((settings.web / "catalog" / archive.model / f"{archive.version}.json").read_text("utf-8"))
-    labels = values["spec"].get("labels")
-    return None if labels is None else len(labels)
-
-
 def _samples(settings: Settings, archive: Archive, store: Path) -> list[dict[str, Any]]:
-    """Copy the samples that lie beside the archive, else its golden pictures; return what the list says of them."""
+    """Copy the samples in the archive's folder, else its golden pictures; return their entries in the list."""
     target = settings.web / SAMPLES / archive.model / archive.version
     target.mkdir(parents=True, exist_ok=True)
     source = store / SAMPLES / archive.model / archive.version

@@ -1,8 +1,10 @@
 """The backends that a name stands for: found by DNS, each watched by the `/ping` of its own gateway.
 
-A name of Compose, of Swarm (`endpoint_mode: dnsrr`) or of a headless service resolves to the address of
-every container. Each container's own gateway knows whether its workers are ready, so this one only asks it.
+A name of Compose, of Swarm (`endpoint_mode: dnsrr`) or of a headless service resolves to the address of every
+container. Each container's own gateway knows whether its workers are ready, so this one only asks it.
 """
+
+# ruff: noqa: D102 - an override is documented where it is declared
 
 from __future__ import annotations
 
@@ -15,45 +17,51 @@ from typing import Any
 
 import requests
 
-from serve.gateway.prober import Seen, fittest
+from serve.gateway.prober import Prober, Seen, Watched
 from serve.gateway.settings import Backend, Name
 
 logger = logging.getLogger("discovery")
-# Seconds between two looks: at the name, and at each backend. A backend that stops goes on answering for
-# longer than this (`beeline_drain_seconds`).
+# Seconds between two lookups of the name.
 LOOK = 0.5
-# A backend's /ping is a file; one that does not hand it out within this is gone or stuck. Seconds.
+# A backend's /ping is a file; a backend that does not send it within this is gone or stuck. Seconds.
 _ANSWER = 2.0
-# Two in a row, since one may be lost.
+# Two timeouts in a row, since one packet may be lost.
 _LOST = 2
 _BACK = 3
 _CLOSED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*@([A-Za-z0-9][A-Za-z0-9_.-]*)?")
 
 
-class Watched:
-    """One backend and what its own `/ping` said last; watched by a thread until `stop`."""
+class RemoteProbe(Watched):
+    """Asks the `/ping` of a backend on another host."""
 
-    def __init__(self, backend: Backend, changed: Callable[[], None]) -> None:
-        self.backend = backend
-        self.seen = Seen(False, "not asked yet")
-        self._changed = changed
+    # A backend that stops goes on answering for longer than this (`beeline_drain_seconds`).
+    calm = Watched.hasty
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._session = requests.Session()
+        self._session.trust_env = False
         self._failed = self._good = 0
         self._left = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name=f"watch {backend.inference}", daemon=True)
-        self._thread.start()
 
-    def stop(self) -> None:
-        """Ask no more; a question under way ends by itself."""
-        self._stop.set()
+    def look(self) -> Seen:
+        seen = self._ask()
+        # Each change reloads nginx: a backend that was ready and then was not comes back after several good looks.
+        self._good = self._good + 1 if seen.ready else 0
+        if seen.ready and self._left and self._good < _BACK:
+            return Seen(False, "ready again a moment ago", seen.models, self.seen.closed)
+        self._left = (self._left or self.seen.ready) and not seen.ready
+        return seen
 
-    def look(self, session: requests.Session) -> Seen:
-        """Ask once and return what is true now."""
+    def close(self) -> None:
+        self._session.close()
+
+    def _ask(self) -> Seen:
         try:
-            answer = session.get(f"{self.backend.inference}/ping", timeout=_ANSWER)
+            answer = self._session.get(f"{self.backend.inference}/ping", timeout=_ANSWER)
             values = answer.json()
-            reason = "ready" if answer.status_code == 200 else str(values.get("reason", values.get("message")))
             ready = answer.status_code == 200
+            reason = "ready" if ready else str(values.get("reason", values.get("message")))
             seen = Seen(ready, reason, _counts(values.get("models", {})), frozenset() if ready else _closed(values))
             self._failed = 0
             return seen
@@ -64,108 +72,61 @@ class Watched:
                 return self.seen
             return Seen(False, f"{self.backend.inference} does not answer ({type(error).__name__})")
 
-    def _calmed(self, seen: Seen) -> Seen:
-        """Take one that was ready and then was not back after some good looks only: each change reloads nginx."""
-        self._good = self._good + 1 if seen.ready else 0
-        if seen.ready and self._left and self._good < _BACK:
-            return Seen(False, "ready again a moment ago", seen.models, self.seen.closed)
-        self._left = (self._left or self.seen.ready) and not seen.ready
-        return seen
 
-    def _watch(self) -> None:
-        with requests.Session() as session:
-            session.trust_env = False
-            while not self._stop.is_set():
-                before = self.seen
-                try:
-                    self.seen = self._calmed(self.look(session))
-                except Exception as error:
-                    # A thread that ended in silence would leave what was true then for ever.
-                    logger.exception("looking at %s failed", self.backend.inference)
-                    self.seen = Seen(False, f"looking at it failed ({type(error).__name__})")
-                if self.seen != before:
-                    self._changed()
-                self._stop.wait(LOOK)
-
-
-class Discovery:
-    """Looks a name up again and again, and watches every address behind it; told apart by address.
-
-    It stands where `Prober` does, before servers that have gateways of their own.
-    """
+class Discovery(Prober):
+    """Looks a name up again and again, and watches the backend at every address that it resolves to."""
 
     def __init__(self, name: Name, changed: Callable[[], None]) -> None:
+        super().__init__((), changed)
         self.name = name
-        self._changed = changed
-        self._watched: dict[str, Watched] = {}
-        self._away = ""
-        self._lock = threading.Lock()
+        self._reason = ""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="discovery", daemon=True)
 
     def start(self) -> None:
-        """Start to look."""
-        self._thread.start()
+        threading.Thread(target=self._look, name="discovery", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
         self._stop.set()
-        with self._lock:
-            for one in self._watched.values():
-                one.stop()
-
-    def seen(self) -> list[Seen]:
-        """Return what is known of every backend."""
-        return [one.seen for one in self._sorted()]
-
-    def backends(self) -> list[Backend]:
-        """Return every backend, ready or not."""
-        return [one.backend for one in self._sorted()]
-
-    def members(self) -> list[str]:
-        """Return the inference addresses of the backends that share the load."""
-        watched = self._sorted()
-        return [watched[index].backend.inference for index in fittest([one.seen for one in watched])]
+        super().stop()
 
     def update(self, addresses: set[str]) -> None:
         """Watch these addresses and no others from now on."""
-        with self._lock:
-            gone = [address for address in self._watched if address not in addresses]
-            for address in gone:
-                self._watched.pop(address).stop()
-            new = sorted(addresses - self._watched.keys())
-            for address in new:
-                host = f"[{address}]" if ":" in address else address
-                backend = Backend(f"http://{host}:{self.name.port}", f"http://{host}:{self.name.management_port}")
-                self._watched[address] = Watched(backend, self._changed)
-        for what, which in (("found", new), ("gone", gone)):
-            if which:
-                logger.info("%s: %s", what, ", ".join(which))
+        backends = [
+            Backend(f"http://{address}:{self.name.port}", f"http://{address}:{self.name.management_port}")
+            for address in sorted(addresses)
+        ]
+        known = {one.backend: one for one in self._watched}
+        new = [RemoteProbe(backend) for backend in backends if backend not in known]
+        gone = [one for one in self._watched if one.backend not in backends]
+        known |= {one.backend: one for one in new}
+        self._watched = [known[backend] for backend in backends]
+        for one in gone:
+            logger.info("gone: %s", one.backend.inference)
+            one.stop()
+        for one in new:
+            logger.info("found: %s", one.backend.inference)
+            one.start(self._changed)
         if gone or new:
             self._changed()
 
-    def _sorted(self) -> list[Watched]:
-        with self._lock:
-            return [self._watched[address] for address in sorted(self._watched)]
-
     def _look(self) -> None:
         while not self._stop.is_set():
-            away = ""
+            reason = ""
             try:
-                found = resolve(self.name)
-                # Whoever answers names may forget one for a moment. Those that still answer are there.
-                if found or not self.members():
-                    self.update(found)
+                addresses = resolve(self.name)
+                # DNS may forget a name for a moment; backends that still answer are kept then.
+                if addresses or not self.members():
+                    self.update(addresses)
             except OSError as error:
-                # Whoever answers names is away; those that are known are watched on.
-                away = str(error)
+                # DNS is away; the known backends stay watched.
+                reason = str(error)
             except Exception as error:
-                # A thread that ended in silence would find nobody any more.
+                # If the thread ended here, no backend would be found any more.
                 logger.exception("looking %s up failed", self.name.host)
-                away = str(error)
-            if away and away != self._away:
-                logger.warning("%s cannot be looked up now: %s", self.name.host, away)
-            self._away = away
+                reason = str(error)
+            if reason and reason != self._reason:
+                logger.warning("%s cannot be looked up now: %s", self.name.host, reason)
+            self._reason = reason
             self._stop.wait(LOOK)
 
 
@@ -181,7 +142,7 @@ def _counts(models: Any) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _closed(values: dict[str, Any]) -> frozenset[str]:
-    """Return what a backend that is not ready refuses while it takes other predictions.
+    """Return the predictions that a backend refuses while it takes others.
 
     Raises:
         ValueError: for a name that is no model's; files are named after it.
@@ -193,7 +154,7 @@ def _closed(values: dict[str, Any]) -> frozenset[str]:
 
 
 def resolve(name: Name) -> set[str]:
-    """Return the addresses behind the name; none where nobody has it.
+    """Return the IPv4 addresses of a name; none where the name does not exist.
 
     Raises:
         OSError: when that cannot be found out now.

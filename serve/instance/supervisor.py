@@ -1,9 +1,8 @@
 """The small process above a server: starts Java, adopts orphaned workers, and leaves nothing behind.
 
-TorchServe's and MMS's own launchers leave Java running on SIGTERM, and MMS leaves workers when Java
-dies. So neither is used: this process starts Java itself, is told to stop by a signal or by the end of
-the pipe that it was given (the command in the foreground died, however that happened), and then stops
-the whole tree. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it inherits the two descriptors.
+TorchServe's and MMS's own launchers leave Java running on SIGTERM, and MMS leaves workers when Java dies. So this
+process starts Java itself. It stops the whole tree on a signal, and when its pipe ends, which means that the command in
+the foreground has died. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it inherits the two descriptors.
 """
 
 from __future__ import annotations
@@ -17,15 +16,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import IO, Any
 
 from host import processes
 from serve.instance import MARK, Instance, State, remove_scratch
 
 READY, DETACH, STOP = b"ready\n", b"detach\n", b"stop\n"
 CONSOLE = "console.log"
-# Before a gateway that ended is started anew, in seconds: doubled each time, until it has run for a while.
+# Seconds before a gateway that ended is started again: doubled each time, until it has run for a while.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _PR_SET_CHILD_SUBREAPER = 36
 logger = logging.getLogger("supervisor")
@@ -33,7 +34,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Supervisor:
-    """Runs one instance from the start of Java until nothing of it is left."""
+    """Runs one instance, from the start of Java until nothing of it is left."""
 
     def __init__(self, instance: Instance, state: State, pipe: int) -> None:
         self.instance = instance
@@ -58,8 +59,11 @@ class Supervisor:
         self.instance.write(self.state)
         failed = False
         try:
-            java = self._start()
-            self._start_gateway()
+            with (self.instance.logs / CONSOLE).open("ab") as console:
+                java = self._start(self.state.command, signal.SIGKILL, console, self.state.environment)
+            self._save(java=java)
+            if self.state.gateway:
+                self._start_gateway()
             while self.reason is None:
                 watched = [wake] + ([self.pipe] if self.pipe is not None else [])
                 readable, _, _ = select.select(watched, [], [], 1.0)
@@ -72,7 +76,7 @@ class Supervisor:
                     failed = True
                     self.reason = f"Java ended by itself ({_exit(self.exits[java])})"
                 failed = self._watch_gateway() or failed
-            # What stands in front first: requests on their way still get their answers.
+            # The gateway first: requests under way still get their answers.
             if self.gateway is not None:
                 self._stop(self.gateway)
             self._stop(java)
@@ -86,42 +90,33 @@ class Supervisor:
             self.instance.end(self.reason or "its supervisor ended", failed)
         return 1 if failed else 0
 
-    def _start(self) -> int:
-        """Start Java and return its process id."""
-        environment = {**os.environ, **self.state.environment, MARK: self.state.mark}
-        with (self.instance.logs / CONSOLE).open("ab") as console:
-            java = subprocess.Popen(
-                self.state.command,
-                env=environment,
-                cwd=self.state.temporary,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                preexec_fn=processes.ending_with_parent(signal.SIGKILL),
-            )
-        java.returncode = 0  # `_reap` collects it; Popen must not warn that nobody did.
-        self.state = dataclasses.replace(self.state, java=java.pid)
+    def _save(self, **changes: Any) -> None:
+        self.state = dataclasses.replace(self.state, **changes)
         self.instance.write(self.state)
-        return java.pid
 
-    def _start_gateway(self) -> None:
-        """Start the gateway process, where there is to be one; it says what it does in supervisor.log."""
-        if not self.state.gateway:
-            return
+    def _start(
+        self, command: list[str], end: signal.Signals, out: IO[bytes] | None = None, environment: Mapping[str, str] = {}
+    ) -> int:
+        """Start a child that gets the signal `end` when this process ends; return its process id."""
         process = subprocess.Popen(
-            self.state.gateway,
-            env={**os.environ, MARK: self.state.mark},
+            command,
+            env={**os.environ, **environment, MARK: self.state.mark},
             cwd=self.state.temporary,
             stdin=subprocess.DEVNULL,
-            preexec_fn=processes.ending_with_parent(signal.SIGTERM),
+            stdout=out,
+            stderr=out,
+            preexec_fn=processes.ending_with_parent(end),
         )
-        process.returncode = 0  # As with Java.
-        self.gateway, self._begun = process.pid, time.monotonic()
-        self.state = dataclasses.replace(self.state, gateway_process=process.pid)
-        self.instance.write(self.state)
+        process.returncode = 0  # `_reap` collects it; Popen must not warn that nobody did.
+        return process.pid
+
+    def _start_gateway(self) -> None:
+        """Start the gateway process, which logs to supervisor.log."""
+        self.gateway, self._begun = self._start(self.state.gateway, signal.SIGTERM), time.monotonic()
+        self._save(gateway_process=self.gateway)
 
     def _watch_gateway(self) -> bool:
-        """Start the gateway anew where it ended; return whether that is a failure, since it never was ready."""
+        """Start the gateway again after it ended; return whether it has failed, since it was never ready."""
         if self._due is not None and time.monotonic() >= self._due:
             self._due = None
             self._start_gateway()
@@ -134,23 +129,22 @@ class Supervisor:
         self._pause = (
             _PAUSE if time.monotonic() - self._begun > _LONGEST_PAUSE else min(2 * self._pause, _LONGEST_PAUSE)
         )
-        logger.error("%s; starting it anew in %g s", ended, self._pause)
+        logger.error("%s; starting it again in %g s", ended, self._pause)
         self.gateway, self._due = None, time.monotonic() + self._pause
         return False
 
     def _listen(self) -> None:
-        """Take what the command in the foreground says; its end is an order to stop unless it detached."""
+        """Read the commands of the process in the foreground; its end means to stop, unless it has detached."""
         assert self.pipe is not None
-        said = os.read(self.pipe, 4096)
-        if READY in said:
-            self.state = dataclasses.replace(self.state, ready=True)
-            self.instance.write(self.state)
-        if DETACH in said:
+        commands = os.read(self.pipe, 4096)
+        if READY in commands:
+            self._save(ready=True)
+        if DETACH in commands:
             os.close(self.pipe)
             self.pipe = None
-        elif STOP in said:
+        elif STOP in commands:
             self.reason = "stopped as asked"
-        elif not said:
+        elif not commands:
             self.reason = "the command that started it ended"
 
     def _reap(self) -> None:
@@ -164,7 +158,7 @@ class Supervisor:
             self.exits[pid] = os.waitstatus_to_exitcode(status)
 
     def _stop(self, process: int) -> None:
-        """End a child: Java before its workers, or it would start new ones."""
+        """End a child; Java ends before its workers, or it would start new ones."""
         number = signal.SIGTERM
         deadline = time.monotonic() + self.state.grace
         while process not in self.exits:

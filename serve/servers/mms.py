@@ -1,9 +1,10 @@
-"""Multi Model Server: it has no `models` in its configuration, so they are registered through its API."""
+"""Multi Model Server: its configuration cannot list models, so they are registered through its API."""
+
+# ruff: noqa: D102 - an override is documented where it is declared
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from beeline.errors import Undetermined
@@ -11,14 +12,14 @@ from host import ROOT
 from host.environments import Environment
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
-from serve.servers.protocol import Places, Say
+from serve.servers.protocol import Places, Say, Server
 
 # Its archiver is the same module as TorchServe's, so the two cannot share an environment.
 VENV = ROOT / ".venv-mms"
 LOCK_FILE = ROOT / "requirements" / "mms.txt"
 
 
-class Mms:
+class Mms(Server):
     """Runs from an environment of its own, made from its lock file the first time."""
 
     name = "mms"
@@ -34,10 +35,7 @@ class Mms:
         self.lock_file = lock_file
 
     def prepare(self, say: Say) -> Path:
-        """Return the environment's Python, installing what the lock file says when that changed; see `Server`.
-
-        Where `BEELINE_MMS_PYTHON` names one, as in its image, nothing is installed.
-        """
+        # Its image names a Python; then nothing is installed.
         given = os.environ.get("BEELINE_MMS_PYTHON")
         if given:
             python = Path(given)
@@ -52,7 +50,6 @@ class Mms:
         return python
 
     def site(self, python: Path) -> Path:
-        """Return the folder with the package `mms`; see `Server`."""
         found = self._sites(python)
         if not found:
             raise Undetermined(
@@ -64,33 +61,22 @@ class Mms:
         return sorted((python.parents[1] / "lib").glob(f"python3*/site-packages/{self.package}"))
 
     def environment(self, python: Path) -> dict[str, str]:
-        """Put the environment's `python3` first on the PATH: archives name their runtime; see `Server`."""
+        # It takes the first `python3` on the PATH, as archives name their runtime.
         return {"PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])}
 
-    def arguments(self) -> Sequence[str]:
-        """Return none; see `Server`."""
-        return ()
-
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
-        """Return the time-out in seconds (the older key counts minutes), metrics practically never; see `Server`."""
         slowest = max(model.response_timeout.value for model in configuration.models)
+        # The older key, `default_response_timeout`, counts minutes. Its own metrics come once a day, nearly never.
         return {"default_response_timeout_seconds": str(slowest), "metric_time_interval": "86400"}
 
     def register(self, management: ManagementClient, configuration: Configuration) -> None:
-        """Register every archive with the same numbers that TorchServe gets; see `Server`.
-
-        Raises:
-            BeelineError: when its workers do not start.
-        """
         for model in configuration.models:
             self._register(management, model, model.min_workers.value, model.max_workers.value)
 
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
-        """Unregister and register again; see `Server`.
-
-        MMS ends the process that forks workers with the last of them and never starts another: a request
-        to scale up from 0 is not even answered. Where workers fail to start it unregisters by itself.
-        """
+        # With its last worker MMS ends the process that forks workers, and never starts another: it does not even
+        # answer a request to scale up from 0. So the model is registered again; where workers fail to start, MMS has
+        # unregistered it by itself.
         if management.describe(model.model) is not None:
             management.unregister(model.model, patience)
         self._register(management, model, low, high)

@@ -1,15 +1,14 @@
-"""What a server must say of itself to be run here; TorchServe and MMS differ in nothing else."""
+"""What this room must know of a server to run it, and what TorchServe and MMS have in common."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import javaproperties
 
@@ -22,9 +21,9 @@ from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.servers.java import Java, options
 
-# glibc moves these thresholds by itself unless they are set, so memory of a burst stays. These values
-# also spare page faults: ResNet-18, batch 8, one thread took 169-189 ms a forward with them, 203-209
-# without, and 296-331 with thresholds of 128 KiB to 4 MiB.
+# Unless these thresholds are set, glibc moves them, and keeps the memory of a burst. These values also spare page
+# faults: a forward pass of ResNet-18, batch 8, one thread, took 169-189 ms with them, 203-209 without, and 296-331 with
+# thresholds of 128 KiB to 4 MiB.
 MALLOC = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -44,12 +43,12 @@ class Places:
 
     @property
     def store(self) -> Path:
-        """The served archives, and nothing else."""
+        """The served archives and nothing else."""
         return self.temporary / "store"
 
     @property
     def metrics(self) -> Path:
-        """What each worker counts; in the instance's own folder, since a system may remove old files of /tmp."""
+        """The workers' counts; in the instance's folder, since a system may remove old files of /tmp."""
         return self.logs.parent / "metrics"
 
     @property
@@ -63,12 +62,16 @@ class Places:
         return self.temporary / "config.properties"
 
 
-class Server(Protocol):
+class Server(ABC):
     """One kind of server.
 
-    `main` is Java's entry class; `package` the Python package beside whose `frontend` folder it lies;
-    `versions` says whether it serves several of one model; `synchronous` whether only its answer to a
-    synchronous request tells when workers are loaded (MMS calls them READY from the beginning).
+    Attributes:
+        main: Java's entry class.
+        package: the Python package that has the jars in its folder `frontend`.
+        versions: whether it serves several versions of one model.
+        highest_port: the largest port that it takes.
+        synchronous: whether only its answer to a synchronous request says that workers are loaded (MMS calls them
+            READY from the beginning).
     """
 
     name: str
@@ -79,30 +82,40 @@ class Server(Protocol):
     highest_port: int
     synchronous: bool
 
+    @abstractmethod
     def prepare(self, say: Say) -> Path:
-        """Return the Python that runs the workers, installing what it needs first where it can.
+        """Return the Python that runs the workers; where the lock file has changed, install it first.
 
         Raises:
             Undetermined: when the server's package is missing.
         """
 
+    @abstractmethod
     def site(self, python: Path) -> Path:
-        """Return the folder into which the server's package is installed."""
+        """Return the folder in which the server's package is installed."""
 
+    @abstractmethod
     def environment(self, python: Path) -> dict[str, str]:
-        """Return what Java and the workers need in their environment, beyond `environment` below."""
+        """Return the server's own variables for Java and the workers, besides those of `environment` below."""
 
     def arguments(self) -> Sequence[str]:
-        """Return options of the entry class beyond those both have."""
+        """Return the server's own options, besides those of `command`."""
+        return ()
 
+    @abstractmethod
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
-        """Return the runtime configuration beyond what both have."""
+        """Return the server's own configuration, besides that of `write_properties`."""
 
-    def register(self, management: ManagementClient, configuration: Configuration) -> None:
-        """Load the models where the server does not do that itself; called once its API answers."""
+    def register(self, management: ManagementClient, configuration: Configuration) -> None:  # noqa: B027
+        """Load the models, once the API answers, where the server does not load them by itself.
 
+        Raises:
+            BeelineError: when a model's workers do not start.
+        """
+
+    @abstractmethod
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
-        """Give a model new workers whatever became of the old ones; in-flight requests may be lost.
+        """Give a model new workers, whatever became of the old ones; requests under way may be lost.
 
         Raises:
             BeelineError: when they do not start.
@@ -110,31 +123,28 @@ class Server(Protocol):
         """
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[str]:
-    """Return the options that Java takes from variables of its own."""
-    names = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
-    return [word for name in names for word in shlex.split(environ.get(name, ""))]
-
-
 def command(server: Server, java: Java, python: Path, places: Places, vmargs: str) -> list[str]:
-    """Return the command line that starts the server.
+    """Return the command line that starts the server, as its own launcher would.
 
-    It is what the server's own launcher would run. That is not used: it writes one process id file for
-    all servers of a user, dies without its Java, and prints where it should log.
+    The launcher is not used: it has one process id file for all servers of a user, leaves Java behind when it is
+    stopped, and prints what it should log.
     """
     site = server.site(python)
+    # Java reads options from these variables too.
+    variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+    theirs = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
     return [
         str(java.command),
         f"-Dmodel_server_home={site}",
         f"-Djava.io.tmpdir={places.temporary}",
         f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}",
-        # Out of memory, a server that half works is worse than one that the supervisor sees ending.
+        # Out of memory, a server that half works is worse than one that ends, which the supervisor sees.
         "-XX:+ExitOnOutOfMemoryError",
-        # Its performance file in the system's temporary folder outlives a kill.
+        # A killed Java would leave its performance file in the system's temporary folder.
         "-XX:-UsePerfData",
-        # What Netty does for speed, newer Javas warn of.
+        # Newer Javas warn of what Netty does for speed.
         *(("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow") if java.major >= 24 else ()),
-        *options(machine.cores(), [*shlex.split(vmargs), *_from_environment(os.environ)]),
+        *options(machine.cores(), theirs),
         *shlex.split(vmargs),
         "-cp",
         str(site / server.package / "frontend" / "*"),
@@ -150,28 +160,28 @@ def command(server: Server, java: Java, python: Path, places: Places, vmargs: st
 
 
 def write_properties(server: Server, configuration: Configuration, addresses: Addresses, places: Places) -> None:
-    """Write the runtime configuration: what both servers read under the same name, then the server's own."""
+    """Write the runtime configuration: the keys that both servers have, then the server's own."""
     numbers = configuration.numbers
     common = {
         "inference_address": str(addresses.backend),
         "management_address": str(addresses.control),
         "model_store": str(places.store),
         "max_request_size": str(configuration.max_request_size),
-        # The handler parses bodies itself: in the servers' own parser one bad body fails its whole batch.
+        # The handler parses bodies; in the server's parser one bad body would fail its whole batch.
         "decode_input_request": "false",
     }
     for key in ("job_queue_size", "max_response_size", "number_of_netty_threads", "netty_client_threads"):
         common[key] = str(numbers[key].value)
-    if addresses.guarded:
-        # The gateway lets in what the server is to hold. After a deadline or a reload more may be here for a
-        # while, and the server's own words for a full queue would be those for one that is not ready.
+    if addresses.metrics is not None:
+        # Behind a gateway, which lets in as many requests as the server should hold. After a deadline or a reload more
+        # may wait here for a while; for a full queue the server's answer would be 503, as for one that is not ready.
         common["job_queue_size"] = str(2 * numbers["job_queue_size"].value)
     with places.properties.open("w", encoding="utf-8") as file:
         javaproperties.dump({**common, **server.properties(configuration, places)}, file, timestamp=False)
 
 
 def environment(server: Server, python: Path, configuration: Configuration, places: Places) -> dict[str, str]:
-    """Return what the server's processes get on top of the environment of `clean`."""
+    """Return the variables of the server's processes, besides those of `clean`."""
     threads = str(configuration.threads.value)
     numbers = configuration.numbers
     return {
@@ -194,10 +204,9 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what would lead a server or its workers astray.
+    """Return the environment without the variables that would change a server or its workers.
 
-    Both servers let variables override their configuration file; Python's would bring in code that is
-    in no archive.
+    Both servers let variables override their configuration file; Python's would add code that is in no archive.
     """
     dropped = ("TS_", "MMS_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "MODEL_SERVER_HOME")
     return {key: value for key, value in environ.items() if not key.startswith(dropped)}
@@ -206,12 +215,12 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
 def lay_out(
     server: Server, configuration: Configuration, addresses: Addresses, archives: Sequence[Archive], places: Places
 ) -> None:
-    """Make the temporary folder, with the archives and the runtime configuration, and an empty place for metrics.
+    """Make the temporary folder with the archives and the runtime configuration, and an empty folder for metrics.
 
     Raises:
-        BeelineError: where a worker of before still counts.
+        BeelineError: where an earlier worker still counts.
     """
-    # nginx's workers, who are nobody where root starts it, pass through here and see nothing else.
+    # nginx's workers pass through here, as nobody where root starts it; they can list and read nothing else.
     places.temporary.mkdir(mode=0o700)
     places.temporary.chmod(0o711)
     places.store.mkdir(mode=0o700)
@@ -222,26 +231,9 @@ def lay_out(
 
 
 def keep(source: Path, target: Path) -> None:
-    """Keep what is served as it is now, whatever is built meanwhile: archives are replaced, never rewritten."""
+    """Keep an archive as it is now, whatever is built later: a build replaces the file and never rewrites it."""
     try:
         target.hardlink_to(source)
     except OSError:
         # Another file system, or a file that is not this user's.
         shutil.copyfile(source, target)
-
-
-def models_json(configuration: Configuration) -> str:
-    """Return TorchServe's `models` value with the resolved numbers."""
-    models: dict[str, dict[str, dict[str, object]]] = {}
-    for model in configuration.models:
-        models.setdefault(model.model, {})[model.version] = {
-            "defaultVersion": model.default_version,
-            "marName": model.archive,
-            "minWorkers": model.min_workers.value,
-            "maxWorkers": model.max_workers.value,
-            "batchSize": model.batch_size.value,
-            "maxBatchDelay": model.max_batch_delay.value,
-            "responseTimeout": model.response_timeout.value,
-            "startupTimeout": model.startup_timeout.value,
-        }
-    return json.dumps(models)

@@ -1,8 +1,11 @@
 """TorchServe: it loads its models by itself and reads their numbers from its configuration."""
 
+# ruff: noqa: D102 - an override is documented where it is declared
+
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,12 +15,12 @@ from beeline.errors import Undetermined
 from host import ROOT
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
-from serve.servers.protocol import Places, Say, models_json
+from serve.servers.protocol import Places, Say, Server
 
 _WORKER_PATH = ROOT / "serve" / "worker"
 
 
-class TorchServe:
+class TorchServe(Server):
     """Runs from this environment."""
 
     name = "torchserve"
@@ -29,27 +32,25 @@ class TorchServe:
     synchronous = False
 
     def prepare(self, say: Say) -> Path:
-        """Return this Python; see `Server`."""
         self.site(Path(sys.executable))
         return Path(sys.executable)
 
     def site(self, python: Path) -> Path:
-        """Return the folder with the package `ts`, found without importing it; see `Server`."""
+        # Found without importing it.
         found = importlib.util.find_spec(self.package)
         if found is None or not found.submodule_search_locations:
             raise Undetermined("the package torchserve is not installed here; run `make setup`")
         return Path(found.submodule_search_locations[0]).parent
 
     def environment(self, python: Path) -> dict[str, str]:
-        """Hide this repository from the workers; see `Server`."""
+        # Hides this repository from the workers.
         return {"PYTHONPATH": str(_WORKER_PATH)}
 
     def arguments(self) -> Sequence[str]:
-        """Return no snapshots, no token: the management address is loopback's; see `Server`."""
+        # No snapshots; and no token, since only this machine reaches the management address.
         return ("-ncs", "--disable-token-auth")
 
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
-        """Return the models with their numbers, and everything off that is not used; see `Server`."""
         return {
             "load_models": ",".join(model.archive for model in configuration.models),
             "models": models_json(configuration),
@@ -58,7 +59,7 @@ class TorchServe:
             "enable_metrics_api": "false",
             "install_py_dep_per_model": "false",
             "disable_system_metrics": "true",
-            # Both take a free port of loopback, so that two servers never meet there.
+            # Metrics and gRPC take free ports of loopback, so that two servers never want the same one.
             "metrics_address": "http://127.0.0.1:0",
             "grpc_inference_address": "127.0.0.1",
             "grpc_inference_port": "0",
@@ -66,11 +67,8 @@ class TorchServe:
             "grpc_management_port": "0",
         }
 
-    def register(self, management: ManagementClient, configuration: Configuration) -> None:
-        """Do nothing: `load_models` did it; see `Server`."""
-
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
-        """Scale to 0, which removes dead workers from the list too, then up; see `Server`."""
+        # Scaling to 0 removes dead workers from its list too.
         management.scale(model.model, 0, 0)
         deadline = time.monotonic() + patience
         while (now := management.describe(model.model)) is not None and now.workers:
@@ -78,3 +76,20 @@ class TorchServe:
                 raise Undetermined(f"{model.model} still has workers after {patience:g} s; see `beeline serve logs`")
             time.sleep(0.1)
         management.scale(model.model, low, high)
+
+
+def models_json(configuration: Configuration) -> str:
+    """Return TorchServe's `models` value with the resolved numbers."""
+    models: dict[str, dict[str, dict[str, object]]] = {}
+    for model in configuration.models:
+        models.setdefault(model.model, {})[model.version] = {
+            "defaultVersion": model.default_version,
+            "marName": model.archive,
+            "minWorkers": model.min_workers.value,
+            "maxWorkers": model.max_workers.value,
+            "batchSize": model.batch_size.value,
+            "maxBatchDelay": model.max_batch_delay.value,
+            "responseTimeout": model.response_timeout.value,
+            "startupTimeout": model.startup_timeout.value,
+        }
+    return json.dumps(models)

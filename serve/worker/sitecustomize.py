@@ -1,8 +1,7 @@
-"""Hides this repository from TorchServe's workers, so that an archive works by what is in it alone.
+"""Hides this repository from TorchServe's workers, so that an archive works with its own files alone.
 
-They run on the environment into which the repository is installed as editable; without this, code that
-was forgotten in an archive would be found here, and only here. Python runs it at start-up because its
-folder is on the worker's PYTHONPATH.
+Their environment has the repository installed as editable. Without this, a worker would find code that an archive lacks
+here, and only here. Python runs this file at start-up, since its folder is on the worker's PYTHONPATH.
 """
 
 import pathlib

@@ -79,10 +79,28 @@ def test_a_pickled_module_is_refused_and_never_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "ran",)
 
-    (tmp_path / "model.pth").write_bytes(pickle.dumps(Evil()))
+    path = tmp_path / "model.pth"
+    path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ArchiveError, match=r"refused: save model\.state_dict"):
-        load_network(tmp_path / "model.pth", "resnet18")
+        load_network(path, "resnet18")
+    torch.save({"fc.weight": Evil()}, path)
+    with pytest.raises(ArchiveError, match=r"refused: save model\.state_dict"):
+        load_network(path, "resnet18")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 cut off"])
+def test_a_file_that_is_no_model_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises(ArchiveError, match=r"bad\.pth is no TorchScript.* save model\.state_dict\(\)") as caught:
+        load_network(tmp_path / "bad.pth", "resnet18")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_alone_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "bad.pth")
+    with pytest.raises(ArchiveError, match="holds a Tensor that is no state dict"):
+        load_network(tmp_path / "bad.pth", "resnet18")
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:

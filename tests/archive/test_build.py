@@ -123,9 +123,9 @@ def test_a_users_handler_takes_the_place_of_ours_and_is_verified(tiny_export: Pa
         ("mine.py", "class A: ...\nclass B: ...\n", "classes A, B"),
         ("mine.py", "class A: ...\ndef handle(data, context): ...\n", "has a function handle"),
         ("mine.py", "class A(:\n", "cannot be read as Python"),
-        ("vision_handler.py", "class A: ...\n", "cannot be called that"),
-        ("beeline.py", "class A: ...\n", "cannot be called that"),
-        ("my-handler.py", "class A: ...\n", "cannot be called that"),
+        ("vision_handler.py", "class A: ...\n", "cannot have that name"),
+        ("beeline.py", "class A: ...\n", "cannot have that name"),
+        ("my-handler.py", "class A: ...\n", "cannot have that name"),
     ],
 )
 def test_a_handler_that_servers_would_not_load_is_refused(

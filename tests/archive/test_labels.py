@@ -49,7 +49,7 @@ def test_duplicates_are_told_apart_by_id_or_by_index(tmp_path: Path) -> None:
         ('{"0": "ants", "2": "bees"}', "none for class 1 .*'2'.*; number the classes 0 to 1"),
         ('{"0": "ants", "one": "bees"}', "none for class 1 .*'one'"),
         ('["ants", 3]', "class 1 .* is 3; allowed"),
-        ('["ants", ', "looks like JSON but is none"),
+        ('["ants", ', "begins like JSON but cannot be read as JSON"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path, text: str, told: str) -> None:

@@ -1,94 +1,60 @@
-"""The fake contexts offer what both servers' real ones do, with the same arguments, and no more; what is timed."""
+"""The contexts that a handler gets are TorchServe's own and one like Multi Model Server's; what is timed."""
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import inspect
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from archive.sandbox_context import CONTEXTS, FakeContext, FakeMetrics, FakeRequest, FakeTorchServeContext
-from archive.sandbox_worker import forward_of, out_of_memory
+from archive.sandbox_worker import VERSION, Worker, context_of, forward_of, out_of_memory
 from beeline.settings import Choice
 from serve import servers
 
 ROOT = Path(__file__).resolve().parents[2]
-OUR_OWN = {"begin_batch"}
+TORCHSERVE = importlib.util.find_spec("ts")
 
 
-def parameters(function: object) -> list[tuple[str, object]]:
-    assert callable(function)
-    return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
-
-
-def public(kind: type) -> dict[str, object]:
-    return {name: member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
-
-
-def compare(fake: type, real: type) -> None:
-    offered, wanted = public(fake), public(real)
-    for name, member in wanted.items():
-        assert name in offered, f"the fake lacks {name}"
-        if isinstance(member, property):
-            assert isinstance(offered[name], property)
-        elif callable(member):
-            assert parameters(offered[name]) == parameters(member), name
-    assert {name for name in offered if callable(offered[name])} - set(wanted) - OUR_OWN == set()
-
-
-def test_it_has_the_methods_of_torchserves_context() -> None:
-    from ts.context import Context, RequestProcessor
-
-    compare(FakeTorchServeContext, Context)
-    compare(FakeRequest, RequestProcessor)
-    assert [name for name, _ in parameters(FakeTorchServeContext)] == [name for name, _ in parameters(Context)]
-
-
-def test_it_has_the_attributes_of_torchserves_context() -> None:
-    from ts.context import Context
-
-    real = Context("model", "/folder", {}, 8, None, "1")
-    fake = FakeTorchServeContext("model", "/folder", {}, 8, None, "1")
-    unused = {"header_key_sequence_id", "header_key_sequence_start", "header_key_sequence_end"}
-    wanted = {name for name in vars(real) if not name.startswith("_")} - unused
-    assert wanted <= {name for name in vars(fake) if not name.startswith("_")}
-    assert fake.system_properties == real.system_properties
-
-
-def test_the_metrics_take_what_torchserves_take() -> None:
-    from ts.metrics.metric_cache_abstract import MetricCacheAbstract
-
-    for name, member in public(FakeMetrics).items():
-        if callable(member):
-            wanted = [key for key, _ in parameters(getattr(MetricCacheAbstract, name))]
-            assert [key for key, _ in parameters(member)] == wanted[: len(parameters(member))], name
+def contexts(server: str) -> Worker:
+    assert TORCHSERVE is not None
+    worker = Worker()
+    code = str(Path(str(TORCHSERVE.origin)).with_name("context.py"))
+    worker.context, worker.request = context_of(server, code, "model", "/folder", {}, 8)
+    return worker
 
 
 @pytest.mark.server
-def test_it_has_the_methods_of_multi_model_servers_context() -> None:
+def test_multi_model_servers_context_is_torchserves_less_some_attributes() -> None:
     servers.named("mms").prepare(print)
-    found = sorted(ROOT.glob(".venv-mms/lib/python3*/site-packages/mms/context.py"))
+    (code,) = ROOT.glob(".venv-mms/lib/python3*/site-packages/mms/context.py")
     # Read and not imported: it lives in another environment.
-    classes = {node.name: node for node in ast.parse(found[0].read_text()).body if isinstance(node, ast.ClassDef)}
-    for fake, name in ((FakeContext, "Context"), (FakeRequest, "RequestProcessor")):
-        for node in classes[name].body:
-            if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
-                member = getattr(fake, node.name)
-                function = member.fset if node.decorator_list and len(node.args.args) == 2 else member
-                function = function.fget if isinstance(function, property) else function
-                assert [key for key, _ in parameters(function)] == [argument.arg for argument in node.args.args], (
-                    node.name
-                )
-    assert not hasattr(FakeContext("model", "/folder", {}, 8, None), "model_yaml_config")
+    real = runpy.run_path(str(code))
+    context, request = real["Context"]("model", "/folder", {}, 8, None, VERSION), real["RequestProcessor"]
+    worker = contexts("mms")
+    left_out = {"get_sequence_id"}
+    for fake, theirs in ((worker.context, context), (worker.request({}), request({}))):
+        names = {name for name in dir(theirs) if not name.startswith("_")}
+        assert {name for name in dir(fake) if not name.startswith(("_", "header_key"))} - left_out == names
+        for name in names:
+            member = inspect.getattr_static(theirs, name)
+            if inspect.isfunction(member):
+                assert list(inspect.signature(getattr(fake, name)).parameters) == list(
+                    inspect.signature(getattr(theirs, name)).parameters
+                ), name
+    assert worker.context.system_properties == context.system_properties
+    assert (worker.context.metrics, worker.context.request_ids) == (context.metrics, context.request_ids)
 
 
 @pytest.mark.parametrize("server", ["torchserve", "mms"])
-def test_a_batch_is_answered_through_it(server: str) -> None:
-    context = CONTEXTS[server]("model", "/folder", {}, 8, None)
+def test_a_batch_is_answered_through_the_context(server: str) -> None:
+    worker = contexts(server)
+    context = worker.context
     assert (context.metrics is None) == (server == "mms")
-    context.begin_batch([{"Accept": "a"}, {"accept": "b"}])
+    assert hasattr(context, "model_yaml_config") == (server == "torchserve")
+    worker._begin([{"Accept": "a"}, {"accept": "b"}])
     context.set_response_status(415, "Unsupported Media Type", 1)
     context.set_response_header(0, "X-Batch-Size", "2")
     context.set_response_content_type(0, "application/json")
@@ -98,6 +64,7 @@ def test_a_batch_is_answered_through_it(server: str) -> None:
     assert context.get_request_header(0, "Accept") == "a"
     assert context.get_request_header(1, "Accept") is None
     assert context.metrics.request_ids == context.request_ids
+    context.metrics.add_time("forward", 1.5, None, "ms")
     assert "fake" in context.system_properties["server_version"]
 
 

@@ -55,7 +55,9 @@ def test_each_state_is_said_with_its_reason(tmp_path: Path) -> None:
     assert {file: item.state for file, item in found.items()} == {
         f"{state}.mar": state for state in ("changed", "missing", "ok", "unlisted")
     }
-    assert found["changed.mar"].reason.startswith(f"sha256 {sha256(tmp_path / 'changed.mar')[:12]}, the index says")
+    assert found["changed.mar"].reason.startswith(
+        f"has sha256 {sha256(tmp_path / 'changed.mar')[:12]}, index.json says"
+    )
     assert found["unlisted.mar"].entry is None
 
 
@@ -148,7 +150,7 @@ def test_a_file_that_the_archives_own_record_does_not_know(tmp_path: Path, colou
 def test_only_what_the_index_lists(tmp_path: Path, make_fake: MakeArchive) -> None:
     path = make_fake(tmp_path)
     index = tmp_path / "index.json"
-    refused = r"fake\.mar is not in the index\.json beside it, and only archives that it lists with their sha256"
+    refused = r"fake\.mar is not in the index\.json of its folder, and only archives that it lists with their sha256"
     with pytest.raises(ArchiveError, match=refused):
         find_archives(tmp_path, listed=True)
     others: list[dict[str, object]] = [{}, {"fake.mar": {}}, {"fake.mar": {"sha256": None}}]

@@ -60,7 +60,7 @@ def load(rate: float | None = None, scale: float = 1.0, growing: bool = False, *
         "timing_ms": {"queue": None, "decode": 21.2, "forward": 61.4, "encode": 0.4}, "thresholds": limits,
         "backlog": backlog if rate else None, "url": "http://127.0.0.1:8080/predictions/resnet18",
         "ceiling_per_second": 4312.0, "client_limited": False, "sentence": f"{answers:g} answers a second",
-        "crosscheck": {"tool": "wrk", "per_second": 134.1, "ratio": 0.984}, **changes,
+        "crosscheck": {"tool": "ab", "per_second": 134.1, "ratio": 0.984}, **changes,
     }  # fmt: skip
     return record("load", result)
 

@@ -24,9 +24,10 @@ from serve.up import Request, up
 from tests.conftest import ROOT, post_as_one_batch
 from train.predictor import RunPredictor
 
-pytestmark = [pytest.mark.train, pytest.mark.server]
+pytestmark = [pytest.mark.shared, pytest.mark.server]
 
-CASES = 40
+# Small pictures are sent so in many more placements: tests/handlers/test_over_http.py.
+CASES = 10
 
 
 @pytest.fixture(scope="module")

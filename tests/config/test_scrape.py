@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     counts.mkdir()
     collector = Collector(counts)
     collector.expect({KEY: 1, ("even", "2.0"): 1})
-    exporter = serve_metrics(("127.0.0.1", 0), collector)
+    exporter = ExitStack()
+    port = exporter.enter_context(serve_metrics(("127.0.0.1", 0), collector))
     stop = threading.Event()
     # One that died before its time.
     worker(counts, *KEY)
     living = worker(counts, *KEY, pid=os.getpid()), worker(counts, "even", "2.0", pid=os.getppid())
     thread = threading.Thread(target=traffic, args=(*living, stop))
     thread.start()
-    target = f"127.0.0.1:{exporter.port}"
+    target = f"127.0.0.1:{port}"
     address = f"127.0.0.1:{free_port()}"
     log = folder / "prometheus.log"
     command = [
@@ -125,7 +127,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             process.wait(30)
             stop.set()
             thread.join()
-            exporter.stop()
+            exporter.close()
     assert process.returncode == 0, log.read_text()[-3000:]
 
 

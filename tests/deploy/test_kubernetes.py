@@ -18,7 +18,7 @@ import yaml
 
 from serve.metrics import Collector
 from serve.properties import VARIABLES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, worker
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 KUSTOMIZATION = FOLDER / "kustomization.yaml"
@@ -274,6 +274,7 @@ def test_the_autoscaler_asks_for_the_metric_that_the_rule_makes_of_one_that_is_p
     metrics = read("horizontal-pod-autoscaler.yaml")["spec"]["metrics"]
     assert rule["name"]["as"] in [one["pods"]["metric"]["name"] for one in metrics if one["type"] == "Pods"]
     series = rule["seriesQuery"].partition("{")[0]
+    worker(tmp_path)
     published = {metric.name for metric in Collector(tmp_path).collect() if metric.type == "histogram"}
     assert series.removesuffix("_bucket") in published
     # The adapter's own marks, which it fills in; without the pod's label no value would find its pod.

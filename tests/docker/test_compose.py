@@ -244,12 +244,12 @@ def test_stop_under_load_answers_what_was_accepted(site: Compose) -> None:
     wait_until(lambda: ping(API) == 200, "ready again")
 
 
-def test_the_commands_of_the_readme(site: Compose) -> None:
+def test_the_commands_of_the_page_on_containers(site: Compose) -> None:
     """Each block as it stands there, in order, from the folder of a clone; the users' own line of `ab` among them."""
     if shutil.which("ab") is None:
         pytest.skip("there is no ab: install apache2-utils")
     blocks = re.findall(
-        r"^```shell\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        r"^```shell\n(.*?)^```", (ROOT / "docs/containers.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     assert len(blocks) == 3
     environ = {**os.environ, **BUILD, "COMPOSE_PROJECT_NAME": PROJECT}

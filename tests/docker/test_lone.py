@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from archive.store import INDEX
-from archive.variants import Wanted
+from archive.variants import Variant
 from beeline import pixels
 from beeline.errors import RequestError
 from beeline.spec import Geometry, ModelSpec
@@ -152,7 +152,7 @@ def test_an_archive_for_openvino_is_served(lone: Start, colour_model: Path, tmp_
     variant.mkdir()
     geometry = ModelSpec.load(colour_model).geometry
     crops = np.stack([pixels.decode(data, geometry) for data in (RED, GREEN, BLUE)] * 20)
-    converted(colour_model, variant, Wanted("openvino", "int8"), crops, 0.1)
+    converted(colour_model, variant, Variant("openvino", "int8"), crops, 0.1)
     folder = store(tmp_path / "store", pack(variant, tmp_path / "colours.mar"))
     container = lone(image, *CONFINED, "--volume", f"{folder}:/model_store:ro", "--env=WORKERS=1")
     answer = requests.put(f"{ready(container)}/predictions/colours", data=BLUE, timeout=60)

@@ -39,7 +39,7 @@ def graces() -> dict[str, int]:
         for name, service in yaml.safe_load((ROOT / file).read_text())["services"].items()
         if service["image"].startswith("${BEELINE") and name != "archive"
     }
-    for name in ("README.md", "docker/README.md"):
+    for name in ("docs/containers.md", "docker/README.md"):
         for text in re.findall(r"(?:--stop-timeout|docker stop --time) (\d+)", (ROOT / name).read_text()):
             found[name] = int(text)
     return {**found, "the tests": int(GRACE)}
@@ -53,4 +53,4 @@ def test_nobody_is_killed_before_that(where: str) -> None:
 
 def test_every_file_and_line_is_looked_at() -> None:
     names = {where.split()[0] for where in graces()}
-    assert names == {*FILES, "README.md", "docker/README.md", "the"}
+    assert names == {*FILES, "docs/containers.md", "docker/README.md", "the"}

@@ -1,4 +1,4 @@
-"""Positions, the pixel budget and the decode pool."""
+"""Positions and the pixel budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beeline.batch import Batch, DecodePool, Failed, Ok, PixelBudget
+from beeline.batch import Batch, Failed, Ok, PixelBudget
 from beeline.errors import EmptyBody
 
 
@@ -64,9 +64,3 @@ def test_the_budget_is_given_back_after_an_error() -> None:
         raise RuntimeError
     with budget.hold(10):
         pass
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_the_pool_keeps_the_order(threads: int) -> None:
-    batch = DecodePool(threads).map(lambda row: ok(int(str(row))), list(range(50)))
-    assert batch.stack()[:, 0, 0, 0].tolist() == list(range(50))

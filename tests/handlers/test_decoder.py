@@ -19,7 +19,7 @@ from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ConfigError
 from beeline.settings import Limits
 from beeline.spec import Geometry, ModelSpec
-from tests.conftest import write_checksums
+from tests.conftest import picture, write_checksums
 from tests.handlers.engines.test_contract import check_all_placements
 from tests.handlers.test_cuda_jpeg import CPU, GEOMETRY, LIMIT, TAKEN, jpeg
 from tests.handlers.test_cuda_jpeg import jpegs as jpegs
@@ -71,3 +71,11 @@ def test_no_more_bytes_are_copied_at_once_than_two_pictures_may_have(
     batch = Decoder(GEOMETRY, limits, 2, jpegs).decode([{"body": TAKEN["wide"]}] * 5 + [{"body": b""}])
     assert parts == [2, 2, 2]
     assert batch.good == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_pool_keeps_the_order(threads: int) -> None:
+    greys = range(0, 250, 5)
+    rows = [{"body": picture((grey, grey, grey))} for grey in greys]
+    batch = Decoder(Geometry(8, 8), Limits(), threads).decode(rows)
+    assert batch.stack()[:, 0, 0, 0].tolist() == list(greys)

@@ -76,7 +76,7 @@ def test_without_uv_the_fix_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = environment(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Undetermined, match="uv, which installs the server, is not there; run `make setup`"):
+    with pytest.raises(Undetermined, match="uv, which installs the server, was not found; run `make setup`"):
         made.prepare(print)
     (tmp_path / "uv").write_text("no program")
     with pytest.raises(Undetermined, match=r"uv cannot be run \(Permission denied\); run `make setup`"):

@@ -43,7 +43,7 @@ def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["down"], 1, "no server is running; start one with `beeline serve up`"),
         (["status", "--name", "x"], 1, "no server is running"),
         (["scale", "fake", "--min", "1"], 1, "no server is running"),
-        (["logs"], 1, "no server ever ran here"),
+        (["logs"], 1, "no server has run here yet"),
     ],
 )
 def test_a_mistake_is_one_sentence(

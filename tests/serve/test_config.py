@@ -28,7 +28,7 @@ def resolved(
     archives: tuple[Archive, ...] = (archive(),),
     properties: Properties | None = None,
 ) -> Configuration:
-    models = {} if numbers is None else {"fake": {"1.0": Entry(numbers)}}
+    models = {} if numbers is None else {"fake": {"1.0": Entry.model_validate(numbers)}}
     given_properties = properties or Properties(Path("config.properties"), models=models)
     return resolve(given_properties, archives, overrides or Overrides(), environ or {}, cores, gpus)
 

@@ -18,10 +18,28 @@ print(*sorted(name for name in sys.modules if name.startswith("archive.")))
 """
 
 
-def test_every_module_is_imported_without_torch_and_numpy_and_reads_archives_by_two() -> None:
+STAYING = """
+import sys
+import serve.gateway.__main__, serve.instance.supervisor
+print("pydantic" in sys.modules)
+"""
+
+
+def said(code: str) -> list[str]:
+    """Return the lines that a fresh Python prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "handlers")}
-    command = [sys.executable, "-c", IMPORT_ALL]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    heavy, of_archive = done.stdout.splitlines()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_every_module_is_imported_without_torch_and_numpy_and_reads_archives_by_two() -> None:
+    heavy, of_archive = said(IMPORT_ALL)
     assert heavy == ""
     assert of_archive == "archive.mar archive.store"
+
+
+def test_processes_that_stay_hold_no_pydantic() -> None:
+    """It takes 8 MB, and only commands read settings that people write."""
+    assert said(STAYING) == ["False"]

@@ -8,7 +8,7 @@ import pytest
 
 from beeline.errors import ConfigError
 from serve.ports import Address
-from serve.properties import KNOWN, VARIABLES, load
+from serve.properties import DEFAULTS, VARIABLES, load
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = 'models={"fake": {"1.0": {%s}}}'
@@ -31,23 +31,29 @@ def test_the_projects_own_file_is_valid() -> None:
         ("max_request_size=1", "derived from beeline_max_image_bytes"),
         ("job_queue_size=many", "job_queue_size is 'many'; allowed: a whole number of requests, 1 to 100000"),
         ("job_queue_size=0", "job_queue_size is '0'; allowed"),
-        ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is there twice"),
+        ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is set twice"),
         ("inference_address=8080", "inference_address is '8080'; allowed: http://HOST:PORT"),
         ("inference_address=http://127.0.0.1:99999", "allowed: http://HOST:PORT"),
-        ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is no JSON near"),
+        ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is not JSON near"),
         ('models={"fake": {"1.0": {"batchSize": 8, "batchSize": 9}}}', "models has the key 'batchSize' twice"),
         ("models=[]", "models is []; allowed: a JSON object"),
-        ('models={"fake": 3}', "models.fake is 3; allowed"),
+        ('models={"vmargs": 3}', "models.vmargs is 3; allowed: a JSON object {model:"),
         ('models={"fake": {"1.0": 3}}', "models.fake.1.0 is 3; allowed"),
         (ENTRY % '"batchsize": 8', "unknown key models.fake.1.0.batchsize; did you mean 'batchSize'?"),
         (ENTRY % '"batchSize": "8"', "models.fake.1.0.batchSize is '8'; allowed: a whole number of requests"),
         (ENTRY % '"batchSize": true', "models.fake.1.0.batchSize is True"),
         (ENTRY % '"batchSize": 8.5', "models.fake.1.0.batchSize is 8.5"),
+        (ENTRY % '"batchSize": 8.0', "models.fake.1.0.batchSize is 8.0"),
+        (ENTRY % '"batchSize": null', "models.fake.1.0.batchSize is None"),
+        (ENTRY % '"batch_size": 8', "unknown key models.fake.1.0.batch_size; did you mean 'batchSize'?"),
         (
             ENTRY % '"maxBatchDelay": 0',
             "models.fake.1.0.maxBatchDelay is 0; allowed: a whole number of milliseconds, 1",
         ),
-        (ENTRY % '"minWorkers": 3, "maxWorkers": 2', "models.fake.1.0.maxWorkers is 2, less than minWorkers (3)"),
+        (
+            ENTRY % '"minWorkers": 3, "maxWorkers": 2',
+            "models.fake.1.0 is {'minWorkers': 3, 'maxWorkers': 2}; allowed: maxWorkers of at least minWorkers (3)",
+        ),
         (ENTRY % '"marName": "fake"', "models.fake.1.0.marName is 'fake'; allowed: the name of a .mar file"),
         (ENTRY % '"defaultVersion": 1', "models.fake.1.0.defaultVersion is 1; allowed: true or false"),
         ("beeline_max_image_bytes=\\u00zz", "cannot be read"),
@@ -134,6 +140,6 @@ def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path, name: str, v
 
 
 def test_every_key_but_the_models_has_a_variable_of_its_own() -> None:
-    assert sorted(VARIABLES.values()) == sorted(set(KNOWN) - {"models"})
+    assert sorted(VARIABLES.values()) == sorted(set(DEFAULTS) - {"models"})
     # Others of ours mean something else.
     assert not {"BEELINE_STATE", "BEELINE_BACKENDS", "BEELINE_SERVER", "BEELINE_DEVICE"} & set(VARIABLES)

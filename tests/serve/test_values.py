@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from beeline.errors import ConfigError
 from serve.ports import Address
-from serve.properties import Whole
+from serve.properties import load
 
 
-@pytest.mark.parametrize("text", ["", "0", "9", "1.5", "two", "True"])
-def test_a_number_that_is_none_or_out_of_range_says_what_is_allowed(text: str) -> None:
-    assert Whole(1, 8, "requests").parse("8") == 8
-    with pytest.raises(ValueError, match="a whole number of requests, 1 to 8"):
-        Whole(1, 8, "requests").parse(text)
+@pytest.mark.parametrize("text", ["", "0", "101", "1.5", "two", "True"])
+def test_a_number_that_is_none_or_out_of_range_says_what_is_allowed(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.properties"
+    file.write_text("beeline_log_files=100\n")
+    assert load(file).numbers == {"beeline_log_files": 100}
+    file.write_text(f"beeline_log_files={text}\n")
+    with pytest.raises(ConfigError, match="a whole number of files, 1 to 100"):
+        load(file)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,13 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
     assert compose(environ=environ, folder=folder).model.weights == "/weights"
 
 
+def test_numbers_become_texts_and_fractions_where_those_are_meant() -> None:
+    """To YAML a version is a number, and 1 is no fraction; a run's fingerprint knows the difference."""
+    config = compose(["export.version=2.0", "data.folder=2024", "fit.rate=1", "model.std=[1,1,2]"], environ={})
+    assert (config.export.version, config.data.folder) == ("2.0", "2024")
+    assert repr((config.fit.rate, config.model.std)) == "(1.0, [1.0, 1.0, 2.0])"
+
+
 def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
     config = compose(["seed=7", "augment.scale=[0.3,0.9]"], environ={})
     config.save(tmp_path / "config.yaml")
@@ -53,7 +60,12 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         ("epochs=3", r"unknown key epochs; did you mean 'fit\.epochs'\?"),
         ("fit=finetun", r"fit is 'finetun'; did you mean 'finetune'\?"),
         ("model=resnet34", r"model is a group of keys; set one of them"),
-        ("fit.epochs=many", r"fit\.epochs: Value 'many' of type 'str' could not be converted to Integer; correct"),
+        ("fit.epochs=many", r"fit\.epochs is 'many'; allowed: 1 to 10000, a whole number"),
+        ("fit.epochs=3.5", r"fit\.epochs is 3\.5; allowed: 1 to 10000, a whole number"),
+        ("seed=true", r"seed is True; allowed: 0 to"),
+        ("model.mean=[a,b,c]", r"model\.mean is \['a', 'b', 'c'\]; allowed: three numbers"),
+        ("export.version=null", r"export\.version is None; allowed: a version"),
+        ("model.crop=${model.risize}", r"model\.crop: Interpolation key 'model\.risize' not found; correct the value"),
         ("fit.epochs=0", r"fit\.epochs is 0; allowed: 1 to 10000"),
         ("fit.epochs=1,2", r"adds, deletes or sweeps; only key=value"),
         ("+fit.speed=3", r"adds, deletes or sweeps; only key=value"),
@@ -64,10 +76,11 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         ("model.crop=300", r"model\.crop is 300; allowed: 1 to model\.resize \(256\)"),
         ("model.interpolation=cubic", r"model\.interpolation is 'cubic'; allowed: bilinear, bicubic"),
         ("model.std=[1,1,0]", r"model\.std is .*; allowed: three numbers over 0"),
+        ("fit.recipe=finetun", r"fit\.recipe is 'finetun'; allowed: finetune or scratch"),
         ("fit.batch_norm=on", r"fit\.batch_norm is .*; allowed: frozen or learnt"),
         ("fit.rate=nan", r"fit\.rate is nan; allowed: over 0"),
         ("seed=-1", r"seed is -1; allowed: 0 to 4294967295"),
-        ("data.held_out=1", r"data\.held_out is 1\.0; allowed: over 0, under 1"),
+        ("data.held_out=1", r"data\.held_out is 1; allowed: over 0, under 1"),
     ],
 )
 def test_every_mistake_has_its_sentence(override: str, sentence: str) -> None:
@@ -88,7 +101,7 @@ def test_a_key_that_the_file_lacks_is_named(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FOLDER, tmp_path / "train"))
     file = folder / "config.yaml"
     file.write_text(file.read_text().replace("seed: 0", ""))
-    with pytest.raises(ConfigError, match="seed"):
+    with pytest.raises(ConfigError, match="seed is missing; allowed: 0 to"):
         compose(environ={}, folder=folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import shutil
 import subprocess
@@ -150,7 +151,8 @@ def test_a_fingerprint_covers_the_whole_configuration(environ: dict[str, str]) -
         for field in dataclasses.fields(section):
             if (name, field.name) == ("model", "weights"):
                 continue
-            changed = dataclasses.replace(section, **{field.name: "changed"})
+            changed = copy.copy(section)
+            object.__setattr__(changed, field.name, "changed")
             other = dataclasses.replace(made, config=dataclasses.replace(made.config, **{name: changed}))
             assert other.fingerprint != made.fingerprint, f"{name}.{field.name}"
 

@@ -6,23 +6,79 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beeline.errors import ConfigError
-from beeline.settings import Choice
+from beeline.errors import ArchiveError, BeelineError, ConfigError
+from beeline.settings import Choice, threads_of
 from beeline.spec import ModelSpec
 
 
-class Engine(Protocol):
-    """A loaded model: uint8 pictures in, scores out; `choice` is what `choices` returned for it."""
+class Engine:
+    """A loaded model: uint8 pictures in, scores out. Each runtime has a subclass.
 
-    choice: dict[str, Choice]
+    Attributes:
+        choice: engine, device, precision and threads, each with its reason, as logs, metrics and page show them.
+    """
+
+    # What messages call the runtime.
+    title: str
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        device: str | None = None,
+        threads: int | None = None,
+        gpu_id: int | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Load the artifact and run it once, so that no client pays for the first pass; see `load`."""
+        self.spec, self.environ = spec, environ
+        self.asked = device or environ.get("BEELINE_DEVICE") or "auto"
+        built = "as the archive was built"
+        self.choice = {
+            "engine": Choice(spec.engine, built),
+            "device": self._device(gpu_id),
+            "precision": Choice(spec.precision, built),
+            "threads": threads_of(threads, environ),
+        }
+        self._prepare()
+        try:
+            self._start(folder / spec.model.file)
+            self._warm_up()
+        except BeelineError:
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())[:300]
+            raise ArchiveError(f"{spec.model.file} does not run on {self.title} ({why}); build it again") from error
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1."""
+        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1.
+
+        Raises:
+            RuntimeError: as the runtime raises it.
+        """
+        raise NotImplementedError
+
+    def _device(self, gpu_id: int | None) -> Choice:
+        """Return the device for `asked`; raise `ConfigError` where it is not there."""
+        raise NotImplementedError
+
+    def _prepare(self) -> None:
+        """Read the rest of the environment; raise `ConfigError` for what is impossible or missing."""
+
+    def _start(self, path: Path) -> None:
+        """Load the artifact from its file."""
+        raise NotImplementedError
+
+    def _warm_up(self) -> None:
+        size, classes = self.spec.geometry.crop, len(self.spec.labels)
+        for count in (1, 2):
+            shape = self.forward(np.zeros((count, size, size, 3), np.uint8)).shape
+            if shape != (count, classes):
+                raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")
 
 
 # Module, class, and the package that brings the runtime.
@@ -34,7 +90,7 @@ _ENGINES = {
 }
 
 
-# What runs on no CUDA device, whatever is there.
+# Engines that never run on a CUDA device.
 ON_CPUS = ("openvino",)
 
 
@@ -51,7 +107,7 @@ def load(
     gpu_id: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Engine:
-    """Load the artifact on the engine that its spec names, and run it once.
+    """Load the artifact with the engine that its spec names, and run it once.
 
     Args:
         folder: where the artifact lies.
@@ -76,27 +132,3 @@ def load(
             f"{package}, or build the archive with --engine torch"
         ) from error
     return made(folder, spec, device=device, threads=threads, gpu_id=gpu_id, environ=environ)
-
-
-def choices(spec: ModelSpec, device: Choice, threads: Choice) -> dict[str, Choice]:
-    """Return engine, device, precision and threads, each with its reason, as logs, metrics and page show them."""
-    built = "as the archive was built"
-    return {
-        "engine": Choice(spec.engine, built),
-        "device": device,
-        "precision": Choice(spec.precision, built),
-        "threads": threads,
-    }
-
-
-def warm_up(forward: Callable[[NDArray[np.uint8]], NDArray[np.float32]], spec: ModelSpec) -> None:
-    """Run one and two black pictures, so that no client pays for the first pass.
-
-    Raises:
-        ValueError: for an output of another shape than the labels ask for.
-    """
-    size, classes = spec.geometry.crop, len(spec.labels)
-    for count in (1, 2):
-        shape = forward(np.zeros((count, size, size, 3), np.uint8)).shape
-        if shape != (count, classes):
-            raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")

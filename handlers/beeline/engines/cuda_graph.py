@@ -1,62 +1,39 @@
-"""CUDA graphs: one recording of the forward pass for each size of batch, replayed instead of launched.
+"""CUDA graphs: the forward pass is recorded once for each size of batch, and replayed.
 
 A small network's hundred kernels take longer to launch than to run; a replay launches them all at once. A recording
-is of one size, so a batch is padded to the next one that was recorded.
+has one size, so a batch is padded to the next recorded size.
 
-Nothing here that needs a CUDA device has been run on one yet: `make test-gpu` is to do that. So it is off until
-`BEELINE_CUDA_GRAPHS=on` asks for it.
+The parts that need a CUDA device have not been run on one yet (`make test-gpu` does), so this is off unless
+`BEELINE_CUDA_GRAPHS=on`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-# What PyTorch's own notes on CUDA graphs run before a capture, so that libraries have chosen their algorithms.
+# As in PyTorch's notes on CUDA graphs: libraries choose their algorithms before the capture.
 _WARM_UP = 3
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Pictures `start` to `stop` of a batch, which the recording for `bucket` pictures takes."""
-
-    start: int
-    stop: int
-    bucket: int
-
-
-def pieces(count: int, buckets: Sequence[int] = BUCKETS) -> list[Piece]:
-    """Split a batch: as often as it goes into the largest bucket, what is left into the smallest that holds it.
-
-    Args:
-        count: pictures, 1 or more.
-        buckets: sizes in ascending order.
-    """
-    largest = buckets[-1]
-    found = []
-    for start in range(0, count, largest):
-        left = min(largest, count - start)
-        found.append(Piece(start, start + left, next(size for size in buckets if size >= left)))
-    return found
 
 
 def by_buckets(pixels: Tensor, replay: Callable[[int, Tensor], Tensor], buckets: Sequence[int] = BUCKETS) -> Tensor:
     """Run a batch of any size, uint8 `[N, crop, crop, 3]`, through recordings: `[N, classes]`.
 
+    The batch is cut into pieces of the largest bucket; the rest goes into the smallest bucket that holds it.
+
     Args:
-        pixels: the batch.
+        pixels: the batch, of one picture or more.
         replay: takes a bucket and at most as many pictures; returns `[bucket, classes]` in memory of its own, which
             the next replay overwrites.
         buckets: sizes in ascending order.
     """
     parts = []
-    for piece in pieces(len(pixels), buckets):
-        scores = replay(piece.bucket, pixels[piece.start : piece.stop])
-        parts.append(scores[: piece.stop - piece.start].clone())
+    for piece in torch.split(pixels, buckets[-1]):
+        bucket = next(size for size in buckets if size >= len(piece))
+        parts.append(replay(bucket, piece)[: len(piece)].clone())
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -79,12 +56,12 @@ class CudaGraphs:
             buckets: sizes in ascending order.
 
         Raises:
-            RuntimeError: as PyTorch raises it, for a model that waits for the device or has not the memory.
+            RuntimeError: as PyTorch raises it, for a model that waits for the device, or for too little memory.
         """
         self._buckets = tuple(buckets)
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         with torch.cuda.device(device):
-            # One at a time is replayed, so they share their memory; the largest is first and makes enough of it.
+            # Only one is replayed at a time, so they share their memory; the largest comes first and allocates enough.
             pool = torch.cuda.graph_pool_handle()
             for size in reversed(self._buckets):
                 given = torch.zeros(size, crop, crop, 3, dtype=torch.uint8, device=device)
@@ -105,7 +82,7 @@ class CudaGraphs:
 
     def _replay(self, bucket: int, pixels: Tensor) -> Tensor:
         graph, given, taken = self._recorded[bucket]
-        # Behind them lie pictures of an earlier batch; no answer depends on a neighbour, and theirs are cut off.
+        # The rest of `given` holds pictures of an earlier batch; their scores are cut off.
         given[: len(pixels)].copy_(pixels)
         graph.replay()
         return taken

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,68 +10,46 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from beeline.engines import choices, warm_up
-from beeline.errors import ArchiveError, ConfigError
-from beeline.settings import Choice, parsed_device, threads_of
-from beeline.spec import ModelSpec
+from beeline.engines import Engine
+from beeline.errors import ConfigError
+from beeline.settings import Choice, parsed_device
 
 INPUT = "pixels"
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
-# TensorRT makes its engine for a range of batches; one outside it would have another made while clients wait.
+# TensorRT builds its engine for a range of batches; for a batch outside it, clients would wait for another engine.
 _USUAL_BATCH, _LARGEST_BATCH = 16, 64
 Providers = list[tuple[str, dict[str, Any]]]
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """ONNX Runtime, for one file `model.onnx` with its weights inside.
 
     The graph takes uint8 `[N, crop, crop, 3]` and returns float `[N, classes]`. A build of ONNX Runtime for CUDA
-    devices (the package onnxruntime-gpu) runs it by TensorRT, else by CUDA. That has not been run on a device yet.
+    devices (the package onnxruntime-gpu) runs it by TensorRT, else by CUDA. This has not been run on a device yet.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        spec: ModelSpec,
-        device: str | None = None,
-        threads: int | None = None,
-        gpu_id: int | None = None,
-        environ: Mapping[str, str] = os.environ,
-    ) -> None:
-        """Load the artifact and run it once; see `beeline.engines.load`.
+    title = f"ONNX Runtime {onnxruntime.__version__}"
 
-        Raises:
-            ConfigError: for a device that is not there. ArchiveError: for an artifact that does not load.
-        """
-        self.spec = spec
-        # Builds for Linux send nothing; where one would, it is told not to.
+    def _device(self, gpu_id: int | None) -> Choice:
+        available, crop = onnxruntime.get_available_providers(), self.spec.geometry.crop
+        device, self._providers = choose(self.asked, available, gpu_id, crop)
+        return device
+
+    def _start(self, path: Path) -> None:
+        # Builds for Linux send no telemetry; others have this switch.
         getattr(onnxruntime, "disable_telemetry_events", lambda: None)()
-        asked = device or environ.get("BEELINE_DEVICE") or "auto"
-        wanted, providers = choose(asked, onnxruntime.get_available_providers(), gpu_id, spec.geometry.crop)
-        threads_chosen = threads_of(threads, environ)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(threads_chosen.value)
+        options.intra_op_num_threads = int(self.choice["threads"].value)
         options.inter_op_num_threads = 1
-        # Threads that wait for work by spinning take the core from the other workers.
+        # Threads that spin while they wait take the core from other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(folder / spec.model.file), options, providers=providers)
-            self._input = self._session.get_inputs()[0].name
-            warm_up(self.forward, spec)
-        except Exception as error:
-            why = " ".join(str(error).split())[:300]
-            raise ArchiveError(
-                f"{spec.model.file} does not run on ONNX Runtime {onnxruntime.__version__} ({why}); build it again"
-            ) from error
-        self.choice = choices(spec, settled(asked, wanted, self._session.get_providers()), threads_chosen)
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+        self._input = self._session.get_inputs()[0].name
+        self.choice["device"] = settled(self.asked, self.choice["device"], self._session.get_providers())
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.
-
-        Raises:
-            RuntimeError: as ONNX Runtime raises it.
-        """
+        """Run the model; see `Engine.forward`."""
         return np.asarray(self._session.run(None, {self._input: pixels})[0], dtype=np.float32)
 
 
@@ -115,14 +92,14 @@ def choose(asked: str, available: Sequence[str], gpu_id: int | None, crop: int) 
     return Choice(f"cuda:{number}", reason), [(provider, options[provider]) for provider in found] + cpu
 
 
-def settled(asked: str, wanted: Choice, running: Sequence[str]) -> Choice:
+def settled(asked: str, chosen: Choice, running: Sequence[str]) -> Choice:
     """Return the device that a session runs on: where a provider does not start, ONNX Runtime takes the next one.
 
     Raises:
         ConfigError: when a CUDA device was asked for and none of its providers started.
     """
-    if wanted.value == "cpu" or TENSORRT in running or CUDA in running:
-        return wanted
+    if chosen.value == "cpu" or TENSORRT in running or CUDA in running:
+        return chosen
     if asked != "auto":
         raise ConfigError(
             f"BEELINE_DEVICE is {asked!r}, and ONNX Runtime's providers for CUDA devices did not start; its log says "

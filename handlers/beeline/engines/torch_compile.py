@@ -21,19 +21,19 @@ from beeline.errors import ConfigError
 
 
 class TorchCompileEngine(TorchEngine):
-    """PyTorch's compiler for an exported program, else as `TorchEngine`.
+    """As `TorchEngine`, with an exported program compiled by PyTorch.
 
-    The first load on a machine compiles for about a minute (ResNet-18, one core), a later one takes it from the
-    cache. Two graphs are made, both at load: PyTorch takes a batch of one for a case of its own, and the other is for
-    every larger batch.
+    The first load on a machine compiles for about a minute (ResNet-18, one core); later loads use the cache. Two graphs
+    are compiled at load: one for a single picture, one for every larger batch.
     """
 
-    def _prepare(self, environ: Mapping[str, str]) -> None:
-        check_compiler(environ)
+    def _prepare(self) -> None:
+        super()._prepare()
+        check_compiler(self.environ)
         import torch._inductor.config as settings
 
-        # How many threads a loop takes is compiled into it.
-        cache = cache_folder(environ) / f"torch-{torch.__version__}-threads-{self.choice['threads'].value}"
+        # The number of threads is compiled into the code.
+        cache = cache_folder(self.environ) / f"torch-{torch.__version__}-threads-{self.choice['threads'].value}"
         try:
             cache.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -41,35 +41,35 @@ class TorchCompileEngine(TorchEngine):
                 f"the compiler's cache {cache} cannot be made ({error.strerror}); name one that can be written to "
                 "by BEELINE_COMPILE_CACHE"
             ) from error
-        # Read at each compilation, so it is to be set before the first.
+        # PyTorch reads it at each compilation, so it must be set before the first.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
-        # A pool of compiling processes would live as long as the worker, each with a PyTorch of its own.
+        # A pool of compiling processes, each with a PyTorch of its own, would live as long as the worker.
         settings.compile_threads = 1
-        # It warns of CUDA that is installed without a device, once a load.
+        # It warns at each load where CUDA is installed without a device.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
-    def _start(self, path: Path, graphs: bool) -> None:
+    def _warm_up(self) -> None:
         with warnings.catch_warnings():
-            # Of PyTorch's own code, about PyTorch's own code.
+            # PyTorch, which compiles now, warns about its own code.
             warnings.simplefilter("ignore")
-            super()._start(path, graphs)
+            super()._warm_up()
 
     def _load(self, path: Path) -> Any:
-        # A whole graph or none: half of one in Python would be slower than what it is to replace.
+        # The whole graph or an error: a graph that runs partly in Python would be slower than the uncompiled one.
         return torch.compile(super()._load(path), dynamic=True, fullgraph=True)
 
 
 def check_compiler(environ: Mapping[str, str]) -> None:
-    """Check that what PyTorch writes can be compiled: a C++ compiler, Python's headers, the package setuptools.
+    """Check that PyTorch can compile here: it needs a C++ compiler, Python's headers and the package setuptools.
 
     Raises:
         ConfigError: naming what to install.
     """
-    wanted = environ.get("CXX") or "g++"
-    if shutil.which(wanted, path=environ.get("PATH", "")) is None:
+    compiler = environ.get("CXX") or "g++"
+    if shutil.which(compiler, path=environ.get("PATH", "")) is None:
         raise ConfigError(
-            f"the engine torch_compile needs a C++ compiler and there is no {wanted} on the PATH: install g++ (Debian: "
-            "apt-get install g++), or build the archive with --engine torch"
+            f"the engine torch_compile needs a C++ compiler and there is no {compiler} on the PATH: install g++ "
+            "(Debian: apt-get install g++), or build the archive with --engine torch"
         )
     if importlib.util.find_spec("setuptools") is None:
         raise ConfigError(
@@ -85,13 +85,13 @@ def check_compiler(environ: Mapping[str, str]) -> None:
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return the folder for compiled code, made where it is missing: nobody else may write there.
+    """Return the folder for compiled code, made where it is missing; only this user can write there.
 
     Args:
         environ: `BEELINE_COMPILE_CACHE` names it; else it is the user's own in the system's temporary folder.
 
     Raises:
-        ConfigError: when it is somebody else's or others may write to it: code is loaded from it.
+        ConfigError: when another user owns it or others may write to it, since code is loaded from it.
     """
     given = environ.get("BEELINE_COMPILE_CACHE")
     folder = Path(given) if given else Path(tempfile.gettempdir()) / f"beeline-compile-{os.geteuid()}"

@@ -8,8 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from archive.variants import agreement, to_onnx
+from archive.variants import CONVERTERS, agreement
 from archive.variants.agreement import Gate, Pictures
+from archive.variants.convert import to_onnx
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 from tests.archive.variants.test_agreement import SMALL, draw
@@ -22,11 +23,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return agreement.read(draw(tmp_path_factory.mktemp("pictures"), 120), None, SMALL)
 
 
-@pytest.mark.parametrize("precision", list(to_onnx.PACKAGES))
+@pytest.mark.parametrize("precision", list(CONVERTERS["onnxruntime"].packages))
 def test_one_file_for_any_batch_with_nothing_of_its_origin(
     tiny_export: Path, tmp_path: Path, pictures: Pictures, precision: str
 ) -> None:
-    artifact = to_onnx.convert(tiny_export, ModelSpec.load(tiny_export), tmp_path, precision, pictures, Gate(0.95, 1.0))
+    artifact = to_onnx(tiny_export, ModelSpec.load(tiny_export), tmp_path, precision, pictures, Gate(0.95, 1.0))
     assert (artifact.file, artifact.format, artifact.weights) == ("model.onnx", "onnx", None)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     model = onnx.load(tmp_path / "model.onnx")
@@ -44,5 +45,7 @@ def test_one_file_for_any_batch_with_nothing_of_its_origin(
 def test_torchscript_is_refused_with_the_fix(tiny_export: Path, tmp_path: Path, pictures: Pictures) -> None:
     spec = ModelSpec.load(tiny_export)
     scripted = dataclasses.replace(spec, model=dataclasses.replace(spec.model, format="torchscript"))
-    with pytest.raises(ArchiveError, match=r"cannot be written as ONNX .*torchscript.*take --engine torch"):
-        to_onnx.convert(tiny_export, scripted, tmp_path, "fp32", pictures, Gate(0.95, 1.0))
+    with pytest.raises(
+        ArchiveError, match=r"torchscript, and PyTorch writes only exported programs as ONNX; take --engine torch"
+    ):
+        to_onnx(tiny_export, scripted, tmp_path, "fp32", pictures, Gate(0.95, 1.0))

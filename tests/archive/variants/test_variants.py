@@ -14,7 +14,7 @@ from PIL import Image
 
 from archive import inspect, variants
 from archive.build import build
-from archive.variants import CONVERTERS, Converter, Wanted, agreement, to_torch
+from archive.variants import CONVERTERS, Converter, Variant, agreement, convert
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.cuda_jpeg import CudaJpegs
@@ -41,14 +41,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return agreement.read(draw(tmp_path_factory.mktemp("pictures"), 240), None, SMALL)
 
 
-def made(export: Path, out: Path, wanted: Wanted, pictures: Pictures) -> ModelSpec:
+def made(export: Path, out: Path, wanted: Variant, pictures: Pictures) -> ModelSpec:
     out.mkdir()
-    return variants.make(export, out, wanted, pictures, GATE, to_torch.photometry(export, ModelSpec.load(export)))
+    return variants.make(export, out, wanted, pictures, GATE, convert.photometry(export, ModelSpec.load(export)))
 
 
 @pytest.mark.parametrize("wanted", FAST, ids=str)
 def test_a_variant_is_verified_and_answers_every_batch_size(
-    tiny_export: Path, tmp_path: Path, pictures: Pictures, wanted: Wanted
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, wanted: Variant
 ) -> None:
     spec = made(tiny_export, tmp_path / "variant", wanted, pictures)
     assert (spec.engine, spec.precision) == (wanted.engine, wanted.precision)
@@ -70,7 +70,7 @@ def test_a_variant_is_verified_and_answers_every_batch_size(
 
 @pytest.mark.parametrize("wanted", FAST, ids=str)
 def test_the_same_choice_gives_the_same_bytes(
-    tiny_export: Path, tmp_path: Path, pictures: Pictures, wanted: Wanted
+    tiny_export: Path, tmp_path: Path, pictures: Pictures, wanted: Variant
 ) -> None:
     digests = []
     for name in ("one", "two"):
@@ -80,7 +80,7 @@ def test_the_same_choice_gives_the_same_bytes(
 
 
 def test_the_photometry_is_read_off_the_graph(tiny_export: Path) -> None:
-    mean, std = to_torch.photometry(tiny_export, ModelSpec.load(tiny_export))
+    mean, std = convert.photometry(tiny_export, ModelSpec.load(tiny_export))
     assert np.allclose(mean, (0.485, 0.456, 0.406), atol=1e-5)
     assert np.allclose(std, (0.229, 0.224, 0.225), atol=1e-5)
 
@@ -107,14 +107,14 @@ def test_a_variant_that_answers_otherwise_is_refused(
 
     monkeypatch.setattr(engines, "load", load)
     with pytest.raises(ArchiveError, match=r"openvino fp32 is refused: 7\d\.\d% of the first labels"):
-        made(tiny_export, tmp_path / "variant", Wanted("openvino", "fp32"), pictures)
+        made(tiny_export, tmp_path / "variant", Variant("openvino", "fp32"), pictures)
 
 
 def test_variants_are_made_of_the_reference_alone(tiny_export: Path, tmp_path: Path, pictures: Pictures) -> None:
-    made(tiny_export, tmp_path / "one", Wanted("openvino", "fp32"), pictures)
+    made(tiny_export, tmp_path / "one", Variant("openvino", "fp32"), pictures)
     (tmp_path / "two").mkdir()
     with pytest.raises(ArchiveError, match="is openvino fp32 already"):
-        variants.make(tmp_path / "one", tmp_path / "two", Wanted("openvino", "int8"), pictures, GATE, MADE_UP)
+        variants.make(tmp_path / "one", tmp_path / "two", Variant("openvino", "int8"), pictures, GATE, MADE_UP)
 
 
 def test_the_fastest_of_those_that_pass_is_taken(
@@ -125,17 +125,18 @@ def test_the_fastest_of_those_that_pass_is_taken(
 
     monkeypatch.setitem(CONVERTERS, "openvino", Converter(refused, {"fp32": ("openvino",)}))
     said: list[str] = []
-    folder, tried = variants.fastest(
+    folder, results = variants.fastest(
         tiny_export,
         tmp_path,
         pictures,
         Gate(),
-        to_torch.photometry(tiny_export, ModelSpec.load(tiny_export)),
-        [Wanted("torch", "fp32"), Wanted("openvino", "fp32")],
+        convert.photometry(tiny_export, ModelSpec.load(tiny_export)),
+        [Variant("torch", "fp32"), Variant("openvino", "fp32")],
         said.append,
     )
     assert folder == tiny_export
-    assert [each.milliseconds is None for each in tried] == [False, True]
+    assert isinstance(results["torch fp32"], float)
+    assert results["openvino fp32"] == "it cannot be converted"
     assert "it cannot be converted" in said[1]
 
 
@@ -153,16 +154,27 @@ def test_what_this_machine_lacks_is_left_out_and_said(
         "torch fp32",
         "openvino fp32",
     ]
-    assert reasons["torch fp16"] == "fp16 is for CUDA devices, and none is there"
-    assert reasons["onnxruntime int8"] == "onnxscript and nncf are not installed here"
+    assert reasons["torch fp16"] == "fp16 is for CUDA devices, and none is there; take --precision bf16 or fp32"
+    assert reasons["onnxruntime int8"] == "onnxscript and nncf are not installed here; install what is missing"
     assert "install g++" in str(reasons["torch_compile bf16"])
     said: list[str] = []
-    folder, tried = variants.fastest(
-        tiny_export, tmp_path, pictures, GATE, MADE_UP, [variants.REFERENCE, Wanted("torch", "fp16")], said.append
+    folder, results = variants.fastest(
+        tiny_export, tmp_path, pictures, GATE, MADE_UP, [variants.REFERENCE, Variant("torch", "fp16")], said.append
     )
     assert folder == tiny_export
-    assert tried[1].refused == f"left out: {reasons['torch fp16']}"
-    assert said[1] == "  torch fp16 is left out: fp16 is for CUDA devices, and none is there"
+    assert results["torch fp16"] == f"left out: {reasons['torch fp16']}"
+    assert said[1] == f"  torch fp16 is left out: {reasons['torch fp16']}"
+
+
+def test_a_lone_variant_that_cannot_be_made_here_says_why(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"openvino bf16 cannot be built here: .* cannot multiply in bf16; build it on"
+    ):
+        variants.prepare(tiny_export, tmp_path, ("openvino", "bf16"), (None, None), (0.99, 0.1), "full", print)
 
 
 def test_where_nothing_is_let_through_it_says_why_of_each(
@@ -170,7 +182,7 @@ def test_where_nothing_is_let_through_it_says_why_of_each(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ArchiveError, match=r"torch fp16: left out: fp16 is for CUDA devices.*take --engine auto"):
-        variants.fastest(tiny_export, tmp_path, pictures, GATE, MADE_UP, [Wanted("torch", "fp16")], print)
+        variants.fastest(tiny_export, tmp_path, pictures, GATE, MADE_UP, [Variant("torch", "fp16")], print)
 
 
 def test_the_reference_is_the_first_variant_and_pytorchs_files_are_its_own(
@@ -178,7 +190,7 @@ def test_the_reference_is_the_first_variant_and_pytorchs_files_are_its_own(
 ) -> None:
     assert variants.known()[0] == variants.REFERENCE
     assert len(set(variants.known())) == len(variants.known())
-    spec = made(tiny_export, tmp_path / "variant", Wanted("torch", "bf16"), pictures)
+    spec = made(tiny_export, tmp_path / "variant", Variant("torch", "bf16"), pictures)
     assert spec.model == ModelSpec.load(tiny_export).model
     assert sha256(tmp_path / "variant" / spec.model.file) == spec.model.sha256
 
@@ -229,9 +241,9 @@ def test_decoding_on_a_device_is_judged_by_what_the_device_makes_of_a_picture(
 
 
 def test_what_runs_on_cpus_is_left_out_aloud_where_a_device_is_to_decode() -> None:
-    why = variants.left_out(Wanted("openvino", "fp32"), "cuda")
-    assert why == "JPEGs are to be decoded on a CUDA device, and openvino runs on CPUs"
-    assert variants.left_out(Wanted("openvino", "fp32"), "scaled") is None
+    why = str(variants.left_out(Variant("openvino", "fp32"), "cuda"))
+    assert why.startswith("--decoding is 'cuda', and openvino runs on CPUs")
+    assert variants.left_out(Variant("openvino", "fp32"), "scaled") is None
     assert variants.left_out(variants.REFERENCE, "cuda") is None
 
 
@@ -243,7 +255,7 @@ def test_a_worker_without_the_runtime_says_what_to_install(tiny_export: Path, mo
 
 
 def test_every_file_of_the_model_is_covered(tiny_export: Path, tmp_path: Path, pictures: Pictures) -> None:
-    made(tiny_export, tmp_path / "variant", Wanted("openvino", "fp32"), pictures)
+    made(tiny_export, tmp_path / "variant", Variant("openvino", "fp32"), pictures)
     weights = tmp_path / "variant" / "model.bin"
     before = sha256(weights)
     body = bytearray(weights.read_bytes())

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from archive import variants
-from archive.variants import CONVERTERS, Wanted
+from archive.variants import CONVERTERS, Variant
 from archive.variants.agreement import Gate, Pictures
 from beeline import pixels
 from beeline.settings import MAX_PIXELS
@@ -33,7 +33,7 @@ VARIANTS = [
 ]
 
 
-def converted(folder: Path, out: Path, wanted: Wanted, crops: NDArray[np.uint8], tolerance: float) -> VisionHandler:
+def converted(folder: Path, out: Path, wanted: Variant, crops: NDArray[np.uint8], tolerance: float) -> VisionHandler:
     """Load a handler on a variant of a served folder, past the gate, which has tests of its own."""
     spec = ModelSpec.load(folder)
     shutil.copytree(folder / "golden", out / "golden")
@@ -107,7 +107,7 @@ def expected(network: torch.nn.Module, model_folder: Path, shared_data: Path) ->
 @pytest.mark.shared
 @pytest.mark.parametrize("wanted", VARIANTS, ids=str)
 def test_every_awkward_picture_gets_its_status(
-    wanted: Wanted, model_folder: Path, expected: dict[Path, str | int | None], shared_data: Path, tmp_path: Path
+    wanted: Variant, model_folder: Path, expected: dict[Path, str | int | None], shared_data: Path, tmp_path: Path
 ) -> None:
     """Every status is the reference's; in fp32 every label too, in bf16 19 of 20.
 

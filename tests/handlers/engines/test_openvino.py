@@ -9,8 +9,6 @@ import numpy as np
 import openvino
 import pytest
 
-from archive.variants import to_openvino
-from archive.variants.agreement import Gate, Pictures
 from beeline.engines.openvino import OpenVinoEngine
 from beeline.errors import ConfigError
 from beeline.spec import ModelSpec
@@ -67,19 +65,3 @@ def test_the_choice_says_what_is_computed_in(openvino_model: Path) -> None:
     choice = OpenVinoEngine(openvino_model, spec, environ={}).choice["precision"]
     assert choice.value == ("bf16" if has_bf16() else "fp32")
     assert has_bf16() or choice.reason == "this processor has no bf16, which the archive was built for"
-
-
-def test_bf16_is_built_where_it_can_be_judged_alone(
-    colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The processor is made up, so that both cases run on any."""
-    spec = ModelSpec.load(colour_model)
-    none = np.empty((0, spec.geometry.crop, spec.geometry.crop, 3), np.uint8)
-    pictures = Pictures(none, none, none, spec.geometry, "none")
-    monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "INT8"])
-    with pytest.raises(
-        ConfigError, match=r"this processor has no bf16.*build it on a machine like the one that serves"
-    ):
-        to_openvino.convert(colour_model, spec, tmp_path, "bf16", pictures, Gate())
-    monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "BF16"])
-    assert to_openvino.convert(colour_model, spec, tmp_path, "bf16", pictures, Gate()).format == "openvino"

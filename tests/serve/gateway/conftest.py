@@ -175,7 +175,7 @@ class Peer:
     """A stand-in for the gateway of a backend on another host, for faults that a real one cannot be made to have.
 
     `ping` is the status and the values that its `/ping` answers, `answers` the status of each prediction, `pages`
-    what it has to read, `rest` all other pages; while `silent` it takes connections and says nothing to `/ping`.
+    what it has to read; while `silent` it takes connections and says nothing to `/ping`.
     """
 
     def __init__(self, host: str, port: int = 0) -> None:
@@ -183,7 +183,6 @@ class Peer:
         self.answers = 200
         self.headers: dict[str, str] = {}
         self.pages: dict[str, bytes] = {}
-        self.rest: bytes | None = None
         self.seen: list[str] = []
         self.pings = 0
         self.silent = False
@@ -217,7 +216,7 @@ class _Peer(_Handler):
     def do_GET(self) -> None:
         self.owner.seen.append(self.path)
         if self.path != "/ping":
-            self.page(self.owner.pages.get(self.path, self.owner.rest))
+            self.page(self.owner.pages.get(self.path))
             return
         self.owner.pings += 1
         while self.owner.silent and not self.owner.stopped.wait(0.05):
@@ -227,8 +226,6 @@ class _Peer(_Handler):
     def page(self, body: bytes | None) -> None:
         if body is None:
             self.answer(404, {"code": 404})
-        elif body.startswith(b"http://"):
-            self.answer(302, {}, Location=body.decode())
         else:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))

@@ -54,7 +54,7 @@ def test_the_set_ups_where_the_system_has_none_or_an_old_or_a_broken_one(fake_ng
         fake_nginx.write_text(f"#!/bin/sh\n{broken}\n")
         said = choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
         assert SETUPS.match(said)
-        assert f"{fake_nginx} is no nginx that runs here ({why}" in said
+        assert f"{fake_nginx} is not an nginx that runs here ({why}" in said
     fake_nginx.write_text("#!/no/such/shell\n")
     assert f"{fake_nginx} cannot be run" in choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
 
@@ -89,7 +89,7 @@ def test_other_names_are_one_sentence() -> None:
     assert choose("none").kind == "none"
     with pytest.raises(ConfigError, match="--gateway is 'ngnix'; did you mean 'nginx'"):
         choose("ngnix")
-    with pytest.raises(ConfigError, match="'development', which is no more; leave it out, nginx comes with the set-up"):
+    with pytest.raises(ConfigError, match="'development', which no longer exists; leave it out: the set-up has nginx"):
         choose("development")
 
 
@@ -119,11 +119,11 @@ def test_tls_needs_a_certificate_its_key_and_nginx(tmp_path: Path) -> None:
     key.touch()
     with pytest.raises(ConfigError, match="beeline_tls_key is not; TLS needs a certificate and its key"):
         tls_files(NGINX, Properties(file, texts={"beeline_tls_certificate": str(certificate)}))
-    with pytest.raises(ConfigError, match="beeline_tls_address is there, beeline_tls_certificate is not"):
+    with pytest.raises(ConfigError, match="beeline_tls_address is set, beeline_tls_certificate is not"):
         tls_files(NGINX, Properties(file, addresses={"beeline_tls_address": Address("127.0.0.1", 8443, "https")}))
     assert tls_files(NGINX, Properties(file, texts=texts)) == (certificate, key)
     with pytest.raises(ConfigError, match="TLS needs nginx, and --gateway is none; leave that out"):
         tls_files(choose("none"), Properties(file, texts=texts))
     key.unlink()
-    with pytest.raises(ConfigError, match="which is not there; mount it"):
+    with pytest.raises(ConfigError, match="which is missing; mount it"):
         tls_files(NGINX, Properties(file, texts=texts))

@@ -7,12 +7,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-import requests
 
-from serve.gateway.discovery import Discovery, Watched, resolve
+from serve.gateway.discovery import Discovery, RemoteProbe, resolve
 from serve.gateway.prober import Seen, together
 from serve.gateway.settings import Backend, Name
 from tests.serve.gateway.conftest import ONE_READY, Peer
@@ -47,10 +47,8 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 def look(peer: Peer) -> Seen:
     """Ask a backend once."""
-    watched = Watched(Backend(peer.url, "http://nowhere"), lambda: None)
-    watched.stop()
-    with requests.Session() as session:
-        return watched.look(session)
+    with closing(RemoteProbe(Backend(peer.url, "http://nowhere"))) as probe:
+        return probe.look()
 
 
 def test_a_name_is_looked_up_for_real() -> None:
@@ -150,9 +148,11 @@ def test_a_backend_of_another_release_may_say_more(peer: Peer) -> None:
 
 def test_silence_once_is_a_lost_packet_twice_is_an_end(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.gateway.discovery._ANSWER", 1.0)
-    monkeypatch.setattr("serve.gateway.discovery.LOOK", 0.01)
+    monkeypatch.setattr(RemoteProbe, "calm", 0.01)
+    monkeypatch.setattr(RemoteProbe, "hasty", 0.01)
     seen: list[Seen] = []
-    watched = Watched(Backend(peer.url, "http://nowhere"), lambda: seen.append(watched.seen))
+    watched = RemoteProbe(Backend(peer.url, "http://nowhere"))
+    watched.start(lambda: seen.append(watched.seen))
     try:
         wait_for(lambda: watched.seen == READY)
         asked = peer.pings

@@ -108,10 +108,10 @@ def sent_on(site: Site, count: int) -> list[str]:
 def test_the_state_is_told_by_files(gateway: Gateway) -> None:
     site = gateway()
     settings = site.settings
-    assert (settings.ready_file.exists(), settings.open_file.exists()) == (True, True)
+    assert [(settings.state / name).exists() for name in ("ready", "open")] == [True, True]
     text = json.dumps({"status": "Unhealthy", "reason": "x", "models": {}})
     runtime.write_state(settings, ready=False, text=text, draining=True)
-    assert (settings.ready_file.exists(), settings.open_file.exists()) == (False, True)
+    assert [(settings.state / name).exists() for name in ("ready", "open")] == [False, True]
     assert (requests.get(f"{site.url}/ping", timeout=5).status_code, site.predict().status_code) == (503, 200)
     runtime.write_state(settings, ready=False, text=text)
     assert site.predict().status_code == 503

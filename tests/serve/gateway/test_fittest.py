@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import requests
 
 from archive.store import find_archives
-from serve.gateway.discovery import Watched
+from serve.gateway.discovery import RemoteProbe
 from serve.gateway.prober import Probe, Seen, closed_together, fittest, together
 from serve.gateway.settings import Backend
 from tests.serve.conftest import MakeArchive
-from tests.serve.gateway.conftest import Cluster, Peer, wait_for
+from tests.serve.gateway.conftest import Cluster, Peer, settings_of, wait_for
 
 READY = Seen(True, "ready")
 GONE = Seen(False, "gone")
@@ -48,10 +49,9 @@ def test_a_prediction_without_a_version_is_the_default_ones(make_fake: MakeArchi
         ({"a": "2.0"}, {"a@1.0"}),
         ({}, {"a@", "a@1.0"}),
     ):
-        probe = Probe(backend, (a, b), True, 1.0, defaults=defaults)
-        assert probe._closed([a]) == closed
-        assert probe._closed([a, b]) == set()
-        probe.close()
+        with closing(Probe(backend, (a, b), settings_of(tmp_path, defaults=defaults))) as probe:
+            assert probe._closed([a]) == closed
+            assert probe._closed([a, b]) == set()
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,8 @@ def test_a_backend_of_another_host_names_what_it_refuses(said: object, closed: s
     peer = Peer("127.0.0.2")
     try:
         peer.ping = (503, {"status": "Unhealthy", "reason": "x", "models": {}, "closed": said})
-        watched = Watched(Backend(peer.url, "http://nowhere"), lambda: None)
-        watched.stop()
-        with requests.Session() as session:
-            seen = watched.look(session)
+        with closing(RemoteProbe(Backend(peer.url, "http://nowhere"))) as probe:
+            seen = probe.look()
         assert (seen.ready, seen.closed) == (False, closed)
         assert seen.open == bool(closed)
     finally:

@@ -22,7 +22,6 @@ from beeline.metrics import FOLDER
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.counts import answers
-from serve.gateway.backends import store_of
 from serve.instance.child import Running
 from serve.status import status
 from serve.up import Request, up
@@ -67,7 +66,7 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
     try:
         assert process.stdout is not None
         said = "".join(itertools.takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout))
-        found = re.search(r"^before one .*: (http://127\S+)$", said, re.MULTILINE)
+        found = re.search(r"^in front of one .*: (http://127\S+)$", said, re.MULTILINE)
         metrics = re.search(r"^metrics, .*: (http://127\S+)$", said, re.MULTILINE)
         assert found is not None, said
         assert metrics is not None, said
@@ -90,7 +89,7 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
             assert {each.result() for each in under_way} == {(200, "")}
         # What the prober knows the models from stays when that server and its folder are gone.
         served = store_of_gateway(process.pid)
-        assert served != store_of(servers[0].state)
+        assert served != servers[0].state.store
         assert (served / "colours.mar").is_file()
         assert requests.get(f"{found[1]}/nothing", timeout=30).status_code == 404
         own = 'beeline_gateway_answers_total{status="404"} 1.0'

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,42 @@ def test_backends_join_and_leave(cluster: Cluster) -> None:
     cluster.resolve_to()
     site.wait_until_reason("no backend is there")
     assert site.predict().status_code == 503
+
+
+@pytest.mark.server
+def test_the_catalog_is_any_ready_backends_and_stays_when_all_are_gone(cluster: Cluster) -> None:
+    old, new = cluster.peer("127.0.0.2"), cluster.peer("127.0.0.3")
+    old.offer("1.0")
+    new.offer("2.0", content=b'{"spec": 2}')
+    site = cluster.gateway(wait=False)
+    site.wait_until_reason("no backend is there")
+    status, headers, body = ask(f"{site.url}/catalog.json")
+    assert (status, json.loads(body)["type"], headers.get_all("Retry-After")) == (503, "NotReady", ["2"])
+    cluster.resolve_to("127.0.0.2", "127.0.0.3")
+    wait_for(lambda: len(members(site)) == 2)
+    site.wait_until(ready=True)
+    # Either version's files are found, whichever backend is asked first.
+    pages = ["/catalog/fake/1.0.json", "/catalog/fake/2.0.json", "/samples/fake/1.0/a.png", "/samples/fake/2.0/a.png"]
+    answers = {page: ask(f"{site.url}{page}") for page in [*pages, "/catalog.json"]}
+    assert {page: answer[0] for page, answer in answers.items()} == dict.fromkeys(answers, 200)
+    assert answers["/catalog/fake/2.0.json"][2] == b'{"spec": 2}'
+    assert answers["/samples/fake/1.0/a.png"][2] == b"a picture"
+    assert all(len(answer[1].get_all(name) or ()) == 1 for answer in answers.values() for name in SECURITY)
+    for status, method, page in (
+        (405, "POST", "/catalog.json"),
+        (404, "GET", "/samples/fake/1.0/.hidden.png"),
+        (404, "GET", "/catalog/fake/3.0.json"),
+    ):
+        assert ask(f"{site.url}{page}", method)[0] == status
+    old.stop()
+    new.stop()
+    site.wait_until(ready=False)
+    cluster.resolve_to()
+    site.wait_until_reason("no backend is there")
+    # What nginx has is older now than it uses without asking.
+    time.sleep(2.5)
+    for page, answer in answers.items():
+        assert ask(f"{site.url}{page}")[::2] == answer[::2]
 
 
 @pytest.mark.server
@@ -298,7 +335,7 @@ def test_the_command_stands_before_what_a_variable_names(tmp_path: Path) -> None
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         first = next(lines)
-        assert re.search(rf"gateway: nginx .*, before http://127\.0\.0\.1:{port}$", first.strip()), first
+        assert re.search(rf"gateway: nginx .*, in front of http://127\.0\.0\.1:{port}$", first.strip()), first
         found = re.search(r"page and API: (\S+); ready when /ping says so", next(lines))
         assert found is not None
         assert "beeline_deadline_seconds 7" in next(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve.gateway import runtime
-from serve.gateway.settings import Backend
+from serve.gateway.settings import Backend, Tls
 from serve.ports import Address
 from tests.serve.gateway.conftest import settings_of
 
@@ -30,6 +30,19 @@ def test_all_times_of_a_prediction_together_are_its_deadline(tmp_path: Path, dea
     assert all(int(milliseconds) > 0 for _, milliseconds in times)
     # Most of it is the server's.
     assert int(times[-1][1]) >= 600 * deadline
+
+
+@pytest.mark.parametrize(
+    ("version", "lines"),
+    [
+        ("1.25.0", ["listen 127.0.0.1:8443 ssl http2 backlog=1024;"]),
+        ("1.25.1", ["listen 127.0.0.1:8443 ssl backlog=1024;", "http2 on;"]),
+    ],
+)
+def test_http2_is_switched_on_as_this_nginx_takes_it(tmp_path: Path, version: str, lines: list[str]) -> None:
+    tls = Tls(Address("127.0.0.1", 8443, "https"), Path("/chain.pem"), Path("/key.pem"))
+    text = written(tmp_path, "listen.conf", listen=(), tls=tls, version=version)
+    assert text.splitlines()[: len(lines)] == lines
 
 
 def test_an_address_of_ipv6_has_brackets(tmp_path: Path) -> None:

@@ -81,5 +81,5 @@ def test_archives_of_one_name_are_to_be_the_same_file(tmp_path: Path, make_fake:
     states = [server(tmp_path, name, "") for name in ("one", "two")]
     backends.check_same(states)
     make_fake(tmp_path / "two" / "store", label="blue")
-    with pytest.raises(BeelineError, match=r"two serves fake\.mar with sha256 \w{12}, one another one with \w{12}"):
+    with pytest.raises(BeelineError, match=r"two serves fake\.mar with sha256 \w{12}, one with \w{12}"):
         backends.check_same(states)

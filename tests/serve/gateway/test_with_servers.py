@@ -33,7 +33,7 @@ from tests.serve.gateway.conftest import WHOSE, at_once, environment, wait_for
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(scope="module", params=[("torchserve", WHOSE[0]), ("mms", WHOSE[0]), ("torchserve", WHOSE[1])])
+@pytest.fixture(scope="module", params=[*zip(("torchserve", "mms"), WHOSE, strict=True)])
 def running(
     request: pytest.FixtureRequest, colour_archive: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
@@ -232,7 +232,7 @@ def test_a_request_that_is_smuggled_oversized_slow_or_cut_harms_only_itself(runn
     assert "hidden" not in requests.get(f"{running.state.management}/models", timeout=30).text
 
 
-@pytest.mark.parametrize(("server", "whose"), [("torchserve", WHOSE[0]), ("mms", WHOSE[0]), ("torchserve", WHOSE[1])])
+@pytest.mark.parametrize(("server", "whose"), [*zip(("torchserve", "mms"), WHOSE, strict=True)])
 def test_many_more_clients_than_it_holds_are_told_to_come_back(
     colour_archive: Path, tmp_path: Path, server: str, whose: str
 ) -> None:

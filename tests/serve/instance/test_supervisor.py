@@ -156,7 +156,7 @@ def test_a_killed_supervisor_takes_java_along_and_the_next_command_its_orphans(s
     wait_until(lambda: not psutil.pid_exists(java))
     orphans = {each.pid for each in marked(found)}
     assert len(orphans) == 2
-    assert [item.leftovers for item in down(home)] == [tuple(sorted(orphans))]
+    assert list(down(home).values()) == [sorted(orphans)]
     assert_nothing_left(found, state.temporary)
 
 
@@ -181,7 +181,7 @@ def test_a_detached_one_outlives_its_starter_until_it_is_stopped(start: Start, h
     state = found.read()
     assert state is not None
     assert process.poll() is None
-    assert [item.name for item in down(home)] == ["default"]
+    assert down(home) == {"default": []}
     process.wait(timeout=30)
     assert_nothing_left(found, state.temporary)
 
@@ -203,12 +203,12 @@ def test_down_needs_a_name_among_several_and_all_stops_them(start: Start, home: 
     started = [start(name=name) for name in ("one", "two")]
     for found, _, _ in started:
         wait_until(functools.partial(sleeping, found))
-    with pytest.raises(BeelineError, match=r"2 servers are running \(one, two\); say which with --name"):
+    with pytest.raises(BeelineError, match=r"2 servers are running \(one, two\); name one with --name"):
         down(home)
     with pytest.raises(BeelineError, match=r"no server named 'tow' is running; did you mean 'two'\?"):
         down(home, "tow")
-    assert [item.name for item in down(home, "one")] == ["one"]
-    assert [item.name for item in down(home, every=True)] == ["two"]
+    assert down(home, "one") == {"one": []}
+    assert down(home, every=True) == {"two": []}
     for _, process, pipe in started:
         process.wait(timeout=30)
         os.close(pipe)

@@ -17,7 +17,7 @@ from serve.servers import protocol
 from serve.servers.java import Java
 from serve.servers.mms import Mms
 from serve.servers.protocol import Places
-from serve.servers.torchserve import TorchServe
+from serve.servers.torchserve import TorchServe, models_json
 
 ROOT = Path(__file__).resolve().parents[3]
 ADDRESSES = addresses.resolve(Properties(Path("config.properties")), Ports(), "none")
@@ -68,7 +68,7 @@ def test_the_projects_file_in_torchserves_form_says_the_same_as_ours(places: Pla
     path = ROOT / "config" / "config.properties"
     archives = (Archive(Path("/store/resnet18.mar"), "resnet18", "1.0"),)
     resolved = config.resolve(load(path), archives, config.Overrides(), {}, 2, 0)
-    ours = json.loads(protocol.models_json(resolved))["resnet18"]["1.0"]
+    ours = json.loads(models_json(resolved))["resnet18"]["1.0"]
     theirs = json.loads(javaproperties.loads(path.read_text())["models"])["resnet18"]["1.0"]
     assert {key: ours[key] for key in theirs} == theirs
 
