@@ -148,19 +148,19 @@ bench: setup ## what the README's figures are from, in about two hours (MAR, PIC
 	@for what in $(WHAT); do $(MAKE) -s --no-print-directory bench-$$what || exit 1; done
 
 bench-gateway:
-	@.venv/bin/python -m bench.studies.gateway --picture '$(PICTURE)' --out bench/results/gateway.json
+	@.venv/bin/python -m bench.studies.serving gateway --picture '$(PICTURE)' --out bench/results/gateway.json
 
 bench-overload:
-	@.venv/bin/python -m bench.studies.overload --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/overload.json
+	@.venv/bin/python -m bench.studies.serving overload --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/overload.json
 
 bench-containers:
 	@if docker image inspect beeline-cpu:0.1.0 >/dev/null 2>&1; \
-		then .venv/bin/python -m bench.studies.containers --mar '$(MAR)' --picture '$(PICTURE)' --rounds 12 --requests 300 \
+		then .venv/bin/python -m bench.studies.serving container --mar '$(MAR)' --picture '$(PICTURE)' --rounds 12 --requests 300 \
 			--out bench/results/containers.json; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
 
 bench-path:
-	@.venv/bin/python -m bench.studies.path --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/path.json
+	@.venv/bin/python -m bench.studies.serving path --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/path.json
 
 bench-decoders:
 	@.venv/bin/python -m bench.studies.decoders --pictures '$(PICTURES)' --out bench/results/decoders.json

@@ -1,24 +1,29 @@
-"""One measurement as one line of JSON: its figures, and the machine, versions and pictures that they are of."""
+"""Files of JSON lines: a measurement's record, and the journal by which one that takes minutes goes on."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
+import math
 import os
 import platform
+import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from beeline.errors import BeelineError, did_you_mean
+from beeline.errors import BeelineError
 from bench.pictures import Pictures
+from host import ROOT
 from host import machine as hardware
+from host.files import write_whole
 
-# "table" is what sweeps were called; a "sweep" whose result has "tried" is a search.
-KINDS = ("load", "sweep", "compare", "tune", "search", "table")
+KINDS = ("load", "sweep", "compare", "tune", "search")
 SCHEMA = 1
 # What the figures depend on, where it is installed.
 _PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "pycurl")
@@ -34,11 +39,10 @@ def utc() -> str:
 
 def machine(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
     """Return processor, usable cores, features, memory, system, Python, load and GPUs; no host name."""
-    try:
+    lines: dict[str, str] = {}
+    with suppress(OSError):
         first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-    except OSError:
-        first = ""
-    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+        lines = dict(re.findall(r"(?m)^([^\t:]+)\s*: *(.*)$", first))
     flags = lines.get("flags", "").split()
     return {
         "cpu": lines.get("model name") or platform.processor() or platform.machine(),
@@ -52,22 +56,24 @@ def machine(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
     }
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Return the installed version of each package; one that is not installed is left out."""
-    installed = {}
-    for package in packages:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed
+def interval(values: Sequence[float], share: float = 0.5, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return where a quantile of what `values` were drawn from lies, by rank alone: no distribution is assumed.
+
+    Args:
+        values: in any order; of too few nothing can be said with that confidence, which is None.
+        share: of the quantile, as 0.5 for the median.
+        confidence: how often the interval holds the quantile, at least.
+    """
+    from scipy.stats import quantile_test
+
+    low, high = quantile_test(values, p=share).confidence_interval(confidence)
+    return None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
 
 
 def without_user(url: str) -> str:
     """Return an address without the user and the password that it may hold."""
-    scheme, marks, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return scheme + marks + host.rpartition("@")[2] + slash + path
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def command_line(program: str, words: Sequence[str]) -> str:
@@ -106,20 +112,31 @@ class Record:
     result: dict[str, Any]
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a kind or a schema that no report knows."""
+        if self.kind not in KINDS or self.schema != SCHEMA:
+            raise ValueError(
+                f"its kind is {self.kind!r} and its schema {self.schema!r}; known are {', '.join(KINDS)} and {SCHEMA}"
+            )
+
     @classmethod
     def now(
         cls,
         kind: str,
         command: str,
         result: dict[str, Any],
-        pictures: Pictures | dict[str, Any] | None,
+        pictures: Pictures | None,
         more_versions: dict[str, str] | None = None,
         started: str | None = None,
     ) -> Record:
         """Return the record of a measurement on this machine that has just ended; `started` is an earlier `utc()`."""
-        images = pictures.to_dict() if isinstance(pictures, Pictures) else pictures or {}
-        installed = versions(*_PACKAGES) | (more_versions or {})
-        return cls(kind, command, started or utc(), machine(), installed, images, result)
+        versions = {}
+        for package in _PACKAGES:
+            with suppress(metadata.PackageNotFoundError):
+                versions[package] = metadata.version(package)
+        versions |= more_versions or {}
+        sent = pictures.to_dict() if pictures else {}
+        return cls(kind, command, started or utc(), machine(), versions, sent, result)
 
 
 def check_writable(path: Path | None) -> None:
@@ -127,44 +144,80 @@ def check_writable(path: Path | None) -> None:
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            is_new = not path.exists()
             path.open("a", encoding="utf-8").close()
-            if is_new:
-                path.unlink()
     except OSError as error:
         raise BeelineError(f"--out is {path}, which cannot be written ({error.strerror}); name another file") from error
 
 
-def append(path: Path, record: Record) -> None:
-    """Add one line to a file, which is made where it is not there."""
+def append(path: Path | None, record: Record) -> None:
+    """Add one line to a file, which is made where it is not there; None is no file."""
     line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def read(path: Path) -> list[Record]:
     """Return a file's records, oldest first.
 
     Raises:
-        BeelineError: naming the line that is no record.
+        BeelineError: for a file without records, naming the line that is none.
     """
-    if not path.is_file():
-        raise BeelineError(f"{path} is not there; measure with `beeline bench ... --out {path.name}` first")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
+        try:
+            records.append(Record(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise BeelineError(f"{path}:{number} is no record ({error}); take that line out") from error
+    if not records:
+        raise BeelineError(f"{path} holds no record; measure with `beeline bench ... --out {path.name}` first")
+    return records
 
 
-def _parse(line: str, where: str) -> Record:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise BeelineError(f"{where} is no JSON ({error}); take that line out") from error
-    known = {field.name for field in fields(Record)}
-    if not isinstance(values, dict) or set(values) != known:
-        raise BeelineError(f"{where} is no record; one has the keys {', '.join(sorted(known))}")
-    if values["schema"] != SCHEMA:
-        raise BeelineError(f"{where} has schema {values['schema']!r}, known is {SCHEMA}; measure it again")
-    if values["kind"] not in KINDS:
-        raise BeelineError(f"{where} has the kind {values['kind']!r}{did_you_mean(str(values['kind']), KINDS)}")
-    return Record(**values)
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where journals are kept: `BEELINE_STATE`, else `.beeline`, and `bench` in it."""
+    return Path(environ.get("BEELINE_STATE") or ROOT / ".beeline").resolve() / "bench"
+
+
+@dataclass
+class Journal:
+    """A file of JSON lines to which each figure is added as it is measured, so that an interrupted job goes on.
+
+    The first line says what is measured; each other one is a pair of a name and a JSON value, as in `rows`.
+    """
+
+    path: Path
+    rows: list[tuple[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def job(cls, path: Path, about: Mapping[str, Any]) -> Journal:
+        """Go on with a file that is about the same, less a last line that broke off; else begin it."""
+        first, rows = {"about": json.loads(json.dumps(about))}, []
+        with suppress(OSError, ValueError):
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            before, *after = map(json.loads, lines)
+            rows = [(name, value) for name, value in after] if before == first else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(f"{json.dumps(line)}\n" for line in (first, *rows)))
+        return cls(path, rows)
+
+    def add(self, name: str, value: Any) -> None:
+        """Append a row, in one call, which no signal's exception divides."""
+        line = json.dumps([name, value], allow_nan=False).encode() + b"\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line)
+        except OSError as error:
+            raise BeelineError(f"{self.path} cannot be written ({error.strerror}); make room there") from error
+        self.rows.append((name, json.loads(line)[1]))
+
+    def of(self, name: str) -> list[Any]:
+        """Return the values of that name, oldest first."""
+        return [value for each, value in self.rows if each == name]
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
+        """Return the value of that name, which is measured only where the file does not have it."""
+        if not self.of(name):
+            self.add(name, measure())
+        return self.of(name)[0]

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from archive import store
 from archive.sandbox import OutOfMemory, Sandbox
-from beeline.errors import ArchiveError, ConfigError
+from beeline.errors import ArchiveError
 from bench.pictures import Pictures
 from host import machine
-from host.report import number
 from host.signals import Interrupted
 
-# Each stage includes those before it. `forward` has its batch on the device already; `copied` stacks the decoded rows
-# and brings them there; `decoded` begins with the encoded pictures; `handler` is all that a worker does for a batch.
-STAGES = ("forward", "copied", "decoded", "handler")
-TITLES = {"forward": "forward alone", "copied": "+ copy", "decoded": "+ decode", "handler": "whole handler"}
+# Each includes those before it. `forward` has its batch on the device already; `copied` stacks the decoded rows and
+# brings them there; `decoded` begins with the encoded pictures; `handler` is all that a worker does for a batch.
+STAGES = {"forward": "forward alone", "copied": "+ copy", "decoded": "+ decode", "handler": "whole handler"}
 OUT_OF_MEMORY = "out of memory"
 # Doubling the batch must make an image cheaper by more than this, or it gained nothing.
 PLATEAU = 0.03
@@ -29,6 +27,8 @@ PLATEAU = 0.03
 NEAR = 0.05
 # Of the memory that is free.
 _MOST_MEMORY = 0.9
+# Seconds after which a worker that loads, or measures one batch size, has hung.
+_PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Plan:
     from 1 until a plateau, but at least to `least` and at most to `most`. Each sample goes through the same `mix`
     pictures, so that rows differ by their batch size alone; a row takes `repeats` samples of each stage, or as many
     (three at least) as fit into `seconds`. `memory_mb` limits the worker on the CPU, None to nine tenths of what is
-    free: a batch too large is then a row, and not the kernel ending some process. `patience` is how long, in seconds,
-    one row may take before it counts as hung.
+    free: a batch too large is then a row, and not the kernel ending some process.
     """
 
     archive: Path
@@ -53,15 +52,6 @@ class Plan:
     seconds: float = 20.0
     mix: int = 16
     memory_mb: int | None = None
-    patience: float = 600.0
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` naming the first impossible number."""
-        for name in ("threads", "least", "most", "repeats", "mix", "memory_mb"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; allowed: 1 or more")
-        if self.least > self.most:
-            raise ConfigError(f"least is {self.least} and most {self.most}; allowed: least up to most")
 
     def bodies(self) -> list[bytes]:
         """Return the mix: `mix` pictures, evenly from all of them, or fewer ones again and again."""
@@ -71,47 +61,39 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One stage at one batch size: median and quartiles of a batch's milliseconds, and the median for one image."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    ms_per_image: float
-
-    @classmethod
-    def of(cls, milliseconds: Sequence[float], batch: int) -> Timing:
-        """Sum up a stage's samples, each the milliseconds of one batch."""
-        low, median, high = np.quantile(milliseconds, (0.25, 0.5, 0.75)).tolist()
-        return cls(round(median, 4), round(low, 4), round(high, 4), round(median / batch, 5))
-
-
-@dataclass(frozen=True)
 class Row:
-    """One batch size: the stages' timings by name, or why there are none."""
+    """One batch size: by stage median and quartiles of a batch's milliseconds and the median for one image, or why not.
+
+    Each stage has the keys `median_ms`, `low_ms`, `high_ms` and `ms_per_image`.
+    """
 
     batch: int
-    stages: Mapping[str, Timing]
+    stages: Mapping[str, Mapping[str, float]]
     repeats: int = 0
     error: str | None = None
 
     @classmethod
     def of(cls, batch: int, samples: Mapping[str, Sequence[float]]) -> Row:
-        """Sum up each stage's samples."""
-        return cls(batch, {stage: Timing.of(samples[stage], batch) for stage in STAGES}, len(samples[STAGES[0]]))
+        """Sum up each stage's samples, the milliseconds of a batch."""
+        stages = {}
+        for stage in STAGES:
+            low, median, high = np.quantile(samples[stage], (0.25, 0.5, 0.75)).round(4).tolist()
+            stages[stage] = {"median_ms": median, "low_ms": low, "high_ms": high}
+            stages[stage]["ms_per_image"] = round(median / batch, 5)
+        return cls(batch, stages, len(samples["forward"]))
 
     def per_image(self, stage: str) -> float:
         """Return a stage's milliseconds for one image."""
-        return self.stages[stage].ms_per_image
+        return self.stages[stage]["ms_per_image"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; the stages of a row with an error are null."""
-        timings = {stage: vars(self.stages[stage]) if stage in self.stages else None for stage in STAGES}
+        timings = {stage: self.stages.get(stage) for stage in STAGES}
         return {"batch": self.batch, "error": self.error, "repeats": self.repeats, **timings}
 
     def __str__(self) -> str:
         """Return one line of progress."""
-        costs = ", ".join(f"{TITLES[stage]} {self.per_image(stage):.3g}" for stage in STAGES if not self.error)
+        costs = ", ".join(f"{STAGES[stage]} {self.per_image(stage):.3g}" for stage in self.stages)
         return f"batch {self.batch}: {self.error or f'ms per image: {costs}'}"
 
 
@@ -126,6 +108,10 @@ class Fit:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {name: round(value, 4) for name, value in vars(self).items()}
+
+    def per_image(self, batch: int) -> float:
+        """Return the milliseconds of one image in a batch of so many."""
+        return self.a_ms + self.b_ms / batch
 
     def __str__(self) -> str:
         return f"{max(0.0, self.b_ms):.3g} ms fixed and {self.a_ms:.3g} ms an image"
@@ -144,61 +130,39 @@ def fit(points: Sequence[tuple[int, float]]) -> Fit | None:
     return Fit(float(a), float(b), float(np.abs((a * sizes + b) / times - 1).max()))
 
 
-def line_of(rows: Sequence[Row], stage: str) -> Fit | None:
-    """Return a stage's batch time as a line; None for fewer than two batch sizes."""
-    return fit([(row.batch, row.stages[stage].median_ms) for row in rows if row.error is None])
+@contextmanager
+def worker(plan: Plan) -> Iterator[tuple[Sandbox, dict[str, Any]]]:
+    """Load a plan's archive in a sandbox with its pictures; yield it, and what it says of the model.
+
+    Raises:
+        ArchiveError: for an archive that is not there, is not as it was built, or does not take a picture.
+    """
+    # A row of one picture has as many threads as the others.
+    threads = dict.fromkeys(("BEELINE_THREADS", "BEELINE_LONE_THREADS"), str(plan.threads))
+    environment = {"BEELINE_DEVICE": plan.device, **threads}
+    limit = int(machine.free_memory() * _MOST_MEMORY) if plan.memory_mb is None else plan.memory_mb << 20
+    with Sandbox(plan.archive, load_seconds=_PATIENCE, batch_seconds=_PATIENCE, environment=environment) as sandbox:
+        about = sandbox.take(plan.bodies(), limit)
+        if about["refused"]:
+            raise ArchiveError(f"a picture of the mix is refused ({about['refused']}); name ones that the model takes")
+        yield sandbox, about
 
 
-class TimedSandbox(Sandbox):
-    """The sandbox of a plan's archive; `about` is what it says of the model."""
-
-    def __init__(self, plan: Plan) -> None:
-        """Raise `ArchiveError` for an archive that is not there, or not as it was built."""
-        path = plan.archive.resolve()
-        # Only a path that ends so is taken for one, not for a name in a store.
-        if path.suffix != ".mar":
-            raise ArchiveError(f"{plan.archive} is no .mar file; build one with `beeline archive build`")
-        store.find_archives(path.parent, (str(path),))
-        # A row of one picture has as many threads as the others.
-        threads = dict.fromkeys(("BEELINE_THREADS", "BEELINE_LONE_THREADS"), str(plan.threads))
-        environment = {"BEELINE_DEVICE": plan.device, **threads}
-        super().__init__(path, load_seconds=plan.patience, batch_seconds=plan.patience, environment=environment)
-        self.plan = plan
-
-    def __enter__(self) -> TimedSandbox:
-        super().__enter__()
-        limit = self.plan.memory_mb
-        memory = int(machine.free_memory() * _MOST_MEMORY) if limit is None else limit << 20
-        try:
-            self.about = self.take(self.plan.bodies(), memory)
-            if self.about["refused"]:
-                raise ArchiveError(
-                    f"a picture of the mix is refused ({self.about['refused']}); name pictures that the model takes"
-                )
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def measure(self, batch: int) -> Row:
-        """Measure one batch size; see `Sandbox.time_stages`. A batch that does not fit into memory is a row too."""
-        try:
-            return Row.of(batch, self.time_stages(batch, self.plan.repeats, self.plan.seconds))
-        except OutOfMemory:
-            return Row(batch, {}, error=OUT_OF_MEMORY)
+def measure_batch(sandbox: Sandbox, plan: Plan, batch: int) -> Row:
+    """Measure one batch size; see `Sandbox.time_stages`. A batch that does not fit into memory is a row too."""
+    try:
+        return Row.of(batch, sandbox.time_stages(batch, plan.repeats, plan.seconds))
+    except OutOfMemory:
+        return Row(batch, {}, error=OUT_OF_MEMORY)
 
 
-def grow(measure: Callable[[int], Row], least: int, most: int, watch: Callable[[Row], None]) -> str:
-    """Measure batch sizes 1, 2, 4 ... up to `most`, no plateau before `least`, and return why they end."""
-    rows: list[Row] = []
-    while (batch := 1 << len(rows)) <= most:
-        rows.append(measure(batch))
-        watch(rows[-1])
-        if rows[-1].error is not None:
-            return OUT_OF_MEMORY
-        if batch >= least and is_flat(rows):
-            return "plateau"
-    return f"largest batch asked for ({most})"
+def end(rows: Sequence[Row], least: int, most: int) -> str | None:
+    """Return why these rows are all, None where the next batch size, twice the last, is to be measured."""
+    if rows and rows[-1].error is not None:
+        return rows[-1].error
+    if rows and rows[-1].batch >= least and is_flat(rows):
+        return "plateau"
+    return f"largest batch asked for ({most})" if 1 << len(rows) > most else None
 
 
 def is_flat(rows: Sequence[Row]) -> bool:
@@ -226,119 +190,63 @@ def measure(plan: Plan, watch: Callable[[Row], None] = lambda row: None) -> tupl
     """
     rows: list[Row] = []
     interruption = None
-
-    def keep(row: Row) -> None:
-        rows.append(row)
-        watch(row)
-
-    with TimedSandbox(plan) as worker:
+    with worker(plan) as (sandbox, about):
         try:
-            ended = grow(worker.measure, plan.least, plan.most, keep)
+            while (ended := end(rows, plan.least, plan.most)) is None:
+                rows.append(measure_batch(sandbox, plan, 1 << len(rows)))
+                watch(rows[-1])
         except Interrupted as error:
             if not rows:
                 raise
             interruption, ended = error, f"interrupted ({error})"
-    lines = {stage: line_of(rows, stage) for stage in ("forward", "handler")}
-    device, reason = worker.choice["device"]
-    why = reason if "no CUDA" in reason else f"{device} was {reason}"
+    good = [row for row in rows if row.error is None]
+    forward, handler = (
+        fit([(row.batch, row.stages[stage]["median_ms"]) for row in good]) for stage in ("forward", "handler")
+    )
+    device, reason = sandbox.choice["device"]
     result = {
-        **{name: worker.about[name] for name in ("model", "version", "classes")},
+        **{name: about[name] for name in ("model", "version", "classes")},
         "device": device,
-        "precision": worker.choice["precision"][0],
-        "threads": int(worker.choice["threads"][0]),
-        "reasons": {name: reason for name, (_, reason) in worker.choice.items()},
+        "precision": sandbox.choice["precision"][0],
+        "threads": int(sandbox.choice["threads"][0]),
+        "reasons": {name: reason for name, (_, reason) in sandbox.choice.items()},
         "rows": [row.to_dict() for row in rows],
         "knee": knee(rows),
         "ended": ended,
         "mix": plan.mix,
-        "fit": {stage: line.to_dict() if line else None for stage, line in lines.items()},
+        "fit": {"forward": forward and forward.to_dict(), "handler": handler and handler.to_dict()},
         "reference": [dict(reference) for reference in REFERENCES],
-        "differences": differences(rows),
-        "not_run": [{"what": "CUDA", "why": why}] if device == "cpu" else [],
+        "differences": differences(forward, [row.batch for row in good]),
+        "not_run": [{"what": "CUDA", "why": reason}] if device == "cpu" else [],
     }
     return result, interruption
 
 
-_UNIT = "ms per image"
-# What users reported; from batch `worse_at` on an image got slower again.
+# Milliseconds per image at batch sizes, as users reported them.
 REFERENCES: tuple[Mapping[str, Any], ...] = (
-    {"what": "ResNet-18, reported by users", "points": [[8, 17.5], [32, 13.75]], "worse_at": 64, "unit": _UNIT},
-    {"what": "ResNet-101, reported by users", "points": [[1, 2.75], [256, 1.02]], "worse_at": None, "unit": _UNIT},
+    {"what": "ResNet-18, reported by users, worse from batch 64 on", "points": [[8, 17.5], [32, 13.75]]},
+    {"what": "ResNet-101, reported by users", "points": [[1, 2.75], [256, 1.02]]},
 )
 
 
-def differences(rows: Sequence[Row], references: Sequence[Mapping[str, Any]] = REFERENCES) -> list[str]:
-    """Return a sentence a reference on its shape and ours, by their lines, and one on what batching cannot spread."""
-    good = [row for row in rows if row.error is None]
-    line = line_of(rows, "forward")
-    if line is None:
-        return ["Ours has fewer than two batch sizes, so there is no shape to compare."]
-    best = min(good, key=lambda row: row.per_image("handler"))
-    rest = max(0.0, best.per_image("handler") - best.per_image("forward"))
-    return [_difference(good, line, reference) for reference in references] + [
-        f"Of our {best.per_image('handler'):.3g} ms per image at batch {best.batch}, {rest:.3g} ms "
-        f"({rest / best.per_image('handler'):.0%}) are outside the forward pass, where a larger batch saves nothing; "
-        "the references do not say what theirs include."
-    ]
+def differences(line: Fit | None, batches: Sequence[int]) -> list[str]:
+    """Return a sentence a reference: how and why its shape differs from our forward pass, whose batches cost `line`.
 
-
-def _difference(good: Sequence[Row], line: Fit, reference: Mapping[str, Any]) -> str:
-    (small, before), (large, after) = reference["points"][0], reference["points"][-1]
-    theirs = fit([(batch, batch * each) for batch, each in reference["points"]])
-    assert theirs is not None
-    worse = f" and is worse at {reference['worse_at']}" if reference["worse_at"] else ""
-    shape = f"{reference['what']}: an image gets {_times(before / after)} from batch {small} to {large}{worse}"
-    first, last = (min(good, key=lambda row: abs(row.batch - size)) for size in (small, large))
-    if first.batch == last.batch:
-        return f"{shape}; ours has only batch {first.batch} in that range, so the shapes cannot be compared."
-    gain = first.per_image("forward") / last.per_image("forward")
-    alone = (line.a_ms + line.b_ms / first.batch) / (line.a_ms + line.b_ms / last.batch)
-    text = f"{shape}; our forward pass gets {_times(gain)} from {first.batch} to {last.batch}. "
-    text += f"A batch of theirs costs {theirs}, one of ours {line}"
-    if abs(gain * after / before - 1) <= NEAR:
-        return f"{text}: the shapes are alike."
-    text += f"; only what is fixed is spread over more images, which makes ours {_times(alone)}."
-    return f"{text} Our points lie up to {line.error:.0%} off their line."
-
-
-def _times(gain: float) -> str:
-    if abs(gain - 1) < 0.01:
-        return "no faster"
-    return f"{gain:.2f} times faster" if gain > 1 else f"{1 / gain:.2f} times slower"
-
-
-def text(result: Mapping[str, Any]) -> str:
-    """Return a sweep's result as a table with the knee marked, then what it says."""
-    rows = [["batch", "threads", "precision", *titles(result).values(), ""]]
-    for row in result["rows"]:
-        costs = [row["error"], "", "", ""] if row["error"] else [_cell(**row[stage]) for stage in STAGES]
-        mark = "<- knee" if row["batch"] == result["knee"] else ""
-        rows.append([str(row["batch"]), str(result["threads"]), str(result["precision"]), *costs, mark])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    title = f"{result['model']} {result['version']}, {result['classes']} classes, on {result['device']}"
-    lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
-    lines += ["", *(f"{about}: {sentence}" for about, sentence in notes(result))]
-    return "\n".join((title, "each: ms a batch (quartiles), ms per image", *lines))
-
-
-def notes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what a sweep says, each with what it is about: knee, end, references, differences, what was not run."""
-    lines = (
-        [("knee", f"batch {result['knee']}, the smallest within 5 % of the cheapest image")] if result["knee"] else []
-    )
-    lines.append(("ended by", str(result["ended"])))
-    for reference in result["reference"]:
-        points = ", ".join(f"{each:g} at batch {batch}" for batch, each in reference["points"])
-        worse = f", worse at {reference['worse_at']}" if reference.get("worse_at") else ""
-        lines.append((reference["what"], f"{points}{worse} ({reference['unit']})"))
-    lines += [("shape", sentence) for sentence in result["differences"]]
-    return lines + [(one["what"], f"not run, {one['why']}") for one in result["not_run"]]
-
-
-def titles(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return each stage's column head; only a CUDA device is copied to."""
-    return {**TITLES, "copied": "+ copy to device" if str(result["device"]).startswith("cuda") else TITLES["copied"]}
-
-
-def _cell(median_ms: float, low_ms: float, high_ms: float, ms_per_image: float) -> str:
-    return f"{number(median_ms)} ({number(low_ms)}-{number(high_ms)})  {number(ms_per_image)}"
+    Nothing is compared where fewer than two of the measured `batches` lie between those of a reference.
+    """
+    sentences = []
+    for reference in REFERENCES:
+        (small, before), (large, after) = reference["points"]
+        if line is None or sum(small <= batch <= large for batch in batches) < 2:
+            sentences.append(
+                f"{reference['what']}: fewer than two of our batch sizes lie between {small} and {large}, so the "
+                "shapes are not compared; measure more with --least and --most."
+            )
+            continue
+        theirs = fit([(small, small * before), (large, large * after)])
+        sentences.append(
+            f"{reference['what']}: {before} ms per image at batch {small} and {after} at {large}, {before / after:.2f} "
+            f"times faster; ours {line.per_image(small) / line.per_image(large):.2f} times. Only what is fixed is "
+            f"spread over more images: a batch of theirs costs {theirs}, one of ours {line}."
+        )
+    return sentences

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(help="Measure, compare and tune.", no_args_is_help=True, add_completion=False)
+Out = Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @app.command()
@@ -29,9 +31,9 @@ def load(
     fail_if: Annotated[
         list[str] | None, typer.Option(help="What must not be: 'p95>500ms', 'errors>0', 'rps<300'; repeat it.")
     ] = None,
-    cross_check: Annotated[bool, typer.Option("--cross-check", help="Then let ab or wrk do the same.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Add the figures to this file, as a line of JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    cross_check: Annotated[bool, typer.Option("--cross-check", help="Then let ab do the same.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
     from bench.load import Plan
@@ -54,8 +56,7 @@ def load(
         seed=seed,
     )
     measured = measure(plan, err, thresholds, cross_check, command_line("beeline", sys.argv[1:]))
-    if out is not None:
-        append(out, measured.record)
+    append(out, measured.record)
     result(measured.record.result, as_json, measured.text)
     if measured.exit_code:
         fail(measured.exit_code)
@@ -71,44 +72,45 @@ def tune(
     picture: Annotated[Path | None, typer.Option(help="The one picture to send.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="A folder to send. [default: golden pictures]")] = None,
     clients: Annotated[int, typer.Option(help="With a budget: clients, each again when it has its answer.")] = 50,
-    minutes: Annotated[float, typer.Option(help="How long all of it may take.")] = 5.0,
+    minutes: Annotated[
+        float, typer.Option(help="How long all of it may take; 0 answers from an interrupted run.", min=0)
+    ] = 5.0,
     server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
     config: Annotated[
         Path | None, typer.Option(help="What is configured now, and is changed. [default: config/config.properties]")
     ] = None,
     write: Annotated[bool, typer.Option("--write", "--yes", help="Change the file without asking.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the file that an interrupted run told.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server."""
     from bench import tune as tuner
     from bench.record import append, check_writable, command_line
-    from bench.report import page
+    from bench.report import page, text
+    from bench.tune.grid import Goal
     from cli.console import fail, result, say
     from host.report import write as write_page
 
-    request = tuner.Request(
-        wanted=archive,
-        goal=tuner.Goal.parse(p95, rate, clients),
-        command=command_line("beeline", sys.argv[1:]),
+    check_writable(out)
+    path = (config or tuner.CONFIG).resolve()
+    tuned = tuner.tune(
+        archive,
+        Goal.parse(p95, rate, clients),
+        say,
         picture=picture,
         pictures=pictures,
         minutes=minutes,
         server=server,
-        store=(store or tuner.Request.store).resolve(),
-        config_file=(config or tuner.Request.config_file).resolve(),
-        resume=resume,
+        store=(store or tuner.STORE).resolve(),
+        config_file=path,
+        command=command_line("beeline", sys.argv[1:]),
     )
-    check_writable(out)
-    tuned = tuner.tune(request, say)
+    append(out, tuned.record)
     plot = tuned.journal.with_suffix(".html")
-    if out is not None:
-        append(out, tuned.record)
     write_page(page([tuned.record]).html(), plot)
-    say("\n".join(tuner.lines(tuned.record.result)))
-    path, diff, is_written = request.config_file, tuned.change.diff if tuned.change else "", False
+    say(text(tuned.record))
+    diff, is_written = tuned.change.diff if tuned.change else "", False
     if tuned.change and diff:
         say(diff)
         # An interruption is no moment for a question, nor for a change.
@@ -116,17 +118,17 @@ def tune(
             is_written = write or (sys.stdin.isatty() and typer.confirm(f"write this to {path}?", err=True))
         if is_written:
             tuned.change.write()
-    again = f"--resume {tuned.journal}"
-    how = f"{again} --minutes 0 " if tuned.interruption else ""
-    about = f"{path} is as it was; {how}--write makes the change shown above"
+    how = "--minutes 0 --write" if tuned.interruption else "--write"
+    about = f"{path} is as it was; {how} makes the change shown above"
     if tuned.change is None:
         about = "the configuration file stays as it is: nothing measured holds the goal"
     elif is_written or not diff:
         about = f"{path} is changed" if is_written else f"{path} says so already"
     ending = [tuned.record.result["sentence"], f"plot: {plot}", about]
-    ending += [f"interrupted; the same command with {again} goes on from there"] * (tuned.interruption is not None)
-    values = {"diff": diff, "written": is_written, "plot": str(plot), "journal": str(tuned.journal)}
-    result({**tuned.record.result, **values}, as_json, "\n".join(ending))
+    ending += ["interrupted; the same command goes on from there"] * (tuned.interruption is not None)
+    result({**tuned.record.result, "diff": diff, "written": is_written, "plot": str(plot)}, as_json, "\n".join(ending))
+    if tuned.interruption is None:
+        tuned.journal.unlink()
     if tuned.interruption is not None or not tuned.record.result["holds"]:
         fail(tuned.interruption.exit_code if tuned.interruption else 1)
 
@@ -153,14 +155,14 @@ def compare(
     config: Annotated[
         Path | None, typer.Option(help="Numbers of our engine. [default: config/config.properties]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
     from bench.compare.comparison import Request
     from bench.compare.comparison import compare as measure
-    from bench.compare.verdict import lines
     from bench.record import append, check_writable, command_line
+    from bench.report import text
     from cli.console import fail, result, say
     from host import signals
     from serve.config import Overrides
@@ -185,9 +187,8 @@ def compare(
     check_writable(out)
     with signals.as_exceptions():
         record = measure(request, say)
-    if out is not None:
-        append(out, record)
-    result(record.result, as_json, "\n".join(lines(record.result)))
+    append(out, record)
+    result(record.result, as_json, text(record))
     if record.result["interrupted"]:
         fail(130)
 
@@ -198,19 +199,22 @@ def sweep(
     picture: Annotated[Path | None, typer.Option(help="The one picture to decode.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="A folder; pictures are taken evenly from all of it.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:index].")] = "auto",
-    threads: Annotated[int, typer.Option(help="Of the forward pass, and of the decoding.")] = 1,
-    least: Annotated[int, typer.Option(help="Go on to this batch size at least, plateau or not.")] = 1,
-    most: Annotated[int, typer.Option(help="The largest batch size.")] = 256,
-    repeats: Annotated[int, typer.Option(help="Samples of each stage at each batch size.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="Of the forward pass, and of the decoding.")] = 1,
+    least: Annotated[int, typer.Option(min=1, help="Go on to this batch size at least, plateau or not.")] = 1,
+    most: Annotated[int, typer.Option(min=1, help="The largest batch size.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Samples of each stage at each batch size.")] = 7,
     seconds: Annotated[float, typer.Option(help="Time after which three samples are enough.")] = 20.0,
-    memory: Annotated[int | None, typer.Option(help="MB for the CPU's worker. [default: 90 % of what is free]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    memory: Annotated[
+        int | None, typer.Option(min=1, help="MB for the CPU's worker. [default: 90 % of what is free]")
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what an image costs at batch 1, 2, 4 ...: forward alone, with copy, with decode, the whole handler."""
     from bench.pictures import choose
     from bench.record import Record, append, check_writable, command_line, utc
-    from bench.sweep import Plan, measure, text
+    from bench.report import text
+    from bench.sweep import Plan, measure
     from cli.console import fail, result, say
     from cli.sources import archive_of
     from host import signals
@@ -220,9 +224,9 @@ def sweep(
     with signals.as_exceptions(), archive_of(source, say) as archive:
         plan = Plan(archive, read, device, threads, least, most, repeats, seconds, memory_mb=memory)
         values, interruption = measure(plan, lambda row: say(str(row)))
-    if out is not None:
-        append(out, Record.now("sweep", command_line("beeline", sys.argv[1:]), values, read, started=started))
-    result(values, as_json, text(values))
+    record = Record.now("sweep", command_line("beeline", sys.argv[1:]), values, read, started=started)
+    append(out, record)
+    result(values, as_json, text(record))
     if interruption is not None:
         fail(interruption.exit_code)
 
@@ -242,7 +246,7 @@ def report(
     markdown: Annotated[
         Path | None, typer.Option(help="Write Markdown here. [default, without --html: printed]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a page or Markdown of what was measured; runs of the same kind share their charts."""
     from bench.report import page, read

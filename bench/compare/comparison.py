@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from bench.compare import peers as known
 from bench.compare import torchscript
 from bench.compare.peers import OURS, Numbers, Peer
 from bench.compare.server import Bench, Server, ask, error_text, pack, stop_leftovers
-from bench.compare.verdict import judge
 from bench.pictures import Pictures
-from bench.record import Record, utc
+from bench.record import Record, interval, utc
 from host import ROOT, machine
 from host.signals import Interrupted
 from serve import config, properties
@@ -31,6 +30,11 @@ from serve.servers.protocol import Say
 
 WARM_UP = 2.0
 _CLIENTS = 8
+FASTER, SLOWER, SAME = "faster", "slower", "no difference"
+# The interval holds the median of the ratios at least this often; five rounds are the fewest with which it can.
+_CONFIDENCE = 0.9
+# Differences below this are nobody's reason to choose a server, and a shared machine makes them by itself.
+_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What each turn sends: pictures, from so many clients, for so long; seconds."""
+    """What each turn sends: pictures, from so many clients, for so many seconds.
+
+    `check` has pictures that are asked before, each with the label that the fp32 reference has for it.
+    """
 
     pictures: Pictures
     clients: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Check:
-    """Pictures with the labels that the fp32 reference has for them."""
-
-    pictures: Pictures
-    labels: tuple[str, ...]
+    check: Sequence[tuple[bytes, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Measurement:
     restarts: int = 0
 
 
-Take = Callable[[Peer, Bench, Load, Check | None], Measurement]
+Take = Callable[[Peer, Bench, Load], Measurement]
 
 
 @dataclass
@@ -143,8 +143,8 @@ def compare(request: Request, say: Say) -> Record:
     asked = None if request.agreement is None else files.read(request.agreement)
     peers = known.choose(request.peers(), request.servers)
     with prepared(request.archive, request.config_file, request.reference) as bench:
-        check = None if asked is None else Check(asked, tuple(torchscript.labels(bench.model, asked)))
-        result = run(peers, bench, Load(sent, request.clients, request.seconds), request.rounds, check, say)
+        check = list(zip(asked.bodies, torchscript.labels(bench.model, asked), strict=True)) if asked else []
+        result = run(peers, bench, Load(sent, request.clients, request.seconds, check), request.rounds, say)
     versions = {name: version for peer in peers for name, version in peer.pinned().items()}
     return Record.now("compare", request.command, result, sent, versions, started)
 
@@ -179,7 +179,6 @@ def run(
     bench: Bench,
     load: Load,
     rounds: int,
-    check: Check | None,
     say: Say,
     turn: Take | None = None,
 ) -> dict[str, Any]:
@@ -190,9 +189,8 @@ def run(
     Args:
         peers: in the order of their turns; the first of each class is what its class is compared with.
         bench: what they serve.
-        load: of each turn.
+        load: of each turn; each server is checked once.
         rounds: how many turns each has.
-        check: asked of each server once.
         say: takes each line of progress.
         turn: runs one turn, for tests.
 
@@ -217,8 +215,9 @@ def run(
                 if entry.error is not None:
                     continue
                 try:
-                    asked = check if number == 1 and entry is not twin else None
-                    entry.turns.append((turn or take)(entry.peer, bench, load, asked))
+                    is_first = number == 1 and entry is not twin
+                    sent = load if is_first else replace(load, check=())
+                    entry.turns.append((turn or take)(entry.peer, bench, sent))
                 except Exception as error:  # noqa: BLE001 - likewise
                     entry.error = error_text(error)
                 again = " again" if entry is twin else ""
@@ -240,7 +239,7 @@ def run(
     }
 
 
-def take(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Measurement:
+def take(peer: Peer, bench: Bench, sent: Load) -> Measurement:
     """Run one turn; the server is stopped at its end whatever happens.
 
     Raises:
@@ -259,10 +258,10 @@ def take(peer: Peer, bench: Bench, sent: Load, check: Check | None) -> Measureme
                     raise
                 continue
             ready = round(time.monotonic() - began, 2)
-            if check is not None:
+            if sent.check:
                 # A picture without an answer counts against the server.
-                answers = ask(server.url, wire, check.pictures.bodies, _CLIENTS)
-                same = [label == other for (label, _), other in zip(answers, check.labels, strict=True)]
+                answers = ask(server.url, wire, [body for body, _ in sent.check], _CLIENTS)
+                same = [label == other for (label, _), (_, other) in zip(answers, sent.check, strict=True)]
                 agreement = sum(same) / len(same)
             plan = load.Plan(server.url, pictures, sent.seconds, WARM_UP, clients=sent.clients, headers=wire.headers)
             figures = load.run(plan).summary()
@@ -283,7 +282,6 @@ def _progress(entry: Entry) -> str:
 def _row(entry: Entry, first: Entry | None, bench: Bench) -> dict[str, Any]:
     """Return one server's row, compared with the first of its class that ran."""
     peer, turns = entry.peer, entry.turns
-    verdict = judge(entry.rates, first.rates) if first is not None else None
     threads = [turn.threads for turn in turns if turn.threads is not None]
     agreements = [turn.agreement for turn in turns if turn.agreement is not None]
     return {
@@ -298,9 +296,7 @@ def _row(entry: Entry, first: Entry | None, bench: Bench) -> dict[str, Any]:
         "per_second": entry.rates,
         "p95_ms": [turn.p95_ms for turn in turns],
         "compared_with": first.peer.name if first is not None else None,
-        "ratio": verdict and round(verdict.ratio, 3),
-        "interval": verdict and [round(verdict.low, 3), round(verdict.high, 3)],
-        "verdict": verdict and verdict.word,
+        **judge(entry.rates, first.rates if first else ()),
         "failed": sum(turn.failed for turn in turns),
         "restarts": sum(turn.restarts for turn in turns),
         "agreement": agreements[0] if agreements else None,
@@ -308,6 +304,26 @@ def _row(entry: Entry, first: Entry | None, bench: Bench) -> dict[str, Any]:
         "ready_s": round(statistics.median(turn.ready_s for turn in turns), 1) if turns else None,
         "error": entry.error,
     }
+
+
+def judge(rates: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Compare the requests a second of two servers that were measured in the same rounds, in the same order.
+
+    A machine's speed drifts from round to round, so each round gives one ratio. A server is faster or slower only where
+    the interval of their median lies more than `_MARGIN` off 1; rounds that are too few for one prove nothing.
+
+    Returns:
+        The median `ratio` to the other, its `interval` and `verdict`; None where there is no round with both.
+    """
+    ratios = sorted(rate / other for rate, other in zip(rates, others, strict=False) if other > 0)
+    if not ratios:
+        return dict.fromkeys(("ratio", "interval", "verdict"))
+    known, word = interval(ratios, confidence=_CONFIDENCE), SAME
+    low, high = known or (ratios[0], ratios[-1])
+    if known and (low > 1 + _MARGIN or high < 1 - _MARGIN):
+        word = FASTER if low > 1 else SLOWER
+    bounds = [round(low, 3), round(high, 3)]
+    return {"ratio": round(statistics.median(ratios), 3), "interval": bounds, "verdict": word}
 
 
 def _unpack(archive: Path, folder: Path) -> ModelSpec:

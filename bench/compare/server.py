@@ -18,8 +18,7 @@ import psutil
 import requests
 
 from beeline.errors import BeelineError, Undetermined
-from bench.compare.peers import FOLDER, OURS, Peer
-from bench.compare.wire import Wire
+from bench.compare.peers import FOLDER, OURS, Peer, Wire
 from host import ROOT, processes
 from serve import ports
 from serve.ports import Address

@@ -145,7 +145,7 @@ class Outcome:
         self.errors: Counter[str] = Counter()
         self.batch_sizes: Counter[int] = Counter()
         self.stages = {name: array("d") for name in STAGES}
-        self.answers = self.good = self.resent = self.without_retry_after = 0
+        self.answers = self.good = self.without_retry_after = 0
         # Open loop: by how many ms the client itself was late, and how many requests were without an answer when.
         self.late = array("d")
         self.waiting: list[tuple[float, int]] = []
@@ -158,7 +158,6 @@ class Outcome:
         end: float,
         answer: int | str,
         headers: Mapping[bytes, bytes] = MappingProxyType({}),
-        resent: bool = False,
     ) -> None:
         """Count one request: when it began and ended (`perf_counter`), and its status or the name of its error."""
         if isinstance(answer, int) and self.begin <= end < self.end:
@@ -166,7 +165,6 @@ class Outcome:
             self.good += answer == 200
         if not self.begin <= start < self.end:
             return
-        self.resent += resent
         if isinstance(answer, str):
             self.errors[answer] += 1
             return
@@ -210,7 +208,6 @@ class Outcome:
             },
             "client_cpu": round(self.cpu / seconds, 3) if seconds else 0.0,
             "late_ms": round(float(np.percentile(self.late, 99)), 2) if self.late else None,
-            "resent": self.resent,
             "without_retry_after": self.without_retry_after,
             "backlog": self.backlog(),
             "interrupted": self.interrupted,
@@ -316,7 +313,6 @@ class _Client:
 
     def __init__(self, plan: Plan, address: str) -> None:
         self.start = 0.0
-        self.size = 0
         self.head: list[bytes] = []
         self.curl = curl = pycurl.Curl()
         curl.client = self
@@ -352,8 +348,6 @@ class _Load:
         # Open loop: when those arrivals were due that found no connection. Closed loop: until when a client pauses.
         self.queue: deque[float] = deque()
         self.pauses: dict[_Client, float] = {}
-        # Bytes of a request without its body, at least: one with more than half as many again was sent twice.
-        self.head_bytes = math.inf
         self.due = self.looked = self.watched = 0.0
         self.sending = True
         self.multi = pycurl.CurlMulti()
@@ -432,7 +426,7 @@ class _Load:
     def _send(self, client: _Client, start: float) -> None:
         """Send the next picture; its time counts from `start`."""
         headers, body = next(self.requests)
-        client.start, client.size = start, len(body)
+        client.start = start
         client.head.clear()
         # Else libcurl asks for leave first, and waits a second for it.
         client.curl.setopt(pycurl.HTTPHEADER, [*headers, "Expect:"])
@@ -468,11 +462,7 @@ class _Load:
             answer = "Disconnected"
         pairs = (line.partition(b":") for line in client.head)
         headers = {name.lower(): value.strip() for name, _, value in pairs}
-        head_bytes = curl.getinfo(pycurl.REQUEST_SIZE) - client.size
-        self.outcome.add(client.start, end, answer, headers, head_bytes > 1.5 * self.head_bytes)
-        if head_bytes > 0:
-            # There are none where an answer comes before the whole request is sent.
-            self.head_bytes = min(self.head_bytes, head_bytes)
+        self.outcome.add(client.start, end, answer, headers)
         if not self.sending:
             return
         if self.queue:

@@ -18,7 +18,7 @@ from rich.text import Text
 from beeline.errors import BeelineError, ConfigError, Undetermined, did_you_mean
 from bench import record
 from bench.load import Outcome, Plan, Watch, content_type, run
-from bench.load.crosscheck import CLOSE, CrossCheck, cross_check, tool_for
+from bench.load.crosscheck import CLOSE, CrossCheck, check_possible, cross_check
 from bench.record import Record, without_user
 from host import signals
 from serve.client import InferenceClient
@@ -180,15 +180,15 @@ def measure(
         plan: the load.
         console: takes progress.
         thresholds: what must not be.
-        other: whether another tool is to do the same.
+        other: whether ab is to do the same.
         command: the command line that measures it again.
 
     Raises:
-        BeelineError: when the address is wrong. Undetermined: when nothing answers, the other tool is not there,
+        BeelineError: when the address is wrong. Undetermined: when nothing answers, ab is not there,
             or it was interrupted before anything was measured.
     """
     if other:
-        tool_for(plan)
+        check_possible(plan)
     started, outcome, code = record.utc(), Outcome(plan), 0
     checked: CrossCheck | None = None
     with signals.as_exceptions():
@@ -232,7 +232,7 @@ def measure(
 def _cross_check(outcome: Outcome, console: Console) -> CrossCheck | None:
     """Let the other tool do the same; None, and the reason on the console, where it cannot."""
     plan, latency = outcome.plan, outcome.summary()["p50_ms"]
-    console.print(f"{tool_for(plan)} and this client take turns", markup=False)
+    console.print("ab and this client take turns", markup=False)
     try:
         if latency is None:
             raise Undetermined("there was no good answer, and so nothing to cross-check")
@@ -258,8 +258,6 @@ def text(result: Mapping[str, Any], checked: CrossCheck | None) -> str:
     stages = ", ".join(f"{name} {value:.1f} ms" for name, value in result["timing_ms"].items() if value is not None)
     if stages:
         rows["server"] = f"{stages} (medians)"
-    if result["resent"]:
-        rows["sent again"] = f"{result['resent']} requests, whose connection was closed as they were sent"
     if waits := result["backlog"]:
         rows["backlog"] = f"{waits['at_end']} at the end, {waits['per_second']:+.1f} a second"
     for index, (size, bar, share) in enumerate(bars(result["batch_sizes"])):

@@ -1,117 +1,88 @@
 """What a picture takes from bytes to the model's input: decoders in turns, on the same photographs.
 
 Each runs in a process of its own, one thread; what is not installed is left out. Pillow-SIMD has Pillow's name, so it
-is read from a folder, as is simplejpeg: `pip install --no-deps --target FOLDER pillow-simd`.
+is read from a folder: `pip install --no-deps --target FOLDER pillow-simd`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from beeline import formats, pixels
 from beeline.errors import BeelineError
 from beeline.spec import Geometry
 from bench.pictures import read
-from bench.studies import Out, Rounds, job
+from bench.studies import Out, Rounds, job, keep
+from host import ROOT
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
-RESIZE, CROP = 256, 224
-_ROOT = Path(__file__).resolve().parents[2]
+# Of the shorter side, and of the crop.
+_SIZES = (256, 224)
+DECODINGS = ("full", "scaled", "cuda")
 
 
 def main(
     pictures: Annotated[Path, typer.Option(help="A photograph or a folder of them.")],
+    out: Out,
     also: Annotated[list[Path] | None, typer.Option(help="A folder of packages that come first; repeat it.")] = None,
     rounds: Rounds = 7,
     most: Annotated[int, typer.Option(help="Pictures at most.")] = 40,
-    out: Out = None,
 ) -> None:
-    """Print and keep milliseconds a picture, and the mean of |a - b| to Pillow's pixels, of 255."""
-    with job("decoders", out, {"pictures": read(pictures, most).to_dict(), "most": most}) as journal:
+    """Print and keep milliseconds a picture, and how far its pixels are from those of a full decoding, of 255."""
+    about = {"pictures": read(pictures, most).to_dict(), "most": most}
+    with job(out, about) as journal:
         turns: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for number in range(rounds):
             for folder in (None, *(also or ())):
-                for name in DECODERS:
+                for name in DECODINGS:
                     measure = partial(_start, name, folder, pictures, most)
                     values = journal.once(f"{name} {folder} {number}", measure)
                     if "missing" not in values:
                         turns.setdefault((name, values["version"]), []).append(values)
-        reference = np.array(next(iter(turns.values()))[0]["means"])
         rows = []
         for (name, version), own in turns.items():
-            milliseconds = round(statistics.median(turn["milliseconds"] for turn in own), 2)
-            difference = round(float(np.abs(np.array(own[0]["means"]) - reference).mean()), 2)
+            milliseconds, difference = round(median(turn["milliseconds"] for turn in own), 2), own[0]["difference"]
             rows.append({"decoder": name, "version": version, "milliseconds": milliseconds, "difference": difference})
-            typer.echo(f"{name:24} {version:34} {milliseconds:6.2f} ms   {difference:5.2f} of 255")
-        journal.add("result", {"rows": rows})
+            typer.echo(f"{name:8} {version:34} {milliseconds:6.2f} ms   {difference:5.2f} of 255")
+        keep(out, about, {"rows": rows})
 
 
 def _start(name: str, folder: Path | None, pictures: Path, most: int) -> dict[str, Any]:
-    paths = [*([str(folder.resolve())] if folder else []), str(_ROOT / "handlers"), str(_ROOT)]
-    command = [sys.executable, "-m", "bench.studies.decoders", "--turn", name, str(pictures), str(most)]
+    """Run `turn` in a process of its own, which finds the packages in `folder` first."""
+    paths = [*([str(folder.resolve())] if folder else []), str(ROOT / "handlers"), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BeelineError(f"the decoder {name} failed: {done.stderr.strip().splitlines()[-1]}")
-    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    code = "import json, sys; from pathlib import Path; from bench.studies.decoders import turn; "
+    code += "print(json.dumps(turn(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))"
+    command = [sys.executable, "-c", code, name, str(pictures), str(most)]
+    values: dict[str, Any] = json.loads(subprocess.check_output(command, env=environment))
     return values
 
 
-def _pillow(decoding: str) -> tuple[Decode, str]:
-    from beeline import formats, pixels
-
-    geometry = Geometry(RESIZE, CROP, decoding=decoding)
-    return lambda data: pixels.decode(data, geometry), f"Pillow {formats.pillow_version()}"
-
-
-def _simplejpeg() -> tuple[Decode, str]:
-    import simplejpeg
-    from PIL import Image
-
-    from beeline import formats, pixels
-
-    def decode(data: bytes) -> NDArray[np.uint8]:
-        return pixels.resize_crop(Image.fromarray(simplejpeg.decode_jpeg(data)), Geometry(RESIZE, CROP))
-
-    return decode, f"simplejpeg, {formats.pillow_version()}"
-
-
-def _torchvision() -> tuple[Decode, str]:
-    import torch
-    import torchvision
-    from torchvision.io import ImageReadMode, decode_jpeg
-    from torchvision.transforms import v2
-
-    torch.set_num_threads(1)
-    resize = v2.Compose([v2.Resize(RESIZE, antialias=True), v2.CenterCrop(CROP)])
-
-    def decode(data: bytes) -> NDArray[np.uint8]:
-        planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        return np.ascontiguousarray(resize(planes).permute(1, 2, 0).numpy())
-
-    return decode, f"torchvision {torchvision.__version__}"
-
-
-def _nvjpeg() -> tuple[Decode, str]:
+def decoder(decoding: str) -> tuple[Decode, str] | None:
+    """Return what decodes a JPEG, and its version; None where there is no CUDA device to decode on."""
+    geometry = Geometry(*_SIZES, decoding=decoding)
+    if decoding != "cuda":
+        return lambda data: pixels.decode(data, geometry), f"Pillow {formats.pillow_version()}"
     import torch
 
     from beeline.cuda_jpeg import CudaJpegs
 
     if not torch.cuda.is_available():
-        raise ModuleNotFoundError(name="a CUDA device")
-    jpegs = CudaJpegs(torch.device("cuda"), Geometry(RESIZE, CROP, decoding="cuda"))
+        return None
+    jpegs = CudaJpegs(torch.device("cuda"), geometry)
 
     def decode(data: bytes) -> NDArray[np.uint8]:
         (crop,) = jpegs.decode([data])
@@ -122,38 +93,27 @@ def _nvjpeg() -> tuple[Decode, str]:
     return decode, jpegs.version
 
 
-DECODERS: dict[str, Callable[[], tuple[Decode, str]]] = {
-    "pillow": lambda: _pillow("full"),
-    "pillow, scaled": lambda: _pillow("scaled"),
-    "libjpeg-turbo binding": _simplejpeg,
-    "torchvision": _torchvision,
-    "nvJPEG": _nvjpeg,
-}
-
-
 def turn(name: str, pictures: Path, most: int) -> dict[str, Any]:
     """Decode every picture twice and time the second pass; called in a process of its own.
 
     Returns:
-        Milliseconds a picture, the version, and each picture's crop shrunk to 32 x 32 means for comparison; or
-        `missing` with the package that is not there.
+        Milliseconds a picture, the version, and the mean of |a - b| to the same Pillow's pixels, in full; or `missing`
+        with the decoding that this machine cannot do.
     """
-    try:
-        decode, version = DECODERS[name]()
-    except ModuleNotFoundError as error:
-        return {"missing": error.name}
+    made = decoder(name)
+    if made is None:
+        return {"missing": name}
+    decode, version = made
     bodies = [body for body in read(pictures, most).bodies if body.startswith(b"\xff\xd8\xff")]
     crops = [decode(body) for body in bodies]
     start = time.perf_counter()
     for body in bodies:
         decode(body)
     milliseconds = 1000 * (time.perf_counter() - start) / len(bodies)
-    means = [crop.reshape(32, 7, 32, 7, 3).mean((1, 3)).round(1).ravel().tolist() for crop in crops]
-    return {"milliseconds": milliseconds, "version": version, "means": means}
+    full = [pixels.decode(body, Geometry(*_SIZES)) for body in bodies]
+    difference = float(np.abs(np.subtract(crops, full, dtype=float)).mean())
+    return {"milliseconds": milliseconds, "version": version, "difference": round(difference, 2)}
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--turn"]:
-        sys.stdout.write(json.dumps(turn(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))))
-    else:
-        typer.run(main)
+    typer.run(main)

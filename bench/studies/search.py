@@ -21,30 +21,29 @@ import typer
 from beeline.errors import ConfigError
 from bench import pictures as files
 from bench import record
-from bench.journal import Journal
-from bench.record import Record, command_line
-from bench.tune import Request
-from bench.tune.grid import BATCHES, DELAYS, Goal, Settings
-from bench.tune.search import Score, Turn, rank, turns_of
-from bench.tune.server import MOST_PICTURES, Cost, Servers, find_model
+from bench.record import Journal, Record, command_line
+from bench.studies import job
+from bench.tune import CONFIG, STORE, rank, turns_of
+from bench.tune.grid import BATCHES, DELAYS, Goal, Settings, Turn
+from bench.tune.server import MOST_PICTURES, Servers, find_model
 from host import machine
-from host.signals import Interrupted, as_exceptions
 
 NEAR, RANDOM = 24, 12
 # Workers that run at a time; seconds of a single turn, of one of the best, and before each; the best, and their rounds.
 _TOGETHER, _SECONDS, _LONG, _WARM_UP, _BEST, _ROUNDS = 18, 6.0, 10.0, 2.0, 3, 8
+# What the tuner's choice is to reach of the best.
+_SHARE = 0.95
 
 
 def main(
     archive: Annotated[str, typer.Argument(help="The path of a .mar file, or an archive's name in the store.")],
-    tuned: Annotated[Path, typer.Option(help="The tuner's record; its last one of this model is checked.")],
+    tuned: Annotated[Path, typer.Option(help="The tuner's record; its last one of this model is checked, ours added.")],
     picture: Annotated[Path | None, typer.Option(help="What the tuner was given to send.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="What the tuner was given to send.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Add the record to this file. [default: the tuner's]")] = None,
 ) -> None:
     """Measure the configurations and compare the best with the tuner's choice."""
-    began, started, defaults = time.monotonic(), record.utc(), Request("", Goal(rate=1))
-    model = find_model(archive, defaults.store, defaults.config_file, {})
+    began, started = time.monotonic(), record.utc()
+    model = find_model(archive, STORE, CONFIG, {})
     sent = files.choose(picture, pictures, model.archive, MOST_PICTURES)
     name = model.archive.model
     tuning = next((one for one in record.read(tuned)[::-1] if one.kind == "tune" and one.result["model"] == name), None)
@@ -55,22 +54,13 @@ def main(
     goal = Goal(**tuning.result["goal"], clients=tuning.result["clients"] or 50)
     choice = Settings.of(tuning.result["best"])
     about = {"archive": model.sha256, "tuned": tuning.started, "pictures": tuning.pictures["sha256"]}
-    journal = Journal.job((out or tuned).with_suffix(f".{name}.journal"), about)
-    try:
-        server = Servers(model, goal, sent, tuning.result["server"], Cost(), typer.echo)
-        with as_exceptions(), server as servers:
+    with job(tuned.with_suffix(f".{name}.json"), about) as journal:
+        with Servers(model, goal, sent, tuning.result["server"], journal) as servers:
             alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
-    except Interrupted as interruption:
-        typer.echo(f"interrupted ({interruption}); the same command goes on from there", err=True)
-        raise typer.Exit(interruption.exit_code) from interruption
-    values = result(name, goal, alone, finalists, choice) | {"seconds": round(time.monotonic() - began, 1)}
-    command = command_line("python -m bench.studies.search", sys.argv[1:])
-    record.append(out or tuned, Record.now("search", command, values, sent, started=started))
-    journal.path.unlink()
-    typer.echo(
-        f"{name}: the tuner's choice ({choice}) reaches {values['share']:.1%} of the best of {len(alone)} "
-        f"configurations ({finalists[0].settings}) for {goal}"
-    )
+        values = result(name, goal, alone, finalists, choice) | {"seconds": round(time.monotonic() - began, 1)}
+        command = command_line("python -m bench.studies.search", sys.argv[1:])
+        record.append(tuned, Record.now("search", command, values, sent, started=started))
+        typer.echo(values["sentence"])
 
 
 def around(choice: Settings, cores: int) -> list[Settings]:
@@ -95,53 +85,56 @@ def around(choice: Settings, cores: int) -> list[Settings]:
 
 def compare(
     servers: Servers, journal: Journal, goal: Goal, choice: Settings, wanted: Sequence[Settings]
-) -> tuple[list[Score], list[Score]]:
+) -> tuple[list[Turn], list[Turn]]:
     """Return the scores of all after a turn each, and those of the choice and the best after turns of their own."""
 
-    def turns(name: str, settings: Settings, seconds: float) -> Turn:
-        measure = lambda: asdict(Turn.of(settings, servers.run(settings, seconds, _WARM_UP)))  # noqa: E731
-        (turn,) = turns_of(Journal(journal.path, [("turn", journal.once(f"{name} {settings.label}", measure))]))
-        typer.echo(f"  {turn}")
-        return turn
+    def take(settings: Settings, number: int, seconds: float) -> None:
+        """Measure a turn, unless the journal has so many of these settings already."""
+        if sum(turn.settings == settings for turn in turns_of(journal)) < number:
+            turn = servers.run(settings, seconds, _WARM_UP)
+            journal.add("turn", asdict(turn))
+            typer.echo(f"  {turn}")
 
     # The order is mixed, so that the machine's drift follows no number; the same, so that a job goes on.
     order = random.Random(1).sample([choice, *wanted], len(wanted) + 1)
     order.sort(key=lambda each: each.threads)
-    single: list[Turn] = []
     while order:
         group = [each for i, each in enumerate(order) if sum(one.workers for one in order[: i + 1]) <= _TOGETHER]
         # One that has more workers than may stand together stands alone.
         group = group or order[:1]
-        missing = [each for each in group if not journal.of(f"alone {each.label}")]
-        servers.open(missing)
-        single += [turns("alone", each, _SECONDS) for each in group]
+        measured = {turn.settings for turn in turns_of(journal)}
+        servers.open([each for each in group if each not in measured])
+        for each in group:
+            take(each, 1, _SECONDS)
         servers.stop()
         order = order[len(group) :]
-    alone = rank(single, goal)
+    alone = rank(turns_of(journal)[: len(wanted) + 1], goal)
     rivals = [choice, *[score.settings for score in alone if score.settings != choice][:_BEST]]
     servers.open(rivals)
-    rounds = [random.Random(number).sample(rivals, len(rivals)) for number in range(_ROUNDS)]
-    long = [turns(f"round {number}", each, _LONG) for number, rivals in enumerate(rounds) for each in rivals]
-    return alone, rank(long, goal)
+    for number in range(_ROUNDS):
+        for each in random.Random(number).sample(rivals, len(rivals)):
+            take(each, number + 2, _LONG)
+    return alone, rank(turns_of(journal)[len(wanted) + 1 :], goal)
 
 
-def result(
-    name: str, goal: Goal, alone: Sequence[Score], finalists: Sequence[Score], tuned: Settings
-) -> dict[str, Any]:
+def result(name: str, goal: Goal, alone: Sequence[Turn], finalists: Sequence[Turn], tuned: Settings) -> dict[str, Any]:
     """Return the record's result: `share` is the tuner's choice over the best, measured in turns.
 
     At a rate it is the best's 95th percentile over the choice's.
     """
     choice, best = next(score for score in finalists if score.settings == tuned), finalists[0]
-    share = math.exp(best.latency - choice.latency if goal.rate else choice.speed - best.speed)
+    share = 0.0 if goal.holds(best) and not goal.holds(choice) else round(min(best.cost / choice.cost, 1.0), 4)
     return {
         "model": name,
         "goal": goal.to_dict(),
-        "tried": [score.to_dict() for score in alone],
-        "beside": [score.to_dict() for score in finalists],
-        "best": best.to_dict(),
-        "tuned": choice.to_dict(),
-        "share": 0.0 if best.holds and not choice.holds else round(min(share, 1.0), 4),
+        "tried": [score.row(goal) for score in alone],
+        "beside": [score.row(goal) for score in finalists],
+        "best": best.row(goal),
+        "tuned": choice.row(goal),
+        "share": share,
+        "holds": share >= _SHARE,
+        "sentence": f"{name}: the tuner's choice ({tuned}) reaches {share:.1%} of the best of {len(alone)} "
+        f"configurations ({best.settings}) for {goal}.",
     }
 
 

@@ -1,62 +1,46 @@
 """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server, within a time.
 
 A batch is timed outside of any server; what that makes one expect prunes the grid of configurations; what is left is
-measured on real servers, a turn each, and the finalists again and again. Whatever interrupts it, there is an answer.
+measured on real servers, a turn each, best forecast first, and the finalists in turns, of which each round leaves half.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from beeline.errors import BeelineError, ConfigError, Undetermined
+import numpy as np
+
+from beeline.errors import Undetermined
 from bench import pictures as files
-from bench.journal import Journal, state_folder
-from bench.pictures import Pictures
-from bench.record import Record, utc
+from bench.record import Journal, Record, state_folder, utc
 from bench.sweep import Fit, fit
-from bench.tune.grid import Forecast, Goal, Settings, candidates, counted, thread_counts
-from bench.tune.search import SAME, Score, Search, choose, p95_text, rank, turns_of
-from bench.tune.server import MOST_PICTURES, MOST_WORKERS, Cost, Model, Servers, find_model, numbers_of, time_batches
+from bench.tune.grid import THREADS, Forecast, Goal, Settings, Turn, candidates, delays
+from bench.tune.server import MOST_PICTURES, Servers, find_model, numbers_of
 from host import ROOT, machine
 from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
 
-__all__ = ["Goal", "Request", "Tuned", "answer", "lines", "tune"]
-
-# The share of the time for batches outside of any server, at most so many seconds for a number of threads; and for
-# stopping the servers at the end, at most so many seconds.
-_TIMING, _TIMING_SECONDS, _STOP, _STOP_SECONDS = 0.2, 6.0, 0.1, 8.0
-# Beyond its deadline the search is ended by an alarm: a server that does not start is no reason to wait on.
-_ALARM = 1.0
-# Reasons on a terminal; the record has them all.
-_MOST_REASONS = 16
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to tune: an archive by its path or its name in the store.
-
-    One `picture` or a folder of `pictures` is sent, else the archive's golden pictures. `minutes` is how long all of it
-    may take; 0 answers from what `resume` has, the journal of an interrupted tuning. `config_file` says what is
-    configured now, and is what is changed.
-    """
-
-    wanted: str
-    goal: Goal
-    command: str = ""
-    picture: Path | None = None
-    pictures: Path | None = None
-    minutes: float = 5.0
-    server: str = "torchserve"
-    store: Path = ROOT / "model_store"
-    config_file: Path = ROOT / "config" / "config.properties"
-    resume: Path | None = None
+STORE, CONFIG = ROOT / "model_store", ROOT / "config" / "config.properties"
+# The share of the time for stopping servers, and for batches outside of any; each at most so many seconds.
+_STOP, _STOP_SECONDS, _TIMING, _TIMING_SECONDS = 0.1, 8.0, 0.2, 6.0
+# Seconds of a turn of new configurations, and of the finalists, and before each.
+_TURN, _LONG, _WARM_UP = 4.0, 6.0, 1.5
+# A turn has so many answers, or its percentile says nothing. Slow models get longer turns, up to this factor.
+_ANSWERS, _LONGER = 200, 6.0
+# New configurations at a time, and seconds of their start, since TorchServe gives up longer ones; those that may be
+# better than the best by their forecast and this part of one.
+_WAVE, _BOOT_SECONDS, _HOPE = 6, 60.0, 0.2
+# The finalists, their share of the time, and their rounds.
+_FINALISTS, _DECIDING, _ROUNDS = 4, 0.35, 6
+# Noise of a turn of so many seconds and the machine's drift, as parts of one; turns over which drift is forgotten.
+_SECONDS, _NOISE, _DRIFT, _MEMORY = 5.0, 0.05, 0.12, 4.0
 
 
 @dataclass(frozen=True)
@@ -69,193 +53,238 @@ class Tuned:
     interruption: Interrupted | None
 
 
-def tune(request: Request, say: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> Tuned:
-    """Find the best configuration and return it with all that led to it.
+def tune(
+    wanted: str,
+    goal: Goal,
+    say: Callable[[str], None],
+    picture: Path | None = None,
+    pictures: Path | None = None,
+    minutes: float = 5.0,
+    server: str = "torchserve",
+    store: Path = STORE,
+    config_file: Path = CONFIG,
+    command: str = "",
+) -> Tuned:
+    """Find the best configuration and return it with all that led to it; go on where the same tuning was interrupted.
+
+    An archive is `wanted` by its path or its name in the store; without pictures its golden ones are sent. `minutes` is
+    how long all of it may take; 0 answers from what an interrupted tuning measured.
 
     Raises:
         BeelineError: where the archive, the configuration, the pictures or the server do not do.
-        Undetermined: when it was interrupted before even a batch was timed.
+        Undetermined: when it ended before anything was measured.
     """
-    if request.minutes < 0 or (request.minutes == 0 and request.resume is None):
-        raise ConfigError(f"--minutes is {request.minutes:g}; give more than 0, or 0 with --resume to only answer")
-    started, begun, goal = utc(), time.monotonic(), request.goal
-    servers.named(request.server)
-    model = find_model(request.wanted, request.store, request.config_file, environ)
-    name, sent = model.archive.model, files.choose(request.picture, request.pictures, model.archive, MOST_PICTURES)
-    about = {
-        "model": name,
-        "archive": model.sha256,
-        "goal": goal.to_dict(),
-        "clients": None if goal.rate else goal.clients,
-        "server": request.server,
-        "pictures": sent.to_dict()["sha256"],
-        "cores": machine.cores(),
-        "device": environ.get("BEELINE_DEVICE", "auto"),
-        "numbers": {key: value for key, value in model.properties.numbers.items() if key != "beeline_threads"},
-        "vmargs": model.properties.texts.get("vmargs"),
-    }
-    path = state_folder(environ) / f"tune-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.journal"
-    journal = Journal.resume(request.resume, about) if request.resume else Journal.begin(path, about)
+    started, begun = utc(), time.monotonic()
+    servers.named(server)
+    model = find_model(wanted, store, config_file, os.environ)
+    name, sent = model.archive.model, files.choose(picture, pictures, model.archive, MOST_PICTURES)
+    about = {"archive": model.sha256, "goal": asdict(goal), "server": server, "cores": machine.cores()}
+    about |= {"pictures": sent.to_dict()["sha256"], "device": os.environ.get("BEELINE_DEVICE", "auto")}
+    about |= {"properties": [model.properties.numbers, model.properties.texts.get("vmargs")]}
+    journal = Journal.job(state_folder(os.environ) / f"tune-{name}.journal", about)
     say(f"{name}: {goal}; configured now: {model.configured}; {len(sent.bodies)} pictures")
-    tuning = _Tuning(request, model, sent, journal, say)
-    interruption = tuning.measure(begun) if request.minutes else None
-    result = answer(name, model.configured, tuning.forecast(), tuning.room, journal)
-    journal.add("seconds", round(time.monotonic() - begun, 1))
-    seconds = round(sum(journal.of("seconds")), 1)
-    result |= {"server": request.server, "seconds": seconds, "interrupted": interruption is not None}
+    if before := len(journal.of("turn")):
+        say(f"  it was interrupted after {before} turns and goes on from there; without {journal.path} it begins anew")
+    interruption, whole = None, 60 * minutes
+    deadline = begun + whole - min(_STOP_SECONDS, _STOP * whole)
+    try:
+        # The alarm is off while servers stop.
+        with Servers(model, goal, sent, server, journal) as opened, as_exceptions(deadline - time.monotonic()):
+            Search(opened, model.configured, say, deadline).run()
+    except Interrupted as signal:
+        say("time is up" if signal.is_alarm else f"interrupted ({signal})")
+        interruption = None if signal.is_alarm else signal
+    result = answer(name, model.configured, goal, journal)
+    journal.add("seconds", round(time.monotonic() - begun))
+    result |= {"server": server, "seconds": sum(journal.of("seconds")), "interrupted": interruption is not None}
     change = None
     if result["holds"]:
         best = Settings.of(result["best"])
         # Of the file alone: what this shell's environment says is not there where it serves.
-        written = properties.load(request.config_file, {}).numbers
-        usual = written.get("beeline_threads", max(1, machine.cores() // best.workers))
-        threads = None if best.threads == usual else best.threads
-        change = properties.change(request.config_file, name, model.archive.version, numbers_of(best), threads)
-    record = Record.now("tune", request.command, result, sent, started=started)
+        numbers, usual = properties.load(config_file, {}).numbers, max(1, machine.cores() // best.workers)
+        threads = best.threads if best.threads != numbers.get("beeline_threads", usual) else None
+        change = properties.change(config_file, name, model.archive.version, numbers_of(best), threads)
+    record = Record.now("tune", command, result, sent, started=started)
     return Tuned(record, change, journal.path, interruption)
 
 
-@dataclass
-class _Tuning:
-    """One tuning while it runs."""
+def turns_of(journal: Journal) -> list[Turn]:
+    """Return what a journal holds of turns."""
+    return [Turn(**{**values, "settings": Settings.of(values["settings"])}) for values in journal.of("turn")]
 
-    request: Request
-    model: Model
-    pictures: Pictures
-    journal: Journal
-    say: Callable[[str], None]
-    room: int = MOST_WORKERS
 
-    def measure(self, begun: float) -> Interrupted | None:
-        """Measure until it is decided or time is up; return the signal that interrupted it."""
-        request, configured, whole = self.request, self.model.configured, 60 * self.request.minutes
-        deadline = begun + whole - min(_STOP_SECONDS, _STOP * whole)
-        try:
-            with as_exceptions(deadline + _ALARM - time.monotonic()):
-                cost = self._time_batches(whole)
-                with Servers(self.model, request.goal, self.pictures, request.server, cost, self.say) as opened:
-                    self.room = max(1, opened.room())
-                    promising, pruned = candidates(self.forecast(), self.room, configured)
-                    self.say(f"  {len(promising)} configurations are worth measuring, {len(pruned)} kinds are not")
-                    places = (opened, self.journal, time.monotonic, deadline, self.say)
-                    Search(self.forecast(), promising, configured, *places).run()
-        except Interrupted as interruption:
-            self.say("time is up" if interruption.is_alarm else f"interrupted ({interruption})")
-            return None if interruption.is_alarm else interruption
-        except (BeelineError, OSError) as error:
-            # With an answer at hand, a server that failed late is no reason to keep it back.
-            if not self.journal.of("turn"):
-                raise
-            self.say(f"ended early: {error}")
-        return None
-
-    def _time_batches(self, whole: float) -> Cost:
-        """Time batches outside of the server, for each number of threads; return what a worker costs."""
-        counts = sorted({*thread_counts(machine.cores()), self.model.configured.threads})
-        for threads in counts:
-            if sum(point[0] == threads for point in self.journal.of("batch")) > 1:
-                continue
-            seconds = min(_TIMING_SECONDS, _TIMING * whole / len(counts))
-            for reply in time_batches(self.model, self.pictures, threads, seconds):
-                if "batch" in reply:
-                    self.journal.add("batch", [threads, reply["batch"], reply["ms"]])
-                else:
-                    self.journal.add("cost", reply["cost"])
-            line, name = self.forecast().lines[threads], counted(threads, "thread")
-            self.say(f"  {name}: a batch of n takes {line.a_ms:.1f} n + {line.b_ms:.1f} ms ({line.error:.0%} off)")
-        return Cost(**next(iter(self.journal.of("cost")), {}))
-
-    def forecast(self) -> Forecast:
-        """Return what the times of a batch make one expect; raise `Undetermined` when there is none."""
-        points: dict[int, list[tuple[int, float]]] = {}
-        for threads, size, milliseconds in self.journal.of("batch"):
-            points.setdefault(threads, []).append((size, milliseconds))
-        if not points:
-            raise Undetermined("it was interrupted before a single batch was timed; run it again")
-        # Interrupted before its turn came: what the fewest threads take is the best guess there is.
-        points.setdefault(self.model.configured.threads, points[min(points)])
+def forecast_of(journal: Journal, goal: Goal) -> Forecast:
+    """Return what a journal's times of a batch make one expect."""
+    lines = {}
+    for threads in sorted({threads for threads, _, _ in journal.of("batch")}):
+        own = [(size, milliseconds) for count, size, milliseconds in journal.of("batch") if count == threads]
         # Two points, a noisy one among them, say nothing of large batches: then the line is without a fixed cost.
-        alone = {threads: Fit(own[-1][1] / own[-1][0], 0.0, 1.0) for threads, own in sorted(points.items())}
-        lines = {key: (fit(points[key]) if len(points[key]) > 2 else None) or line for key, line in alone.items()}
-        return Forecast(lines, self.request.goal, machine.cores())
+        line = (fit(own) if len(own) > 2 else None) or Fit(own[-1][1] / own[-1][0], 0.0, 1.0)
+        lines[threads] = Fit(max(line.a_ms, 1e-3), max(line.b_ms, 0.0), line.error)
+    return Forecast(lines, goal, machine.cores())
 
 
-def answer(model: str, configured: Settings, forecast: Forecast, room: int, journal: Journal) -> dict[str, Any]:
-    """Return the record's result as a journal has it so far, but for how the measuring went."""
-    goal, (promising, pruned) = forecast.goal, candidates(forecast, room, configured)
-    ranked = rank(turns_of(journal), goal)
-    forecast = forecast.learned([(each.settings, each.speed, each.latency) for each in ranked])
-    for settings in set(promising) - {each.settings for each in ranked}:
-        pruned[str(settings)] = f"{forecast.text(settings)}, and nothing near it was in the lead"
-    chosen, expected = choose(ranked, goal, configured), promising[0]
-    per_second, p95_ms = forecast.of(expected)
-    figures = {"per_second": round(per_second, 2), "p95_ms": round(p95_ms, 1) if math.isfinite(p95_ms) else None}
-    best = (
-        chosen.to_dict() if chosen else {**asdict(expected), **figures, "failed": 0, "holds": False, "expected": True}
-    )
-    sentence = _sentence(chosen, ranked, configured, goal, f"{expected}: {forecast.text(expected)}")
-    fits = [{"threads": threads, **line.to_dict()} for threads, line in forecast.lines.items()]
+def rank(turns: Sequence[Turn], goal: Goal, configured: Settings | None = None) -> list[Turn]:
+    """Return every measured configuration, its turns as one; the best for the goal first, else the nearest to it.
+
+    Of several within 1 % of the best, `configured` or the one of lowest latency comes first.
+    """
+    order = sorted({turn.settings for turn in turns})
+    ranked = []
+    for settings, cost in zip(order, _costs(turns, order), strict=True):
+        own = sorted((turn for turn in turns if turn.settings == settings), key=lambda turn: turn.cost)
+        seconds, failed = sum(turn.seconds for turn in own), sum(turn.failed for turn in own)
+        ranked.append(replace(own[len(own) // 2], seconds=seconds, failed=failed, cost=cost, turns=len(own)))
+    ranked.sort(key=lambda turn: (turn.failed > 0, turn.p95_ms or math.inf))
+    ranked.sort(key=lambda turn: turn.cost if goal.holds(turn) else math.inf)
+    same = [turn for turn in ranked if goal.holds(turn) and turn.cost <= 1.01 * ranked[0].cost]
+    same.sort(key=lambda turn: (turn.settings != configured, turn.p95_ms, turn.settings.workers))
+    return [*same, *ranked[len(same) :]]
+
+
+def _costs(turns: Sequence[Turn], order: Sequence[Settings]) -> list[float]:
+    """Return each configuration's cost; the logarithm of a turn's is level + drift + noise.
+
+    The drift of two turns is alike when they are near each other in time, so a turn is compared with its neighbours
+    above all: generalised least squares with that covariance.
+    """
+    places = np.arange(len(turns))
+    drift = _DRIFT**2 * np.exp(-np.abs(places[:, None] - places) / _MEMORY)
+    noise = _NOISE**2 * np.diag([_SECONDS / max(turn.seconds, 0.1) for turn in turns])
+    design = np.eye(len(order))[np.array([order.index(turn.settings) for turn in turns], int)]
+    weights = np.linalg.solve(drift + noise, design).T
+    levels = np.linalg.solve(weights @ design, weights @ np.log([turn.cost for turn in turns]))
+    return np.exp(levels).tolist()  # type: ignore[no-any-return]
+
+
+@dataclass
+class Search:
+    """Measures what is promising, best forecast first, and what is `configured` now; `deadline` is of `clock`."""
+
+    servers: Servers
+    configured: Settings
+    say: Callable[[str], None]
+    deadline: float
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.goal, self.journal = self.servers.goal, self.servers.journal
+
+    def run(self) -> None:
+        """Measure until it is decided; what was measured is in the journal whenever somebody or an alarm ends it."""
+        counts = sorted({count for count in THREADS if count <= machine.cores()} | {self.configured.threads})
+        for threads in counts:
+            if sum(point[0] == threads for point in self.journal.of("batch")) < 2:
+                left = self.deadline - self.clock()
+                self.servers.time_batches(threads, min(_TIMING_SECONDS, _TIMING * left / len(counts)))
+                line = forecast_of(self.journal, self.goal).lines[threads]
+                self.say(f"  threads {threads}: a batch costs {line} ({line.error:.0%} off)")
+        self.room = self.servers.room()
+        self.journal.add("room", self.room)
+        self._learn()
+        self.promising, _ = candidates(self.forecast, self.room, self.configured)
+        until = self.clock() + (1 - _DECIDING) * (self.deadline - self.clock())
+        while wave := self._wave(until):
+            # The best so far is measured again in each wave, to tell its figures from the machine's drift.
+            self._measure([*wave, *(turn.settings for turn in self.ranked[:1])], _TURN)
+        finalists = [turn.settings for turn in self.ranked[:_FINALISTS]]
+        for number in range(_ROUNDS):
+            # What is configured now is what they must beat.
+            self._measure([*finalists, *([] if number else [self.configured])], _LONG)
+            # Two at least: turns of one alone decide nothing.
+            left = max(2, len(finalists) // 2)
+            finalists = [turn.settings for turn in self.ranked if turn.settings in finalists][:left]
+
+    def _wave(self, until: float) -> list[Settings]:
+        """Return what to measure for the first time, as far as time and memory allow; the first of all in any case."""
+        kept: list[Settings] = []
+        for settings in self._hopeful() if self.ranked else dict.fromkeys([self.promising[0], self.configured]):
+            more = [*kept, settings]
+            opening = self.servers.opening_seconds(more)
+            seconds = opening + sum(sum(self._lengths(each, _TURN)) for each in more)
+            fits = sum(each.workers for each in more) <= self.room and opening <= _BOOT_SECONDS
+            if (fits and self.clock() + seconds <= until) or not (self.ranked or kept):
+                kept = more
+        return kept[:_WAVE]
+
+    def _hopeful(self) -> list[Settings]:
+        """Return what was not measured and may be better than the best, best forecast first; early its other delays."""
+        best, tried = self.ranked[0], {each.settings for each in self.ranked}
+        layouts = {each.layout for each in tried}
+        hopeful: dict[object, Settings] = {}
+        for settings in sorted(set(self.promising) - tried, key=lambda each: (self.forecast.of(each), each)):
+            if self.forecast.of(settings) < (1 + _HOPE) * best.cost:
+                # Of workers and threads that were not tried one configuration says enough.
+                hopeful.setdefault(settings if settings.layout in layouts else settings.layout, settings)
+        order, others = list(hopeful.values()), [each for each in delays(best.settings, self.goal) if each not in tried]
+        return [*order[:2], *others, *order[2:]]
+
+    def _measure(self, wanted: Sequence[Settings], seconds: float) -> None:
+        """Give each one turn, in an order that no round repeats."""
+        order = sorted(set(wanted))
+        random.Random(len(self.journal.rows)).shuffle(order)
+        self.servers.open(order)
+        for settings in order:
+            turn = self.servers.run(settings, *self._lengths(settings, seconds))
+            self.journal.add("turn", asdict(turn))
+            self.say(f"  {turn}")
+        self._learn()
+
+    def _lengths(self, settings: Settings, seconds: float) -> tuple[float, float]:
+        """Return how many seconds to measure a configuration, and to warm it up before."""
+        # As long as a client waits for an answer.
+        cycle = min(self.forecast.of(settings) / 1000, 2 * seconds)
+        needed = _ANSWERS / (self.goal.rate or self.goal.clients / cycle)
+        return max(seconds, min(needed, _LONGER * seconds)), max(_WARM_UP, min(1.5 * cycle, 2 * seconds))
+
+    def _learn(self) -> None:
+        self.ranked = rank(turns_of(self.journal), self.goal)
+        self.forecast = forecast_of(self.journal, self.goal).learned(self.ranked)
+
+
+def answer(model: str, configured: Settings, goal: Goal, journal: Journal) -> dict[str, Any]:
+    """Return the record's result as a journal has it so far, but for how the measuring went.
+
+    Raises:
+        Undetermined: when it has no turn.
+    """
+    ranked = rank(turns_of(journal), goal, configured)
+    if not ranked:
+        raise Undetermined("it ended before anything was measured; run it again, with more --minutes where it had few")
+    forecast, best = forecast_of(journal, goal), ranked[0]
+    promising, why = candidates(forecast, journal.of("room")[-1], configured)
+    forecast = forecast.learned(ranked)
+    for settings in sorted(set(promising) - {turn.settings for turn in ranked}):
+        why[str(settings)] = f"{forecast.text(settings)}, and nothing near it was in the lead"
     return {
         "model": model,
         "goal": goal.to_dict(),
         "clients": None if goal.rate else goal.clients,
         "cores": forecast.cores,
-        "fit": next(line for line in fits if line["threads"] == best["threads"]),
-        "fits": fits,
+        "fits": [{"threads": threads, **line.to_dict()} for threads, line in forecast.lines.items()],
         "configured": asdict(configured),
-        "tried": [score.to_dict() for score in ranked],
-        "pruned": [{"what": what, "why": why} for what, why in pruned.items()],
-        "best": best,
-        "holds": best["holds"],
-        "sentence": f"{model}: {sentence}.",
+        "tried": [turn.row(goal) for turn in ranked],
+        "pruned": [{"what": what, "why": reason} for what, reason in why.items()],
+        "best": best.row(goal),
+        "holds": goal.holds(best),
+        "sentence": f"{model}: {_sentence(best, ranked, configured, goal)}.",
     }
 
 
-def _sentence(best: Score | None, ranked: Sequence[Score], configured: Settings, goal: Goal, expected: str) -> str:
+def _sentence(best: Turn, ranked: Sequence[Turn], configured: Settings, goal: Goal) -> str:
     """Return what, how much, under which goal, and against what is configured now."""
-    if best is None:
-        return f"no turn was measured; from the time of a batch alone, {expected} ({goal})"
-    figures = f"{best.settings}: {best.per_second:.1f} requests a second, {p95_text(best.p95_ms)}"
-    if best.failed:
-        figures += f", {best.failed} requests failed or took over {goal.deadline:g} s"
-    if not best.holds:
-        instead = "lower the rate, or serve it from more cores"
-        if goal.p95_ms and (not best.p95_ms or (best.failed and best.p95_ms <= goal.p95_ms)):
-            instead = "look into why requests fail with `beeline bench load`"
+    if not goal.holds(best):
+        fix = "lower the rate, or serve it from more cores"
+        if best.failed:
+            fix = "look into why requests fail with `beeline bench load`"
         elif goal.p95_ms and best.p95_ms:
-            clients = max(1, int(goal.clients * goal.p95_ms / best.p95_ms))
-            instead = f"about {clients} clients at a time would be within the budget, or serve it from more cores"
-        return f"nothing measured holds {goal}; the nearest is {figures}; {instead}"
-    now = next((each for each in ranked if each.settings == configured), None)
-    text = f"what is configured now ({configured})"
-    if now is None:
-        against = f"{text} was not measured"
-    elif now is best:
+            fix = f"about {max(1, int(goal.clients * goal.p95_ms / best.p95_ms))} clients at a time would be within it"
+        return f"nothing measured holds {goal}; the nearest is {best}; {fix}"
+    now = next((turn for turn in ranked if turn.settings == configured), None)
+    against = f"what is configured now ({configured}) was not measured"
+    if now is not None and now.settings == best.settings:
         against = "it is what is configured now"
-    else:
-        text = f"{text[:-1]}: {now.per_second:.1f} a second, {p95_text(now.p95_ms)})"
-        times = math.exp(now.latency - best.latency if goal.rate else best.speed - now.speed)
-        against = f"{text} has {times:.2f} times its p95" if goal.rate else f"{times:.2f} times {text}"
-        if not now.holds:
-            against = f"{text} does not hold it"
-        elif not goal.rate and abs(times - 1) <= SAME:
-            against = f"no faster than {text}, but quicker to answer"
-    return f"{figures}, which holds {goal}; {against}"
-
-
-def lines(result: Mapping[str, Any]) -> list[str]:
-    """Return a result's table of what was tried, and why the rest was not."""
-    rows = [("requests/s", "p95 ms", "failed", "batch seen", "turns", "goal", "configuration")]
-    for row in result["tried"]:
-        p95, batch = (("-" if row[key] is None else f"{row[key]:.{n}f}") for key, n in (("p95_ms", 0), ("batch", 1)))
-        best, now, settings = (Settings.of(values) for values in (result["best"], result["configured"], row))
-        marks = " <- chosen" * (settings == best) + " <- configured now" * (settings == now)
-        figures = (f"{row['per_second']:.1f}", p95, str(row["failed"]), batch, str(row["turns"]))
-        rows.append((*figures, "holds" if row["holds"] else "no", f"{settings}{marks}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join([*map(str.rjust, row[:-1], widths), row[-1]]) for row in rows] if len(rows) > 1 else []
-    reasons = [f"  {one['what']}: {one['why']}" for one in result["pruned"]]
-    more = (
-        [f"  and {len(reasons) - _MOST_REASONS} more, whose reasons the record has"] if reasons[_MOST_REASONS:] else []
-    )
-    return [*table, "not measured:", *reasons[:_MOST_REASONS], *more]
+    elif now is not None:
+        times = f"it takes {now.cost / best.cost:.2f} times as long" if goal.holds(now) else "it does not hold that"
+        against = f"configured now is {now}: {times}"
+    return f"{best}, which holds {goal}; {against}"

@@ -5,42 +5,39 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import javaproperties
 
 from archive import mar, store
 from archive.mar import Archive
 from archive.sandbox import OutOfMemory, Sandbox
-from beeline.errors import Undetermined
 from bench.load import Plan, run
 from bench.pictures import Pictures
-from bench.tune.grid import Goal, Settings
+from bench.record import Journal
+from bench.tune.grid import WORKERS, Goal, Settings, Turn
 from host import machine
 from host.files import sha256
 from serve import config, properties
 from serve.addresses import Ports
-from serve.client import InferenceClient
 from serve.instance.child import Running
 from serve.properties import Properties
 from serve.servers.protocol import MALLOC
 from serve.up import Request, up
 
-MOST_WORKERS = 48
 # What is sent of a folder is at most so many pictures; batches are timed with the first of them.
 MOST_PICTURES, _TIMED = 200, 32
 _SIZES = (1, 2, 4, 8, 16, 32)
 # Seconds of Java's own start; workers that start together slow each other down.
 _JAVA_SECONDS, _CROWDED = 4.0, 1.3
 _OF_MEMORY, _SETTLE_SECONDS, _STARTUP_SECONDS, _LOAD_SECONDS = 0.8, 30.0, 600, 180.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+# Seconds after which a request has failed, where a budget is not a sixth of more.
+_DEADLINE = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,29 +66,8 @@ def find_model(wanted: str, folder: Path, config_file: Path, environ: Mapping[st
     return Model(archive, sha256(archive.path), numbers, Settings(*(setting.value for setting in values)))
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one worker takes: bytes of memory, seconds to load, bytes of a CUDA device's memory; what that has free."""
-
-    memory: int = 1 << 30
-    load_seconds: float = 6.0
-    device_memory: int = 0
-    device_free: int = 0
-
-
-def time_batches(model: Model, pictures: Pictures, threads: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Time batches of growing sizes with so many threads, in a process of its own; see `Sandbox.time_batches`."""
-    names = ("OMP_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
-    # A worker may hold a second model for a picture that comes alone, which costs memory.
-    lone = model.properties.numbers.get("beeline_lone_threads") or min(machine.cores(), config.LONE)
-    environment = MALLOC | dict.fromkeys(names, str(threads))
-    with Sandbox(model.archive.path, load_seconds=_LOAD_SECONDS, environment=environment) as sandbox:
-        sandbox.take(pictures.bodies[:_TIMED])
-        with suppress(OutOfMemory):
-            yield from sandbox.time_batches(_SIZES, seconds, lone)
-
-
-class Servers:
+@dataclass
+class Servers(ExitStack):
     """Real servers, one for each number of threads at each `open`; a context manager that stops them all.
 
     Neither server changes a model's batch size or delay while it runs, and TorchServe takes no other model then. So one
@@ -99,96 +75,95 @@ class Servers:
     requests take memory and no processor time.
     """
 
-    def __init__(
-        self, model: Model, goal: Goal, pictures: Pictures, server: str, cost: Cost, say: Callable[[str], None]
-    ) -> None:
-        self.model, self.goal, self.pictures, self.server, self.cost, self.say = (
-            model,
-            goal,
-            pictures,
-            server,
-            cost,
-            say,
-        )
-        self._running: dict[Settings, Running] = {}
-        self._stack = ExitStack()
-        self._starts, self._per_worker = 0, _CROWDED * cost.load_seconds / machine.cores()
+    model: Model
+    goal: Goal
+    pictures: Pictures
+    server: str
+    journal: Journal
+    running: dict[Settings, Running] = field(default_factory=dict)
 
-    def __enter__(self) -> Servers:
-        self._scratch = tempfile.TemporaryDirectory(prefix="beeline-tune-")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            self.stop()
-        finally:
-            self._scratch.cleanup()
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._most_workers, self._start_seconds = WORKERS[-1], 0.0
 
     def open(self, wanted: Sequence[Settings]) -> None:
-        """Start servers with configurations that are not there yet, and wait until each answers.
-
-        Raises:
-            BeelineError: when a worker does not start.
-        """
-        for _, group in itertools.groupby(sorted(wanted, key=lambda each: each.threads), lambda each: each.threads):
+        """Start what does not run yet and wait for answers; what runs is stopped first where memory holds not both."""
+        if sum(settings.workers for settings in {*self.running, *wanted}) > self._most_workers:
+            self.stop()
+        missing = sorted(set(wanted) - set(self.running), key=lambda each: each.threads)
+        for _, group in itertools.groupby(missing, lambda each: each.threads):
             self._start(list(group))
 
-    def run(self, settings: Settings, seconds: float, warm_up: float) -> dict[str, Any]:
-        """Make the load on one configuration and return its summary."""
-        running, goal = self._running[settings], self.goal
+    def run(self, settings: Settings, seconds: float, warm_up: float) -> Turn:
+        """Make the load on one configuration and return what came of it."""
+        running, goal = self.running[settings], self.goal
         running.check()
         url, clients = f"{running.state.backend}/predictions/{settings.label}", None if goal.rate else goal.clients
-        plan = Plan(url, self.pictures, seconds, warm_up, clients, goal.rate, deadline=goal.deadline)
-        summary = run(plan).summary()
-        if summary["failed"]:
+        deadline = max(_DEADLINE, 6 * (goal.p95_ms or 0.0) / 1000)
+        figures = run(Plan(url, self.pictures, seconds, warm_up, clients, goal.rate, deadline=deadline)).summary()
+        if figures["failed"]:
             # The next turn waits until the server has answered what its clients gave up.
-            client = InferenceClient(running.state.backend, timeout=_SETTLE_SECONDS, patience=0)
-            with client, suppress(Undetermined):
-                client.predict(settings.label, self.pictures.bodies[0])
-        return summary
+            run(Plan(url, self.pictures, seconds=0.1, warm_up=0.0, clients=1, deadline=_SETTLE_SECONDS))
+        per_second, p95_ms, backlog = figures["good_per_second"], figures["p95_ms"], figures["backlog"]
+        cost, growing = goal.cost(per_second, p95_ms), bool(backlog and backlog["growing"])
+        return Turn(settings, figures["seconds"], per_second, p95_ms, figures["failed"], cost, growing)
+
+    def time_batches(self, threads: int, seconds: float) -> None:
+        """Time batches of growing sizes with so many threads, in a process of its own, and what a worker costs.
+
+        A journal's row `batch` has threads, size and milliseconds; `cost` is as `Sandbox.time_batches` says it.
+        """
+        names = ("OMP_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
+        # A worker may hold a second model for a picture that comes alone, which costs memory.
+        lone = self.model.properties.numbers.get("beeline_lone_threads") or min(machine.cores(), config.LONE)
+        environment = MALLOC | dict.fromkeys(names, str(threads))
+        with Sandbox(self.model.archive.path, load_seconds=_LOAD_SECONDS, environment=environment) as sandbox:
+            sandbox.take(self.pictures.bodies[:_TIMED])
+            try:
+                for reply in sandbox.time_batches(_SIZES, seconds, lone):
+                    if "batch" in reply:
+                        self.journal.add("batch", [threads, reply["batch"], reply["ms"]])
+                    else:
+                        self.journal.add("cost", reply["cost"])
+            except OutOfMemory:
+                if not self.journal.of("batch"):
+                    raise
 
     def opening_seconds(self, wanted: Sequence[Settings]) -> float:
         """Return how long opening them will take, about: as long as the last ones took."""
+        each = self._start_seconds or _CROWDED * self._cost()["load_seconds"] / machine.cores()
         groups = len({settings.threads for settings in wanted})
-        return _JAVA_SECONDS * groups + self._per_worker * sum(settings.workers for settings in wanted)
+        return _JAVA_SECONDS * groups + each * sum(settings.workers for settings in wanted)
 
     def room(self) -> int:
-        """Return how many more workers memory holds."""
-        running = sum(settings.workers for settings in self._running)
-        rooms = [MOST_WORKERS - running, int(_OF_MEMORY * machine.free_memory() / max(1, self.cost.memory))]
-        if self.cost.device_memory:
-            rooms.append(int(_OF_MEMORY * self.cost.device_free / self.cost.device_memory) - running)
-        return max(0, min(rooms))
+        """Return how many workers memory holds; no more are open at a time from now on."""
+        cost = self._cost()
+        rooms = [WORKERS[-1], int(_OF_MEMORY * machine.free_memory() / cost["memory"])]
+        if cost.get("device_memory"):
+            rooms.append(int(_OF_MEMORY * cost["device_free"] / cost["device_memory"]))
+        self._most_workers = max(1, min(rooms))
+        return self._most_workers
+
+    def _cost(self) -> dict[str, float]:
+        return {"memory": 1 << 30, "load_seconds": 6.0} | next(iter(self.journal.of("cost")[-1:]), {})
 
     def stop(self) -> None:
-        """Stop every server; a signal meanwhile takes effect after it."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            self._running.clear()
-            self._stack.close()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        """Stop every server."""
+        self.running.clear()
+        self.close()
 
     def _start(self, wanted: Sequence[Settings]) -> None:
-        began = time.monotonic()
-        self._starts += 1
-        folder = Path(self._scratch.name) / str(self._starts)
-        folder.mkdir()
+        began, workers = time.monotonic(), sum(settings.workers for settings in wanted)
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="beeline-tune-")))
         archives = tuple(str(mar.renamed(self.model.archive.path, each.label, folder)) for each in wanted)
-        name, numbers = f"tune-{os.getpid()}-{self._starts}", configuration(self.model, wanted, folder)
-        request = Request(self.server, archives, folder, numbers, name, ports=Ports(0), gateway="none")
+        numbers = configuration(self.model, wanted, folder)
+        request = Request(self.server, archives, folder, numbers, "tune", ports=Ports(0), gateway="none")
         # The configuration has what these say already.
         own = {*properties.VARIABLES, "BATCH_SIZE", "WORKERS", "LINGER_MS"}
         environ = {name: value for name, value in os.environ.items() if name not in own}
-        running = up(request, lambda line: None, {**environ, "BEELINE_STATE": self._scratch.name})
-        self._stack.enter_context(running)
-        self._running |= dict.fromkeys(wanted, running)
-        for path in archives:
-            # The server has its own link to it.
-            Path(path).unlink()
-        seconds, workers = time.monotonic() - began, sum(settings.workers for settings in wanted)
-        self._per_worker = max(0.1, (seconds - _JAVA_SECONDS) / workers)
-        self.say(f"  {len(wanted)} configurations with {workers} workers answer after {seconds:.1f} s")
+        running = self.enter_context(up(request, lambda line: None, {**environ, "BEELINE_STATE": str(folder)}))
+        self.running |= dict.fromkeys(wanted, running)
+        self._start_seconds = max(0.1, (time.monotonic() - began - _JAVA_SECONDS) / workers)
 
 
 def configuration(model: Model, wanted: Sequence[Settings], folder: Path) -> Path:
@@ -196,7 +171,7 @@ def configuration(model: Model, wanted: Sequence[Settings], folder: Path) -> Pat
     version, startup = model.archive.version, {"startupTimeout": _STARTUP_SECONDS}
     entries = {each.label: {version: numbers_of(each) | startup} for each in wanted}
     values = {key: str(value) for key, value in model.properties.numbers.items()}
-    values |= {key: value for key, value in model.properties.texts.items() if key == "vmargs"}
+    values |= {"vmargs": model.properties.texts["vmargs"]} if "vmargs" in model.properties.texts else {}
     values |= {"beeline_threads": str(wanted[0].threads), "models": json.dumps(entries)}
     path = folder / "config.properties"
     with path.open("w", encoding="utf-8") as file:

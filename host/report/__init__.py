@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from beeline.files import write_whole
 # The colours that charts have, as CSS classes, and the marks of four series and of a reference in their legends.
 NAMES = ("ink", "dim", "panel", "line", "grid", "bad", "ref", "s0", "s1", "s2", "s3", "s4", "s5")
 GLYPHS = "●■◆▲▼"
+# Rows of a table on a terminal.
+_ROWS = 20
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
 
 
@@ -49,9 +52,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG drawing of `host.report.charts`, what it shows in words, and its legend: (series or None, name)."""
+    """A drawing of `host.report.charts` as SVG, made when it is asked for; what it shows in words; its legend.
 
-    svg: str
+    Each of `keys` is a series, None for a reference, and its name.
+    """
+
+    draw: Callable[[], str]
     caption: str
     description: str
     keys: tuple[tuple[int | None, str], ...] = ()
@@ -97,6 +103,27 @@ class Page:
         for section in self.sections:
             parts += [f"## {_plain(section.title)}", *map(_block, section.blocks)]
         return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def terminal(blocks: Iterable[Block]) -> str:
+    """Return the tables among blocks as aligned lines; a row that stands out has a star, the last of many are left out.
+
+    Args:
+        blocks: of a section.
+    """
+    parts = []
+    for block in blocks:
+        if isinstance(block, Table):
+            rows = [block.heads, *block.rows[:_ROWS]]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            aligned = [str.ljust, *[str.ljust if block.words else str.rjust] * (len(widths) - 1)]
+            lines = [f"{block.caption}:"]
+            for i, row in enumerate(rows):
+                cells = [align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)]
+                lines.append(f"{'*' if i - 1 in block.marked else ' '} {'  '.join(cells)}".rstrip())
+            more = len(block.rows) - _ROWS
+            parts.append("\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])]))
+    return "\n\n".join(parts)
 
 
 def write(text: str, path: Path) -> Path:

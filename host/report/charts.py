@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def bars(title: str, caption: str, rows: Sequence[Bar], least: float = 0.0) -> C
             top += 26 * count + 34
 
     said = "; ".join(f"{bar.name} {bar.text}" for bar in rows)
-    return Chart(_svg(title, said, paint, height, (4, 12, 0, 0)), caption, said)
+    return Chart(partial(_svg, title, said, paint, height, (4, 12, 0, 0)), caption, said)
 
 
 def plot(
@@ -124,7 +125,7 @@ def plot(
         [*(f"{name}: {number(up)} at {across:.6g}" for name, across, up in ends), *(rule[2] for rule in rules)]
     )
     keys = tuple((line.series, line.name) for line in named)
-    return Chart(_svg(title, said, paint, 380, _EDGES), caption, said, keys)
+    return Chart(partial(_svg, title, said, paint, 380, _EDGES), caption, said, keys)
 
 
 def _colour(series: int | None) -> str:

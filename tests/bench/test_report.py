@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from beeline.errors import BeelineError
 from bench.record import Record, append
-from bench.report import page, read
+from bench.report import page, read, text
 from cli.bench import app
+from host.report import charts
 from tests.bench import fake_records as fake
 
 EVERY: dict[str, Callable[[], list[Record]]] = {
-    "one batch sweep and one load": lambda: [fake.table(), fake.load()],
-    "two batch sweeps": lambda: [fake.table(), fake.table(4, 3, device="cuda", kind="sweep")],
+    "one batch sweep and one load": lambda: [fake.sweep(), fake.load()],
+    "two batch sweeps": lambda: [fake.sweep(), fake.sweep(4, 3, device="cuda")],
     "rates": lambda: [fake.load(rate=rate) for rate in (40, 80, 120, 200)],
     "comparison": lambda: [fake.compare()],
     "tuning and search": lambda: [fake.tune({"rate": 100.0}), fake.search()],
@@ -35,10 +36,10 @@ def test_a_page_loads_nothing_says_in_words_what_it_draws_and_where_it_is_from(k
     assert not re.search(r"""href="(?!#)|\bnan\b|<th(?! scope|ead)""", html)
     assert html.count('<svg class="chart" viewBox=') == html.count('role="img"') == html.count("<desc>") > 0
     assert html.count("<table") == html.count("<caption>")
-    for text in (unescape(html), made.markdown().replace("\\", "")):
+    for said in (unescape(html), made.markdown().replace("\\", "")):
         for word in ("Fake processor", "2.13.0", fake.PICTURES["sha256"], "amx_bf16", "2026-01-02 03:04"):
-            assert str(word) in text
-        assert all(record.command in text for record in EVERY[kind]())
+            assert str(word) in said
+        assert all(record.command in said for record in EVERY[kind]())
     assert page(EVERY[kind]()).html() == html
 
 
@@ -57,34 +58,54 @@ def test_what_a_record_says_is_text_and_never_markup() -> None:
 @pytest.mark.parametrize(
     ("records", "labels", "words"),
     [
-        ([fake.table()], None, [
+        ([fake.sweep()], [], [
             "ResNet-18, reported by users: 17.5 at 8", "whole handler: 21.3 at 1", "out of memory",
-            "17.5 at batch 8, 13.75 at batch 32, worse at 64", "not run, no CUDA device is there"]),
-        ([fake.load(rate=200, growing=True)], None, ["140 answers a second", "at end: 812, growing: yes"]),
-        ([fake.load()], None, ["| p95>500ms | 260 | pass |", "| errors>0 | 2.00 | FAIL |", "in batches of 8 87.1%"]),
+            "theirs gets faster, ours does not", "not run, no CUDA device is there"]),
+        ([fake.load(rate=200, growing=True)], [], ["140 answers a second", "at end: 812, growing: yes"]),
+        ([fake.load()], [], ["| p95>500ms | 260 | pass |", "| errors>0 | 2.00 | FAIL |", "in batches of 8 87.1%"]),
         ([fake.load(rate=40 * i, scale=2 / f) for f in (2, 4) for i in (1, 2, 3)], ["before"] * 3 + ["after"] * 3, [
-            "before, p95: 260 at 40", "after, p95: 130 at 40; after, p95: 130 at 120"]),
-        ([fake.compare()], None, [
+            "before: p95: 260 at 40", "after: p95: 130 at 40; after: p95: 130 at 120"]),
+        ([fake.compare()], [], [
             "mosec 26.2/s, 2.24 times, faster", "its environment cannot be made (no wheel)", "could not be measured",
-            "A/A, the same server entered twice (ours-torchserve): no difference"]),
-        ([fake.tune()], None, ["budget: p95 500 ms", "chosen: ", "batch size 2 |", "24 configurations"]),
-        ([fake.search()], None, ["reaches ", "; the tuner's choice: ", "measured again in turns"]),
+            "A/A, the same server entered twice (ours-torchserve): no difference", "ours-torchserve, again"]),
+        ([fake.tune()], [], [
+            "budget: p95 500 ms", "chosen: ", "configured now: ", "batch size 2 |", "24 configurations"]),
+        ([fake.search()], [], ["reaches ", "; the tuner's choice: ", "measured again in turns"]),
     ],
 )  # fmt: skip
-def test_a_report_says(records: list[Record], labels: list[str] | None, words: list[str]) -> None:
-    text = page(records, labels).markdown().replace("\\", "").replace("**", "")
-    assert [word for word in words if word not in text] == []
+def test_a_report_says(records: list[Record], labels: list[str], words: list[str]) -> None:
+    said = page(records, labels).markdown().replace("\\", "").replace("**", "")
+    assert [word for word in words if word not in said] == []
 
 
 @pytest.mark.parametrize(
-    ("records", "charts"),
+    ("record", "words"),
     [
-        ([fake.table(), fake.table(4, 3)], 1), ([fake.table(), fake.table(kind="sweep")], 1),
-        ([fake.tune(), fake.tune()], 1), ([fake.tune(), fake.tune(model="squeezenet")], 2),
+        (fake.sweep(), ["* ", "whole handler", "out of memory", "ended by  out of memory"]),
+        (fake.compare(), ["As documented, every column:", "mosec", "could not be measured", "ours-torchserve, again"]),
+        (
+            fake.tune(),
+            ["What was measured, 24 configurations", "configured now", "and 10 more", "4 workers on 2 cores"],
+        ),
+    ],
+)
+def test_a_terminal_gets_the_tables_and_draws_nothing(
+    record: Record, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charts, "_svg", lambda *given: pytest.fail("it draws"))
+    said = text(record)
+    assert [word for word in words if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("records", "drawn"),
+    [
+        ([fake.sweep(), fake.sweep(4, 3)], 1),
+        ([fake.load(), fake.load()], 1), ([fake.tune(), fake.tune()], 2),
     ],
 )  # fmt: skip
-def test_runs_of_one_kind_and_model_share_a_chart(records: list[Record], charts: int) -> None:
-    assert page(records, ["before", "after"]).html().count('class="chart"') == charts
+def test_loads_and_sweeps_share_a_chart_and_tunings_do_not(records: list[Record], drawn: int) -> None:
+    assert page(records, ["before", "after"]).html().count('class="chart"') == drawn
 
 
 def test_what_was_interrupted_before_its_first_turn_is_a_report_too() -> None:
@@ -92,8 +113,8 @@ def test_what_was_interrupted_before_its_first_turn_is_a_report_too() -> None:
     for row in comparison.result["rows"][1:]:
         row.update(per_second=[], p95_ms=[], ratio=None, interval=None, verdict=None, error=None)
     result = {**fake.tune().result, "tried": [], "best": None, "interrupted": True, "sentence": "no turn was measured"}
-    text = page([comparison, fake.record("tune", result)]).markdown()
-    assert all(said in text for said in ("litserve not measured", "no turn was measured", "it was interrupted"))
+    said = page([comparison, fake.record("tune", result)]).markdown()
+    assert all(words in said for words in ("litserve not measured", "no turn was measured", "It was interrupted"))
 
 
 def test_without_a_record_there_is_no_report(tmp_path: Path) -> None:
@@ -104,11 +125,11 @@ def test_without_a_record_there_is_no_report(tmp_path: Path) -> None:
         page([])
 
 
-def test_records_are_told_apart_by_file_or_by_folder_where_there_are_several(tmp_path: Path) -> None:
-    paths = [tmp_path / "one/table.jsonl", tmp_path / "two/table.jsonl", tmp_path / "load.jsonl"]
-    for path, record in zip(paths, (fake.table(), fake.table(), fake.load()), strict=True):
-        append(path, record)
-    assert read(paths)[1] == ["one/table", "two/table", "load"]
+def test_records_are_told_apart_by_their_files_where_there_are_several(tmp_path: Path) -> None:
+    paths = [tmp_path / "one/sweep.jsonl", tmp_path / "two/sweep.jsonl"]
+    for path in paths:
+        append(path, fake.sweep())
+    assert read(paths)[1] == ["one/sweep", "two/sweep"]
     assert read(paths[:1])[1] == [""]
 
 

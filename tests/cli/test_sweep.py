@@ -34,14 +34,14 @@ def test_an_archive_gives_rows_and_a_record(colour_archive: Path, pictures: Path
     words = [
         "--pictures",
         str(pictures),
+        "--out",
+        str(out),
         "--most",
         "2",
         "--repeats",
         "1",
         "--device",
         "cpu",
-        "--out",
-        str(out),
         "--json",
     ]
     done = beeline("bench", "sweep", str(fake), *words)
@@ -53,7 +53,7 @@ def test_an_archive_gives_rows_and_a_record(colour_archive: Path, pictures: Path
     assert (record.kind, record.result) == ("sweep", result)
     assert record.pictures["count"] == 2
     # Of paths only the last part: a record is no place for this machine's folders.
-    assert record.command.startswith("beeline bench sweep fake.mar --pictures pictures --most 2")
+    assert record.command.startswith("beeline bench sweep fake.mar --pictures pictures --out sweep.jsonl")
     assert str(tmp_path) not in out.read_text()
 
 
@@ -80,7 +80,7 @@ def test_ctrl_c_keeps_the_rows_so_far_and_leaves_nothing(colour_archive: Path, p
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert "ended by: interrupted (SIGINT)" in said
+    assert "ended by  interrupted (SIGINT)" in said
     assert not [each for each in workers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -88,6 +88,21 @@ def test_what_to_decode_must_be_named_once(pictures: Path) -> None:
     assert "name what to send" in sentence(beeline("bench", "sweep", "some.mar"))
     both = ("--picture", str(pictures / "red.png"), "--pictures", str(pictures))
     assert "name what to send" in sentence(beeline("bench", "sweep", "some.mar", *both))
+
+
+def test_what_is_no_archive_is_refused(pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "x.txt"
+    other.write_text("no archive")
+    done = beeline("bench", "sweep", str(other), "--pictures", str(pictures))
+    assert done.returncode == 1
+    assert "x.txt is cut off, damaged or no zip file" in sentence(done)
+
+
+@pytest.mark.parametrize("option", ["--most", "--least", "--repeats", "--threads", "--memory"])
+def test_impossible_numbers_are_refused(option: str) -> None:
+    done = beeline("bench", "sweep", "some.mar", option, "0")
+    assert done.returncode == 2
+    assert f"Invalid value for '{option}'" in done.stderr
 
 
 def test_the_old_name_says_the_new_one() -> None:

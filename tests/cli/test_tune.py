@@ -12,12 +12,9 @@ import pytest
 import typer
 
 import bench.tune
-from bench.journal import Journal
-from bench.record import Record, read
-from bench.sweep import Fit
-from bench.tune import Request, Tuned, answer
-from bench.tune.grid import Forecast, Goal, Settings
-from bench.tune.search import Turn
+from bench.record import Journal, Record, read
+from bench.tune import Tuned, answer
+from bench.tune.grid import Goal, Settings, Turn
 from bench.tune.server import numbers_of
 from cli.bench import tune
 from host.signals import Interrupted
@@ -35,18 +32,21 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tell:
     config.write_text(FILE)
 
     def run(p95_ms: float = 300.0, interruption: Interrupted | None = None, **options: object) -> None:
-        journal = Journal.begin(tmp_path / "a.journal", {})
-        for turn in (Turn(BETTER, 5.0, 100.0, p95_ms, 0), Turn(NOW, 5.0, 60.0, 2 * p95_ms, 0)):
+        journal = Journal.job(tmp_path / "a.journal", {})
+        goal = Goal(p95_ms=500)
+        for row in ([threads, size, 10.0 * size + 5] for threads in (1, 2) for size in (1, 2, 4)):
+            journal.add("batch", row)
+        journal.add("room", 9)
+        for turn in (Turn(BETTER, 5.0, 100.0, p95_ms, 0, 500.0), Turn(NOW, 5.0, 60.0, 2 * p95_ms, 0, 833.0)):
             journal.add("turn", asdict(turn))
-        forecast = Forecast({threads: Fit(10.0, 5.0, 0.0) for threads in (1, 2)}, Goal(p95_ms=500), 2)
-        result = answer("colours", NOW, forecast, 9, journal)
+        result = answer("colours", NOW, goal, journal)
         result |= {"seconds": 9.0, "interrupted": interruption is not None}
         made = change(config, "colours", "1.0", numbers_of(Settings.of(result["best"])), None)
-        record = Record.now("tune", "beeline bench tune", result, {})
+        record = Record.now("tune", "beeline bench tune", result, None)
         tuned = Tuned(record, made if result["holds"] else None, journal.path, interruption)
 
-        def measure(request: Request, say: object) -> Tuned:
-            assert request.goal == Goal(p95_ms=500)
+        def measure(wanted: str, asked: Goal, say: object, **rest: object) -> Tuned:
+            assert (wanted, asked) == ("colours", goal)
             return tuned
 
         monkeypatch.setattr(bench.tune, "tune", measure)
@@ -76,8 +76,10 @@ def test_asked_to_write_it_writes(tell: Tell, tmp_path: Path, capsys: pytest.Cap
     assert text.startswith("# mine\n")
     assert '"batchSize": 16' in text
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("colours: batch 16, 2 workers")
+    assert said[0].startswith("colours: batch size 16, workers 2")
     assert said[-1] == f"{tmp_path / 'config.properties'} is changed"
+    # What is decided is measured anew the next time.
+    assert not (tmp_path / "a.journal").exists()
 
 
 @pytest.mark.parametrize("yes", [True, False])
@@ -113,5 +115,6 @@ def test_an_interruption_gives_the_answer_and_no_change(
     assert ended.value.exit_code == 130
     assert (tmp_path / "config.properties").read_text() == FILE
     said = capsys.readouterr().out
-    assert said.startswith("colours: batch 16")
-    assert f"--resume {tmp_path / 'a.journal'} goes on from there" in said
+    assert said.startswith("colours: batch size 16")
+    assert "the same command goes on from there" in said
+    assert (tmp_path / "a.journal").exists()

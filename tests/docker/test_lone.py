@@ -19,7 +19,7 @@ from archive.variants import Variant
 from beeline import pixels
 from beeline.errors import RequestError
 from beeline.spec import Geometry, ModelSpec
-from bench.studies.containers import CONFINED
+from bench.studies.serving import CONFINED
 from tests.conftest import BLUE, GREEN, RED, pack
 from tests.docker.conftest import (
     CIRCLES,

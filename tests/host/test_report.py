@@ -50,9 +50,8 @@ def test_a_chart_is_the_same_bytes_whatever_was_drawn_before_and_is_configured()
 
 
 def test_a_charts_colours_are_classes_and_its_text_is_text() -> None:
-    svg = plot(
-        "t", "c", ("x", 10), ("y", None), [Line("a", [(1, 2, "tip")], 1, hollow=True)], [("x", 3, "b", "bad")]
-    ).svg
+    line, rule = Line("a", [(1, 2, "tip")], 1, hollow=True), ("x", 3, "b", "bad")
+    svg = plot("t", "c", ("x", 10), ("y", None), [line], [rule]).draw()
     assert set(re.findall(r"(?:fill|stroke)-([\w]+)", svg)) >= {"ink", "dim", "panel", "grid", "line", "bad", "s1"}
     assert not re.search(
         r"#[0-9a-f]{3,6}\b(?!\))|url\((?!#)|http|font-family|<style|<metadata", svg.replace('href="#', "")
@@ -66,13 +65,13 @@ def test_a_charts_colours_are_classes_and_its_text_is_text() -> None:
                                   ([0.3, 4000], 10, 3), ([10, 11], 10, 3), ([99], 10, 3), ([], 10, 1)]
 )  # fmt: skip
 def test_axes_have_a_few_ticks_whatever_the_values(values: list[float], base: int | None, least: int) -> None:
-    svg = plot("t", "c", ("", base), ("", None), [Line("", [(value, 1, "") for value in values], 0)]).svg
+    svg = plot("t", "c", ("", base), ("", None), [Line("", [(value, 1, "") for value in values], 0)]).draw()
     assert least <= svg.count("text-anchor: middle") <= 12
 
 
 def test_bars_without_a_value_and_no_bars_are_charts_too() -> None:
-    assert "not measured" in bars("t", "c", [Bar("a", None, "not measured")]).svg
-    assert "nan" not in bars("t", "c", [Bar("a", 0.0, "0")]).svg
+    assert "not measured" in bars("t", "c", [Bar("a", None, "not measured")]).draw()
+    assert "nan" not in bars("t", "c", [Bar("a", 0.0, "0")]).draw()
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

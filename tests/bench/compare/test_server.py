@@ -14,10 +14,9 @@ import pytest
 
 from beeline.errors import BeelineError
 from bench.compare import server
-from bench.compare.comparison import Check, Load, run
-from bench.compare.peers import Numbers, Peer
+from bench.compare.comparison import Load, run
+from bench.compare.peers import Numbers, Peer, raw
 from bench.compare.server import Bench, Server, ask
-from bench.compare.wire import raw
 from bench.pictures import Pictures
 from serve.servers.protocol import clean
 from tests.conftest import RED
@@ -59,9 +58,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from bench.compare.comparison import Load, run
-from bench.compare.peers import Numbers, Peer
+from bench.compare.peers import Numbers, Peer, raw
 from bench.compare.server import Bench
-from bench.compare.wire import raw
 from bench.pictures import Pictures
 from host import signals
 
@@ -69,7 +67,7 @@ here = Path(sys.argv[1])
 peer = Peer("ours-tiny", "a fake", Numbers(1, 1, 0), raw("/p"), ("{python}", str(here / "server.py")))
 with signals.as_exceptions():
     load = Load(Pictures("p", ("a",), (b"x",)), 1, 600)
-    found = run([peer], Bench(here, "m", "fp32", 2, here, here), load, 1, None, print)
+    found = run([peer], Bench(here, "m", "fp32", 2, here, here), load, 1, print)
 print("interrupted" if found["interrupted"] else "not", flush=True)
 """
 
@@ -138,7 +136,7 @@ def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(
 def test_a_whole_comparison_of_two_names_of_the_same_server(make_peer: MakePeer, bench: Bench) -> None:
     pictures = Pictures("p", ("a.png",), (RED,))
     peers = [make_peer("one"), make_peer("two"), make_peer("ours-mine"), make_peer("ours-broken", "broken")]
-    found = run(peers, bench, Load(pictures, 2, 0.5), 1, Check(pictures, ("red",)), lambda line: None)
+    found = run(peers, bench, Load(pictures, 2, 0.5, [(RED, "red")]), 1, lambda line: None)
     one, two, mine, broken = found["rows"]
     for row in (one, two, mine):
         assert (row["error"], row["failed"], row["agreement"], row["threads"]) == (None, 0, 1.0, 3)

@@ -1,4 +1,4 @@
-"""The same load by `ab` and `wrk`: real ones, on a small real server; which of them can make which load."""
+"""The same load by `ab`: a real one, on a small real server; which loads it can make."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import pytest
 
 from beeline.errors import Undetermined
 from bench.load import crosscheck
-from bench.load.crosscheck import CrossCheck, cross_check, tool_for, wrk
+from bench.load.crosscheck import CrossCheck, ab, check_possible, cross_check
 from bench.pictures import Pictures
-from tests.bench.load.conftest import PICTURES, Arrival, Serve, answer, good, plan
+from tests.bench.load.conftest import Arrival, Serve, answer, good, plan
 
+NEEDS_AB = pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed")
 ONE = Pictures("a.jpg", ("a.jpg",), (b"picture" * 1000,))
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("tool", "pictures"), [("ab", ONE), ("wrk", PICTURES)])
-def test_it_takes_turns_and_has_a_ratio(
-    serve: Serve, tool: str, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed")
+@NEEDS_AB
+def test_it_takes_turns_and_has_a_ratio(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     free = asyncio.Semaphore(2)
 
     async def respond(arrival: Arrival) -> bytes:
@@ -33,41 +30,34 @@ def test_it_takes_turns_and_has_a_ratio(
 
     monkeypatch.setattr(crosscheck, "_SHORTEST", 1.0)
     server = serve(respond)
-    found = cross_check(plan(server, pictures=pictures, clients=4), latency=0.04, rounds=1)
-    assert found.tool == tool
     # Not a timing: a tool that counts wrongly, or sends something else, is far off.
-    assert 0.5 < found.ratio < 2
-    assert {arrival.body for arrival in server.arrivals} == set(pictures.bodies)
-    assert any("ApacheBench" in arrival.head for arrival in server.arrivals) is (tool == "ab")
+    assert 0.5 < cross_check(plan(server, pictures=ONE, clients=4), latency=0.04, rounds=1).ratio < 2
+    assert {arrival.body for arrival in server.arrivals} == set(ONE.bodies)
+    assert any("ApacheBench" in arrival.head for arrival in server.arrivals)
 
 
 @pytest.mark.server
-def test_wrk_counts_what_is_not_200(serve: Serve) -> None:
-    if shutil.which("wrk") is None:
-        pytest.skip("wrk is not installed")
-
+@NEEDS_AB
+def test_what_is_not_200_has_failed(serve: Serve) -> None:
     async def refuse(arrival: Arrival) -> bytes:
-        await asyncio.sleep(0.01)
-        return answer(b"{}", "503 Busy" if arrival.index % 2 else "200 OK")
+        return answer(b"{}", "503 Busy" if arrival.index % 2 else "200 OK", "Connection: keep-alive")
 
-    server = serve(refuse)
-    assert 0 < wrk(plan(server, clients=2, seconds=1.0)).failed < len(server.arrivals)
+    assert ab(plan(serve(refuse), clients=2).url, ONE.bodies[0], 20, 1)[1] == 10
 
 
-def test_a_tool_that_cannot_is_not_asked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_that_ab_cannot_make_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(good)
+    one = plan(server, clients=1, pictures=ONE)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert tool_for(plan(server, clients=1, pictures=ONE)) == "ab"
-    assert tool_for(plan(server, clients=1)) == "wrk"
-    with pytest.raises(Undetermined, match=r"an answer takes 9\.5 s, too long"):
-        cross_check(plan(server, clients=1), latency=9.5)
-    with pytest.raises(Undetermined, match="intended start"):
-        tool_for(plan(server, rate=1.0))
+    check_possible(one)
+    for other in (plan(server, rate=1.0, pictures=ONE), plan(server, clients=1)):
+        with pytest.raises(Undetermined, match="one --picture"):
+            check_possible(other)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(Undetermined, match="apt-get install"):
-        tool_for(plan(server, clients=1))
+        check_possible(one)
 
 
 def test_within_five_per_cent_they_agree() -> None:
-    assert CrossCheck("ab", 100.0, 1.05).close
-    assert not CrossCheck("ab", 100.0, 0.94).close
+    assert CrossCheck(100.0, 1.05).close
+    assert not CrossCheck(100.0, 0.94).close

@@ -113,7 +113,7 @@ def test_a_cross_check_that_cannot_be_made_leaves_the_figures(serve: Serve, monk
     def fail(*given: object) -> None:
         raise Undetermined("the tool broke")
 
-    monkeypatch.setattr(room, "tool_for", lambda plan: "ab")
+    monkeypatch.setattr(room, "check_possible", lambda plan: None)
     monkeypatch.setattr(room, "cross_check", fail)
     shown = io.StringIO()
     found = measure(plan(serve(slow), clients=1), Console(file=shown), other=True)

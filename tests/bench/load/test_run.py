@@ -96,7 +96,6 @@ def test_a_request_that_meets_a_closing_connection_is_sent_again(serve: Serve) -
 
     found = run(plan(serve(once), clients=2)).summary()
     assert found["failed"] == 0
-    assert found["resent"] > 0
 
 
 def test_a_request_that_is_cut_off_twice_has_failed(serve: Serve) -> None:
@@ -105,7 +104,6 @@ def test_a_request_that_is_cut_off_twice_has_failed(serve: Serve) -> None:
 
     found = run(plan(serve(respond), clients=1, warm_up=0)).summary()
     assert found["statuses"] == {"200": 1}
-    assert found["resent"] == 1
     assert found["errors"]["Disconnected"] >= 1
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from bench.journal import Journal
-from bench.sweep import Fit, fit
-from bench.tune.grid import BATCHES, DELAYS, Forecast, Goal, Settings, candidates, thread_counts
-from bench.tune.search import Search
+import host.machine
+from bench.record import Journal
+from bench.tune import Search
+from bench.tune.grid import BATCHES, DELAYS, Goal, Settings, Turn
 from bench.tune.server import Servers
 
 CONFIGURED = Settings(8, 1, 2, 2)
+
+
+class TimeUp(Exception):
+    """The alarm of a fake."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,6 @@ class Machine:
         """A batch of a lone worker."""
         a = self.a_ms / self.gain ** math.log2(threads) * (1 + self.large * (size > 16))
         return a * size + self.b_ms
-
-    def lines(self) -> dict[int, Fit]:
-        """What a lone process would be measured with."""
-        sizes = (1, 2, 4, 8, 16, 32)
-        return {
-            threads: cast(Fit, fit([(size, self.batch_ms(threads, size)) for size in sizes]))
-            for threads in thread_counts(self.cores)
-        }
 
     def truth(self, settings: Settings, goal: Goal) -> tuple[float, float, bool]:
         """Return answers a second, 95th percentile in ms, and whether ever more wait."""
@@ -94,8 +91,10 @@ class FakeServer:
     drift: float = 0.05
     now: float = 0.0
     interrupt_at: float = math.inf
+    alarm: float = math.inf
     most_workers: int = 40
     start: float = 2.0
+    journal: Journal | None = None
     opened: set[Settings] = field(default_factory=set)
     runs: list[Settings] = field(default_factory=list)
 
@@ -107,20 +106,22 @@ class FakeServer:
         return self.now
 
     def open(self, wanted: Sequence[Settings]) -> None:
-        self._spend(self.opening_seconds(wanted))
-        assert not self.opened & set(wanted)
-        self.opened |= set(wanted)
+        if sum(settings.workers for settings in self.opened | set(wanted)) > self.most_workers:
+            self.stop()
+        missing = set(wanted) - self.opened
+        self._spend(self.opening_seconds(missing) if missing else 0)
+        self.opened |= missing
 
     def stop(self) -> None:
         self.opened.clear()
 
-    def opening_seconds(self, wanted: Sequence[Settings]) -> float:
+    def opening_seconds(self, wanted: Collection[Settings]) -> float:
         return 4 + self.start * sum(settings.workers for settings in wanted)
 
     def room(self) -> int:
-        return self.most_workers - sum(settings.workers for settings in self.opened)
+        return self.most_workers
 
-    def run(self, settings: Settings, seconds: float, warm_up: float) -> dict[str, Any]:
+    def run(self, settings: Settings, seconds: float, warm_up: float) -> Turn:
         assert settings in self.opened
         self._spend(seconds + warm_up + 0.5)
         self.runs.append(settings)
@@ -128,17 +129,14 @@ class FakeServer:
         noise = self.random.gauss(0, self.noise * math.sqrt(5 / seconds)) + self._level
         rate, p95, growing = self.machine.truth(settings, self.goal)
         rate = rate if self.goal.rate is not None and not growing else rate * math.exp(noise)
-        return {
-            "seconds": seconds,
-            "good_per_second": rate,
-            "p95_ms": p95 * math.exp(-noise),
-            "failed": 0,
-            "batch_sizes": {str(settings.batch_size): 10},
-            "backlog": {"growing": growing} if self.goal.rate else None,
-        }
+        p95 *= math.exp(-noise)
+        return Turn(settings, seconds, rate, p95, 0, self.goal.cost(rate, p95), growing)
 
     def _spend(self, seconds: float) -> None:
-        """Let time go by; an interruption comes in the middle of it."""
+        """Let time go by; an interruption or the alarm comes in the middle of it."""
+        if min(self.alarm, self.interrupt_at) <= self.now + seconds and self.alarm < self.interrupt_at:
+            self.now = self.alarm
+            raise TimeUp
         if self.now < self.interrupt_at <= self.now + seconds:
             self.now = self.interrupt_at
             raise KeyboardInterrupt
@@ -156,17 +154,24 @@ class Trial:
     seconds: float = 240.0
 
     def search(self) -> Search:
-        forecast = Forecast(self.machine.lines(), self.goal, self.machine.cores)
-        promising, _ = candidates(forecast, self.server.most_workers, CONFIGURED)
-        servers, deadline = cast(Servers, self.server), self.server.now + self.seconds
-        return Search(
-            forecast, promising, CONFIGURED, servers, self.journal, self.server.clock, deadline, lambda line: None
-        )
+        if not self.journal.of("batch"):
+            for threads in (1, 2):
+                for size in (1, 2, 4, 8, 16, 32):
+                    self.journal.add("batch", [threads, size, self.machine.batch_ms(threads, size)])
+        deadline = self.server.now + self.seconds
+        self.server.alarm = min(self.server.alarm, deadline)
+        self.server.journal = self.journal
+        return Search(cast(Servers, self.server), CONFIGURED, lambda line: None, deadline, self.server.clock)
+
+    def run(self) -> None:
+        """Search until it ends by itself or its time is up."""
+        with suppress(TimeUp):
+            self.search().run()
 
     def again(self) -> Trial:
         """The same, resumed from the file by another process."""
-        server = replace(self.server, opened=set(), runs=[], interrupt_at=math.inf)
-        return replace(self, journal=Journal.resume(self.journal.path, {}), server=server)
+        server = replace(self.server, opened=set(), runs=[], interrupt_at=math.inf, alarm=math.inf)
+        return replace(self, journal=Journal.job(self.journal.path, {}), server=server)
 
 
 def every(machine: Machine) -> list[Settings]:
@@ -182,12 +187,13 @@ MakeTrial = Callable[..., Trial]
 
 
 @pytest.fixture
-def make_trial(tmp_path: Path) -> MakeTrial:
+def make_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTrial:
     """Make a search on a fake server, with an empty journal."""
 
     def make(goal: Goal, machine: Machine | None = None, seconds: float = 240.0, **options: Any) -> Trial:
         machine = machine or Machine()
-        journal = Journal.begin(tmp_path / f"{options.get('seed', 0)}.journal", {})
+        monkeypatch.setattr(host.machine, "cores", lambda: machine.cores)
+        journal = Journal.job(tmp_path / f"{len(list(tmp_path.iterdir()))}.journal", {})
         return Trial(machine, goal, journal, FakeServer(machine, goal, **options), seconds)
 
     return make

@@ -13,8 +13,9 @@ from archive import mar, store
 from beeline.errors import ArchiveError
 from bench import pictures as files
 from bench.pictures import Pictures
+from bench.record import Journal
 from bench.tune.grid import Goal, Settings
-from bench.tune.server import Cost, Servers, configuration, find_model, time_batches
+from bench.tune.server import Servers, configuration, find_model
 from host import processes
 from serve import properties
 from serve.client import ManagementClient
@@ -46,28 +47,30 @@ def test_configurations_answer_on_one_server_each_with_its_own_numbers(
 ) -> None:
     found = find_model(str(colour_archive), colour_archive.parent, CONFIG, {})
     sent = Pictures("some", ("a.png", "b.png"), (BLUE, GREEN))
-    with Servers(found, GOAL, sent, server, Cost(), print) as opened:
+    with Servers(found, GOAL, sent, server, Journal.job(temporary / "a.journal", {})) as opened:
         opened.open([SMALL, LARGE])
-        running = opened._running[SMALL]
+        running = opened.running[SMALL]
         for settings in (SMALL, LARGE):
-            summary = opened.run(settings, 1.5, 1.0)
-            assert summary["failed"] == 0
-            assert summary["good_per_second"] > 0
-            assert max(map(int, summary["batch_sizes"])) <= settings.batch_size
+            turn = opened.run(settings, 1.5, 1.0)
+            assert (turn.settings, turn.failed) == (settings, 0)
+            assert turn.per_second > 0
+            assert turn.cost == pytest.approx(1000 * GOAL.clients / turn.per_second)
         assert running.state.environment["BEELINE_THREADS"] == "1"
         with ManagementClient(running.state.management) as management:
             described = management.describe(SMALL.label)
             assert described is not None
             assert (described.batch_size, described.max_batch_delay, described.ready) == (2, 2, 2)
-        # A second server beside the first.
+        # A second server beside the first, and no third where memory holds but three workers.
         other = Settings(4, 1, 2, 2)
-        opened.open([other])
-        assert opened.run(other, 1.0, 0.5)["failed"] == 0
-        assert opened.run(SMALL, 1.0, 0.5)["failed"] == 0
-        room = opened.room()
+        opened.open([SMALL, other])
+        assert opened.run(other, 1.0, 0.5).failed == opened.run(SMALL, 1.0, 0.5).failed == 0
+        assert set(opened.running) == {SMALL, LARGE, other}
+        opened.journal.add("cost", {"memory": 1, "load_seconds": 1.0, "device_memory": 10, "device_free": 40})
+        assert opened.room() == 3
+        opened.open([SMALL, LARGE])
+        assert set(opened.running) == {SMALL, LARGE}
         opened.stop()
         assert processes.marked(MARK, str(temporary), temporary) == []
-        assert opened.room() >= room
     assert processes.marked(MARK, str(temporary), temporary) == []
     assert [path.name for path in temporary.iterdir() if path.name.startswith("beeline-")] == []
 
@@ -97,11 +100,11 @@ def test_the_variants_are_the_archive_under_other_names(tmp_path: Path, colour_a
     assert (entry["batchSize"], entry["minWorkers"], entry["maxBatchDelay"]) == (2, 2, 2)
 
 
-def test_a_batch_is_timed_and_says_what_a_worker_takes(colour_archive: Path) -> None:
-    found = find_model(str(colour_archive), colour_archive.parent, CONFIG, {})
-    replies = list(time_batches(found, files.choose(None, None, found.archive), 1, 5.0))
-    points = {reply["batch"]: reply["ms"] for reply in replies if "batch" in reply}
-    assert set(points) >= {1, 2}
-    assert all(value > 0 for value in points.values())
-    costs = [Cost(**reply["cost"]) for reply in replies if "cost" in reply]
-    assert costs[0].memory > 100 << 20
+def test_a_batch_is_timed_and_says_what_a_worker_takes(tmp_path: Path, colour_archive: Path) -> None:
+    found, journal = (
+        find_model(str(colour_archive), colour_archive.parent, CONFIG, {}),
+        Journal.job(tmp_path / "j", {}),
+    )
+    Servers(found, GOAL, files.choose(None, None, found.archive), "torchserve", journal).time_batches(1, 5.0)
+    assert {1, 2} <= {size for threads, size, ms in journal.of("batch") if threads == 1 and ms > 0}
+    assert journal.of("cost")[-1]["memory"] > 100 << 20
