@@ -175,7 +175,8 @@ class Peer:
     """A stand-in for the gateway of a backend on another host, for faults that a real one cannot be made to have.
 
     `ping` is the status and the values that its `/ping` answers, `answers` the status of each prediction, `pages`
-    what it has to read; while `silent` it takes connections and says nothing to `/ping`.
+    what it has to read, with `page_status` and `page_headers`; while `silent` it takes connections and says nothing to
+    `/ping`.
     """
 
     def __init__(self, host: str, port: int = 0) -> None:
@@ -183,6 +184,8 @@ class Peer:
         self.answers = 200
         self.headers: dict[str, str] = {}
         self.pages: dict[str, bytes] = {}
+        self.page_status = 200
+        self.page_headers: dict[str, str] = {}
         self.seen: list[str] = []
         self.pings = 0
         self.silent = False
@@ -227,8 +230,10 @@ class _Peer(_Handler):
         if body is None:
             self.answer(404, {"code": 404})
         else:
-            self.send_response(200)
+            self.send_response(self.owner.page_status)
             self.send_header("Content-Length", str(len(body)))
+            for name, value in self.owner.page_headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 

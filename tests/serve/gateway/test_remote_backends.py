@@ -147,6 +147,39 @@ def test_the_catalog_is_any_ready_backends_and_stays_when_all_are_gone(cluster: 
 
 
 @pytest.mark.server
+def test_a_catalog_is_the_bytes_of_a_backend_and_nothing_else_of_it(cluster: Cluster) -> None:
+    backend = cluster.peer("127.0.0.2")
+    backend.offer()
+    backend.page_headers = {
+        "Content-Type": "text/html",
+        "Set-Cookie": "a=b",
+        "Refresh": "0; url=/elsewhere",
+        "Vary": "*",
+        "X-Accel-Expires": "86400",
+        "X-Accel-Redirect": "/index.html",
+    }
+    cluster.resolve_to("127.0.0.2")
+    site = cluster.gateway()
+    site.wait_until(ready=True)
+    for page, kind, content in (
+        ("/catalog.json", "application/json", backend.pages["/catalog.json"]),
+        ("/samples/fake/1.0/a.png", "image/png", b"a picture"),
+    ):
+        status, headers, body = ask(f"{site.url}{page}")
+        assert (status, headers.get_all("Content-Type"), body) == (200, [kind], content)
+        assert not {"set-cookie", "refresh", "vary"} & {name.lower() for name in headers}
+        assert all(len(headers.get_all(name) or ()) == 1 for name in SECURITY)
+    # It is asked again after two seconds, whatever it says, and what it withdrew is gone.
+    backend.pages = {"/catalog.json": b'{"models": []}'}
+    wait_for(lambda: ask(f"{site.url}/catalog.json")[2] == b'{"models": []}')
+    wait_for(lambda: ask(f"{site.url}/samples/fake/1.0/a.png")[0] == 404)
+    # Nobody is sent elsewhere.
+    backend.page_status, backend.page_headers = 302, {"Location": "http://127.0.0.9/"}
+    wait_for(lambda: ask(f"{site.url}/catalog.json")[0] == 503)
+    assert ask(f"{site.url}/catalog.json")[1]["Location"] is None
+
+
+@pytest.mark.server
 def test_a_backend_that_was_ready_before_the_gateway_started(cluster: Cluster) -> None:
     """The first thing that nginx is told then comes before it has workers."""
     peer = cluster.peer("127.0.0.2")
