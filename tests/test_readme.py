@@ -47,7 +47,10 @@ def served_blocks() -> dict[str, list[tuple[str, str]]]:
             command = text
         else:
             assert command, f"a server must run before\n{text}"
-            by_server.setdefault(command, []).append((text, shown if following == "json" else ""))
+            # What the README repeats of a page runs once.
+            commands, block = by_server.setdefault(command, []), (text, shown if following == "json" else "")
+            if block not in commands:
+                commands.append(block)
     return by_server
 
 
@@ -157,7 +160,7 @@ def test_every_block_is_of_a_kind_that_a_test_runs_or_reads() -> None:
     containers = (ROOT / "docs" / "containers.md").read_text(encoding="utf-8")
     lines = {line for match in BLOCK.finditer(containers) for line in match[2].splitlines()}
     assert {line for language, text in blocks() if language == "shell" for line in text.splitlines()} <= lines
-    assert sum(len(commands) for commands in served_blocks().values()) >= 15
+    assert sum(len(commands) for commands in served_blocks().values()) >= 10
 
 
 def test_every_command_within_a_sentence_exists() -> None:
