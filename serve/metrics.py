@@ -26,8 +26,6 @@ from serve.ports import Address
 
 logger = logging.getLogger(__name__)
 
-# Seconds for a client to send its request; each holds a thread.
-_PATIENCE = 10
 # A lost worker is seen at once, and the smaller number that was asked for a moment later. So an unexplained loss counts
 # as a restart after this many seconds, or as soon as a new worker is there.
 GRACE = 10.0
@@ -180,7 +178,7 @@ def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Iterat
             "stop what listens there, or give another --metrics-port"
         ) from error
     # The library's handler waits for ever, and its server prints a traceback for each broken connection.
-    server.RequestHandlerClass = type("Handler", (WSGIRequestHandler,), {"timeout": _PATIENCE, "log_message": _ignore})
+    server.RequestHandlerClass = _Handler
     server.handle_error = _broken  # type: ignore[assignment,method-assign]
     try:
         yield server.server_port
@@ -190,8 +188,12 @@ def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Iterat
         thread.join()
 
 
-def _ignore(*words: object) -> None:
-    """Keep scrapes out of the log."""
+class _Handler(WSGIRequestHandler):
+    # Seconds for a client to send its request; each holds a thread.
+    timeout = 10
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep scrapes out of the log."""
 
 
 def _broken(request: object, client: object) -> None:

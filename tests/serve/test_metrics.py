@@ -287,7 +287,7 @@ def test_one_metric_can_be_asked_for(tmp_path: Path, exporter: str) -> None:
 def test_a_connection_that_says_nothing_keeps_nobody_waiting_and_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.metrics._PATIENCE", 0.5)
+    monkeypatch.setattr("serve.metrics._Handler.timeout", 0.5)
     with (
         serve_metrics(("127.0.0.1", 0), Collector(tmp_path)) as port,
         socket.create_connection(("127.0.0.1", port), timeout=10) as silent,
