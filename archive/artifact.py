@@ -127,10 +127,7 @@ def _build(architecture: str, state: dict[str, Tensor]) -> nn.Module:
         raise ArchiveError(f"the architecture is {architecture!r}{hint}")
     options: dict[str, Any] = {}
     if architecture in _WITH_AUXILIARY_HEADS:
-        options = {
-            "aux_logits": any(name.startswith(("aux", "AuxLogits")) for name in state),
-            "init_weights": False,
-        }
+        options = {"aux_logits": any(name.startswith(("aux", "AuxLogits")) for name in state), "init_weights": False}
     head = list(state.values())[-1]
     classes = int(head.shape[0]) if head.ndim else 1000
     model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)

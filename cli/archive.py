@@ -138,13 +138,7 @@ def build(
         )
         say("building" + (" and verifying ..." if verify else " ..."))
         built = room.build(
-            made,
-            store or STORE,
-            handler=handler,
-            config=model_config,
-            check=verify,
-            reuse=reuse,
-            measured=measured,
+            made, store or STORE, handler=handler, config=model_config, check=verify, reuse=reuse, measured=measured
         )
         placed, about = _put_samples(built, export, samples, page)
     lacking = needed_package(built.spec.engine)

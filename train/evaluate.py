@@ -149,12 +149,7 @@ class Report:
             "labels": scores,
             "confusion": {"columns": list(self.columns), "rows": dict(zip(self.labels, self.confusion(), strict=True))},
             "mistakes": [
-                {
-                    "path": str(one.path),
-                    "truth": one.truth,
-                    "answer": one.answer,
-                    "probability": one.answers[0][1],
-                }
+                {"path": str(one.path), "truth": one.truth, "answer": one.answer, "probability": one.answers[0][1]}
                 for one in self.mistakes()
             ],
             "failures": {

@@ -45,12 +45,7 @@ class Weights:
         return read_state_dict(self.path)
 
 
-def find_weights(
-    architecture: str,
-    file: Path | None,
-    say: Say,
-    environ: Mapping[str, str] = os.environ,
-) -> Weights:
+def find_weights(architecture: str, file: Path | None, say: Say, environ: Mapping[str, str] = os.environ) -> Weights:
     """Return the first weights of `file`, `BEELINE_WEIGHTS` and torchvision's for `architecture`; else none.
 
     Raises:

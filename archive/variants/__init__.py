@@ -66,10 +66,7 @@ REFERENCE = Variant("torch", "fp32")
 
 def known() -> list[Variant]:
     """Return every variant that can be made, the reference first."""
-    return [
-        REFERENCE,
-        *(Variant(name, precision) for name, made in CONVERTERS.items() for precision in made.packages),
-    ]
+    return [REFERENCE, *(Variant(name, precision) for name, made in CONVERTERS.items() for precision in made.packages)]
 
 
 def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> str | None:

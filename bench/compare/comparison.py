@@ -175,12 +175,7 @@ def prepared(archive: Path, config_file: Path, reference: Path | None = None) ->
 
 
 def run(
-    peers: Sequence[Peer],
-    bench: Bench,
-    load: Load,
-    rounds: int,
-    say: Say,
-    turn: Take | None = None,
+    peers: Sequence[Peer], bench: Bench, load: Load, rounds: int, say: Say, turn: Take | None = None
 ) -> dict[str, Any]:
     """Let every server have its turn in each round, and one of them a second turn at the round's end.
 

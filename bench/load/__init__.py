@@ -153,11 +153,7 @@ class Outcome:
         self.interrupted = False
 
     def add(
-        self,
-        start: float,
-        end: float,
-        answer: int | str,
-        headers: Mapping[bytes, bytes] = MappingProxyType({}),
+        self, start: float, end: float, answer: int | str, headers: Mapping[bytes, bytes] = MappingProxyType({})
     ) -> None:
         """Count one request: when it began and ended (`perf_counter`), and its status or the name of its error."""
         if isinstance(answer, int) and self.begin <= end < self.end:

@@ -64,10 +64,7 @@ def set_limit(max_pixels: int) -> None:
 
 
 def decode(
-    data: bytes,
-    geometry: Geometry,
-    max_pixels: int = MAX_PIXELS,
-    hold: Hold = nullcontext,
+    data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS, hold: Hold = nullcontext
 ) -> NDArray[np.uint8]:
     """Turn one picture's bytes into `[crop, crop, 3]` uint8 RGB.
 

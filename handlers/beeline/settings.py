@@ -41,8 +41,7 @@ class Limits:
             ConfigError: when either is no whole number over 0.
         """
         return cls(
-            positive(environ, "BEELINE_MAX_BYTES", MAX_BYTES),
-            positive(environ, "BEELINE_MAX_PIXELS", MAX_PIXELS),
+            positive(environ, "BEELINE_MAX_BYTES", MAX_BYTES), positive(environ, "BEELINE_MAX_PIXELS", MAX_PIXELS)
         )
 
 

@@ -149,10 +149,7 @@ class ModelSpec:
         )
         for key, value in (("name", self.name), ("version", self.version)):
             _check(
-                bool(_NAME.fullmatch(value)),
-                key,
-                value,
-                "letters, digits, '.', '_' and '-', first a letter or digit",
+                bool(_NAME.fullmatch(value)), key, value, "letters, digits, '.', '_' and '-', first a letter or digit"
             )
         _check(len(self.labels) >= 2, "labels", list(self.labels), "a classifier needs at least two")
         seen: set[str] = set()
@@ -162,12 +159,7 @@ class ModelSpec:
             seen.add(label)
         size = self.geometry
         _check(1 <= size.crop <= 4096, "geometry.crop", size.crop, "1 to 4096 pixels")
-        _check(
-            size.crop <= size.resize <= 8192,
-            "geometry.resize",
-            size.resize,
-            f"crop ({size.crop}) to 8192 pixels",
-        )
+        _check(size.crop <= size.resize <= 8192, "geometry.resize", size.resize, f"crop ({size.crop}) to 8192 pixels")
         _one_of("geometry.interpolation", size.interpolation, INTERPOLATIONS)
         _one_of("geometry.decoding", size.decoding, DECODINGS)
         _one_of("model.format", self.model.format, FORMATS)

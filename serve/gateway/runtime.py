@@ -50,10 +50,7 @@ _ERRORS = {
     501: ("NotImplemented", "the request has a transfer encoding other than chunked; send it without one"),
     502: ("BadGateway", "the server broke the connection; try again"),
     503: ("NotReady", "the server is not ready; /ping says why, try again after Retry-After seconds"),
-    504: (
-        "DeadlineExceeded",
-        "there was no answer within {deadline} seconds; try again when the server is less busy",
-    ),
+    504: ("DeadlineExceeded", "there was no answer within {deadline} seconds; try again when the server is less busy"),
     505: ("HttpVersion", "this version of HTTP is not supported; use HTTP/1.1"),
 }
 STATUSES = tuple(_ERRORS)

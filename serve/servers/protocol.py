@@ -24,11 +24,7 @@ from serve.servers.java import Java, options
 # Unless these thresholds are set, glibc moves them, and keeps the memory of a burst. These values also spare page
 # faults: a forward pass of ResNet-18, batch 8, one thread, took 169-189 ms with them, 203-209 without, and 296-331 with
 # thresholds of 128 KiB to 4 MiB.
-MALLOC = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-}
+MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 
 Say = Callable[[str], None]
 LOG_CONFIG = ROOT / "config" / "log4j2.xml"

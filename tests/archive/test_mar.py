@@ -192,10 +192,7 @@ def test_bytes_that_only_servers_would_see_are_refused(tiny_built: Built, tmp_pa
         archive.writestr("vision_handler.py", "import os")
     front = hidden.getvalue()[: struct.unpack("<I", hidden.getvalue()[-6:-2])[0]]
     mar = tmp_path / "two-faced.mar"
-    for changed, told in (
-        (front + data, "does not list"),
-        (data + b"more", "cut off, damaged|belong to no file"),
-    ):
+    for changed, told in ((front + data, "does not list"), (data + b"more", "cut off, damaged|belong to no file")):
         mar.write_bytes(changed)
         with pytest.raises(ArchiveError, match=told):
             check(mar)

@@ -28,10 +28,7 @@ RULES = PROMETHEUS / "rules"
 
 # What Prometheus itself adds to each series of a target, and the series that it makes.
 OF_TARGET = frozenset({"job", "instance", "service"})
-OF_PROMETHEUS = {
-    "up": OF_TARGET,
-    "ALERTS": OF_TARGET | {"alertname", "alertstate", "severity", "model", "version"},
-}
+OF_PROMETHEUS = {"up": OF_TARGET, "ALERTS": OF_TARGET | {"alertname", "alertstate", "severity", "model", "version"}}
 REFUSALS = [kind for kind in RequestError.__subclasses__() if kind.__module__.startswith("beeline.")]
 # By what Grafana replaces its own variables in a query.
 GRAFANA_VARIABLES = {"__rate_interval": "20s", "__range": "900s"}

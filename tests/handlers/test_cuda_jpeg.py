@@ -218,12 +218,7 @@ def zeros(planes: torch.Tensor, size: Any, **options: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [
-        ("decode_jpeg", swapped),
-        ("interpolate", without_antialias),
-        ("interpolate", nearest),
-        ("interpolate", zeros),
-    ],
+    [("decode_jpeg", swapped), ("interpolate", without_antialias), ("interpolate", nearest), ("interpolate", zeros)],
 )
 def test_a_device_that_decodes_or_resizes_wrongly_serves_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any

@@ -23,10 +23,7 @@ TORCHSERVE = [
         "maxWorkers": 3,
         "batchSize": 8,
         "maxBatchDelay": 20,
-        "workers": [
-            {"id": "9000", "status": "READY", "pid": 9196},
-            {"id": "9001", "status": "UNLOADING", "pid": -1},
-        ],
+        "workers": [{"id": "9000", "status": "READY", "pid": 9196}, {"id": "9001", "status": "UNLOADING", "pid": -1}],
     }
 ]
 MMS = {
@@ -118,10 +115,7 @@ def test_nothing_there_is_undetermined() -> None:
 def test_silence_is_undetermined() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with (
-            InferenceClient(url, timeout=0.1) as client,
-            pytest.raises(Undetermined, match="did not answer within"),
-        ):
+        with InferenceClient(url, timeout=0.1) as client, pytest.raises(Undetermined, match="did not answer within"):
             client.predict("fake", b"")
 
 

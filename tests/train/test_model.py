@@ -9,12 +9,7 @@ from torch import nn
 from beeline.errors import ConfigError
 from train.model import build, check_input, head, names
 
-FAMILIES = {
-    "resnet18": "fc",
-    "squeezenet1_1": "classifier.1",
-    "mobilenet_v3_small": "classifier.3",
-    "swin_t": "head",
-}
+FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3", "swin_t": "head"}
 # The same, slow to build.
 MORE = {
     "efficientnet_b0": "classifier.1",
@@ -28,8 +23,7 @@ MORE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [*FAMILIES.items(), *(pytest.param(*pair, marks=pytest.mark.train) for pair in MORE.items())],
+    ("name", "expected"), [*FAMILIES.items(), *(pytest.param(*pair, marks=pytest.mark.train) for pair in MORE.items())]
 )
 def test_the_head_is_found_and_makes_the_logits(name: str, expected: str) -> None:
     network = build(name, 3).eval()

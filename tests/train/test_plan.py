@@ -21,17 +21,7 @@ from train.plan import plan
 from train.progress import silent
 
 # What fit.py imports of this room and what cannot change a fit that starts from the same values.
-NOT_SHAPING = {
-    "config",
-    "errors",
-    "plan",
-    "progress",
-    "runs",
-    "weights",
-    "download",
-    "hymenoptera",
-    "generate",
-}
+NOT_SHAPING = {"config", "errors", "plan", "progress", "runs", "weights", "download", "hymenoptera", "generate"}
 WORDS = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64"]
 
 

@@ -39,10 +39,7 @@ def test_the_newest_of_several_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.runs.time.strftime", lambda _: "20250101-000000")
-    assert {make(tmp_path).id, make(tmp_path).id} == {
-        "20250101-000000-net-abcdef",
-        "20250101-000000-net-abcdef-2",
-    }
+    assert {make(tmp_path).id, make(tmp_path).id} == {"20250101-000000-net-abcdef", "20250101-000000-net-abcdef-2"}
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"schema": 1}', '{"schema": 2}', "[]", "null"])

@@ -9,11 +9,7 @@ import classifier
 from PIL.Image import Image
 
 settings = classifier.settings()
-batches = {
-    "batchable": True,
-    "max_batch_size": settings.batch_size,
-    "max_latency_ms": int(1000 * settings.delay),
-}
+batches = {"batchable": True, "max_batch_size": settings.batch_size, "max_latency_ms": int(1000 * settings.delay)}
 
 
 @bentoml.service(workers=settings.workers, traffic={"timeout": 60})

@@ -41,11 +41,7 @@ class CudaGraphs:
     """A model's recordings on one CUDA device; call it as the model itself."""
 
     def __init__(
-        self,
-        model: Callable[[Tensor], Tensor],
-        device: torch.device,
-        crop: int,
-        buckets: Sequence[int] = BUCKETS,
+        self, model: Callable[[Tensor], Tensor], device: torch.device, crop: int, buckets: Sequence[int] = BUCKETS
     ) -> None:
         """Record the model once for each bucket.
 

@@ -132,11 +132,7 @@ def test_given_pictures_are_taken_as_they_are_and_one_is_turned(tiny_export: Pat
 
 @pytest.mark.parametrize(
     ("files", "told"),
-    [
-        ({}, "holds 0 files"),
-        ({"a.jpg": b"no picture"}, r"a\.jpg cannot be used"),
-        ({"a.png": None}, "with only 0"),
-    ],
+    [({}, "holds 0 files"), ({"a.jpg": b"no picture"}, r"a\.jpg cannot be used"), ({"a.png": None}, "with only 0")],
 )
 def test_given_pictures_that_cannot_serve_are_refused(
     tmp_path: Path, files: dict[str, bytes | None], told: str

@@ -151,10 +151,7 @@ def test_what_this_machine_lacks_is_left_out_and_said(
     monkeypatch.setitem(sys.modules, "nncf", None)
     monkeypatch.setenv("PATH", "/nowhere")
     reasons = {str(wanted): variants.left_out(wanted) for wanted in variants.known()}
-    assert [name for name, why in reasons.items() if why is None] == [
-        "torch fp32",
-        "openvino fp32",
-    ]
+    assert [name for name, why in reasons.items() if why is None] == ["torch fp32", "openvino fp32"]
     assert reasons["torch fp16"] == "fp16 is for CUDA devices, and none is there; take --precision bf16 or fp32"
     assert reasons["onnxruntime int8"] == "onnxscript and nncf are not installed here; install what is missing"
     assert "install g++" in str(reasons["torch_compile bf16"])

@@ -20,18 +20,7 @@ from beeline.errors import BeelineError, ConfigError, Undetermined
 from bench import record
 from bench.load import Outcome, Plan
 from bench.load import measure as room
-from bench.load.measure import (
-    Measured,
-    bars,
-    check_address,
-    limits,
-    measure,
-    parse,
-    phase,
-    resolve,
-    view,
-    watching,
-)
+from bench.load.measure import Measured, bars, check_address, limits, measure, parse, phase, resolve, view, watching
 from cli.bench import load
 from tests.bench.load.conftest import PICTURES, Arrival, LocalServer, Respond, Serve, answer, good, plan
 from tests.conftest import ROOT

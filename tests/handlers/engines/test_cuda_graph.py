@@ -10,8 +10,7 @@ from beeline.engines.cuda_graph import BUCKETS, CudaGraphs, by_buckets
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"),
-    [(1, [1]), (2, [2]), (5, [8]), (64, [64]), (65, [64, 1]), (150, [64, 64, 32])],
+    ("count", "expected"), [(1, [1]), (2, [2]), (5, [8]), (64, [64]), (65, [64, 1]), (150, [64, 64, 32])]
 )
 def test_a_batch_is_cut_into_recorded_sizes(count: int, expected: list[int]) -> None:
     buckets = []

@@ -24,11 +24,7 @@ def test_predictions_are_let_through_after_ping_says_no(gateway: Gateway) -> Non
     site = gateway(drain=20, stop=30, deadline=60)
     began = time.monotonic()
     site.process.send_signal(signal.SIGTERM)
-    assert site.wait_until(ready=False) == {
-        "status": "Unhealthy",
-        "reason": "the gateway is stopping",
-        "models": {},
-    }
+    assert site.wait_until(ready=False) == {"status": "Unhealthy", "reason": "the gateway is stopping", "models": {}}
     assert site.predict().status_code == 200
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # It begins before the door is closed and ends after that.

@@ -44,11 +44,7 @@ def test_a_prediction_without_a_version_is_the_default_ones(make_fake: MakeArchi
     make_fake(tmp_path, "b")
     a, b = find_archives(tmp_path)
     backend = Backend("http://127.0.0.1:1", "http://127.0.0.1:2")
-    for defaults, closed in (
-        ({"a": "1.0"}, {"a@", "a@1.0"}),
-        ({"a": "2.0"}, {"a@1.0"}),
-        ({}, {"a@", "a@1.0"}),
-    ):
+    for defaults, closed in (({"a": "1.0"}, {"a@", "a@1.0"}), ({"a": "2.0"}, {"a@1.0"}), ({}, {"a@", "a@1.0"})):
         with closing(Probe(backend, (a, b), settings_of(tmp_path, defaults=defaults))) as probe:
             assert probe._closed([a]) == closed
             assert probe._closed([a, b]) == set()

@@ -357,12 +357,7 @@ def test_the_command_stands_before_what_a_variable_names(tmp_path: Path) -> None
     }
     command = [sys.executable, "-m", "cli", "serve", "gateway", "--port", "0", "--show-logs", "access"]
     process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        command, cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         assert process.stdout is not None

@@ -250,10 +250,7 @@ def test_a_broken_connection_is_tried_elsewhere_and_then_502(gateway: Gateway) -
     # nginx tries a connection that it had kept open once more, as it may have been closed in that instant.
     assert [
         each.seen.count("/predictions/other") - was > 0 for each, was in zip(site.backends, before, strict=True)
-    ] == [
-        True,
-        True,
-    ]
+    ] == [True, True]
 
 
 def test_a_second_try_that_finds_every_place_taken_is_429(gateway: Gateway) -> None:

@@ -239,14 +239,7 @@ def test_many_more_clients_than_it_holds_are_told_to_come_back(
     numbers = tmp_path / "config.properties"
     numbers.write_text("job_queue_size=8\nbeeline_requests_per_second=100000\n")
     overrides = Overrides(workers=1, batch_size=4, max_batch_delay=20)
-    asked = Request(
-        server,
-        (str(colour_archive),),
-        colour_archive.parent,
-        numbers,
-        overrides=overrides,
-        ports=Ports(0),
-    )
+    asked = Request(server, (str(colour_archive),), colour_archive.parent, numbers, overrides=overrides, ports=Ports(0))
     with up(asked, print, {**environment(whose), "BEELINE_STATE": str(tmp_path / "state")}) as running_up:
         before, url = workers(running_up), f"{running_up.state.inference}/predictions/colours"
         answers = at_once([lambda: requests.post(url, data=RED, timeout=90)] * 200)
