@@ -186,11 +186,12 @@ def compare(
         return
     check_writable(out)
     with signals.as_exceptions():
-        record = measure(request, say)
+        record, journal = measure(request, say)
     append(out, record)
     result(record.result, as_json, text(record))
     if record.result["interrupted"]:
         fail(130)
+    journal.unlink()
 
 
 @app.command()
