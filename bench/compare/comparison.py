@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from archive import mar, store
-from beeline.errors import ArchiveError, BeelineError, ConfigError, Undetermined
+from beeline.errors import ArchiveError, BeelineError, Undetermined
 from beeline.spec import ModelSpec
 from bench import load
-from bench import pictures as files
-from bench.compare import peers as known
 from bench.compare import torchscript
-from bench.compare.peers import OURS, Numbers, Peer
+from bench.compare.peers import OURS, Numbers, Peer, choose, everything
 from bench.compare.server import Setup, ask, error_text, running, stop_leftovers
+from bench.pictures import read
 from bench.record import Journal, Record, interval, state_folder, utc
 from host import ROOT, machine
 from host.files import sha256
@@ -66,11 +65,11 @@ class Request:
             ArchiveError: for an archive that is not there. ConfigError: for a number out of range.
         """
         archives, cores = store.find_archives(self.archive.parent, (str(self.archive),)), machine.cores()
-        read = properties.load(self.config_file, os.environ)
-        resolved = config.resolve(read, archives, self.overrides, os.environ, cores, gpus=0)
+        configured = properties.load(self.config_file, os.environ)
+        resolved = config.resolve(configured, archives, self.overrides, os.environ, cores, gpus=0)
         (model,) = resolved.models
         numbers = (model.batch_size, model.min_workers, model.max_batch_delay, resolved.threads)
-        return known.everything(archives[0].model, cores, Numbers(*(number.value for number in numbers)))
+        return everything(archives[0].model, cores, Numbers(*(number.value for number in numbers)))
 
 
 def compare(request: Request, say: Say) -> tuple[Record, Path]:
@@ -79,12 +78,9 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
     Raises:
         BeelineError: for what is wrong before the first server starts; later errors are in the servers' rows.
     """
-    if request.rounds < 1 or request.clients < 1 or request.seconds <= 0:
-        given = f"--rounds is {request.rounds}, --clients {request.clients}, --seconds {request.seconds:g}"
-        raise ConfigError(f"{given}; give more than 0")
     if stopped := stop_leftovers():
         say(f"stopped {len(stopped)} processes of a killed comparison: {stopped}")
-    started, peers = utc(), known.choose(request.peers(), request.servers)
+    started, peers = utc(), choose(request.peers(), request.servers)
     with prepared(request) as setup:
         about = {
             "archives": [sha256(path) for path in (request.archive, request.reference) if path],
@@ -107,8 +103,8 @@ def prepared(request: Request) -> Iterator[Setup]:
     Raises:
         ArchiveError: for an archive that Beeline did not build, or that cannot be converted.
     """
-    pictures = files.read(request.picture)
-    agreement = files.read(request.agreement) if request.agreement else None
+    pictures = read(request.picture)
+    agreement = read(request.agreement) if request.agreement else None
     with tempfile.TemporaryDirectory(prefix="beeline-compare-") as scratch:
         model, plain = Path(scratch) / "model", Path(scratch) / "reference"
         mar.unpack(request.archive, model)
@@ -154,9 +150,13 @@ def take(peer: Peer, setup: Setup) -> dict[str, Any]:
             server.check()
             return {
                 "per_second": summary["good_per_second"],
-                **{key: summary[key] for key in ("p95_ms", "failed")},
-                **{"memory_mb": server.memory_mb(), "ready_s": ready_s, "threads": server.threads()},
-                **{"agreement": agreement, "restarts": restarts},
+                "p95_ms": summary["p95_ms"],
+                "failed": summary["failed"],
+                "memory_mb": server.memory_mb(),
+                "ready_s": ready_s,
+                "threads": server.threads(),
+                "agreement": agreement,
+                "restarts": restarts,
             }
 
 
@@ -200,8 +200,9 @@ def run(
         for number, (name, peer) in itertools.product(range(1, rounds + 1), names.items()):
             if not any("error" in turn for turn in turns[name]):
                 asked = setup if number == 1 and name == peer.name else replace(setup, agreement=None)
-                turns[name].append(journal.once(f"{name} {number}", partial(attempt, peer, asked)))
-                say(f"round {number}/{rounds}: {name}: {_progress(turns[name][-1])}")
+                turn = journal.once(f"{name} {number}", partial(attempt, peer, asked))
+                turns[name].append(turn)
+                say(f"round {number}/{rounds}: {name}: {', '.join(f'{key} {turn[key]}' for key in turn)}")
     except Interrupted as interruption:
         say(f"interrupted ({interruption}); the turns so far count, and the same command goes on from there")
         is_interrupted = True
@@ -215,13 +216,6 @@ def run(
         "rows": [_compared(row, firsts.get(row["class"])) for row in rows],
         "aa": _compared(again, next(row for row in rows if row["server"] == twice.name)),
     }
-
-
-def _progress(turn: dict[str, Any]) -> str:
-    if "error" in turn:
-        return f"failed: {turn['error']}"
-    p95 = "no answer" if turn["p95_ms"] is None else f"p95 {turn['p95_ms']:.0f} ms"
-    return f"{turn['per_second']:.1f}/s, {p95}, {turn['failed']} failed, ready in {turn['ready_s']:.1f} s"
 
 
 def _row(peer: Peer, turns: Sequence[dict[str, Any]], precision: str) -> dict[str, Any]:

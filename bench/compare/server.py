@@ -32,8 +32,8 @@ from serve.servers.protocol import MALLOC, clean
 MARK = "BEELINE_PEER"
 # Seconds that a server may take until its first answer, and that one answer may take.
 _PATIENCE, _ANSWER_SECONDS = 240.0, 60.0
-# Seconds that a server has to end after SIGTERM, and then what it left behind.
-_GRACE, _REST = 15.0, 3.0
+# Seconds that the processes of a server have to end after SIGTERM.
+_GRACE = 10.0
 # A short name, because a socket's path has at most 108 bytes and Ray adds over 60.
 _SCRATCH = "bp-"
 # No peer reports its use to anybody.
@@ -128,7 +128,6 @@ def running(peer: Peer, setup: Setup) -> Iterator[Server]:
         scratch = Path(folder)
         # nginx's workers, who are nobody where root starts it, pass through here.
         scratch.chmod(0o711)
-        stack.callback(processes.stop_marked, MARK, folder, _REST, scratch)
         values = fields(peer, setup, address.port, scratch)
         command = [word.format_map(values) for word in peer.command.split()]
         try:
@@ -146,19 +145,9 @@ def running(peer: Peer, setup: Setup) -> Iterator[Server]:
                 )
         except OSError as error:
             raise BeelineError(f"{peer.name}: {command[0]} does not start ({error.strerror})") from error
-        stack.callback(_stop, process)
+        stack.callback(processes.end_group, process)
+        stack.callback(processes.stop_marked, MARK, folder, _GRACE, scratch)
         yield Server(peer, f"http://{address.host}:{address.port}{peer.wire.path}", scratch, process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a peer's first process to end, then kill its group."""
-    try:
-        if process.poll() is None:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
-    finally:
-        processes.end_group(process)
 
 
 def fields(peer: Peer, setup: Setup, port: int, scratch: Path) -> dict[str, Any]:
@@ -218,7 +207,7 @@ def stop_leftovers() -> list[int]:
         # `running` names it after its process. That of another program with the same id only delays this.
         owner = scratch.name.split("-")[1]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            stopped += processes.stop_marked(MARK, str(scratch), _REST, scratch)
+            stopped += processes.stop_marked(MARK, str(scratch), _GRACE, scratch)
             shutil.rmtree(scratch, ignore_errors=True)
     return sorted(stopped)
 

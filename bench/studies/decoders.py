@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -73,7 +74,7 @@ def turn(decoding: str, pictures: Path, most: int) -> dict[str, Any]:
         `milliseconds` a picture, the decoder's `version`, and the mean `difference` from the pixels of a full decoding.
     """
     geometry, version = Geometry(*_SIZES, decoding=decoding), f"Pillow {formats.pillow_version()}"
-    decode = partial(pixels.decode, geometry=geometry)
+    decode: Callable[[bytes], Any] = partial(pixels.decode, geometry=geometry)
     if decoding == "cuda":
         from beeline.cuda_jpeg import CudaJpegs
 

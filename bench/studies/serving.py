@@ -55,6 +55,7 @@ class NoOp:
         return ["{}"] * len(data)
 """
 _CLIENTS = 50
+_FIGURES = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms", "without_retry_after")
 # Of `path`: milliseconds, and seconds of load a turn.
 _DELAY, _SECONDS = 1, 10.0
 Mar = Annotated[Path, typer.Option(help="The archive to serve.")]
@@ -100,31 +101,22 @@ def container(mar: Mar, picture: Picture, out: Out, rounds: Rounds = 7, requests
 
 @app.command()
 def overload(
-    mar: Mar,
-    picture: Picture,
-    out: Out,
-    holds: Annotated[int, typer.Option(help="Requests that the server holds.")] = 50,
-    seconds: Annotated[float, typer.Option(help="Length of each phase.")] = 60.0,
+    mar: Mar, picture: Picture, out: Out, seconds: Annotated[float, typer.Option(help="Length of each phase.")] = 60.0
 ) -> None:
     """Measure as many clients as the gateway admits, then four times as many, then the first again.
 
     Each client asks again at once after an answer, and after a 429 when its Retry-After is over.
     """
-    pictures = read(picture)
+    pictures, holds = read(picture), _CLIENTS
     about = {"archive": sha256(mar), "pictures": pictures.to_dict(), "holds": holds, "seconds": seconds}
     numbers = f"job_queue_size={holds}\n{_NO_RATE}"
     with job(out, about) as journal, served(mar, Overrides(8, 2, 2), "nginx", numbers) as (running, route):
-
-        def phase(name: str, clients: int) -> dict[str, Any]:
-            url = running.state.inference + route
-            plan = load.Plan(url, pictures, seconds, warm_up=0, clients=clients, heed_retry_after=True)
-            summary = load.run(plan).summary()
-            keys = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms", "without_retry_after")
-            return {"phase": name, "clients": clients, **{key: summary[key] for key in keys}}
-
+        plan = load.Plan(running.state.inference + route, pictures, seconds, warm_up=0, clients=holds)
         phases = []
         for name, clients in (("as many as it holds", holds), ("overload", 4 * holds), ("afterwards", holds)):
-            phases.append(journal.once(name, partial(phase, name, clients)))
+            phase = partial(_summary, replace(plan, clients=clients, heed_retry_after=True))
+            summary = journal.once(name, phase)
+            phases.append({"phase": name, "clients": clients, **{key: summary[key] for key in _FIGURES}})
             typer.echo(json.dumps(phases[-1]))
         ratio, afterwards = (round(each["p95_ms"] / phases[0]["p95_ms"], 3) for each in phases[1:])
         typer.echo(f"p95 of the good answers under overload: {ratio} times that before; afterwards {afterwards} times")
@@ -151,7 +143,7 @@ def path(
     def measure() -> dict[str, Any]:
         with served(mar, Overrides(batch, workers, _DELAY), "none") as (running, route):
             address = running.state.inference + route
-            many = load.run(load.Plan(address, pictures, _SECONDS, clients=_CLIENTS)).summary()
+            many = _summary(load.Plan(address, pictures, _SECONDS, clients=_CLIENTS))
             (choice,) = counts.read(Path(running.state.environment[FOLDER])).choices().values()
             # Some engines have one number for both, a batch and a picture alone.
             threads, lone = (int(choice.get(key, choice["threads"])["value"]) for key in ("threads", "lone_threads"))
@@ -173,6 +165,10 @@ def path(
         values = medians(turns)
         typer.echo(json.dumps(values, indent=1))
         keep(out, about, {**values, "turns": turns})
+
+
+def _summary(plan: load.Plan) -> dict[str, Any]:
+    return load.run(plan).summary()
 
 
 @contextmanager
@@ -284,7 +280,7 @@ def _lone(address: str, plan: sweep.Plan) -> tuple[list[tuple[float, float]], in
     with sweep.worker(plan) as (sandbox, _):
         # Pairs of two seconds each, because the machine's speed changes faster than rounds do.
         for _ in range(12):
-            summary = load.run(client).summary()
+            summary = _summary(client)
             pairs.append((summary["p50_ms"], sweep.measure_batch(sandbox, plan, 1).per_image("decoded")))
             failed += summary["failed"]
     return pairs, failed

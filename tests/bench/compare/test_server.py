@@ -59,6 +59,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", asked["port"]), Answer).serve_fore
 SCRIPT = """
 import sys
 from pathlib import Path
+from bench.compare import server
 from bench.compare.comparison import run
 from bench.compare.peers import Numbers, Peer, raw
 from bench.compare.server import Setup
@@ -66,6 +67,7 @@ from bench.pictures import Pictures
 from bench.record import Journal
 from host import signals
 
+server._GRACE = 0.5
 here = Path(sys.argv[1])
 peer = Peer("ours-tiny", Numbers(1, 1, 0), raw("/p"), f"{sys.executable} {here}/server.py")
 setup = Setup(here, here, here, "fp32", Pictures("p", ("a",), (b"x",)), 1, 600)
@@ -89,7 +91,7 @@ def make_peer(tmp_path: Path) -> MakePeer:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Setup:
+def shared(tmp_path: Path) -> Setup:
     red = Pictures("p", ("a.png",), (RED,))
     return Setup(tmp_path / "m.mar", tmp_path / "config.properties", tmp_path, "bf16", red, 2, 0.5, red, ["red"])
 
@@ -100,13 +102,16 @@ def ended(processes: list[psutil.Process]) -> bool:
     return not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_GRACE", 0.5)
+
+
 @pytest.mark.parametrize("word", ["", "stubborn"])
 def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(
-    make_peer: MakePeer, setup: Setup, monkeypatch: pytest.MonkeyPatch, word: str
+    make_peer: MakePeer, shared: Setup, word: str
 ) -> None:
-    if word:
-        monkeypatch.setattr(server, "_GRACE", 0.5)
-    with running(make_peer("tiny", word), setup) as started:
+    with running(make_peer("tiny", word), shared) as started:
         started.wait(RED)
         assert [label for label, _ in ask(started, (RED,) * 5, 2)] == ["red"] * 5
         processes = started.processes()
@@ -118,20 +123,20 @@ def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(
 
 
 def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(
-    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     peer = Peer("gone", Numbers(1, 1, 0), raw("/"), "/no/such/command")
-    with pytest.raises(BeelineError, match="/no/such/command does not start"), running(peer, setup):
+    with pytest.raises(BeelineError, match="/no/such/command does not start"), running(peer, shared):
         pass
     assert list(tmp_path.glob("bp-*")) == []
 
 
 def test_a_whole_comparison_of_one_server_under_three_names_and_of_one_that_ends_by_itself(
-    make_peer: MakePeer, setup: Setup, tmp_path: Path
+    make_peer: MakePeer, shared: Setup, tmp_path: Path
 ) -> None:
     peers = [make_peer("one"), make_peer("two"), make_peer("ours-mine"), make_peer("ours-broken", "broken")]
-    result = run(peers, setup, 1, Journal.job(tmp_path / "journal", {}), lambda line: None)
+    result = run(peers, shared, 1, Journal.job(tmp_path / "journal", {}), lambda line: None)
     *good, broken = result["rows"]
     for row in good:
         assert (row["error"], row["failed"], row["agreement"], row["threads"]) == (None, 0, 1.0, 3)
