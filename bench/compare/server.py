@@ -34,8 +34,9 @@ MARK = "BEELINE_PEER"
 _PATIENCE, _ANSWER_SECONDS = 240.0, 60.0
 # Seconds that the processes of a server have to end after SIGTERM.
 _GRACE = 10.0
-# A short name, because a socket's path has at most 108 bytes and Ray adds over 60.
-_SCRATCH = "bp-"
+# A server's folder begins with this and the id of the comparison's process. It is short, because a socket's path has at
+# most 108 bytes, and Ray adds over 60.
+_SCRATCH = "beeline-"
 # No peer reports its use to anybody.
 _QUIET = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
 _QUIET |= {"DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true"}
@@ -204,7 +205,7 @@ def stop_leftovers() -> list[int]:
     """Stop what killed comparisons have left, and remove its files; return the ids of the stopped processes."""
     stopped: list[int] = []
     for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
-        # `running` names it after its process. That of another program with the same id only delays this.
+        # If another program has got the id, the next comparison does it.
         owner = scratch.name.split("-")[1]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             stopped += processes.stop_marked(MARK, str(scratch), _GRACE, scratch)

@@ -129,7 +129,7 @@ def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(
     peer = Peer("gone", Numbers(1, 1, 0), raw("/"), "/no/such/command")
     with pytest.raises(BeelineError, match="/no/such/command does not start"), running(peer, shared):
         pass
-    assert list(tmp_path.glob("bp-*")) == []
+    assert list(tmp_path.glob("beeline-*")) == []
 
 
 def test_a_whole_comparison_of_one_server_under_three_names_and_of_one_that_ends_by_itself(
