@@ -128,7 +128,7 @@ class _Denormalise(nn.Module):
     def forward(self, planes: Tensor) -> Tensor:
         """Return the pixels."""
         mean, std = _IMAGENET.reshape(2, 1, 3, 1, 1)
-        values = (planes * std + mean) * 255
+        values: Tensor = (planes * std + mean) * 255
         return values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
