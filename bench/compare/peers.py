@@ -27,7 +27,7 @@ FOLDER = ROOT / "bench" / "peers"
 HOME = ROOT / ".beeline" / "peers"
 # The Python of the lock files.
 _PYTHON = "3.11"
-# Queues are long where a server is slow, and no default time-out of a framework shall turn that into failures.
+# A slow server has a long queue, and no framework's default time-out may turn that into failures.
 _SECONDS = 60
 _BOUNDARY = "beeline-bench-picture"
 # Bytes of the JSON at the start of a request to Triton; the rest is the tensor.
@@ -159,13 +159,13 @@ def documented(cores: int) -> tuple[Peer, ...]:
         f"{{python}} -m gunicorn -w {{numbers.workers}} --bind 127.0.0.1:{{port}} --pythonpath {{folder}} -t {_SECONDS}"
     )
     bentoml = "{python.parent}/bentoml serve server:Classifier --host 127.0.0.1 --port {port} --working-dir {folder}"
-    # Nothing of this repository.
+    # It imports nothing of this repository.
     torchserve = {"JAVA_HOME": "{java}", "PYTHONPATH": ""}
     mosec = {"MOSEC_ADDRESS": "127.0.0.1", "MOSEC_PORT": "{port}", "MOSEC_PATH": "{scratch}/mosec"}
     mosec["MOSEC_TIMEOUT"] = str(1000 * _SECONDS)
-    # Triton finds this interpreter's own library, as PyTriton's installation page says, and not the system's.
+    # So Triton loads this interpreter's library instead of the system's, as PyTriton's installation page says.
     pytriton = {"LD_LIBRARY_PATH": "{libraries}"}
-    # As a node of a cluster, which Linux is by default, its processes listen everywhere.
+    # Else Ray's processes are a node of a cluster, which on Linux is the default, and listen on every address.
     ray = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"}
     peers = (
         Peer("torchserve", Numbers(8, cores, 50), raw("/predictions/classifier"), variables=torchserve),
@@ -174,7 +174,7 @@ def documented(cores: int) -> tuple[Peer, ...]:
         Peer("fastapi", Numbers(1, cores, 0), form("/predict", "file"), f"{uvicorn} --no-access-log"),
         Peer("flask", Numbers(1, 2 * cores, 0), form("/predict", "file"), f"{gunicorn} server:app"),
         Peer("pytriton", Numbers(32, 2, 5), triton("classifier"), variables=pytriton),
-        # It finds its delay by itself; this is the latency above which it refuses requests.
+        # BentoML chooses its delay itself; the number is the latency above which it refuses requests.
         Peer(
             "bentoml",
             Numbers(32, cores, 1000 * _SECONDS),
@@ -211,7 +211,7 @@ def everything(model: str, cores: int, ours: Numbers) -> tuple[Peer, ...]:
         for peer in first
     ]
     own = [_own(server, gateway, model, ours) for server in ("torchserve", "mms") for gateway in ("none", "nginx")]
-    # Stock TorchServe with our engine is our own.
+    # TorchServe with our engine is our own server.
     return (*first, *one_thread, *own, *(_with_ours(peer, ours) for peer in first[1:]))
 
 

@@ -40,7 +40,7 @@ _SCRATCH = "beeline-"
 # No peer reports its use to anybody.
 _QUIET = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
 _QUIET |= {"DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true"}
-# A shell may set these; a peer runs with them only where its record says so.
+# A peer does not inherit these from the shell.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
 
 
@@ -127,7 +127,7 @@ def running(peer: Peer, setup: Setup) -> Iterator[Server]:
         prefix = f"{_SCRATCH}{os.getpid()}-"
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
         scratch = Path(folder)
-        # nginx's workers, who are nobody where root starts it, pass through here.
+        # If root starts nginx, its workers run as `nobody` and must be able to enter this folder.
         scratch.chmod(0o711)
         values = fields(peer, setup, address.port, scratch)
         command = [word.format_map(values) for word in peer.command.split()]
@@ -136,7 +136,7 @@ def running(peer: Peer, setup: Setup) -> Iterator[Server]:
                 process = subprocess.Popen(
                     command,
                     env=environ(peer, setup, values),
-                    # A process that writes a title over its environment, as Ray's workers do, is known by its folder.
+                    # Ray's workers write a title over their environment, so they are found by their folder.
                     cwd=scratch,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -205,7 +205,7 @@ def stop_leftovers() -> list[int]:
     """Stop what killed comparisons have left, and remove its files; return the ids of the stopped processes."""
     stopped: list[int] = []
     for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
-        # If another program has got the id, the next comparison does it.
+        # If another process has the same id now, a later comparison removes it.
         owner = scratch.name.split("-")[1]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             stopped += processes.stop_marked(MARK, str(scratch), _GRACE, scratch)

@@ -96,7 +96,7 @@ def compare(
             journal.add("turn", asdict(turn))
             typer.echo(f"  {turn}")
 
-    # From here on `open` stops what memory does not hold.
+    # From here on, `open` stops running servers if memory does not hold all.
     servers.room()
     # Shuffled, so that the machine's drift follows no number; always alike, so that a job goes on.
     for each in random.Random(1).sample([choice, *wanted], len(wanted) + 1):

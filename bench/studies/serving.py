@@ -44,7 +44,7 @@ from serve.up import Request, up
 # As in docker-compose.yml.
 CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 _IMAGE = "beeline-cpu:0.1.0"
-# All clients have one address here, and the default rate would hold that back.
+# All clients have the same address here, and the default rate limit is per address.
 _NO_RATE = "beeline_requests_per_second=100000\n"
 _NO_OP = """
 class NoOp:
@@ -204,7 +204,7 @@ def in_turns(
         turn(url)
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
     for number in range(rounds):
-        # What a turn leaves behind, warm or hot, is there for the second one of a pair.
+        # The second turn of a pair finds what the first one left, such as warm caches or a hot processor.
         for name in sorted(urls, reverse=bool(number % 2)):
             turns[name].append(journal.once(f"{name} {number}", partial(turn, urls[name])))
     return ratios_of(turns)
