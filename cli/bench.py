@@ -143,9 +143,9 @@ def compare(
         Path | None, typer.Option(help="Pictures on which each server's first label must be the fp32 reference's.")
     ] = None,
     servers: Annotated[str | None, typer.Option(help="Which, with commas. [default: all; 'list' names them]")] = None,
-    clients: Annotated[int, typer.Option(help="So many, each again when it has its answer.")] = 50,
-    rounds: Annotated[int, typer.Option(help="Turns of each server; fewer than 5 prove nothing.")] = 5,
-    seconds: Annotated[float, typer.Option(help="How long each turn is measured.")] = 8.0,
+    clients: Annotated[int, typer.Option(min=1, help="So many, each again when it has its answer.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each server; fewer than 5 prove nothing.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each turn is measured.")] = 8.0,
     batch_size: Annotated[int | None, typer.Option(help="Of every server with our engine.")] = None,
     workers: Annotated[int | None, typer.Option(help="Of every server with our engine.")] = None,
     max_batch_delay: Annotated[int | None, typer.Option(help="Milliseconds; of every server with our engine.")] = None,
@@ -186,11 +186,12 @@ def compare(
         return
     check_writable(out)
     with signals.as_exceptions():
-        record = measure(request, say)
+        record, journal = measure(request, say)
     append(out, record)
     result(record.result, as_json, text(record))
     if record.result["interrupted"]:
         fail(130)
+    journal.unlink()
 
 
 @app.command()

@@ -1,41 +1,47 @@
-"""Every server that can be compared: how it runs and is asked, in two classes, as documented and with our engine."""
+"""Every server that can be compared, as one record each: environment, command, numbers, and how it is asked.
+
+There are two classes: servers as their documentation has them, and servers with our engine.
+"""
 
 from __future__ import annotations
 
+import ast
 import base64
-import dataclasses
 import json
-import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from urllib3.filepost import encode_multipart_formdata
+
 from beeline.errors import BeelineError, did_you_mean
-from bench.pictures import Pictures
 from host import ROOT, environments
 from serve import servers
-from serve.gateway.nginx import choose as choose_gateway
-from serve.servers import java
 from serve.servers.protocol import Say
 
 DOCUMENTED, OURS = "as documented", "our engine"
 ONE_THREAD, BEFORE_OURS = "-one-thread", "ours-"
 FOLDER = ROOT / "bench" / "peers"
 HOME = ROOT / ".beeline" / "peers"
-# What the lock files are resolved for.
-_PYTHON = (3, 11)
-# Queues are long where a server is slow; no default time-out of a framework shall turn that into failures.
+# The Python of the lock files.
+_PYTHON = "3.11"
+# A slow server has a long queue, and no framework's default time-out may turn that into failures.
 _SECONDS = 60
 _BOUNDARY = "beeline-bench-picture"
-# Triton's binary form: JSON of a length that the header tells, then the tensor's bytes.
+# Bytes of the JSON at the start of a request to Triton; the rest is the tensor.
 _TRITON_JSON = 256
 
 
-def _best(answer: dict[str, float]) -> str:
-    """Return the most probable label; not every server keeps the order (Flask sorts by name)."""
-    return str(max(answer, key=lambda label: float(answer[label])))
+def _best(answer: Any) -> str:
+    """Return the most probable label of `{label: probability}` in any order (Flask sorts by name), or of a list of one.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: when the answer has none.
+    """
+    labels = answer[0] if isinstance(answer, list) else answer
+    return str(max(labels, key=labels.get))
 
 
 @dataclass(frozen=True)
@@ -45,22 +51,7 @@ class Wire:
     path: str
     headers: Mapping[str, str]
     encode: Callable[[bytes], bytes]
-    label: Callable[[Any], str] = field(default=_best)
-
-    def pictures(self, pictures: Pictures) -> Pictures:
-        """Return the pictures as request bodies."""
-        return Pictures(pictures.source, pictures.names, tuple(map(self.encode, pictures.bodies)))
-
-    def read(self, body: bytes) -> str:
-        """Return an answer's first label.
-
-        Raises:
-            ValueError: when the answer has none.
-        """
-        try:
-            return self.label(json.loads(body))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"an answer without a label: {body[:200]!r}") from error
+    label: Callable[[Any], str] = _best
 
 
 def raw(path: str) -> Wire:
@@ -70,20 +61,17 @@ def raw(path: str) -> Wire:
 
 def base64_json(path: str, key: str) -> Wire:
     """The picture in base64 under a key of a JSON object."""
+    headers = {"Content-Type": "application/json"}
+    return Wire(path, headers, lambda data: json.dumps({key: base64.b64encode(data).decode()}).encode())
+
+
+def form(path: str, name: str) -> Wire:
+    """The picture as a browser uploads a file."""
 
     def encode(data: bytes) -> bytes:
-        return json.dumps({key: base64.b64encode(data).decode()}).encode()
+        return encode_multipart_formdata({name: ("picture.jpg", data, "image/jpeg")}, _BOUNDARY)[0]
 
-    return Wire(path, {"Content-Type": "application/json"}, encode)
-
-
-def form(path: str, name: str, in_list: bool = False) -> Wire:
-    """The picture as a browser uploads a file; `in_list` where the answer is a list of one."""
-    disposition = f'Content-Disposition: form-data; name="{name}"; filename="picture.jpg"'
-    head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
-    tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
-    headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
-    return Wire(path, headers, lambda data: head + data + tail, (lambda answer: _best(answer[0])) if in_list else _best)
+    return Wire(path, {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, encode)
 
 
 def triton(model: str) -> Wire:
@@ -114,35 +102,21 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Peer:
-    """One server.
+    """One server: its name in `--servers`, its numbers, how it is asked, and what it is and after which page.
 
-    Attributes:
-        name: as `--servers` has it; one of ours begins with `ours-`.
-        pattern: in a line what it is and after which page.
-        numbers: that it runs with.
-        wire: how it is asked; it is ready when a picture is answered.
-        command: its command line; `server.Server` fills in the fields.
-        variables: of its environment, likewise.
-        lock: the folder in `bench/peers` that has its packages and its code; None for Beeline's own environment.
-        pack: a command that runs once, before the first start and untimed.
-        server: one of Beeline's own, with its gateway: `torchserve/nginx`.
-        batches: whether it gathers batches at all.
-        own_delay: whether it finds its delay by itself.
-        ours: the wire with our decoder, where that is another.
+    It is ready when it has answered a picture. `server.fields` has the names in braces in `command` and `variables`.
+    `lock` is the folder in `bench/peers` with its packages and code; None is Beeline's own environment. `server` is
+    `torchserve` or `mms` if `beeline serve up` starts it.
     """
 
     name: str
-    pattern: str
     numbers: Numbers
     wire: Wire
-    command: tuple[str, ...] = ("{python}", "{folder}/server.py")
+    command: str = "{python} {folder}/server.py"
     variables: Mapping[str, str] = field(default_factory=dict)
+    pattern: str = ""
     lock: str | None = None
-    pack: tuple[str, ...] = ()
     server: str = ""
-    batches: bool = True
-    own_delay: bool = False
-    ours: Wire | None = None
 
     @property
     def kind(self) -> str:
@@ -151,124 +125,71 @@ class Peer:
 
     @property
     def environment(self) -> environments.Environment | None:
-        """What is made of its lock file, with hashes enforced, the first time and whenever that changes."""
+        """The environment of its lock file."""
         if self.lock is None:
             return None
-        version = sys.executable if sys.version_info[:2] == _PYTHON else ".".join(map(str, _PYTHON))
+        version = sys.executable if sys.version.startswith(f"{_PYTHON}.") else _PYTHON
         lock_file = FOLDER / self.lock / "requirements.txt"
         return environments.Environment(f"the environment of {self.lock}", HOME / self.lock, lock_file, version)
 
-    @property
-    def python(self) -> Path:
-        """Its interpreter."""
-        return self.environment.python if self.environment else Path(sys.executable)
-
     def prepare(self, say: Say) -> None:
-        """Make its environment; not timed.
-
-        Raises:
-            BeelineError: why it cannot run here.
-        """
+        """Install its environment if the lock file is new or has changed; this is not timed."""
         if self.environment:
             self.environment.prepare(say)
         if self.server:
-            server, gateway = self.server.split("/")
-            servers.named(server).prepare(say)
-            choose_gateway(gateway, os.environ)
-        if "JAVA_HOME" in self.variables:
-            java.find_java(os.environ)
+            servers.named(self.server).prepare(say)
 
     def pinned(self) -> dict[str, str]:
         """Return the versions that its `requirements.in` asks for, by package."""
         if self.lock is None:
             return {}
-        lines = (FOLDER / self.lock / "requirements.in").read_text(encoding="utf-8").splitlines()
-        pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-        return {name.partition("[")[0].strip(): version.strip() for name, version in pairs}
+        text = (FOLDER / self.lock / "requirements.in").read_text(encoding="utf-8")
+        return dict(re.findall(r"(?m)^([\w.-]+)(?:\[.*\])?==(\S+)", text))
 
 
 def documented(cores: int) -> tuple[Peer, ...]:
-    """Return the servers that people would take instead, as their documentation has them on so many cores."""
-    uvicorn = "{python} -m uvicorn server:app --host 127.0.0.1 --port {port} --app-dir {folder} --workers {workers}"
-    gunicorn = f"{{python}} -m gunicorn -w {{workers}} --bind 127.0.0.1:{{port}} --pythonpath {{folder}} -t {_SECONDS}"
-    bentoml = "{bin}/bentoml serve server:Classifier --host 127.0.0.1 --port {port} --working-dir {folder}"
-    return (
-        Peer(
-            "torchserve",
-            "TorchServe's stock image_classifier as shipped: batch 8, 50 ms as on its page on batches, a worker a core "
-            "(a model of fewer than five labels needs its set_max_result_classes, or every batch fails)",
-            Numbers(8, cores, 50),
-            raw("/predictions/classifier"),
-            # Nothing of this repository.
-            variables={"JAVA_HOME": "{java}", "PYTHONPATH": ""},
-            pack=(
-                *("{bin}/torch-model-archiver", "--model-name", "classifier", "--version", "1.0", "--force"),
-                *("--serialized-file", "{model}/documented.pt", "--handler", "{handler}"),
-                *("--extra-files", "{model}/index_to_name.json", "--export-path", "{model}"),
-            ),
-        ),
-        Peer(
-            "litserve",
-            "LitServe's guide to faster serving: base64 in JSON, max_batch_size, a worker a core",
-            Numbers(8, cores, 10),
-            base64_json("/predict", "image_data"),
-        ),
-        Peer(
-            "mosec",
-            "Mosec's ResNet example: stages that decode and infer, batches of 16, two of the latter",
-            Numbers(16, 2, 10),
-            raw("/inference"),
-            variables={
-                "MOSEC_ADDRESS": "127.0.0.1",
-                "MOSEC_PORT": "{port}",
-                "MOSEC_PATH": "{scratch}/mosec",
-                "MOSEC_TIMEOUT": str(1000 * _SECONDS),
-            },
-        ),
-        Peer(
-            "fastapi",
-            "FastAPI's tutorial on Uvicorn: an uploaded file, a plain function, a worker a core, no batches",
-            Numbers(1, cores, 0),
-            form("/predict", "file"),
-            (*uvicorn.split(), "--no-access-log"),
-            batches=False,
-        ),
-        Peer(
-            "flask",
-            "PyTorch's Flask tutorial on Gunicorn: an uploaded file, two workers a core, no batches",
-            Numbers(1, 2 * cores, 0),
-            form("/predict", "file"),
-            (*gunicorn.split(), "server:app"),
-            batches=False,
-        ),
-        Peer(
-            "pytriton",
-            "PyTriton's ResNet examples: Triton's dynamic batcher, 32 pictures, 5 ms, two instances",
-            Numbers(32, 2, 5),
-            triton("classifier"),
-            # Triton finds this interpreter's own library, as PyTriton's installation page says, and not the system's.
-            variables={"LD_LIBRARY_PATH": "{libraries}"},
-        ),
+    """Return the servers that people would use instead, as their documentation has them, for so many cores.
+
+    The docstring of a server's code says which page that is.
+    """
+    uvicorn = (
+        "{python} -m uvicorn server:app --host 127.0.0.1 --port {port} --app-dir {folder} --workers {numbers.workers}"
+    )
+    gunicorn = (
+        f"{{python}} -m gunicorn -w {{numbers.workers}} --bind 127.0.0.1:{{port}} --pythonpath {{folder}} -t {_SECONDS}"
+    )
+    bentoml = "{python.parent}/bentoml serve server:Classifier --host 127.0.0.1 --port {port} --working-dir {folder}"
+    # It imports nothing of this repository.
+    torchserve = {"JAVA_HOME": "{java}", "PYTHONPATH": ""}
+    mosec = {"MOSEC_ADDRESS": "127.0.0.1", "MOSEC_PORT": "{port}", "MOSEC_PATH": "{scratch}/mosec"}
+    mosec["MOSEC_TIMEOUT"] = str(1000 * _SECONDS)
+    # So Triton loads this interpreter's library instead of the system's, as PyTriton's installation page says.
+    pytriton = {"LD_LIBRARY_PATH": "{libraries}"}
+    # Else Ray's processes are a node of a cluster, which on Linux is the default, and listen on every address.
+    ray = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"}
+    peers = (
+        Peer("torchserve", Numbers(8, cores, 50), raw("/predictions/classifier"), variables=torchserve),
+        Peer("litserve", Numbers(8, cores, 10), base64_json("/predict", "image_data")),
+        Peer("mosec", Numbers(16, 2, 10), raw("/inference"), variables=mosec),
+        Peer("fastapi", Numbers(1, cores, 0), form("/predict", "file"), f"{uvicorn} --no-access-log"),
+        Peer("flask", Numbers(1, 2 * cores, 0), form("/predict", "file"), f"{gunicorn} server:app"),
+        Peer("pytriton", Numbers(32, 2, 5), triton("classifier"), variables=pytriton),
+        # BentoML chooses its delay itself; the number is the latency above which it refuses requests.
         Peer(
             "bentoml",
-            "BentoML's page on adaptive batching: a batchable API, 32 pictures, a worker a core, no 503 for being late",
-            # No delay but the latency over which it sends requests away; it finds its delay itself.
             Numbers(32, cores, 1000 * _SECONDS),
-            form("/classify", "images", in_list=True),
-            tuple(bentoml.split()),
+            form("/classify", "images"),
+            bentoml,
             {"BENTOML_HOME": "{scratch}/bentoml"},
-            own_delay=True,
-            ours=form("/classify_files", "files", in_list=True),
         ),
-        Peer(
-            "ray",
-            "Ray Serve's guide to batching: serve.batch of 8, 100 ms, a replica of one CPU a core",
-            Numbers(8, cores, 100),
-            raw("/"),
-            # As a node of a cluster, which Linux is by default, its processes listen everywhere.
-            variables={"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"},
-        ),
+        Peer("ray", Numbers(8, cores, 100), raw("/"), variables=ray),
     )
+    return tuple(replace(peer, lock=peer.name, pattern=_docstring(peer.name)) for peer in peers)
+
+
+def _docstring(name: str) -> str:
+    code = (FOLDER / name / "server.py").read_text(encoding="utf-8")
+    return " ".join((ast.get_docstring(ast.parse(code)) or "").split())
 
 
 def everything(model: str, cores: int, ours: Numbers) -> tuple[Peer, ...]:
@@ -277,71 +198,60 @@ def everything(model: str, cores: int, ours: Numbers) -> tuple[Peer, ...]:
     Args:
         model: the archive's name.
         cores: that may be used.
-        ours: the numbers that every server with our engine runs with, as far as it has them.
+        ours: the numbers of every server with our engine, as far as the server has them.
     """
-    first = [dataclasses.replace(peer, lock=peer.name) for peer in documented(cores)]
+    first = documented(cores)
     one_thread = [
-        dataclasses.replace(
+        replace(
             peer,
             name=peer.name + ONE_THREAD,
             pattern=f"the same with OMP_NUM_THREADS=1: {peer.pattern}",
-            numbers=dataclasses.replace(peer.numbers, threads=1),
+            numbers=replace(peer.numbers, threads=1),
         )
         for peer in first
     ]
-    own = [
-        _own(server, title, gateway, model, ours)
-        for server, title in {"torchserve": "TorchServe", "mms": "Multi Model Server"}.items()
-        for gateway in ("none", "nginx")
-    ]
-    # Stock TorchServe with our engine is our own.
+    own = [_own(server, gateway, model, ours) for server in ("torchserve", "mms") for gateway in ("none", "nginx")]
+    # TorchServe with our engine is our own server.
     return (*first, *one_thread, *own, *(_with_ours(peer, ours) for peer in first[1:]))
 
 
 def choose(peers: Iterable[Peer], names: Iterable[str]) -> list[Peer]:
-    """Return the named servers in their order here, or those compared by default.
+    """Return the named servers in their order here, or those that are compared by default.
 
     Raises:
         BeelineError: for a name that is none.
     """
     by_name = {peer.name: peer for peer in peers}
-    # By default, of the peers limited to one thread only TorchServe, whose documentation recommends it.
-    chosen = list(names) or [
-        name for name in by_name if not name.endswith(ONE_THREAD) or name == f"torchserve{ONE_THREAD}"
-    ]
+    # By default, of those with one thread only TorchServe, whose documentation recommends it.
+    left_out = {name for name in by_name if name.endswith(ONE_THREAD) and name != f"torchserve{ONE_THREAD}"}
+    chosen = list(names) or by_name.keys() - left_out
     for name in chosen:
         if name not in by_name:
             raise BeelineError(f"--servers has {name!r}{did_you_mean(name, by_name)}")
     return [peer for name, peer in by_name.items() if name in chosen]
 
 
-def _own(server: str, title: str, gateway: str, model: str, numbers: Numbers) -> Peer:
-    options = (
-        f"--server {server} --gateway {gateway} --name compare --port {{port}} --management-port 0 --metrics-port 0 "
-        f"--batch-size {numbers.batch} --workers {numbers.workers} --max-batch-delay {numbers.delay_ms}"
+def _own(server: str, gateway: str, model: str, numbers: Numbers) -> Peer:
+    """Return one of Beeline's own servers, as `beeline serve up` starts it."""
+    command = (
+        f"{{python.parent}}/beeline serve up --server {server} --gateway {gateway} --name compare --port {{port}} "
+        "--management-port 0 --metrics-port 0 --mar {setup.archive} --config {setup.config_file} "
+        "--batch-size {numbers.batch} --workers {numbers.workers} --max-batch-delay {numbers.delay_ms}"
     )
-    behind = "behind its gateway (nginx)" if gateway == "nginx" else "no gateway"
-    return Peer(
-        f"{BEFORE_OURS}{server}" + ("-nginx" if gateway == "nginx" else ""),
-        f"beeline serve up on {title}, {behind}",
-        numbers,
-        raw(f"/predictions/{model}"),
-        ("{bin}/beeline", "serve", "up", "--mar", "{archive}", "--config", "{config}", *options.split()),
-        {"BEELINE_STATE": "{scratch}", "BEELINE_DEVICE": "cpu"},
-        server=f"{server}/{gateway}",
-    )
+    ending, words = {"none": ("", "no gateway"), "nginx": ("-nginx", "behind its gateway (nginx)")}[gateway]
+    title = {"torchserve": "TorchServe", "mms": "Multi Model Server"}[server]
+    variables = {"BEELINE_STATE": "{scratch}", "BEELINE_DEVICE": "cpu"}
+    pattern = f"beeline serve up on {title}, {words}"
+    name, wire = f"{BEFORE_OURS}{server}{ending}", raw(f"/predictions/{model}")
+    return Peer(name, numbers, wire, command, variables, pattern, server=server)
 
 
 def _with_ours(peer: Peer, numbers: Numbers) -> Peer:
-    """Return the same server around our decoder and engine, with the numbers that all of that class have."""
-    if not peer.batches:
-        numbers = dataclasses.replace(numbers, batch=1, delay_ms=0)
-    elif peer.own_delay:
-        numbers = dataclasses.replace(numbers, delay_ms=peer.numbers.delay_ms)
-    return dataclasses.replace(
-        peer,
-        name=f"{BEFORE_OURS}{peer.name}",
-        pattern=f"{peer.name} around Beeline's decoder and engine",
-        numbers=numbers,
-        wire=peer.ours or peer.wire,
-    )
+    """Return the same server around our decoder and engine, with the numbers of all servers of that class."""
+    if peer.numbers.batch == 1:
+        # It gathers no batches.
+        numbers = replace(numbers, batch=1, delay_ms=0)
+    elif peer.name == "bentoml":
+        numbers = replace(numbers, delay_ms=peer.numbers.delay_ms)
+    pattern = f"{peer.name} around Beeline's decoder and engine"
+    return replace(peer, name=f"{BEFORE_OURS}{peer.name}", pattern=pattern, numbers=numbers)

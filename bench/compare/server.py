@@ -1,24 +1,28 @@
-"""A peer that runs: processes of its own in one session; asked, weighed, stopped, and nothing of it outlives that."""
+"""A running peer: processes in a session of their own that are asked, weighed and stopped with all they started."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import psutil
 import requests
 
 from beeline.errors import BeelineError, Undetermined
-from bench.compare.peers import FOLDER, OURS, Peer, Wire
+from bench.compare.peers import FOLDER, OURS, Peer
+from bench.pictures import Pictures
 from host import ROOT, processes
 from serve import ports
 from serve.ports import Address
@@ -27,269 +31,189 @@ from serve.servers.protocol import MALLOC, clean
 
 MARK = "BEELINE_PEER"
 # Seconds that a server may take until its first answer, and that one answer may take.
-PATIENCE, _ANSWER_SECONDS = 240.0, 60.0
-# Seconds to end by itself after SIGTERM, then for what it left behind.
-_GRACE, _REST = 15.0, 3.0
-_PAUSE = 0.1
-_TAIL, _SHOWN = 30, 160
-# Short: a socket's path has 108 bytes at most, and Ray makes a long one of it.
-_SCRATCH = "bp-"
-# Seconds by which a process's time of birth may move with the clock.
-_SAME_BIRTH = 2.0
-# The stock handler asks for the five best labels and fails every batch of a model with fewer.
-_STOCK_TOP = 5
-# No peer tells anybody that it runs.
-QUIET = {
-    "BENTOML_DO_NOT_TRACK": "True",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "DO_NOT_TRACK": "1",
-    "OTEL_SDK_DISABLED": "true",
-}
-# What would set threads that no documentation sets.
+_PATIENCE, _ANSWER_SECONDS = 240.0, 60.0
+# Seconds that the processes of a server have to end after SIGTERM.
+_GRACE = 10.0
+# A server's folder begins with this and the id of the comparison's process. It is short, because a socket's path has at
+# most 108 bytes, and Ray adds over 60.
+_SCRATCH = "beeline-"
+# No peer reports its use to anybody.
+_QUIET = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
+_QUIET |= {"DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true"}
+# A peer does not inherit these from the shell.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all servers of a comparison get: the archive, and the folder with the model in each form."""
+class Setup:
+    """What all servers of a comparison share: the archive and its configuration, its unpacked files, the load.
+
+    `labels` are the fp32 reference's, of the pictures in `agreement`.
+    """
 
     archive: Path
-    name: str
-    precision: str
-    labels: int
-    model: Path
     config_file: Path
+    model: Path
+    precision: str
+    pictures: Pictures
+    clients: int
+    seconds: float
+    agreement: Pictures | None = None
+    labels: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
 class Server:
-    """A peer that was started; as a context manager it is stopped at the end, whatever happened."""
+    """A peer that was started, the address of its predictions, its folder and its first process."""
 
-    def __init__(self, peer: Peer, bench: Bench) -> None:
-        """Start it; it need not answer yet.
+    peer: Peer
+    url: str
+    scratch: Path
+    process: subprocess.Popen[bytes]
+
+    def check(self) -> None:
+        """Raise `BeelineError` with its last words if it has ended."""
+        code = self.process.poll()
+        if code is not None:
+            text = (self.scratch / "peer.log").read_text(encoding="utf-8", errors="replace")
+            log = [" ".join(line.split()) for line in text.splitlines()[-30:] if line.strip()]
+            errors = [line for line in log if "Error" in line or "error:" in line]
+            words = (errors or log or ["nothing"])[-1][:300]
+            raise BeelineError(f"{self.peer.name} ended with exit code {code}; its log says: {words}")
+
+    def wait(self, picture: bytes) -> None:
+        """Wait until one picture is answered, then as many at once as all workers can take.
 
         Raises:
-            BeelineError: when there is no such command.
+            BeelineError: when the server ends before that. Undetermined: when it takes too long.
         """
-        (address,) = ports.settle([(Address("127.0.0.1", 0), "--servers")])
-        self.peer = peer
-        self.url = f"http://127.0.0.1:{address.port}{peer.wire.path}"
-        self.scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-        # nginx's workers, who are nobody where root starts it, pass through here.
-        self.scratch.chmod(0o711)
-        me = psutil.Process()
-        # The folder's name is nobody else's; who started it is known from this after a kill.
-        self._token = f"{me.pid}-{me.create_time():.1f}:{self.scratch}"
-        self._log = self.scratch / "peer.log"
-        values = fields(peer, bench, address.port, self.scratch)
-        command = [word.format_map(values) for word in peer.command]
+        deadline = time.monotonic() + _PATIENCE
+        for count in (1, max(2, 2 * self.peer.numbers.workers)):
+            while words := [words for label, words in ask(self, [picture] * count, count) if label is None]:
+                self.check()
+                if time.monotonic() > deadline:
+                    raise Undetermined(f"{self.peer.name} answers no picture after {_PATIENCE:g} s but {words[-1]!r}")
+                time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return everything that it started and that lives."""
+        return processes.marked(MARK, str(self.scratch), self.scratch)
+
+    def memory_mb(self) -> float:
+        """Return the memory of its processes in MB: each page once, shared ones in parts (PSS)."""
+        total = 0
+        for process in self.processes():
+            # It may have ended meanwhile.
+            with suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return round(total / 1e6, 1)
+
+    def threads(self) -> int | None:
+        """Return how many threads PyTorch has in a worker, as the worker says; else how many were set."""
+        with suppress(OSError, ValueError):
+            return int((self.scratch / "threads").read_text(encoding="utf-8"))
+        return self.peer.numbers.threads
+
+
+@contextmanager
+def running(peer: Peer, setup: Setup) -> Iterator[Server]:
+    """Start a peer, which need not answer yet, and stop it at the end, whatever happened.
+
+    Raises:
+        BeelineError: when its command does not start.
+    """
+    (address,) = ports.settle([(Address("127.0.0.1", 0), "--servers")])
+    with ExitStack() as stack:
+        prefix = f"{_SCRATCH}{os.getpid()}-"
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
+        scratch = Path(folder)
+        # If root starts nginx, its workers run as `nobody` and must be able to enter this folder.
+        scratch.chmod(0o711)
+        values = fields(peer, setup, address.port, scratch)
+        command = [word.format_map(values) for word in peer.command.split()]
         try:
-            with self._log.open("wb") as log:
-                self._process = subprocess.Popen(
+            with (scratch / "peer.log").open("wb") as log:
+                process = subprocess.Popen(
                     command,
-                    env={**environ(peer, bench, values), MARK: self._token},
-                    # A process that writes a title over its environment, as Ray's workers do, is known by its folder.
-                    cwd=self.scratch,
+                    env=environ(peer, setup, values),
+                    # Ray's workers write a title over their environment, so they are found by their folder.
+                    cwd=scratch,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                     preexec_fn=processes.ending_with_parent(signal.SIGTERM),
                 )
-        except BaseException as error:
-            _remove(self.scratch)
-            if isinstance(error, OSError):
-                raise BeelineError(f"{peer.name}: {command[0]} does not start ({error.strerror})") from error
-            raise
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def check(self) -> None:
-        """Raise `BeelineError` with its last words when it has ended by itself."""
-        code = self._process.poll()
-        if code is not None:
-            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-            log = [" ".join(line.split()) for line in lines if line.strip()]
-            errors = [line for line in log if "Error" in line or "error:" in line]
-            words = (errors or log or ["nothing"])[-1][:300]
-            raise BeelineError(f"{self.peer.name} ended with exit code {code}; its log says: {words}")
-
-    def wait(self, data: bytes, patience: float = PATIENCE) -> None:
-        """Wait until a picture is answered, then until as many at once are as workers can take.
-
-        Raises:
-            BeelineError: when the server ends before that. Undetermined: when it takes longer than `patience` seconds.
-        """
-        deadline = time.monotonic() + patience
-        for count in (1, max(2, 2 * self.peer.numbers.workers)):
-            while words := [text for label, text in ask(self.url, self.peer.wire, (data,) * count, count) if not label]:
-                self.check()
-                if time.monotonic() > deadline:
-                    message = f"{self.peer.name} answers no picture after {patience:g} s but {words[-1]!r}"
-                    raise Undetermined(message)
-                time.sleep(_PAUSE)
-
-    def processes(self) -> list[psutil.Process]:
-        """Return everything that it started and that lives."""
-        return processes.marked(MARK, self._token, self.scratch)
-
-    def memory_mb(self) -> float:
-        """Return the memory of its processes in MB: each page once, shared ones in parts (PSS)."""
-        total = 0
-        for process in self.processes():
-            try:
-                total += process.memory_full_info().pss
-            except psutil.Error:
-                # It ended meanwhile.
-                continue
-        return round(total / 1e6, 1)
-
-    def threads(self) -> int | None:
-        """Return how many threads PyTorch has in a worker, as the worker itself says; else what was asked for."""
-        try:
-            return int((self.scratch / "threads").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return self.peer.numbers.threads
-
-    def stop(self) -> None:
-        """Ask it to end, end what is left of it, and remove its files."""
-        try:
-            if self._process.poll() is None:
-                self._process.terminate()
-                deadline = time.monotonic() + _GRACE
-                # Not waited for: while it is a zombie, its group's id is nobody else's.
-                kind = os.WEXITED | os.WNOHANG | os.WNOWAIT
-                while os.waitid(os.P_PID, self._process.pid, kind) is None and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                processes.end_group(self._process)
-        finally:
-            processes.stop_marked(MARK, self._token, _REST, self.scratch)
-            self._process.wait()
-            _remove(self.scratch)
+        except OSError as error:
+            raise BeelineError(f"{peer.name}: {command[0]} does not start ({error.strerror})") from error
+        stack.callback(processes.end_group, process)
+        stack.callback(processes.stop_marked, MARK, folder, _GRACE, scratch)
+        yield Server(peer, f"http://{address.host}:{address.port}{peer.wire.path}", scratch, process)
 
 
-def fields(peer: Peer, bench: Bench, port: int, scratch: Path) -> dict[str, str]:
-    """Return what a peer's command and variables may name in braces."""
-    folder = FOLDER / (peer.lock or "")
-    few = bench.labels < _STOCK_TOP
-    return {
-        "python": str(peer.python),
-        "bin": str(peer.python.parent),
-        "libraries": str(peer.python.resolve().parents[1] / "lib"),
-        "java": str(java.find_java(os.environ).command.parent.parent) if "JAVA_HOME" in peer.variables else "",
-        "port": str(port),
-        "workers": str(peer.numbers.workers),
-        "scratch": str(scratch),
-        "folder": str(folder),
-        "model": str(bench.model),
-        "handler": str(folder / "few_labels.py") if few else "image_classifier",
-        "archive": str(bench.archive.resolve()),
-        "config": str(bench.config_file),
-    }
+def fields(peer: Peer, setup: Setup, port: int, scratch: Path) -> dict[str, Any]:
+    """Return the values of the names in braces in a peer's command and variables."""
+    python = peer.environment.python if peer.environment else Path(sys.executable)
+    home = java.find_java(os.environ).command.parents[1] if "JAVA_HOME" in peer.variables else None
+    folder, libraries = FOLDER / (peer.lock or ""), python.resolve().parents[1] / "lib"
+    places = {"python": python, "java": home, "folder": folder, "libraries": libraries, "scratch": scratch}
+    return {**places, "port": port, "numbers": peer.numbers, "setup": setup}
 
 
-def environ(peer: Peer, bench: Bench, values: dict[str, str]) -> dict[str, str]:
-    """Return the environment of one start: nothing is reported to anybody, no threads that nobody set."""
-    numbers, scratch = peer.numbers, values["scratch"]
-    made = {key: value for key, value in clean(os.environ).items() if peer.server or key not in _THREADS}
-    made |= {"TMPDIR": scratch, "TEMP": scratch, "CUDA_VISIBLE_DEVICES": "", **QUIET}
+def environ(peer: Peer, setup: Setup, values: dict[str, Any]) -> dict[str, str]:
+    """Return the environment of one start: without reports to anybody, and without threads that nobody set."""
+    numbers, scratch = peer.numbers, str(values["scratch"])
+    variables = {key: value for key, value in clean(os.environ).items() if peer.server or key not in _THREADS}
+    variables |= {"TMPDIR": scratch, "TEMP": scratch, "CUDA_VISIBLE_DEVICES": "", MARK: scratch, **_QUIET}
     if not peer.server:
-        made |= {
-            "PATH": os.pathsep.join([values["bin"], made.get("PATH", os.defpath)]),
+        engine = "beeline" if peer.kind == OURS else "documented"
+        asked = {"engine": engine, "model": str(setup.model), "scratch": scratch, "port": values["port"]}
+        variables |= {
+            "PATH": os.pathsep.join([str(values["python"].parent), variables.get("PATH", os.defpath)]),
             "PYTHONPATH": os.pathsep.join(map(str, (FOLDER, ROOT / "handlers"))),
             "HOME": scratch,
-            "PEER_PORT": values["port"],
-            "PEER_BATCH_SIZE": str(numbers.batch),
-            "PEER_WORKERS": str(numbers.workers),
-            "PEER_DELAY_MS": str(numbers.delay_ms),
-            "PEER_MODEL": str(bench.model),
-            "PEER_ENGINE": "beeline" if peer.kind == OURS else "documented",
-            "PEER_SCRATCH": scratch,
-            "PEER_THREADS_FILE": f"{scratch}/threads",
+            "PEER": json.dumps(asked | asdict(numbers)),
         }
         if numbers.threads is not None:
-            made["OMP_NUM_THREADS"] = made["BEELINE_THREADS"] = str(numbers.threads)
+            variables["OMP_NUM_THREADS"] = variables["BEELINE_THREADS"] = str(numbers.threads)
         if peer.kind == OURS:
-            # As `serve up` gives its workers.
-            made |= MALLOC
-    return made | {key: value.format_map(values) for key, value in peer.variables.items()}
+            # As in the workers of `serve up`.
+            variables |= MALLOC
+    return variables | {key: value.format_map(values) for key, value in peer.variables.items()}
 
 
-def pack(peer: Peer, bench: Bench) -> None:
-    """Run the command of a peer that prepares what it serves.
+def ask(server: Server, pictures: Sequence[bytes], clients: int) -> list[tuple[str | None, str]]:
+    """Return the label of each picture, asked by so many clients at once; without one, None and the answer."""
+    wire = server.peer.wire
 
-    Raises:
-        BeelineError: with the command's last words when it fails.
-    """
-    if not peer.pack:
-        return
-    values = fields(peer, bench, 0, bench.model)
-    command = [word.format_map(values) for word in peer.pack]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, cwd=bench.model)
-    except (OSError, subprocess.CalledProcessError) as error:
-        words = " ".join(str(getattr(error, "stderr", None) or error).split())[-300:]
-        raise BeelineError(f"{Path(command[0]).name} does not pack the archive of {peer.name} ({words})") from error
-
-
-def ask(url: str, wire: Wire, bodies: Sequence[bytes], clients: int) -> list[tuple[str | None, str]]:
-    """Return the label of each picture, asked by so many clients at once; without one, None and what was said."""
-
-    def one(data: bytes) -> tuple[str | None, str]:
+    def one(picture: bytes) -> tuple[str | None, str]:
         try:
-            answer = session.post(url, wire.encode(data), headers=wire.headers, timeout=_ANSWER_SECONDS)
-            if answer.status_code == 200:
-                return wire.read(answer.content), ""
-            return None, f"{answer.status_code} {answer.text[:_SHOWN]}"
-        except (requests.RequestException, ValueError) as error:
+            answer = session.post(server.url, wire.encode(picture), headers=wire.headers, timeout=_ANSWER_SECONDS)
+        except requests.RequestException as error:
             return None, error_text(error)
+        if answer.status_code == 200:
+            with suppress(LookupError, TypeError, ValueError, AttributeError):
+                return wire.label(json.loads(answer.content)), ""
+        return None, f"{answer.status_code} {answer.text[:160]}"
 
     with requests.Session() as session, ThreadPoolExecutor(clients) as pool:
         session.trust_env = False
-        return list(pool.map(one, bodies))
+        return list(pool.map(one, pictures))
 
 
 def stop_leftovers() -> list[int]:
-    """Stop what a comparison that was killed has left, and remove its files; return the ids of those processes."""
-    marks = set()
-    for process in psutil.process_iter():
-        try:
-            marks.add(process.environ().get(MARK, ""))
-        except (psutil.Error, OSError):
-            # It ended meanwhile, or is somebody else's.
-            continue
+    """Stop what killed comparisons have left, and remove its files; return the ids of the stopped processes."""
     stopped: list[int] = []
-    for mark in marks:
-        owner, _, scratch = mark.partition(":")
-        if scratch and not _lives(owner):
-            stopped += processes.stop_marked(MARK, mark, _REST, Path(scratch))
-            _remove(Path(scratch))
+    for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+        # If another process has the same id now, a later comparison removes it.
+        owner = scratch.name.split("-")[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            stopped += processes.stop_marked(MARK, str(scratch), _GRACE, scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
     return sorted(stopped)
 
 
 def error_text(error: Exception) -> str:
-    """Return one line for a row, without where this machine keeps the repository."""
+    """Return an error in one line, without the path of this repository."""
     text = " ".join(str(error).split()).replace(f"{ROOT}{os.sep}", "") or type(error).__name__
     return text if isinstance(error, BeelineError) else f"{type(error).__name__}: {text}"
-
-
-def _lives(owner: str) -> bool:
-    """Whether the comparison with this process id lives, and is none that got the id later."""
-    pid, _, born = owner.partition("-")
-    try:
-        process = psutil.Process(int(pid))
-        same = abs(process.create_time() - float(born)) < _SAME_BIRTH
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, ValueError):
-        return False
-
-
-def _remove(scratch: Path) -> None:
-    """Remove a folder of ours, and nothing else."""
-    if scratch.name.startswith(_SCRATCH):
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,67 +1,42 @@
-"""The classifier that every peer serves: as its documentation would load it, or with Beeline's engine.
+"""The classifier that every peer serves: as its documentation loads one, or with Beeline's engine.
 
-Runs in the peers' own environments, beside their `server.py`; the comparison sets the environment below.
+Runs in the peers' own environments, next to their `server.py`.
 """
-
-from __future__ import annotations
 
 import io
 import json
 import os
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the comparison asks of a server: its port, and batching and workers; the delay in seconds."""
-
-    port: int
-    batch_size: int
-    workers: int
-    delay: float
-
-
-def settings() -> Settings:
-    """Read `PEER_PORT`, `PEER_BATCH_SIZE`, `PEER_WORKERS` and `PEER_DELAY_MS`."""
-    port, batch_size, workers, delay = (
-        int(os.environ[f"PEER_{name}"]) for name in ("PORT", "BATCH_SIZE", "WORKERS", "DELAY_MS")
-    )
-    return Settings(port, batch_size, workers, delay / 1000)
-
-
-def load() -> Documented | Beeline:
-    """Return the classifier in the folder `PEER_MODEL`, with the engine that `PEER_ENGINE` names.
-
-    Both turn bytes into what `predict` takes, and a batch of that into `{label: probability}`, best first.
-    """
-    folder = Path(os.environ["PEER_MODEL"])
-    classifier = Beeline(folder) if os.environ["PEER_ENGINE"] == "beeline" else Documented(folder)
-    # What the row says of threads is what this process really has.
-    Path(os.environ["PEER_THREADS_FILE"]).write_text(str(torch.get_num_threads()), encoding="utf-8")
-    return classifier
+def settings() -> SimpleNamespace:
+    """Return the numbers and paths that `environ` in `bench/compare/server.py` writes."""
+    return SimpleNamespace(**json.loads(os.environ["PEER"]))
 
 
 class Documented:
-    """TorchScript in fp32 behind torchvision's transforms, as tutorials have it."""
+    """TorchScript in fp32 behind torchvision's transforms, as in tutorials."""
 
     def __init__(self, folder: Path) -> None:
         # Beeline's own rows need no torchvision.
         from torchvision import transforms
 
-        told = json.loads((folder / "documented.json").read_text(encoding="utf-8"))
-        self.labels: list[str] = told["labels"]
+        about = json.loads((folder / "documented.json").read_text(encoding="utf-8"))
+        self.labels: list[str] = about["labels"]
         self.model = torch.jit.load(str(folder / "documented.pt"), map_location="cpu").eval()
+        self.normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(about["mean"], about["std"])])
         self.transform = transforms.Compose(
             [
-                transforms.Resize(told["resize"], transforms.InterpolationMode(told["interpolation"])),
-                transforms.CenterCrop(told["crop"]),
-                transforms.ToTensor(),
-                transforms.Normalize(told["mean"], told["std"]),
+                transforms.Resize(about["resize"], transforms.InterpolationMode(about["interpolation"])),
+                transforms.CenterCrop(about["crop"]),
+                self.normalise,
             ]
         )
 
@@ -70,14 +45,13 @@ class Documented:
         return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:
-        """Classify tensors, a list of them or one stacked; the best five labels."""
-        batch = pictures if isinstance(pictures, torch.Tensor) else torch.stack([torch.as_tensor(p) for p in pictures])
+        """Classify tensors, a list of them or one stacked; the best five labels of each."""
+        batch = pictures if isinstance(pictures, torch.Tensor) else torch.stack(pictures)
         with torch.inference_mode():
-            rows = torch.softmax(self.model(batch), dim=1)
-        best, classes = torch.topk(rows, min(5, rows.shape[1]), dim=1)
+            best = torch.softmax(self.model(batch), dim=1).topk(min(5, len(self.labels)))
         return [
-            {self.labels[int(k)]: float(p) for p, k in zip(row, which, strict=True)}
-            for row, which in zip(best, classes, strict=True)
+            {self.labels[index]: probability for probability, index in zip(*row, strict=True)}
+            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
 
@@ -85,23 +59,28 @@ class Beeline:
     """The archive's model on Beeline's decoder and engine."""
 
     def __init__(self, folder: Path) -> None:
-        from beeline import engines
-        from beeline.spec import ModelSpec
+        from beeline import answer, engines, pixels, spec
 
-        self.spec = ModelSpec.load(folder)
+        self.spec = spec.ModelSpec.load(folder)
         self.engine = engines.load(folder, self.spec, device="cpu")
-
-    def decode(self, data: bytes) -> Any:
-        """Return uint8 `[crop, crop, 3]`."""
-        from beeline import pixels
-
-        return pixels.decode(data, self.spec.geometry)
+        self.answer = answer
+        # Of a picture's bytes; uint8 `[crop, crop, 3]`.
+        self.decode = partial(pixels.decode, geometry=self.spec.geometry)
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:
         """Classify arrays, a list of them or one stacked; as many labels as the archive says."""
-        import numpy as np
+        logits = self.engine.forward(np.ascontiguousarray(pictures))
+        rows = self.answer.probabilities(logits, self.spec.output)
+        return [dict(self.answer.top_labels(row, self.spec)) for row in rows]
 
-        from beeline.answer import probabilities, top_labels
 
-        rows = probabilities(self.engine.forward(np.ascontiguousarray(pictures)), self.spec.output)
-        return [dict(top_labels(row, self.spec)) for row in rows]
+def load() -> Documented | Beeline:
+    """Return the classifier of the folder and the engine in `settings`.
+
+    `decode` turns bytes into what `predict` takes; that returns `{label: probability}` for each picture, best first.
+    """
+    asked = settings()
+    classifier = (Beeline if asked.engine == "beeline" else Documented)(Path(asked.model))
+    # The row's number of threads is the number in this process.
+    Path(asked.scratch, "threads").write_text(str(torch.get_num_threads()), encoding="utf-8")
+    return classifier

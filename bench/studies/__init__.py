@@ -1,4 +1,4 @@
-"""Measurements that only we run: `python -m bench.studies.NAME --help`. Each is a job that goes on where it stopped."""
+"""Measurements for developers: `python -m bench.studies.NAME --help`. Interrupted, each goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rounds = Annotated[int, typer.Option(help="Turns of each.")]
 
 @contextmanager
 def job(path: Path, about: Mapping[str, Any]) -> Iterator[Journal]:
-    """Yield the journal of what is measured into `path`; interrupted, the same command goes on with what it has."""
+    """Yield the journal next to `path`, which is removed at the end; after an interruption the same job goes on."""
     journal = Journal.job(path.with_suffix(".journal"), about)
     try:
         with as_exceptions():
@@ -31,5 +31,5 @@ def job(path: Path, about: Mapping[str, Any]) -> Iterator[Journal]:
 
 
 def keep(path: Path, about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Write what a study measured, when, where, and of what."""
+    """Write the figures of a study, with the time, the machine and what was measured."""
     write_json(path, {"at": utc(), "machine": machine(), **about, **result})

@@ -1,11 +1,12 @@
-"""What a picture takes from bytes to the model's input: decoders in turns, on the same photographs.
+"""Milliseconds of a picture from bytes to the model's input, by decoder, in turns on the same photographs.
 
-Each runs in a process of its own, one thread; what is not installed is left out. Pillow-SIMD has Pillow's name, so it
-is read from a folder: `pip install --no-deps --target FOLDER pillow-simd`.
+Each decoder runs in a process of its own, on one thread. Pillow-SIMD has Pillow's name, so it is read from a folder:
+`pip install --no-deps --target FOLDER pillow-simd`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,8 +19,8 @@ from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
-from numpy.typing import NDArray
 
 from beeline import formats, pixels
 from beeline.errors import BeelineError
@@ -28,10 +29,8 @@ from bench.pictures import read
 from bench.studies import Out, Rounds, job, keep
 from host import ROOT
 
-Decode = Callable[[bytes], NDArray[np.uint8]]
 # Of the shorter side, and of the crop.
 _SIZES = (256, 224)
-DECODINGS = ("full", "scaled", "cuda")
 
 
 def main(
@@ -41,17 +40,14 @@ def main(
     rounds: Rounds = 7,
     most: Annotated[int, typer.Option(help="Pictures at most.")] = 40,
 ) -> None:
-    """Print and keep milliseconds a picture, and how far its pixels are from those of a full decoding, of 255."""
+    """Print and keep milliseconds a picture, and the difference of its pixels from a full decoding, of 255."""
     about = {"pictures": read(pictures, most).to_dict(), "most": most}
+    decodings = ["full", "scaled", *["cuda"] * torch.cuda.is_available()]
     with job(out, about) as journal:
         turns: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for number in range(rounds):
-            for folder in (None, *(also or ())):
-                for name in DECODINGS:
-                    measure = partial(_start, name, folder, pictures, most)
-                    values = journal.once(f"{name} {folder} {number}", measure)
-                    if "missing" not in values:
-                        turns.setdefault((name, values["version"]), []).append(values)
+        for number, folder, name in itertools.product(range(rounds), (None, *(also or ())), decodings):
+            values = journal.once(f"{name} {folder} {number}", partial(_start, name, folder, pictures, most))
+            turns.setdefault((name, values["version"]), []).append(values)
         rows = []
         for (name, version), own in turns.items():
             milliseconds, difference = round(median(turn["milliseconds"] for turn in own), 2), own[0]["difference"]
@@ -61,7 +57,7 @@ def main(
 
 
 def _start(name: str, folder: Path | None, pictures: Path, most: int) -> dict[str, Any]:
-    """Run `turn` in a process of its own, which finds the packages in `folder` first."""
+    """Call `turn` in a process of its own, which finds the packages in `folder` first."""
     paths = [*([str(folder.resolve())] if folder else []), str(ROOT / "handlers"), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     code = "import json, sys; from pathlib import Path; from bench.studies.decoders import turn; "
@@ -71,41 +67,23 @@ def _start(name: str, folder: Path | None, pictures: Path, most: int) -> dict[st
     return values
 
 
-def decoder(decoding: str) -> tuple[Decode, str] | None:
-    """Return what decodes a JPEG, and its version; None where there is no CUDA device to decode on."""
-    geometry = Geometry(*_SIZES, decoding=decoding)
-    if decoding != "cuda":
-        return lambda data: pixels.decode(data, geometry), f"Pillow {formats.pillow_version()}"
-    import torch
-
-    from beeline.cuda_jpeg import CudaJpegs
-
-    if not torch.cuda.is_available():
-        return None
-    jpegs = CudaJpegs(torch.device("cuda"), geometry)
-
-    def decode(data: bytes) -> NDArray[np.uint8]:
-        (crop,) = jpegs.decode([data])
-        if crop is None:
-            raise BeelineError("a picture is not nvJPEG's to decode; name others with --pictures")
-        return crop
-
-    return decode, jpegs.version
-
-
-def turn(name: str, pictures: Path, most: int) -> dict[str, Any]:
-    """Decode every picture twice and time the second pass; called in a process of its own.
+def turn(decoding: str, pictures: Path, most: int) -> dict[str, Any]:
+    """Decode every JPEG twice and time the second pass.
 
     Returns:
-        Milliseconds a picture, the version, and the mean of |a - b| to the same Pillow's pixels, in full; or `missing`
-        with the decoding that this machine cannot do.
+        `milliseconds` a picture, the decoder's `version`, and the mean `difference` from the pixels of a full decoding.
     """
-    made = decoder(name)
-    if made is None:
-        return {"missing": name}
-    decode, version = made
+    geometry, version = Geometry(*_SIZES, decoding=decoding), f"Pillow {formats.pillow_version()}"
+    decode: Callable[[bytes], Any] = partial(pixels.decode, geometry=geometry)
+    if decoding == "cuda":
+        from beeline.cuda_jpeg import CudaJpegs
+
+        jpegs = CudaJpegs(torch.device("cuda"), geometry)
+        decode, version = (lambda data: jpegs.decode([data])[0]), jpegs.version
     bodies = [body for body in read(pictures, most).bodies if body.startswith(b"\xff\xd8\xff")]
     crops = [decode(body) for body in bodies]
+    if any(crop is None for crop in crops):
+        raise BeelineError("nvJPEG does not decode one of the pictures; name others with --pictures")
     start = time.perf_counter()
     for body in bodies:
         decode(body)

@@ -1,7 +1,7 @@
-"""The tuner's choice and a search without a forecast: every setting near the choice, and others drawn at random.
+"""The tuner's choice against a search without a forecast: the settings nearest to the choice, and others at random.
 
 Run it as `python -m bench.studies.search model_store/resnet18.mar --tuned tune.jsonl --pictures FOLDER`, after `beeline
-bench tune` wrote that record. Each configuration gets one turn; then the tuner's choice and the search's best are
+bench tune` wrote that record. Each configuration gets one turn. Then the tuner's choice and the search's best are
 measured in turns, because the best of many single turns is partly the luckiest one.
 """
 
@@ -29,33 +29,36 @@ from bench.tune.server import MOST_PICTURES, Servers, find_model
 from host import machine
 
 NEAR, RANDOM = 24, 12
-# Workers that run at a time; seconds of a single turn, of one of the best, and before each; the best, and their rounds.
-_TOGETHER, _SECONDS, _LONG, _WARM_UP, _BEST, _ROUNDS = 18, 6.0, 10.0, 2.0, 3, 8
-# What the tuner's choice is to reach of the best.
+# Seconds of a single turn, of one of the best, and of the warm-up.
+_SECONDS, _LONG, _WARM_UP = 6.0, 10.0, 2.0
+# The search's best that are measured again, and their rounds.
+_BEST, _ROUNDS = 3, 8
+# The tuner's choice should reach this share of the best.
 _SHARE = 0.95
+Sent = Annotated[Path | None, typer.Option(help="What the tuner was given to send.")]
 
 
 def main(
     archive: Annotated[str, typer.Argument(help="The path of a .mar file, or an archive's name in the store.")],
-    tuned: Annotated[Path, typer.Option(help="The tuner's record; its last one of this model is checked, ours added.")],
-    picture: Annotated[Path | None, typer.Option(help="What the tuner was given to send.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="What the tuner was given to send.")] = None,
+    tuned: Annotated[Path, typer.Option(help="The tuner's records; the last one of this model is checked.")],
+    picture: Sent = None,
+    pictures: Sent = None,
 ) -> None:
-    """Measure the configurations and compare the best with the tuner's choice."""
+    """Measure the configurations, compare the best with the tuner's choice, and add the record to `--tuned`."""
     began, started = time.monotonic(), record.utc()
     model = find_model(archive, STORE, CONFIG, {})
-    sent = files.choose(picture, pictures, model.archive, MOST_PICTURES)
-    name = model.archive.model
-    tuning = next((one for one in record.read(tuned)[::-1] if one.kind == "tune" and one.result["model"] == name), None)
-    if tuning is None or tuning.pictures["sha256"] != sent.to_dict()["sha256"]:
+    name, sent = model.archive.model, files.choose(picture, pictures, model.archive, MOST_PICTURES)
+    digest = sent.to_dict()["sha256"]
+    tunings = [each for each in record.read(tuned) if each.kind == "tune" and each.result["model"] == name]
+    if not tunings or tunings[-1].pictures["sha256"] != digest:
         raise ConfigError(
             f"{tuned} has no tuning of {name} with these pictures; run `beeline bench tune --out {tuned}`"
         )
-    goal = Goal(**tuning.result["goal"], clients=tuning.result["clients"] or 50)
-    choice = Settings.of(tuning.result["best"])
-    about = {"archive": model.sha256, "tuned": tuning.started, "pictures": tuning.pictures["sha256"]}
+    tuning = tunings[-1].result
+    goal, choice = Goal(**tuning["goal"], clients=tuning["clients"] or 50), Settings.of(tuning["best"])
+    about = {"archive": model.sha256, "tuned": tunings[-1].started, "pictures": digest}
     with job(tuned.with_suffix(f".{name}.json"), about) as journal:
-        with Servers(model, goal, sent, tuning.result["server"], journal) as servers:
+        with Servers(model, goal, sent, tuning["server"], journal) as servers:
             alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
         values = result(name, goal, alone, finalists, choice) | {"seconds": round(time.monotonic() - began, 1)}
         command = command_line("python -m bench.studies.search", sys.argv[1:])
@@ -66,13 +69,9 @@ def main(
 def around(choice: Settings, cores: int) -> list[Settings]:
     """Return the settings nearest to the choice, counted in steps of each number, and others drawn at random."""
     layouts = [(w, t) for t in (1, 2, 4, 8, 16) for w in (1, 2, 3, 4, 6, 8, 12, 16) if cores / 4 < w * t <= 2 * cores]
-    grid = [
-        Settings(size, w, delay, t)
-        for w, t in layouts
-        for size in BATCHES
-        for delay in DELAYS
-        if size > 1 or delay == 2
-    ]
+    # A delay matters only where there are batches.
+    batches = [(size, delay) for size in BATCHES for delay in DELAYS if size > 1 or delay == 2]
+    grid = [Settings(size, w, delay, t) for w, t in layouts for size, delay in batches]
 
     def steps(each: Settings) -> tuple[float, Settings]:
         pairs = ((each.batch_size, choice.batch_size), (each.workers, choice.workers), (each.threads, choice.threads))
@@ -80,34 +79,29 @@ def around(choice: Settings, cores: int) -> list[Settings]:
         return sum(abs(math.log2(one / other)) for one, other in pairs) + delay, each
 
     order = sorted((each for each in grid if each != choice), key=steps)
-    return [*order[:NEAR], *random.Random(0).sample(order[NEAR:], min(RANDOM, len(order[NEAR:])))]
+    near, rest = order[:NEAR], order[NEAR:]
+    return [*near, *random.Random(0).sample(rest, min(RANDOM, len(rest)))]
 
 
 def compare(
     servers: Servers, journal: Journal, goal: Goal, choice: Settings, wanted: Sequence[Settings]
 ) -> tuple[list[Turn], list[Turn]]:
-    """Return the scores of all after a turn each, and those of the choice and the best after turns of their own."""
+    """Return the scores of all after one turn each, and those of the choice and the best after turns of their own."""
 
     def take(settings: Settings, number: int, seconds: float) -> None:
-        """Measure a turn, unless the journal has so many of these settings already."""
+        """Measure a turn, unless the journal has so many turns of these settings."""
         if sum(turn.settings == settings for turn in turns_of(journal)) < number:
+            servers.open([settings])
             turn = servers.run(settings, seconds, _WARM_UP)
             journal.add("turn", asdict(turn))
             typer.echo(f"  {turn}")
 
-    # The order is mixed, so that the machine's drift follows no number; the same, so that a job goes on.
-    order = random.Random(1).sample([choice, *wanted], len(wanted) + 1)
-    order.sort(key=lambda each: each.threads)
-    while order:
-        group = [each for i, each in enumerate(order) if sum(one.workers for one in order[: i + 1]) <= _TOGETHER]
-        # One that has more workers than may stand together stands alone.
-        group = group or order[:1]
-        measured = {turn.settings for turn in turns_of(journal)}
-        servers.open([each for each in group if each not in measured])
-        for each in group:
-            take(each, 1, _SECONDS)
-        servers.stop()
-        order = order[len(group) :]
+    # From here on, `open` stops running servers if memory does not hold all.
+    servers.room()
+    # Shuffled, so that the machine's drift follows no number; always alike, so that a job goes on.
+    for each in random.Random(1).sample([choice, *wanted], len(wanted) + 1):
+        take(each, 1, _SECONDS)
+    servers.stop()
     alone = rank(turns_of(journal)[: len(wanted) + 1], goal)
     rivals = [choice, *[score.settings for score in alone if score.settings != choice][:_BEST]]
     servers.open(rivals)
@@ -118,7 +112,7 @@ def compare(
 
 
 def result(name: str, goal: Goal, alone: Sequence[Turn], finalists: Sequence[Turn], tuned: Settings) -> dict[str, Any]:
-    """Return the record's result: `share` is the tuner's choice over the best, measured in turns.
+    """Return the record's result: `share` is the throughput of the tuner's choice over the best's, measured in turns.
 
     At a rate it is the best's 95th percentile over the choice's.
     """

@@ -1,6 +1,7 @@
-"""What serving costs: the gateway, a container, more clients than the server holds, the way around the model.
+"""What serving costs: the gateway, a container, more clients than the server holds, HTTP around the handler.
 
-Each compares in turns, in one run. Needs nginx, ApacheBench (Debian: apache2-utils) and, for `container`, an engine.
+Each study compares in turns, in one run. They need nginx, ApacheBench (Debian: apache2-utils) and, for `container`,
+Docker.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from archive import mar as archives
 from archive import store
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
@@ -31,7 +33,6 @@ from bench.load.crosscheck import ab
 from bench.pictures import read
 from bench.record import Journal, interval
 from bench.studies import Out, Rounds, job, keep
-from host import processes
 from host.files import sha256
 from serve import counts
 from serve.addresses import Ports
@@ -40,9 +41,10 @@ from serve.config import Overrides
 from serve.instance.child import Running
 from serve.up import Request, up
 
-# As docker-compose.yml confines it.
+# As in docker-compose.yml.
 CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
-# All clients share one address here, which the default rate would hold back.
+_IMAGE = "beeline-cpu:0.1.0"
+# All clients have the same address here, and the default rate limit is per address.
 _NO_RATE = "beeline_requests_per_second=100000\n"
 _NO_OP = """
 class NoOp:
@@ -52,89 +54,69 @@ class NoOp:
     def handle(self, data, context):
         return ["{}"] * len(data)
 """
+_CLIENTS = 50
 _FIGURES = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms", "without_retry_after")
-_WARM_UP = 2.0
-# One client and a lone worker take turns so often in each round, of about two seconds each: the machine's speed changes
-# faster than rounds do. The worker's repeats are of single pictures, as the client's requests are.
-_PAIRS = 12
-_ONE_CLIENT_SECONDS, _ONE_CLIENT_WARM_UP = 2.0, 0.5
-_REPEATS, _LONE_REPEATS, _LONE_SECONDS = 9, 40, 2.0
+# Of `path`: milliseconds, and seconds of load a turn.
+_DELAY, _SECONDS = 1, 10.0
 Mar = Annotated[Path, typer.Option(help="The archive to serve.")]
 Picture = Annotated[Path, typer.Option(help="What is sent.")]
-Clients = Annotated[int, typer.Option(help="Keep-alive clients.")]
 Requests = Annotated[int, typer.Option(help="Requests a turn.")]
 app = typer.Typer(help=__doc__, add_completion=False)
 
 
 @app.command()
-def gateway(picture: Picture, out: Out, rounds: Rounds = 7, requests: Requests = 6000, clients: Clients = 50) -> None:
+def gateway(picture: Picture, out: Out, rounds: Rounds = 7, requests: Requests = 6000) -> None:
     """Measure the gateway's CPU time a request, and throughput behind it and without it; the model does nothing."""
-    about = {"picture_bytes": picture.stat().st_size, "clients": clients, "requests": requests}
+    about = {"picture_bytes": picture.stat().st_size, "clients": _CLIENTS, "requests": requests}
     with job(out, about) as journal, ExitStack() as stack:
         mar = no_op(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="noop-"))) / "noop.mar")
         running, route = stack.enter_context(served(mar, Overrides(16, 1, 1), "nginx", _NO_RATE))
         urls = {"server": running.state.backend + route, "gateway": running.state.inference + route}
-        keep(out, about, in_turns(journal, urls, running, picture.read_bytes(), rounds, requests, clients))
+        keep(out, about, in_turns(journal, urls, running, picture.read_bytes(), rounds, requests))
 
 
 @app.command()
-def container(
-    mar: Mar,
-    picture: Picture,
-    out: Out,
-    image: Annotated[str, typer.Option(help="The CPU image.")] = "beeline-cpu:0.1.0",
-    rounds: Rounds = 7,
-    requests: Requests = 400,
-    clients: Clients = 50,
-) -> None:
+def container(mar: Mar, picture: Picture, out: Out, rounds: Rounds = 7, requests: Requests = 400) -> None:
     """Measure throughput in a container and under bare `serve up`; the image has Pillow-SIMD."""
     numbers, body = {"BATCH_SIZE": "16", "WORKERS": "2", "LINGER_MS": "5"}, picture.read_bytes()
-    about = {"archive": sha256(mar), "numbers": numbers, "picture_bytes": len(body), "image": image}
-    about |= {"clients": clients, "requests": requests}
+    about = {"archive": sha256(mar), "numbers": numbers, "picture_bytes": len(body), "image": _IMAGE}
+    about |= {"clients": _CLIENTS, "requests": requests}
     with job(out, about) as journal, ExitStack() as stack:
-        # A store of this archive alone: a container serves all that its index lists, as a user who may read it.
+        # A store with this archive alone, because a container serves everything in its store's index.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="container-"))) / "store"
+        # The container's user must be able to read it.
         folder.mkdir(mode=0o755)
         copyfile(mar, folder / "draft")
         store.put(folder, folder / "draft", mar.name, store.read_index(mar.parent)[mar.name])
         options = (*(f"--env={name}={value}" for name, value in numbers.items()), f"--volume={folder}:/model_store:ro")
-        started = _docker("run", "--detach", *CONFINED, *options, "--publish=127.0.0.1::8080", image)
+        started = _docker("run", "--detach", *CONFINED, *options, "--publish=127.0.0.1::8080", _IMAGE)
         stack.callback(_docker, "rm", "--force", started)
         running, route = stack.enter_context(served(folder / mar.name, Overrides(16, 2, 5), "nginx"))
         inside = f"http://{_docker('port', started, '8080')}"
         with InferenceClient(inside) as client:
             client.predict(Path(route).name, body)
         urls = {"bare": running.state.inference + route, "container": inside + route}
-        keep(out, about, in_turns(journal, urls, running, body, rounds, requests, clients))
+        keep(out, about, in_turns(journal, urls, running, body, rounds, requests))
 
 
 @app.command()
 def overload(
-    mar: Mar,
-    picture: Picture,
-    out: Out,
-    holds: Annotated[int, typer.Option(help="Requests that the server holds.")] = 50,
-    seconds: Annotated[float, typer.Option(help="Length of each phase.")] = 60.0,
-    rude: Annotated[bool, typer.Option("--rude", help="Ask again at once after a 429.")] = False,
+    mar: Mar, picture: Picture, out: Out, seconds: Annotated[float, typer.Option(help="Length of each phase.")] = 60.0
 ) -> None:
     """Measure as many clients as the gateway admits, then four times as many, then the first again.
 
-    Each asks again at once after an answer, and after a 429 when Retry-After says so.
+    Each client asks again at once after an answer, and after a 429 when its Retry-After is over.
     """
-    sent = read(picture)
-    about = {"archive": sha256(mar), "pictures": sent.to_dict(), "holds": holds, "seconds": seconds, "rude": rude}
+    pictures, holds = read(picture), _CLIENTS
+    about = {"archive": sha256(mar), "pictures": pictures.to_dict(), "holds": holds, "seconds": seconds}
     numbers = f"job_queue_size={holds}\n{_NO_RATE}"
     with job(out, about) as journal, served(mar, Overrides(8, 2, 2), "nginx", numbers) as (running, route):
-
-        def phase(clients: int) -> dict[str, Any]:
-            url = running.state.inference + route
-            plan = load.Plan(url, sent, seconds, warm_up=0, clients=clients, heed_retry_after=not rude)
-            figures = load.run(plan).summary()
-            return {"clients": clients, **{key: figures[key] for key in _FIGURES}}
-
+        plan = load.Plan(running.state.inference + route, pictures, seconds, warm_up=0, clients=holds)
         phases = []
         for name, clients in (("as many as it holds", holds), ("overload", 4 * holds), ("afterwards", holds)):
-            phases.append({"phase": name, **journal.once(name, partial(phase, clients))})
+            phase = partial(_summary, replace(plan, clients=clients, heed_retry_after=True))
+            summary = journal.once(name, phase)
+            phases.append({"phase": name, "clients": clients, **{key: summary[key] for key in _FIGURES}})
             typer.echo(json.dumps(phases[-1]))
         ratio, afterwards = (round(each["p95_ms"] / phases[0]["p95_ms"], 3) for each in phases[1:])
         typer.echo(f"p95 of the good answers under overload: {ratio} times that before; afterwards {afterwards} times")
@@ -146,29 +128,26 @@ def path(
     mar: Mar,
     picture: Picture,
     out: Out,
-    workers: Annotated[int, typer.Option(help="Of both.")] = 2,
-    batch: Annotated[int, typer.Option(help="Of both.")] = 16,
-    delay: Annotated[int, typer.Option(help="Milliseconds, of the server.")] = 1,
-    clients: Clients = 50,
-    seconds: Annotated[float, typer.Option(help="Of load a turn.")] = 10.0,
+    workers: Annotated[int, typer.Option(help="Of the server, and without one.")] = 2,
+    batch: Annotated[int, typer.Option(help="Of the server, and without one.")] = 16,
     rounds: Rounds = 5,
 ) -> None:
     """Measure the server over HTTP, with many clients and with one, and the same handler without a server.
 
-    As many worker processes as it has, with as many threads, are given whole batches.
+    Without a server, as many processes with as many threads are given whole batches.
     """
     pictures = read(picture)
-    numbers = {"workers": workers, "batch": batch, "delay_ms": delay, "clients": clients, "seconds": seconds}
+    numbers = {"workers": workers, "batch": batch, "delay_ms": _DELAY, "clients": _CLIENTS, "seconds": _SECONDS}
     about = {"archive": sha256(mar), "pictures": pictures.to_dict(), "numbers": numbers}
 
     def measure() -> dict[str, Any]:
-        with served(mar, Overrides(batch, workers, delay), "none") as (running, route):
+        with served(mar, Overrides(batch, workers, _DELAY), "none") as (running, route):
             address = running.state.inference + route
-            many = load.run(load.Plan(address, pictures, seconds, _WARM_UP, clients)).summary()
+            many = _summary(load.Plan(address, pictures, _SECONDS, clients=_CLIENTS))
             (choice,) = counts.read(Path(running.state.environment[FOLDER])).choices().values()
             # Some engines have one number for both, a batch and a picture alone.
             threads, lone = (int(choice.get(key, choice["threads"])["value"]) for key in ("threads", "lone_threads"))
-            plan = sweep.Plan(mar, pictures, device="cpu", repeats=_REPEATS, threads=threads)
+            plan = sweep.Plan(mar, pictures, device="cpu", repeats=9, threads=threads)
             pairs, failed = _lone(address, replace(plan, threads=lone))
         return {
             "alone_per_second": _alone(plan, workers, batch),
@@ -184,9 +163,12 @@ def path(
             turns.append(journal.once(f"round {number}", measure))
             typer.echo(f"  {turns[-1]}")
         values = medians(turns)
-        for name, value in values.items():
-            typer.echo(f"{name.replace('_', ' ')}: {value}")
+        typer.echo(json.dumps(values, indent=1))
         keep(out, about, {**values, "turns": turns})
+
+
+def _summary(plan: load.Plan) -> dict[str, Any]:
+    return load.run(plan).summary()
 
 
 @contextmanager
@@ -202,13 +184,9 @@ def served(mar: Path, numbers: Overrides, gateway: str, properties: str = "") ->
 
 
 def in_turns(
-    journal: Journal, urls: Mapping[str, str], running: Running, body: bytes, rounds: int, requests: int, clients: int
+    journal: Journal, urls: Mapping[str, str], running: Running, body: bytes, rounds: int, requests: int
 ) -> dict[str, Any]:
-    """Ask two addresses in turns; each is the first in every other round, after a turn that finds Java cold.
-
-    Returns:
-        Medians of answers a second and of the gateway's CPU milliseconds a request by name; the ratio of the second
-        address to the first, its median, each and its interval; all rounds.
+    """Measure two addresses in turns, each of them first in every other round, and return `ratios_of` the rounds.
 
     Raises:
         Undetermined: when a request failed.
@@ -216,23 +194,29 @@ def in_turns(
 
     def turn(url: str) -> dict[str, float]:
         before = _cpu_seconds(running)
-        per_second, failed = ab(url, body, requests, clients)
+        per_second, failed = ab(url, body, requests, _CLIENTS)
         if failed:
             raise Undetermined(f"{failed} of {requests} requests failed, so this is no measurement")
         return {"per_second": per_second, "gateway_cpu_ms": 1000 * (_cpu_seconds(running) - before) / requests}
 
     for url in urls.values():
+        # In a first turn Java is cold.
         turn(url)
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
     for number in range(rounds):
-        # What a turn leaves behind, warm or hot, is there for the second one of a pair.
+        # The second turn of a pair finds what the first one left, such as warm caches or a hot processor.
         for name in sorted(urls, reverse=bool(number % 2)):
             turns[name].append(journal.once(f"{name} {number}", partial(turn, urls[name])))
     return ratios_of(turns)
 
 
 def ratios_of(turns: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Return what `in_turns` does, of the rounds of two addresses by name."""
+    """Print and return the figures of two addresses, from their turns by name.
+
+    Returns:
+        The `ratio` of the second address to the first, its median, the `ratios` of all rounds and their `interval`;
+        medians of answers a second and of the gateway's CPU milliseconds a request by name; all `rounds`.
+    """
     first, second = ([turn["per_second"] for turn in own] for own in turns.values())
     ratios = sorted(other / one for one, other in zip(first, second, strict=True))
     values: dict[str, Any] = {"ratio": statistics.median(ratios), "ratios": ratios, "interval": interval(ratios)}
@@ -245,21 +229,20 @@ def ratios_of(turns: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
 def no_op(path: Path) -> Path:
     """Write the archive of a model that does nothing."""
     model = {"modelName": "noop", "serializedFile": "none.pt", "handler": "noop.py", "modelVersion": "1.0"}
-    manifest = {"createdOn": "01/01/2000 00:00:00", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
+    manifest = {"createdOn": archives.CREATED, "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        file.writestr(archives.MANIFEST, json.dumps(manifest))
         file.writestr("noop.py", _NO_OP)
         file.writestr("none.pt", b"")
     return path
 
 
 def _cpu_seconds(running: Running) -> float:
-    """Return the CPU seconds that nginx and the prober have used so far."""
+    """Return the CPU seconds that the gateway, nginx included, has used so far."""
     state = running.instance.read()
     assert state is not None
-    marked = processes.marked("no such variable", "-", Path(state.temporary) / "gateway")
-    ids = {each.pid for each in marked} | {state.gateway_process}
-    times = (psutil.Process(pid).cpu_times() for pid in ids if pid is not None)
+    gateway = psutil.Process(state.gateway_process)
+    times = (each.cpu_times() for each in (gateway, *gateway.children(recursive=True)))
     return sum(each.user + each.system for each in times)
 
 
@@ -271,10 +254,10 @@ def _docker(*words: str) -> str:
 
 
 def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the medians, of ratios and differences too: turns of one round are near each other in time.
+    """Return the medians, of ratios and differences too, because the turns of one round are near each other in time.
 
-    `kept` is the server's throughput over that without one; of a lone picture, `served_ms` is what one client waits,
-    `alone_ms` what decoding and the forward pass alone take, and `added_ms` their difference.
+    `kept` is the server's throughput over that without one. Of a lone picture, `served_ms` is one client's latency,
+    `alone_ms` the time of decoding and the forward pass, and `added_ms` their difference.
     """
     served, alone = zip(*(pair for turn in turns for pair in turn["lone"]), strict=True)
     median, keys = statistics.median, ("alone_per_second", "served_per_second", "served_p95_ms")
@@ -289,20 +272,22 @@ def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _lone(address: str, plan: sweep.Plan) -> tuple[list[tuple[float, float]], int]:
-    """Return a lone picture's milliseconds over HTTP and without a server, in turns, and how many requests failed."""
-    plan = replace(plan, mix=1, repeats=_LONE_REPEATS, seconds=_LONE_SECONDS)
-    client = load.Plan(address, plan.pictures, _ONE_CLIENT_SECONDS, _ONE_CLIENT_WARM_UP, clients=1)
+    """Return pairs of a lone picture's milliseconds, over HTTP and without a server, and how many requests failed."""
+    # Single pictures, like the client's requests.
+    plan = replace(plan, mix=1, repeats=40, seconds=2.0)
+    client = load.Plan(address, plan.pictures, seconds=2.0, warm_up=0.5, clients=1)
     pairs, failed = [], 0
     with sweep.worker(plan) as (sandbox, _):
-        for _ in range(_PAIRS):
-            figures = load.run(client).summary()
-            pairs.append((figures["p50_ms"], sweep.measure_batch(sandbox, plan, 1).per_image("decoded")))
-            failed += figures["failed"]
+        # Pairs of two seconds each, because the machine's speed changes faster than rounds do.
+        for _ in range(12):
+            summary = _summary(client)
+            pairs.append((summary["p50_ms"], sweep.measure_batch(sandbox, plan, 1).per_image("decoded")))
+            failed += summary["failed"]
     return pairs, failed
 
 
 def _alone(plan: sweep.Plan, workers: int, batch: int) -> float:
-    """Return the pictures a second of so many workers at the same time, in batches and without a server."""
+    """Return the pictures a second of several workers at the same time, in batches and without a server."""
     with ExitStack() as stack:
         sandboxes = [stack.enter_context(sweep.worker(plan))[0] for _ in range(workers)]
         with ThreadPoolExecutor(workers) as pool:

@@ -1,6 +1,4 @@
-"""FastAPI on Uvicorn, as their tutorials have it: an uploaded file, a plain function, worker processes, no batches."""
-
-from __future__ import annotations
+"""FastAPI's tutorial on Uvicorn: an uploaded file, a plain function, a worker a core, no batches."""
 
 from typing import Annotated
 

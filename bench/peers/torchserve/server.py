@@ -1,43 +1,49 @@
-"""TorchServe as its pages have it, with its own launcher: everything on loopback, the model's numbers, its defaults."""
+"""TorchServe's stock image_classifier as shipped: batch 8, 50 ms as on its page on batches, a worker a core.
 
-from __future__ import annotations
+A model of fewer than five labels needs the handler's set_max_result_classes, or every batch fails.
+"""
 
 import json
 import os
-import shutil
 import socket
 import sys
+import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 MAR = "classifier.mar"
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    numbers = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return numbers
+def write_archive(model: Path, target: Path) -> None:
+    """Write the archive of the stock handler, as torch-model-archiver does."""
+    labels = json.loads((model / "index_to_name.json").read_text())
+    # The stock handler asks for the five best labels and fails every batch of a model with fewer.
+    handler = "image_classifier" if len(labels) >= 5 else "few_labels.py"
+    about = {"modelName": "classifier", "modelVersion": "1.0", "serializedFile": "documented.pt", "handler": handler}
+    manifest = {"createdOn": "01/01/2000 00:00:00", "runtime": "python", "model": about, "archiverVersion": "0.12.0"}
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        for file in (model / "documented.pt", model / "index_to_name.json", Path(__file__).with_name("few_labels.py")):
+            archive.write(file, file.name)
 
 
-def properties() -> dict[str, str]:
-    """Return its configuration."""
-    management, metrics, grpc, grpc_management = free_ports(4)
-    workers = int(os.environ["PEER_WORKERS"])
+def properties(asked: dict[str, int]) -> dict[str, str]:
+    """Return the configuration: four free ports next to the one asked for, and the model's numbers."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        management, metrics, grpc, grpc_management = (str(each.getsockname()[1]) for each in sockets)
     served = {
-        **{"defaultVersion": True, "marName": MAR, "minWorkers": workers, "maxWorkers": workers},
-        **{"batchSize": int(os.environ["PEER_BATCH_SIZE"]), "maxBatchDelay": int(os.environ["PEER_DELAY_MS"])},
-        "responseTimeout": 120,
+        **{"defaultVersion": True, "marName": MAR, "minWorkers": asked["workers"], "maxWorkers": asked["workers"]},
+        **{"batchSize": asked["batch"], "maxBatchDelay": asked["delay_ms"], "responseTimeout": 120},
     }
     return {
-        "inference_address": f"http://127.0.0.1:{os.environ['PEER_PORT']}",
+        "inference_address": f"http://127.0.0.1:{asked['port']}",
         "management_address": f"http://127.0.0.1:{management}",
         "metrics_address": f"http://127.0.0.1:{metrics}",
         "grpc_inference_address": "127.0.0.1",
-        "grpc_inference_port": str(grpc),
+        "grpc_inference_port": grpc,
         "grpc_management_address": "127.0.0.1",
-        "grpc_management_port": str(grpc_management),
+        "grpc_management_port": grpc_management,
         "load_models": MAR,
         "number_of_gpu": "0",
         "models": json.dumps({"classifier": {"1.0": served}}),
@@ -45,11 +51,12 @@ def properties() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    scratch = Path(os.environ["PEER_SCRATCH"])
+    asked = json.loads(os.environ["PEER"])
+    scratch = Path(asked["scratch"])
     store, config = scratch / "store", scratch / "config.properties"
     store.mkdir()
-    shutil.copy(Path(os.environ["PEER_MODEL"]) / MAR, store / MAR)
-    config.write_text("".join(f"{key}={value}\n" for key, value in properties().items()))
+    write_archive(Path(asked["model"]), store / MAR)
+    config.write_text("".join(f"{key}={value}\n" for key, value in properties(asked).items()))
     os.environ["LOG_LOCATION"] = os.environ["METRICS_LOCATION"] = str(scratch / "logs")
     launcher = str(Path(sys.executable).with_name("torchserve"))
     options = ["--start", "--foreground", "--ncs", "--disable-token-auth", "--ts-config", str(config)]

@@ -14,10 +14,11 @@ import pytest
 
 from beeline.errors import BeelineError
 from bench.compare import server
-from bench.compare.comparison import Load, run
+from bench.compare.comparison import run
 from bench.compare.peers import Numbers, Peer, raw
-from bench.compare.server import Bench, Server, ask
+from bench.compare.server import Setup, ask, running
 from bench.pictures import Pictures
+from bench.record import Journal
 from serve.servers.protocol import clean
 from tests.conftest import RED
 
@@ -40,9 +41,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def log_message(self, *words):
         pass
 
-with open(os.environ["PEER_THREADS_FILE"], "w") as file:
+asked = json.loads(os.environ["PEER"])
+with open(asked["scratch"] + "/threads", "w") as file:
     file.write("3")
-# A child in a session of its own, that nobody waits for and that does not end when it is asked to.
+# A child in a session of its own, which nobody waits for and which ignores SIGTERM.
 ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 subprocess.Popen([sys.executable, "-c", ignore], start_new_session=True)
 if "stubborn" in sys.argv:
@@ -50,25 +52,28 @@ if "stubborn" in sys.argv:
 print("starting", flush=True)
 if "broken" in sys.argv:
     raise SystemExit("ValueError: no such model")
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PEER_PORT"])), Answer).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", asked["port"]), Answer).serve_forever()
 """
 
 # A comparison in a process of its own.
 SCRIPT = """
 import sys
 from pathlib import Path
-from bench.compare.comparison import Load, run
+from bench.compare import server
+from bench.compare.comparison import run
 from bench.compare.peers import Numbers, Peer, raw
-from bench.compare.server import Bench
+from bench.compare.server import Setup
 from bench.pictures import Pictures
+from bench.record import Journal
 from host import signals
 
+server._GRACE = 0.5
 here = Path(sys.argv[1])
-peer = Peer("ours-tiny", "a fake", Numbers(1, 1, 0), raw("/p"), ("{python}", str(here / "server.py")))
+peer = Peer("ours-tiny", Numbers(1, 1, 0), raw("/p"), f"{sys.executable} {here}/server.py")
+setup = Setup(here, here, here, "fp32", Pictures("p", ("a",), (b"x",)), 1, 600)
 with signals.as_exceptions():
-    load = Load(Pictures("p", ("a",), (b"x",)), 1, 600)
-    found = run([peer], Bench(here, "m", "fp32", 2, here, here), load, 1, print)
-print("interrupted" if found["interrupted"] else "not", flush=True)
+    result = run([peer], setup, 1, Journal.job(here / "journal", {}), print)
+print("interrupted" if result["interrupted"] else "not", flush=True)
 """
 
 MakePeer = Callable[..., Peer]
@@ -77,18 +82,18 @@ MakePeer = Callable[..., Peer]
 @pytest.fixture
 def make_peer(tmp_path: Path) -> MakePeer:
     """A tiny server in this Python."""
-    script = tmp_path / "server.py"
-    script.write_text(SERVER)
+    (tmp_path / "server.py").write_text(SERVER)
 
-    def make(name: str = "tiny", *words: str) -> Peer:
-        return Peer(name, "a fake", Numbers(1, 2, 0), raw("/predict"), ("{python}", str(script), *words))
+    def make(name: str = "tiny", word: str = "") -> Peer:
+        return Peer(name, Numbers(1, 2, 0), raw("/predict"), f"{{python}} {tmp_path}/server.py {word}")
 
     return make
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "m.mar", "m", "bf16", 2, tmp_path, tmp_path / "config.properties")
+def shared(tmp_path: Path) -> Setup:
+    red = Pictures("p", ("a.png",), (RED,))
+    return Setup(tmp_path / "m.mar", tmp_path / "config.properties", tmp_path, "bf16", red, 2, 0.5, red, ["red"])
 
 
 def ended(processes: list[psutil.Process]) -> bool:
@@ -97,88 +102,82 @@ def ended(processes: list[psutil.Process]) -> bool:
     return not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("words", [(), ("stubborn",)])
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_GRACE", 0.5)
+
+
+@pytest.mark.parametrize("word", ["", "stubborn"])
 def test_a_peer_is_started_asked_weighed_and_stopped_with_its_children(
-    make_peer: MakePeer, bench: Bench, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+    make_peer: MakePeer, shared: Setup, word: str
 ) -> None:
-    if words:
-        monkeypatch.setattr(server, "_GRACE", 0.5)
-    with Server(make_peer("tiny", *words), bench) as started:
+    with running(make_peer("tiny", word), shared) as started:
         started.wait(RED)
-        assert [label for label, _ in ask(started.url, raw("/predict"), (RED,) * 5, 2)] == ["red"] * 5
-        found = started.processes()
-        assert len(found) == 2
+        assert [label for label, _ in ask(started, (RED,) * 5, 2)] == ["red"] * 5
+        processes = started.processes()
+        assert len(processes) == 2
         assert started.memory_mb() > 1
         assert started.threads() == 3
-    assert ended(found)
+    assert ended(processes)
     assert not started.scratch.exists()
 
 
-def test_a_peer_that_ends_by_itself_says_why_and_leaves_nothing(make_peer: MakePeer, bench: Bench) -> None:
-    with Server(make_peer("tiny", "broken"), bench) as started:
-        with pytest.raises(BeelineError, match="tiny ended with exit code 1; its log says: ValueError: no such model"):
-            started.wait(RED)
-        found = started.processes()
-        assert found, "its child lives on"
-    assert ended(found)
-
-
 def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    (tmp_path / "scratch").mkdir()
-    with pytest.raises(BeelineError, match="/no/such/command does not start"):
-        Server(Peer("gone", "a fake", Numbers(1, 1, 0), raw("/"), ("/no/such/command",)), bench)
-    assert list((tmp_path / "scratch").iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    peer = Peer("gone", Numbers(1, 1, 0), raw("/"), "/no/such/command")
+    with pytest.raises(BeelineError, match="/no/such/command does not start"), running(peer, shared):
+        pass
+    assert list(tmp_path.glob("beeline-*")) == []
 
 
-def test_a_whole_comparison_of_two_names_of_the_same_server(make_peer: MakePeer, bench: Bench) -> None:
-    pictures = Pictures("p", ("a.png",), (RED,))
+def test_a_whole_comparison_of_one_server_under_three_names_and_of_one_that_ends_by_itself(
+    make_peer: MakePeer, shared: Setup, tmp_path: Path
+) -> None:
     peers = [make_peer("one"), make_peer("two"), make_peer("ours-mine"), make_peer("ours-broken", "broken")]
-    found = run(peers, bench, Load(pictures, 2, 0.5, [(RED, "red")]), 1, lambda line: None)
-    one, two, mine, broken = found["rows"]
-    for row in (one, two, mine):
+    result = run(peers, shared, 1, Journal.job(tmp_path / "journal", {}), lambda line: None)
+    *good, broken = result["rows"]
+    for row in good:
         assert (row["error"], row["failed"], row["agreement"], row["threads"]) == (None, 0, 1.0, 3)
         assert row["per_second"][0] > 0
         assert row["memory_mb"] > 1
-    assert (one["precision"], mine["precision"]) == ("fp32 TorchScript", "bf16")
-    assert "no such model" in broken["error"]
-    assert found["aa"]["server"] == "ours-mine"
+    assert [row["precision"] for row in good] == ["fp32 TorchScript", "fp32 TorchScript", "bf16"]
+    assert broken["error"] == "ours-broken ended with exit code 1; its log says: ValueError: no such model"
+    assert result["aa"]["server"] == "ours-mine"
 
 
 def a_comparison(folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """Start one in a process of its own; return it and what it has started when its server runs."""
+    """Start one in a process of its own; return it, and what it has started once its server runs."""
     (folder / "server.py").write_text(SERVER)
-    script = folder / "compare.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(folder)]
-    asked = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean(os.environ))
+    (folder / "compare.py").write_text(SCRIPT)
+    command = [sys.executable, str(folder / "compare.py"), str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean(os.environ))
     deadline = time.monotonic() + 60
-    while len(found := psutil.Process(asked.pid).children(recursive=True)) < 2:
+    while len(children := psutil.Process(process.pid).children(recursive=True)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return asked, found
+    return process, children
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_comparison_that_is_asked_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    asked, found = a_comparison(tmp_path)
+    process, children = a_comparison(tmp_path)
     try:
-        asked.send_signal(number)
-        said, _ = asked.communicate(timeout=60)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
     finally:
-        asked.kill()
-        asked.wait()
+        process.kill()
+        process.wait()
     assert said.splitlines()[-1] == "interrupted"
-    assert ended(found)
+    assert ended(children)
 
 
-def test_what_a_killed_comparison_left_is_swept_by_the_next(tmp_path: Path) -> None:
-    asked, found = a_comparison(tmp_path)
-    scratch = Path(found[0].cwd())
-    asked.kill()
-    asked.communicate()
-    assert {each.pid for each in found if each.is_running()} >= set(server.stop_leftovers())
-    assert ended(found)
+def test_what_a_killed_comparison_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    process, children = a_comparison(tmp_path)
+    scratch = Path(children[0].cwd())
+    process.kill()
+    process.communicate()
+    assert {each.pid for each in children if each.is_running()} >= set(server.stop_leftovers())
+    assert ended(children)
     assert not scratch.exists()

@@ -1,17 +1,22 @@
-"""The model for other servers: the same answers, whichever way the archive normalises."""
+"""The model for other servers: the archive's answers, and the classifier around it, of both kinds."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from archive.graph import Graph
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, Geometry, ModelSpec
 from bench.compare import torchscript
+from bench.peers import classifier
+from tests.conftest import BLUE, GREEN, RED
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
 
 
 class Network(torch.nn.Module):
@@ -29,15 +34,13 @@ class Network(torch.nn.Module):
         return features
 
 
-def spec(file: str, form: str, crop: int = 16) -> ModelSpec:
-    geometry = Geometry(resize=18, crop=crop, interpolation="bicubic")
+def spec(file: str, form: str) -> ModelSpec:
+    geometry = Geometry(resize=18, crop=16, interpolation="bicubic")
     return ModelSpec("m", "1.0", ("a", "b"), geometry, Artifact(file, form, "0" * 64), geometry_version=1)
 
 
 @pytest.mark.parametrize("scripted", [False, True], ids=["exported", "scripted"])
 def test_the_network_behind_the_archives_own_normalisation_is_taken_out(tmp_path: Path, scripted: bool) -> None:
-    from archive.graph import Graph
-
     network = Network().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -45,27 +48,31 @@ def test_the_network_behind_the_archives_own_normalisation_is_taken_out(tmp_path
     graph = Graph(given, MEAN, STD, 16)
     file = graph.save(tmp_path)
     torchscript.write(tmp_path, spec(file.name, graph.format), tmp_path)
-    told = json.loads((tmp_path / torchscript.TOLD).read_text())
-    assert told["labels"] == ["a", "b"]
-    assert (told["resize"], told["crop"], told["interpolation"]) == (18, 16, "bicubic")
-    assert told["mean"] == pytest.approx(MEAN, rel=1e-5)
-    assert told["std"] == pytest.approx(STD, rel=1e-5)
-    planes = torch.randn(5, 3, 16, 16)
-    model, _ = torchscript.load(tmp_path)
+    about = json.loads((tmp_path / "documented.json").read_text())
+    assert about["labels"] == ["a", "b"]
+    assert (about["resize"], about["crop"], about["interpolation"]) == (18, 16, "bicubic")
+    assert about["mean"] == pytest.approx(MEAN, rel=1e-5)
+    assert about["std"] == pytest.approx(STD, rel=1e-5)
+    planes, model = torch.randn(5, 3, 16, 16), classifier.Documented(tmp_path).model
     with torch.no_grad():
         assert torch.allclose(model(planes), network(planes), atol=1e-5)
-    # It holds the network alone: nothing of it turns anything back.
+    # It holds the network alone: it turns nothing back into pixels.
     assert "uint8" not in str(model.graph)
 
 
-def test_a_model_that_normalises_in_its_own_way_gets_its_pixels_back(colour_model: Path, tmp_path: Path) -> None:
-    torchscript.write(colour_model, ModelSpec.load(colour_model), tmp_path)
-    told = json.loads((tmp_path / torchscript.TOLD).read_text())
-    red = (torch.tensor([220, 30, 40]) / 255 - torch.tensor(told["mean"])) / torch.tensor(told["std"])
-    model, _ = torchscript.load(tmp_path)
-    with torch.no_grad():
-        logits = model(red.reshape(1, 3, 1, 1).expand(1, 3, 32, 32))
-    assert torch.allclose(logits, torch.tensor([[220.0, 30.0, 40.0]]) / 16 - 4)
+@pytest.mark.parametrize("engine", ["documented", "beeline"])
+def test_each_classifier_names_the_colours_of_a_model_that_normalises_in_its_own_way(
+    engine: str, colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(colour_model, model)
+    torchscript.write(model, ModelSpec.load(model), model)
+    monkeypatch.setenv("PEER", json.dumps({"engine": engine, "model": str(model), "scratch": str(tmp_path)}))
+    made = classifier.load()
+    answers = made.predict([made.decode(data) for data in (RED, GREEN, BLUE)])
+    assert [next(iter(answer)) for answer in answers] == ["red", "green", "blue"]
+    assert all(sum(answer.values()) == pytest.approx(1, abs=1e-4) for answer in answers)
+    assert (tmp_path / "threads").read_text() == str(torch.get_num_threads())
 
 
 def test_what_cannot_be_converted_says_what_to_do(tmp_path: Path) -> None:
