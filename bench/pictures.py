@@ -1,4 +1,4 @@
-"""Pictures that a measurement sends: their bytes in memory, and a digest that tells two sets apart."""
+"""The pictures that a measurement sends: their bytes in memory, and a digest that tells two sets apart."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", "
 
 @dataclass(frozen=True)
 class Pictures:
-    """Encoded pictures, in the order of their paths.
-
-    Attributes:
-        source: the file or folder that was given.
-        names: each one's file name.
-        bodies: each one's bytes.
-    """
+    """The file or folder that was given; names and bytes of its encoded pictures, in the order of their paths."""
 
     source: str
     names: tuple[str, ...]
@@ -32,27 +26,21 @@ class Pictures:
         return round(sum(map(len, self.bodies)) / len(self.bodies))
 
     def to_dict(self) -> dict[str, object]:
-        """Return what a record says of them: equal digests are equal pictures in the same order."""
+        """Return what a record says about them; the same digest means the same pictures in the same order."""
         digest = hashlib.sha256()
         for body in self.bodies:
             digest.update(hashlib.sha256(body).digest())
-        return {
-            "source": Path(self.source).name,
-            "count": len(self.bodies),
-            "bytes": self.mean_size,
-            "sha256": digest.hexdigest(),
-        }
+        counts = {"count": len(self.bodies), "bytes": self.mean_size}
+        return {"source": Path(self.source).name, **counts, "sha256": digest.hexdigest()}
 
 
 def read(path: Path, most: int | None = None) -> Pictures:
-    """Read one file, or every picture below a folder.
+    """Read one file of any kind, or the pictures below a folder.
 
-    Args:
-        path: a file, whatever is in it, or a folder.
-        most: how many at most; taken evenly, so that each of several folders has its share.
+    With `most`, so many at most are taken, evenly, so that each of several folders has its share.
 
     Raises:
-        BeelineError: where nothing is there.
+        BeelineError: where there is no picture.
     """
     if path.is_file():
         files = [path]
@@ -70,10 +58,10 @@ def read(path: Path, most: int | None = None) -> Pictures:
 def choose(
     picture: Path | None, folder: Path | None, archive: Archive | None = None, most: int | None = None
 ) -> Pictures:
-    """Return the pictures that a command's --picture or --pictures names, else the archive's golden pictures.
+    """Return the pictures of a command's --picture or --pictures, else the archive's golden pictures.
 
     Raises:
-        BeelineError: where none is there. ConfigError: when both options are given, or neither and no archive.
+        BeelineError: where there is no picture. ConfigError: for both options, or neither and no archive.
     """
     if (picture is None) == (folder is None) and (archive is None or picture is not None):
         raise ConfigError("name what to send: one picture with --picture, or a folder with --pictures")

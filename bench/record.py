@@ -1,4 +1,4 @@
-"""Files of JSON lines: a measurement's record, and the journal by which one that takes minutes goes on."""
+"""Files of JSON lines: records of measurements, and the journal with which an interrupted measurement goes on."""
 
 from __future__ import annotations
 
@@ -19,25 +19,23 @@ from urllib.parse import urlsplit
 
 from beeline.errors import BeelineError
 from bench.pictures import Pictures
-from host import ROOT
 from host import machine as hardware
 from host.files import write_whole
 
 KINDS = ("load", "sweep", "compare", "tune", "search")
 SCHEMA = 1
-# What the figures depend on, where it is installed.
+# The figures depend on these, where they are installed.
 _PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "pycurl")
-# What decides how fast a network runs on a processor.
+# A network's speed on a processor depends on these.
 _FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def utc() -> str:
-    """Return the time now, in UTC, as records have it."""
+    """Return the time now in UTC, in a record's format."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def machine(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     """Return processor, usable cores, features, memory, system, Python, load and GPUs; no host name."""
     lines: dict[str, str] = {}
     with suppress(OSError):
@@ -56,28 +54,27 @@ def machine(cpuinfo: Path = _CPUINFO) -> dict[str, Any]:
     }
 
 
-def interval(values: Sequence[float], share: float = 0.5, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return where a quantile of what `values` were drawn from lies, by rank alone: no distribution is assumed.
+def interval(values: Sequence[float], share: float = 0.5, confidence: float = 0.95) -> list[float] | None:
+    """Return a confidence interval of the quantile `share`, by rank: no distribution is assumed.
 
-    Args:
-        values: in any order; of too few nothing can be said with that confidence, which is None.
-        share: of the quantile, as 0.5 for the median.
-        confidence: how often the interval holds the quantile, at least.
+    It is None where there are too few values. It imports scipy, which takes half a second: not during a load.
     """
+    if not len(values):
+        return None
     from scipy.stats import quantile_test
 
     low, high = quantile_test(values, p=share).confidence_interval(confidence)
-    return None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
+    return None if math.isnan(low) or math.isnan(high) else [float(low), float(high)]
 
 
 def without_user(url: str) -> str:
-    """Return an address without the user and the password that it may hold."""
+    """Return an address without its user and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def command_line(program: str, words: Sequence[str]) -> str:
-    """Return the command line of a record: of paths only the last part, of addresses no user and password."""
+    """Return a record's command line: of paths only the last part, of addresses no user and no password."""
 
     def short(word: str) -> str:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -90,17 +87,10 @@ def command_line(program: str, words: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement.
+    """One measurement: when it `started`, by `utc()`; the `command` that repeats it; and its `result`.
 
-    Attributes:
-        kind: one of `KINDS`; it decides the keys of `result`.
-        command: the command line that measures it again.
-        started: when, ISO 8601 in UTC.
-        machine: as `machine()` returns it.
-        versions: by package.
-        pictures: as `Pictures.to_dict` has it; empty where none were sent.
-        result: the figures.
-        schema: of this record.
+    `kind`, one of `KINDS`, decides the keys of `result`. `machine` is that of `machine()`, `pictures` that of
+    `Pictures.to_dict`, empty where none were sent.
     """
 
     kind: str
@@ -113,7 +103,7 @@ class Record:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a kind or a schema that no report knows."""
+        """Raise `ValueError` for an unknown kind or schema."""
         if self.kind not in KINDS or self.schema != SCHEMA:
             raise ValueError(
                 f"its kind is {self.kind!r} and its schema {self.schema!r}; known are {', '.join(KINDS)} and {SCHEMA}"
@@ -134,13 +124,12 @@ class Record:
         for package in _PACKAGES:
             with suppress(metadata.PackageNotFoundError):
                 versions[package] = metadata.version(package)
-        versions |= more_versions or {}
         sent = pictures.to_dict() if pictures else {}
-        return cls(kind, command, started or utc(), machine(), versions, sent, result)
+        return cls(kind, command, started or utc(), machine(), versions | (more_versions or {}), sent, result)
 
 
 def check_writable(path: Path | None) -> None:
-    """Raise `BeelineError` where a record cannot be added, before anything is measured for it."""
+    """Make the folder of a file of records; raise `BeelineError` where a record cannot be added."""
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,10 +139,9 @@ def check_writable(path: Path | None) -> None:
 
 
 def append(path: Path | None, record: Record) -> None:
-    """Add one line to a file, which is made where it is not there; None is no file."""
+    """Add a record's line to a file, if there is one."""
     line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -162,7 +150,7 @@ def read(path: Path) -> list[Record]:
     """Return a file's records, oldest first.
 
     Raises:
-        BeelineError: for a file without records, naming the line that is none.
+        BeelineError: for a file without records, or with a line that is no record.
     """
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
@@ -175,16 +163,11 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where journals are kept: `BEELINE_STATE`, else `.beeline`, and `bench` in it."""
-    return Path(environ.get("BEELINE_STATE") or ROOT / ".beeline").resolve() / "bench"
-
-
 @dataclass
 class Journal:
-    """A file of JSON lines to which each figure is added as it is measured, so that an interrupted job goes on.
+    """A file of JSON lines that takes each figure as soon as it is measured, so that an interrupted job can go on.
 
-    The first line says what is measured; each other one is a pair of a name and a JSON value, as in `rows`.
+    Its first line says what is measured; each other line is one of `rows`, a name and a JSON value.
     """
 
     path: Path
@@ -192,7 +175,7 @@ class Journal:
 
     @classmethod
     def job(cls, path: Path, about: Mapping[str, Any]) -> Journal:
-        """Go on with a file that is about the same, less a last line that broke off; else begin it."""
+        """Go on with a file about the same, without a last line that broke off; otherwise start a new one."""
         first, rows = {"about": json.loads(json.dumps(about))}, []
         with suppress(OSError, ValueError):
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
@@ -203,7 +186,7 @@ class Journal:
         return cls(path, rows)
 
     def add(self, name: str, value: Any) -> None:
-        """Append a row, in one call, which no signal's exception divides."""
+        """Append a row in one call, which no signal's exception interrupts."""
         line = json.dumps([name, value], allow_nan=False).encode() + b"\n"
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -217,7 +200,7 @@ class Journal:
         return [value for each, value in self.rows if each == name]
 
     def once(self, name: str, measure: Callable[[], Any]) -> Any:
-        """Return the value of that name, which is measured only where the file does not have it."""
+        """Return the value of that name; measure it if the file does not have it."""
         if not self.of(name):
             self.add(name, measure())
         return self.of(name)[0]

@@ -1,7 +1,7 @@
-"""HTTP load from one thread of libcurl, closed loop or open loop, and what came of it.
+"""HTTP load from one thread of libcurl, closed loop or open loop, and its outcome.
 
-libcurl keeps the connections, repeats a request whose kept connection the server has just closed, and ends what is
-overdue, at 0.1 ms of CPU a request of 110 kB (bench/LOG.md compares clients).
+libcurl keeps connections open, repeats a request whose kept connection the server has just closed, and ends overdue
+requests, at 0.1 ms of CPU a request of 110 kB (bench/LOG.md compares clients).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import certifi
 import numpy as np
@@ -30,17 +30,15 @@ from beeline.errors import ConfigError, Undetermined
 from bench.pictures import Pictures
 
 STAGES = ("queue", "decode", "forward", "encode")
-# `select` waits for descriptors below 1024, of which the process has some for itself.
-MOST_CONNECTIONS = 900
-_PERCENTILES = (50, 95, 99)
-# Half the width of a normal distribution's 95 %, in standard deviations.
-_WIDTH = 1.96
+PERCENTILES = (50, 95, 99)
+# An open loop has at most so many connections. `select` takes no descriptor over 1023.
+_MOST_CONNECTIONS = 512
 _CONNECT_SECONDS = 5.0
-# Seconds between two looks at the backlog, and between two calls of `watch`.
+# Seconds between two samples of the backlog, and between two calls of `watch`.
 _TICK, _WATCH = 0.1, 0.5
-# Seconds before a client that could not connect tries again; else refusals would be all that it measures.
+# Seconds before a client that could not connect tries again; otherwise it would measure nothing but refusals.
 _PAUSE = 0.1
-# Arrivals that are sent in one go; then answers are read.
+# At most so many arrivals are sent before answers are read.
 _BURST = 64
 # A whole picture goes to the kernel at once: with libcurl's default of 64 KiB a request costs half as much again.
 _UPLOAD_BYTES = 1 << 18
@@ -56,29 +54,23 @@ _ERRORS = {
 }
 
 
-def content_type(name: str) -> str:
-    """Return what a picture of that file name is sent as."""
-    return mimetypes.guess_type(name)[0] or "application/octet-stream"
-
-
 @dataclass(frozen=True)
 class Plan:
-    """One load.
+    """One load: a closed loop of `clients`, or an open loop at a `rate`.
 
     Attributes:
         url: the full address, as in `http://127.0.0.1:8080/predictions/resnet18`.
         pictures: sent in turn, in an order shuffled by the seed.
-        seconds: how long is measured.
+        seconds: how long to measure.
         warm_up: seconds of the same load before that, not counted.
-        clients: closed loop: so many clients, each of which sends again when it has its answer.
-        rate: open loop: arrivals a second, whatever the server does. Exactly one of the two.
+        clients: each sends its next request when it has its answer.
+        rate: arrivals a second, however slow the server is. An arrival that finds no free connection waits, and the
+            wait counts.
         poisson: whether arrivals come at random, as from many independent people, or evenly.
-        deadline: seconds after its start (the intended one, in open loop) at which a request has failed.
+        deadline: seconds after which a request has failed; in open loop they count from when it was due.
         seed: of the pictures' order and the arrivals.
-        most_connections: open loop: connections at once at most; an arrival that finds none waits, and its
-            time counts.
-        headers: of each request, instead of or in addition to `Content-Type`, which goes by the picture's name.
-        heed_retry_after: closed loop: a client waits after a 429 as that says, instead of asking again at once.
+        headers: of each request. `Content-Type`, by default, goes by the picture's name.
+        heed_retry_after: whether a client waits after a 429 as long as that says, or asks again at once.
     """
 
     url: str
@@ -90,47 +82,31 @@ class Plan:
     poisson: bool = True
     deadline: float = 60.0
     seed: int = 0
-    most_connections: int = 512
     headers: Mapping[str, str] = field(default_factory=dict)
     heed_retry_after: bool = False
 
     def __post_init__(self) -> None:
-        """Check every number.
-
-        Raises:
-            ConfigError: naming the one that is impossible.
-        """
+        """Raise `ConfigError` for both or none of clients and rate, and for no URL; the command checks the ranges."""
         if (self.clients is None) == (self.rate is None):
             raise ConfigError("a load needs either clients (closed loop) or a rate (open loop), exactly one of them")
-        for name in ("clients", "rate", "seconds", "deadline", "most_connections"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value:g}; give more than 0")
-        for name in ("clients", "most_connections"):
-            if (getattr(self, name) or 0) > MOST_CONNECTIONS:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at most {MOST_CONNECTIONS}")
-        if self.warm_up < 0:
-            raise ConfigError(f"warm_up is {self.warm_up:g}; give 0 or more seconds")
-        if self.parts.scheme not in ("http", "https") or not self.parts.hostname:
+        if not self.url.startswith(("http://", "https://")) or not urlsplit(self.url).hostname:
             raise ConfigError(f"the URL is {self.url!r}; give one like http://127.0.0.1:8080/predictions/NAME")
 
-    @property
-    def parts(self) -> SplitResult:
-        """The URL's parts."""
-        return urlsplit(self.url)
+    def __str__(self) -> str:
+        return f"{self.clients} clients" if self.rate is None else f"{self.rate:g} arrivals/s"
 
-    def requests(self) -> list[tuple[list[str], bytes]]:
+    def requests(self) -> list[tuple[dict[str, str], bytes]]:
         """Return each picture's headers and body in the order in which they are sent."""
         ready = []
         for name, body in zip(self.pictures.names, self.pictures.bodies, strict=True):
-            headers = {"User-Agent": "beeline-bench", "Content-Type": content_type(name), **self.headers}
-            ready.append(([f"{key}: {value}" for key, value in headers.items()], body))
+            content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            ready.append(({"User-Agent": "beeline-bench", "Content-Type": content_type, **self.headers}, body))
         random.Random(self.seed).shuffle(ready)
         return ready
 
 
 class Outcome:
-    """What came of a load so far; `run` fills it, and it may be asked at any time.
+    """The figures of a load so far; `run` fills them, and they can be read at any time.
 
     Latencies, statuses and errors are of the requests that began (open loop: were due) in the measured time,
     whenever they ended. Rates are of the answers that came in the measured time.
@@ -138,7 +114,7 @@ class Outcome:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        # Seconds of `perf_counter`; the measured time, which an interruption ends early.
+        # The measured time in seconds of `perf_counter`; an interruption ends it early.
         self.begin = self.end = self.now = 0.0
         self.latencies = array("d")
         self.statuses: Counter[int] = Counter()
@@ -146,7 +122,7 @@ class Outcome:
         self.batch_sizes: Counter[int] = Counter()
         self.stages = {name: array("d") for name in STAGES}
         self.answers = self.good = self.without_retry_after = 0
-        # Open loop: by how many ms the client itself was late, and how many requests were without an answer when.
+        # Open loop: by how many ms the client itself was late; times, and how many requests had no answer then.
         self.late = array("d")
         self.waiting: list[tuple[float, int]] = []
         self.cpu = 0.0
@@ -155,7 +131,7 @@ class Outcome:
     def add(
         self, start: float, end: float, answer: int | str, headers: Mapping[bytes, bytes] = MappingProxyType({})
     ) -> None:
-        """Count one request: when it began and ended (`perf_counter`), and its status or the name of its error."""
+        """Count one request by its start and end (`perf_counter`), its status or the name of its error."""
         if isinstance(answer, int) and self.begin <= end < self.end:
             self.answers += 1
             self.good += answer == 200
@@ -180,12 +156,14 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """How long was measured, so far."""
+        """How long was measured so far."""
         return max(0.0, min(self.end, self.now) - self.begin)
 
     def summary(self) -> dict[str, Any]:
         """Return plain JSON values; what was not measured is None."""
         seconds, requests = self.seconds, sum(self.statuses.values()) + sum(self.errors.values())
+        names = [*(f"p{each}_ms" for each in PERCENTILES), "max_ms"]
+        times = np.percentile(self.latencies, [*PERCENTILES, 100]).round(3).tolist() if self.latencies else [None] * 4
         return {
             "mode": "closed" if self.plan.rate is None else "open",
             "clients": self.plan.clients,
@@ -194,7 +172,7 @@ class Outcome:
             "requests": requests,
             "per_second": round(self.answers / seconds, 2) if seconds else 0.0,
             "good_per_second": round(self.good / seconds, 2) if seconds else 0.0,
-            **self._latency(),
+            **dict(zip(names, times, strict=True)),
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "errors": dict(sorted(self.errors.items())),
             "failed": requests - self.statuses[200],
@@ -203,33 +181,19 @@ class Outcome:
                 name: round(float(np.median(values)), 3) if values else None for name, values in self.stages.items()
             },
             "client_cpu": round(self.cpu / seconds, 3) if seconds else 0.0,
+            # What one core could send at least, since the client also spends CPU time while it waits for answers.
+            "ceiling_per_second": round(requests / self.cpu, 2) if self.cpu else 0.0,
             "late_ms": round(float(np.percentile(self.late, 99)), 2) if self.late else None,
             "without_retry_after": self.without_retry_after,
             "backlog": self.backlog(),
             "interrupted": self.interrupted,
         }
 
-    def _latency(self) -> dict[str, Any]:
-        """Return percentiles, and where each lies with 95 % confidence by the ranks of independent latencies."""
-        names, ordered = [f"p{each}_ms" for each in _PERCENTILES], np.sort(self.latencies)
-        if not len(ordered):
-            return {**dict.fromkeys([*names, "max_ms"]), "intervals_ms": dict.fromkeys(names)}
-        values = np.percentile(ordered, [*_PERCENTILES, 100])
-        intervals: dict[str, list[float] | None] = {}
-        for name, percentile in zip(names, _PERCENTILES, strict=True):
-            share, count = percentile / 100, len(ordered)
-            half = _WIDTH * math.sqrt(count * share * (1 - share))
-            low, high = math.floor(count * share - half), math.ceil(count * share + half)
-            known = low > 0 and high < count
-            intervals[name] = [round(float(ordered[rank]), 3) for rank in (low - 1, high)] if known else None
-        found = {name: round(float(value), 3) for name, value in zip([*names, "max_ms"], values, strict=True)}
-        return {**found, "intervals_ms": intervals}
-
     def backlog(self) -> dict[str, Any] | None:
-        """Return how many requests were without an answer when sending ended, and whether ever more were.
+        """Return how many requests had no answer when sending ended, and whether that grew; None in closed loop.
 
-        They grow when the line through them rises, over the measured time, by more than twice what the arrivals'
-        own chance explains (the root of their number), 2 % of them and 5. None in closed loop.
+        It grew where the line through the samples rises, over the measured time, by more than 5, more than 2 % of the
+        arrivals, and more than twice what chance explains (the root of their number).
         """
         if self.plan.rate is None:
             return None
@@ -242,29 +206,22 @@ class Outcome:
         return {"at_end": counts[-1], "growing": growing, "per_second": round(slope, 2)}
 
     def sentence(self, limit: str | None = None) -> str:
-        """Return the figures as one sentence for people; what the server cannot hold is said.
-
-        Args:
-            limit: why the client is the limit, where it is: then nothing is said of the server.
-        """
-        figures = self.summary()
-        load = f"{self.plan.clients} clients" if self.plan.rate is None else f"{self.plan.rate:g} arrivals/s"
-        text = f"{load}: {figures['per_second']:.1f} answers/s over {figures['seconds']:.1f} s"
-        if figures["p95_ms"] is not None:
-            text += f", p50 {figures['p50_ms']:.0f} ms, p95 {figures['p95_ms']:.0f} ms, p99 {figures['p99_ms']:.0f} ms"
-        text += f", {figures['failed']} of {figures['requests']} failed"
-        if self.interrupted:
-            text += "; interrupted"
-        backlog = figures["backlog"]
+        """Return the figures as one sentence for people; where the client is the limit, `limit` says why."""
+        figures, backlog = self.summary(), self.backlog()
+        parts = [f"{self.plan}: {figures['per_second']:.1f} answers/s over {figures['seconds']:.1f} s"]
+        if self.latencies:
+            parts += [f"p{each} {figures[f'p{each}_ms']:.0f} ms" for each in PERCENTILES]
+        parts.append(f"{figures['failed']} of {figures['requests']} failed")
+        text = ", ".join(parts) + "; interrupted" * self.interrupted
         if limit is not None:
-            text += f"; {limit}: this says nothing of the server"
-        elif backlog and backlog["growing"]:
-            text += (
-                f"; the server does not hold {self.plan.rate:g}/s: {backlog['per_second']:.1f} more requests wait "
-                f"each second, {backlog['at_end']} at the end, so that latencies only say how long this load was"
+            return f"{text}; {limit}: this says nothing about the server"
+        if backlog and backlog["growing"]:
+            return (
+                f"{text}; the server does not hold {self.plan.rate:g}/s: each second {backlog['per_second']:.1f} more "
+                f"requests wait, {backlog['at_end']} at the end, so the latencies only show how long this load was"
             )
-        elif backlog and figures["failed"]:
-            text += f"; the server does not hold {self.plan.rate:g}/s without failures"
+        if backlog and figures["failed"]:
+            return f"{text}; the server does not hold {self.plan.rate:g}/s without failures"
         return text
 
 
@@ -272,31 +229,23 @@ Watch = Callable[[Outcome], None]
 
 
 def run(plan: Plan, watch: Watch | None = None, outcome: Outcome | None = None) -> Outcome:
-    """Make the load and wait for its end.
+    """Make the load, wait for its end and return its outcome; raise `Undetermined` when nothing listens there.
 
-    An exception, as of Ctrl-C, ends it at once; a given `outcome` then holds what was measured until then.
-
-    Args:
-        plan: what to do.
-        watch: called about twice a second with the outcome so far; the load waits for it.
-        outcome: to fill; a new one by default.
-
-    Raises:
-        Undetermined: when nothing listens at the address.
+    An exception, such as that of Ctrl-C, ends the load at once; an `outcome` that was given has the figures until then.
+    About twice a second the load calls `watch` with the outcome so far, and waits for it.
     """
-    parts = plan.parts
+    parts = urlsplit(plan.url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        # None is looked up on the way: this is the first of the host's addresses that takes a connection.
+        # The name is looked up once, here: libcurl connects to the first address that takes a connection.
         with socket.create_connection((host, port), _CONNECT_SECONDS) as probe:
             address = probe.getpeername()[0]
     except OSError as error:
         raise Undetermined(
             f"nothing answers at {host}:{port} ({error}); start a server, or give another URL"
         ) from error
-    load = _Load(
-        plan, outcome or Outcome(plan), watch, f"::[{address}]:{port}" if ":" in address else f"::{address}:{port}"
-    )
+    connect_to = f"::[{address}]:{port}" if ":" in address else f"::{address}:{port}"
+    load = _Load(plan, outcome or Outcome(plan), watch, connect_to)
     try:
         load.drive()
     finally:
@@ -304,32 +253,29 @@ def run(plan: Plan, watch: Watch | None = None, outcome: Outcome | None = None) 
     return load.outcome
 
 
-class _Client:
-    """One libcurl handle: the request that it carries, and the answer's head."""
-
-    def __init__(self, plan: Plan, address: str) -> None:
-        self.start = 0.0
-        self.head: list[bytes] = []
-        self.curl = curl = pycurl.Curl()
-        curl.client = self
-        options = {
-            pycurl.URL: plan.url,
-            pycurl.CONNECT_TO: [address],
-            pycurl.PROXY: "",
-            pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-            pycurl.POST: 1,
-            pycurl.NOSIGNAL: 1,
-            pycurl.UPLOAD_BUFFERSIZE: _UPLOAD_BYTES,
-            # Methods of C: no Python runs within libcurl, where an exception of a signal's handler would be lost.
-            pycurl.HEADERFUNCTION: self.head.append,
-            pycurl.WRITEFUNCTION: deque[bytes](maxlen=0).append,
-        }
-        if plan.parts.scheme == "https":
-            paths = ssl.get_default_verify_paths()
-            # As Python trusts, which heeds SSL_CERT_FILE and SSL_CERT_DIR; libcurl's wheel knows no system's folder.
-            options |= {pycurl.CAINFO: paths.cafile or certifi.where(), pycurl.CAPATH: paths.capath or ""}
-        for option, value in options.items():
-            curl.setopt(option, value)
+def _client(plan: Plan, address: str) -> Any:
+    """Return a libcurl handle; it keeps the `start` of its request and the `head` of the answer."""
+    curl = pycurl.Curl()
+    curl.start, curl.head = 0.0, []
+    options = {
+        pycurl.URL: plan.url,
+        pycurl.CONNECT_TO: [address],
+        pycurl.PROXY: "",
+        pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
+        pycurl.POST: 1,
+        pycurl.NOSIGNAL: 1,
+        pycurl.UPLOAD_BUFFERSIZE: _UPLOAD_BYTES,
+        # Methods of C: Python code would lose an exception of a signal's handler inside libcurl.
+        pycurl.HEADERFUNCTION: curl.head.append,
+        pycurl.WRITEFUNCTION: deque[bytes](maxlen=0).append,
+    }
+    if plan.url.startswith("https:"):
+        paths = ssl.get_default_verify_paths()
+        # The certificates of Python, which heeds SSL_CERT_FILE and SSL_CERT_DIR: libcurl's wheel knows no folder.
+        options |= {pycurl.CAINFO: paths.cafile or certifi.where(), pycurl.CAPATH: paths.capath or ""}
+    for option, value in options.items():
+        curl.setopt(option, value)
+    return curl
 
 
 class _Load:
@@ -337,32 +283,34 @@ class _Load:
 
     def __init__(self, plan: Plan, outcome: Outcome, watch: Watch | None, address: str) -> None:
         self.plan, self.outcome, self.watch, self.address = plan, outcome, watch, address
-        self.requests = itertools.cycle(plan.requests())
+        # Without an empty "Expect" libcurl asks before it sends a body, and waits a second for leave.
+        ready = [([*map(": ".join, headers.items()), "Expect:"], body) for headers, body in plan.requests()]
+        self.requests = itertools.cycle(ready)
         self.random = random.Random(plan.seed)
-        self.busy: set[_Client] = set()
-        self.idle: list[_Client] = []
-        # Open loop: when those arrivals were due that found no connection. Closed loop: until when a client pauses.
+        self.busy: set[Any] = set()
+        self.idle: list[Any] = []
+        # Open loop: when the arrivals were due that wait for a connection. Closed loop: until when a client pauses.
         self.queue: deque[float] = deque()
-        self.pauses: dict[_Client, float] = {}
-        self.due = self.looked = self.watched = 0.0
+        self.pauses: dict[Any, float] = {}
+        self.due = self.last_tick = self.last_watch = 0.0
         self.sending = True
         self.multi = pycurl.CurlMulti()
-        self.multi.setopt(pycurl.M_MAXCONNECTS, plan.clients or plan.most_connections)
+        self.multi.setopt(pycurl.M_MAXCONNECTS, plan.clients or _MOST_CONNECTIONS)
 
     def drive(self) -> None:
         """Warm up, measure, wait for the last answers."""
         plan, outcome = self.plan, self.outcome
-        start = self.watched = perf_counter()
+        start = self.last_watch = perf_counter()
         outcome.begin = start + plan.warm_up
         outcome.end = outcome.begin + plan.seconds
         self.due = math.inf if plan.rate is None else start + self._gap()
         try:
             for _ in range(plan.clients or 0):
-                self._send(_Client(plan, self.address), perf_counter())
+                self._send(_client(plan, self.address), perf_counter())
             self._until(outcome.begin)
             outcome.cpu = -time.thread_time()
             self._until(outcome.end)
-            # What was due while this process slept is late, and counts still.
+            # Arrivals that were due while this process slept are late, and count.
             while self.due < outcome.end:
                 self._arrive(perf_counter())
         except BaseException:
@@ -377,67 +325,66 @@ class _Load:
             outcome.add(due, outcome.now, "NotSent")
         try:
             while self.busy:
-                self._look()
-                self._wait(self.looked + _TICK)
+                self._tick()
+                self._wait(self.last_tick + _TICK)
         except BaseException:
             outcome.interrupted = True
-            for client in self.busy:
-                outcome.add(client.start, perf_counter(), "Unanswered")
+            for curl in self.busy:
+                outcome.add(curl.start, perf_counter(), "Unanswered")
             raise
 
     def close(self) -> None:
         """Close every connection."""
-        for client in self.busy:
-            self.multi.remove_handle(client.curl)
+        for curl in self.busy:
+            self.multi.remove_handle(curl)
         self.multi.close()
 
     def _until(self, when: float) -> None:
-        """Send and take answers until then."""
+        """Send requests and take answers until then."""
         while (now := perf_counter()) < when:
-            self._look()
+            self._tick()
             self._arrive(now)
-            for client in [client for client, until in self.pauses.items() if until <= now]:
-                del self.pauses[client]
-                self._send(client, now)
-            self._wait(min(when, self.due, self.looked + _TICK, *self.pauses.values()))
+            for curl in [curl for curl, until in self.pauses.items() if until <= now]:
+                del self.pauses[curl]
+                self._send(curl, now)
+            self._wait(min(when, self.due, self.last_tick + _TICK, *self.pauses.values()))
 
     def _gap(self) -> float:
         rate = self.plan.rate or 1.0
         return self.random.expovariate(rate) if self.plan.poisson else 1 / rate
 
     def _arrive(self, now: float) -> None:
-        """Open loop: send what is due, whatever the server does; up to 1 ms late, which `late` says."""
+        """Open loop: send what is due, however slow the server is; `late` has by how much the client is late."""
         for _ in range(_BURST):
             if self.due > now or self.due >= self.outcome.end:
                 return
             if self.due >= self.outcome.begin:
                 self.outcome.late.append(1000 * (now - self.due))
-            if self.idle or len(self.busy) < self.plan.most_connections:
-                self._send(self.idle.pop() if self.idle else _Client(self.plan, self.address), self.due)
+            if self.idle or len(self.busy) < _MOST_CONNECTIONS:
+                self._send(self.idle.pop() if self.idle else _client(self.plan, self.address), self.due)
             else:
                 self.queue.append(self.due)
             self.due += self._gap()
             now = perf_counter()
 
-    def _send(self, client: _Client, start: float) -> None:
+    def _send(self, curl: Any, start: float) -> None:
         """Send the next picture; its time counts from `start`."""
         headers, body = next(self.requests)
-        client.start = start
-        client.head.clear()
-        # Else libcurl asks for leave first, and waits a second for it.
-        client.curl.setopt(pycurl.HTTPHEADER, [*headers, "Expect:"])
-        client.curl.setopt(pycurl.POSTFIELDS, body)
+        curl.start = start
+        curl.head.clear()
+        curl.setopt(pycurl.HTTPHEADER, headers)
+        curl.setopt(pycurl.POSTFIELDS, body)
         left = self.plan.deadline - (perf_counter() - start)
-        client.curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1000 * left)))
-        self.busy.add(client)
-        self.multi.add_handle(client.curl)
+        curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1000 * left)))
+        self.busy.add(curl)
+        self.multi.add_handle(curl)
 
     def _wait(self, until: float) -> None:
-        """Let libcurl work, wait until then at the latest for what its connections bring, take what has ended."""
+        """Let libcurl work and take what has ended; if nothing has, wait for its connections, until then at most."""
         self.multi.perform()
         _, done, failed = self.multi.info_read()
         for curl, code in [*((curl, None) for curl in done), *((curl, code) for curl, code, _ in failed)]:
-            self._ended(curl.client, code)
+            self._finish(curl, code)
         if done or failed:
             return
         wait, timer = until - perf_counter(), self.multi.timeout()
@@ -447,45 +394,45 @@ class _Load:
         else:
             time.sleep(wait)
 
-    def _ended(self, client: _Client, code: int | None) -> None:
-        """Count a request that has ended, and let its client or its connection go on."""
-        end, curl = perf_counter(), client.curl
-        self.busy.discard(client)
+    def _finish(self, curl: Any, code: int | None) -> None:
+        """Count a request that has ended, and use its handle again."""
+        end = perf_counter()
+        self.busy.discard(curl)
         self.multi.remove_handle(curl)
         answer: int | str = curl.getinfo(pycurl.RESPONSE_CODE) if code is None else _ERRORS.get(code, f"Curl{code}")
-        if code is None and b"\r\n" not in client.head:
-            # Cut off within the head, which libcurl takes for its end.
+        if code is None and b"\r\n" not in curl.head:
+            # libcurl takes a head that was cut off for a whole one.
             answer = "Disconnected"
-        pairs = (line.partition(b":") for line in client.head)
+        pairs = (line.partition(b":") for line in curl.head)
         headers = {name.lower(): value.strip() for name, _, value in pairs}
-        self.outcome.add(client.start, end, answer, headers)
+        self.outcome.add(curl.start, end, answer, headers)
         if not self.sending:
             return
         if self.queue:
-            self._send(client, self.queue.popleft())
+            self._send(curl, self.queue.popleft())
         elif self.plan.rate is not None:
-            self.idle.append(client)
+            self.idle.append(curl)
         elif answer == "Refused":
-            self.pauses[client] = end + _PAUSE
+            self.pauses[curl] = end + _PAUSE
         elif answer == 429 and self.plan.heed_retry_after:
             after = headers.get(b"retry-after", b"")
-            self.pauses[client] = end + (float(after) if after.isdigit() else 1.0)
+            self.pauses[curl] = end + (float(after) if after.isdigit() else 1.0)
         else:
-            self._send(client, end)
+            self._send(curl, end)
 
-    def _look(self) -> None:
-        """Now and then note how many wait, end what is overdue before it was sent, let the watcher look."""
+    def _tick(self) -> None:
+        """Every tick sample the backlog, end what is overdue before it was sent, and let the watcher look."""
         now = perf_counter()
-        if now < self.looked + _TICK:
+        if now < self.last_tick + _TICK:
             return
-        self.looked = now
+        self.last_tick = now
         while self.queue and self.queue[0] < now - self.plan.deadline:
             self.outcome.add(self.queue.popleft(), now, "Timeout")
         if self.sending:
             self.outcome.now = now
             self._sample(now)
-        if self.watch is not None and now - self.watched >= _WATCH:
-            self.watched = now
+        if self.watch is not None and now - self.last_watch >= _WATCH:
+            self.last_watch = now
             self.watch(self.outcome)
 
     def _sample(self, now: float) -> None:

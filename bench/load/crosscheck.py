@@ -8,33 +8,17 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from typing import Any
 
 from beeline.errors import Undetermined
 from bench.load import Plan, run
 
-ROUNDS = 3
-# Seconds, and answers' times, that a turn takes at least: ab counts from the first connection on, before any answer
-# can be there.
+# Seconds, and times an answer, that a turn takes at least: ab counts from its first connection, before any answer.
 _SHORTEST, _TIMES = 3.0, 10
-# Within this much of 1 the two agree.
-CLOSE = 0.05
-# Seconds after which ab has hung.
+# The two agree where their ratio is within this much of 1.
+_CLOSE = 0.05
+# Seconds after which ab hangs.
 _PATIENCE = 900.0
-
-
-@dataclass(frozen=True)
-class CrossCheck:
-    """The other's answers a second, and ours over its; both medians of the turns."""
-
-    per_second: float
-    ratio: float
-    tool: str = "ab"
-
-    @property
-    def close(self) -> bool:
-        """Whether the two agree."""
-        return round(abs(self.ratio - 1), 6) <= CLOSE
 
 
 def check_possible(plan: Plan) -> None:
@@ -45,32 +29,33 @@ def check_possible(plan: Plan) -> None:
         raise Undetermined("--cross-check needs ab (Debian: apt-get install apache2-utils)")
 
 
-def cross_check(plan: Plan, latency: float, rounds: int = ROUNDS) -> CrossCheck:
-    """Let ours and ab take turns, together about as long as the plan or longer.
+def cross_check(plan: Plan, latency_ms: float | None, rounds: int = 3) -> dict[str, Any]:
+    """Let ours and ab take turns, together about as long as the plan or longer; `latency_ms` is that of an answer.
 
-    Args:
-        plan: the load.
-        latency: seconds that an answer takes.
-        rounds: turns of each.
+    Returns:
+        `tool`; medians of the turns, `per_second` of its answers and `ratio` of ours to them; whether the two `agree`.
 
     Raises:
-        Undetermined: as `check_possible`, or when ab fails.
+        Undetermined: when there was no answer, or ab fails.
     """
-    check_possible(plan)
-    clients, body = plan.clients or 1, plan.pictures.bodies[0]
+    if latency_ms is None:
+        raise Undetermined("there was no good answer, and so nothing to cross-check")
+    clients, latency = plan.clients or 1, latency_ms / 1000
     seconds = max(_SHORTEST, plan.seconds / rounds, _TIMES * latency)
     turn = dataclasses.replace(plan, seconds=seconds, warm_up=0.5 + latency)
     rates, ratios = [], []
     for _ in range(rounds):
         ours = run(turn).summary()["per_second"]
-        other, _ = ab(plan.url, body, max(clients, round(ours * seconds)), clients)
+        other, _ = ab(plan.url, plan.pictures.bodies[0], max(clients, round(ours * seconds)), clients)
         rates.append(other)
         ratios.append(ours / other if other else 0.0)
-    return CrossCheck(round(statistics.median(rates), 2), round(statistics.median(ratios), 3))
+    ratio = round(statistics.median(ratios), 3)
+    agree = round(abs(ratio - 1), 3) <= _CLOSE
+    return {"tool": "ab", "per_second": round(statistics.median(rates), 2), "ratio": ratio, "agree": agree}
 
 
 def ab(url: str, body: bytes, requests: int, clients: int) -> tuple[float, int]:
-    """Let ApacheBench send a picture so many times, by keep-alive clients that send again when they have an answer.
+    """Let ApacheBench send a picture so many times from keep-alive clients, in a closed loop.
 
     Returns:
         Answers a second, and how many requests were not answered 200.

@@ -281,7 +281,7 @@ def _lone(address: str, plan: sweep.Plan) -> tuple[list[tuple[float, float]], in
         # Pairs of two seconds each, because the machine's speed changes faster than rounds do.
         for _ in range(12):
             summary = _summary(client)
-            pairs.append((summary["p50_ms"], sweep.measure_batch(sandbox, plan, 1).per_image("decoded")))
+            pairs.append((summary["p50_ms"], sweep.measure_batch(sandbox, plan, 1)["decoded"]["ms_per_image"]))
             failed += summary["failed"]
     return pairs, failed
 
@@ -292,7 +292,7 @@ def _alone(plan: sweep.Plan, workers: int, batch: int) -> float:
         sandboxes = [stack.enter_context(sweep.worker(plan))[0] for _ in range(workers)]
         with ThreadPoolExecutor(workers) as pool:
             rows = list(pool.map(lambda sandbox: sweep.measure_batch(sandbox, plan, batch), sandboxes))
-    return float(sum(1000 / row.per_image("handler") for row in rows))
+    return float(sum(1000 / row["handler"]["ms_per_image"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server, within a time.
 
-A batch is timed outside of any server; what that makes one expect prunes the grid of configurations; what is left is
-measured on real servers, a turn each, best forecast first, and the finalists in turns, of which each round leaves half.
+Batches are timed outside of any server, and a forecast from their times prunes the grid of configurations. The others
+are measured on real servers, a turn each, best forecast first; then the finalists in turns, and each round halves them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from beeline.errors import Undetermined
 from bench import pictures as files
-from bench.record import Journal, Record, state_folder, utc
+from bench.record import Journal, Record, utc
 from bench.sweep import Fit, fit
 from bench.tune.grid import THREADS, Forecast, Goal, Settings, Turn, candidates, delays
 from bench.tune.server import MOST_PICTURES, Servers, find_model, numbers_of
@@ -28,33 +28,23 @@ from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
 
 STORE, CONFIG = ROOT / "model_store", ROOT / "config" / "config.properties"
-# The share of the time for stopping servers, and for batches outside of any; each at most so many seconds.
+# Shares of the time, and seconds at most: for stopping servers, and for batches outside of any.
 _STOP, _STOP_SECONDS, _TIMING, _TIMING_SECONDS = 0.1, 8.0, 0.2, 6.0
-# Seconds of a turn of new configurations, and of the finalists, and before each.
+# Seconds of a turn of new configurations, and of the finalists, and of warm-up before each.
 _TURN, _LONG, _WARM_UP = 4.0, 6.0, 1.5
-# A turn has so many answers, or its percentile says nothing. Slow models get longer turns, up to this factor.
+# A percentile needs so many answers in a turn. Slow models get longer turns, up to this factor.
 _ANSWERS, _LONGER = 200, 6.0
-# New configurations at a time, and seconds of their start, since TorchServe gives up longer ones; those that may be
-# better than the best by their forecast and this part of one.
+# New configurations at a time, and seconds of their start, since TorchServe gives up longer ones; they may be slower
+# than the best by their forecast, up to this share.
 _WAVE, _BOOT_SECONDS, _HOPE = 6, 60.0, 0.2
 # The finalists, their share of the time, and their rounds.
 _FINALISTS, _DECIDING, _ROUNDS = 4, 0.35, 6
-# Noise of a turn of so many seconds and the machine's drift, as parts of one; turns over which drift is forgotten.
+# Noise of a turn of so many seconds, and the machine's drift, as shares; turns over which drift is forgotten.
 _SECONDS, _NOISE, _DRIFT, _MEMORY = 5.0, 0.05, 0.12, 4.0
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What came of it; `change` is of the configuration file, where a measurement says so."""
-
-    record: Record
-    change: properties.Change | None
-    journal: Path
-    interruption: Interrupted | None
-
-
 def tune(
-    wanted: str,
+    archive: str,
     goal: Goal,
     say: Callable[[str], None],
     picture: Path | None = None,
@@ -64,29 +54,33 @@ def tune(
     store: Path = STORE,
     config_file: Path = CONFIG,
     command: str = "",
-) -> Tuned:
-    """Find the best configuration and return it with all that led to it; go on where the same tuning was interrupted.
+) -> tuple[Record, properties.Change | None, Path, Interrupted | None]:
+    """Find the best configuration within so many minutes; go on where the same tuning was interrupted.
 
-    An archive is `wanted` by its path or its name in the store; without pictures its golden ones are sent. `minutes` is
-    how long all of it may take; 0 answers from what an interrupted tuning measured.
+    `archive` is its path or its name in the store; without pictures its golden ones are sent. With 0
+    minutes nothing more is measured.
+
+    Returns:
+        The record; the change of the configuration file, None if nothing holds the goal; the journal; the interruption.
 
     Raises:
-        BeelineError: where the archive, the configuration, the pictures or the server do not do.
+        BeelineError: where archive, configuration, pictures or server cannot be used.
         Undetermined: when it ended before anything was measured.
     """
-    started, begun = utc(), time.monotonic()
+    started, start = utc(), time.monotonic()
     servers.named(server)
-    model = find_model(wanted, store, config_file, os.environ)
+    model = find_model(archive, store, config_file, os.environ)
     name, sent = model.archive.model, files.choose(picture, pictures, model.archive, MOST_PICTURES)
     about = {"archive": model.sha256, "goal": asdict(goal), "server": server, "cores": machine.cores()}
     about |= {"pictures": sent.to_dict()["sha256"], "device": os.environ.get("BEELINE_DEVICE", "auto")}
     about |= {"properties": [model.properties.numbers, model.properties.texts.get("vmargs")]}
-    journal = Journal.job(state_folder(os.environ) / f"tune-{name}.journal", about)
+    folder = Path(os.environ.get("BEELINE_STATE") or ROOT / ".beeline").resolve() / "bench"
+    journal = Journal.job(folder / f"tune-{name}.journal", about)
     say(f"{name}: {goal}; configured now: {model.configured}; {len(sent.bodies)} pictures")
     if before := len(journal.of("turn")):
-        say(f"  it was interrupted after {before} turns and goes on from there; without {journal.path} it begins anew")
+        say(f"  it was interrupted after {before} turns and goes on from there; delete {journal.path} to start again")
     interruption, whole = None, 60 * minutes
-    deadline = begun + whole - min(_STOP_SECONDS, _STOP * whole)
+    deadline = start + whole - min(_STOP_SECONDS, _STOP * whole)
     try:
         # The alarm is off while servers stop.
         with Servers(model, goal, sent, server, journal) as opened, as_exceptions(deadline - time.monotonic()):
@@ -95,39 +89,39 @@ def tune(
         say("time is up" if signal.is_alarm else f"interrupted ({signal})")
         interruption = None if signal.is_alarm else signal
     result = answer(name, model.configured, goal, journal)
-    journal.add("seconds", round(time.monotonic() - begun))
+    journal.add("seconds", round(time.monotonic() - start))
     result |= {"server": server, "seconds": sum(journal.of("seconds")), "interrupted": interruption is not None}
     change = None
     if result["holds"]:
         best = Settings.of(result["best"])
-        # Of the file alone: what this shell's environment says is not there where it serves.
+        # Of the file alone: where the file serves, this shell's environment is not there.
         numbers, usual = properties.load(config_file, {}).numbers, max(1, machine.cores() // best.workers)
         threads = best.threads if best.threads != numbers.get("beeline_threads", usual) else None
         change = properties.change(config_file, name, model.archive.version, numbers_of(best), threads)
     record = Record.now("tune", command, result, sent, started=started)
-    return Tuned(record, change, journal.path, interruption)
+    return record, change, journal.path, interruption
 
 
 def turns_of(journal: Journal) -> list[Turn]:
-    """Return what a journal holds of turns."""
+    """Return a journal's turns."""
     return [Turn(**{**values, "settings": Settings.of(values["settings"])}) for values in journal.of("turn")]
 
 
 def forecast_of(journal: Journal, goal: Goal) -> Forecast:
-    """Return what a journal's times of a batch make one expect."""
+    """Return the forecast from a journal's batch times."""
     lines = {}
     for threads in sorted({threads for threads, _, _ in journal.of("batch")}):
         own = [(size, milliseconds) for count, size, milliseconds in journal.of("batch") if count == threads]
-        # Two points, a noisy one among them, say nothing of large batches: then the line is without a fixed cost.
+        # Two points, one of them noisy, say nothing about large batches: then the line has no fixed cost.
         line = (fit(own) if len(own) > 2 else None) or Fit(own[-1][1] / own[-1][0], 0.0, 1.0)
         lines[threads] = Fit(max(line.a_ms, 1e-3), max(line.b_ms, 0.0), line.error)
     return Forecast(lines, goal, machine.cores())
 
 
 def rank(turns: Sequence[Turn], goal: Goal, configured: Settings | None = None) -> list[Turn]:
-    """Return every measured configuration, its turns as one; the best for the goal first, else the nearest to it.
+    """Return every measured configuration with its turns as one, the best for the goal first, else the nearest to it.
 
-    Of several within 1 % of the best, `configured` or the one of lowest latency comes first.
+    Among those within 1 % of the best, `configured` comes first, else the lowest latency.
     """
     order = sorted({turn.settings for turn in turns})
     ranked = []
@@ -143,10 +137,9 @@ def rank(turns: Sequence[Turn], goal: Goal, configured: Settings | None = None) 
 
 
 def _costs(turns: Sequence[Turn], order: Sequence[Settings]) -> list[float]:
-    """Return each configuration's cost; the logarithm of a turn's is level + drift + noise.
+    """Return each configuration's cost, by generalised least squares on the logarithms: level + drift + noise.
 
-    The drift of two turns is alike when they are near each other in time, so a turn is compared with its neighbours
-    above all: generalised least squares with that covariance.
+    Turns that are near in time have a similar drift, so a turn is compared mostly with its neighbours.
     """
     places = np.arange(len(turns))
     drift = _DRIFT**2 * np.exp(-np.abs(places[:, None] - places) / _MEMORY)
@@ -159,7 +152,7 @@ def _costs(turns: Sequence[Turn], order: Sequence[Settings]) -> list[float]:
 
 @dataclass
 class Search:
-    """Measures what is promising, best forecast first, and what is `configured` now; `deadline` is of `clock`."""
+    """Measures promising settings, best forecast first, and the `configured` ones, until the `deadline` by `clock`."""
 
     servers: Servers
     configured: Settings
@@ -171,7 +164,7 @@ class Search:
         self.goal, self.journal = self.servers.goal, self.servers.journal
 
     def run(self) -> None:
-        """Measure until it is decided; what was measured is in the journal whenever somebody or an alarm ends it."""
+        """Measure until the best is decided; after an interruption the journal has the turns so far."""
         counts = sorted({count for count in THREADS if count <= machine.cores()} | {self.configured.threads})
         for threads in counts:
             if sum(point[0] == threads for point in self.journal.of("batch")) < 2:
@@ -185,43 +178,43 @@ class Search:
         self.promising, _ = candidates(self.forecast, self.room, self.configured)
         until = self.clock() + (1 - _DECIDING) * (self.deadline - self.clock())
         while wave := self._wave(until):
-            # The best so far is measured again in each wave, to tell its figures from the machine's drift.
+            # The best so far is measured again in each wave, which shows the machine's drift.
             self._measure([*wave, *(turn.settings for turn in self.ranked[:1])], _TURN)
         finalists = [turn.settings for turn in self.ranked[:_FINALISTS]]
         for number in range(_ROUNDS):
-            # What is configured now is what they must beat.
+            # They must beat what is configured now.
             self._measure([*finalists, *([] if number else [self.configured])], _LONG)
-            # Two at least: turns of one alone decide nothing.
+            # At least two: one alone is compared with nothing.
             left = max(2, len(finalists) // 2)
             finalists = [turn.settings for turn in self.ranked if turn.settings in finalists][:left]
 
     def _wave(self, until: float) -> list[Settings]:
-        """Return what to measure for the first time, as far as time and memory allow; the first of all in any case."""
-        kept: list[Settings] = []
+        """Return what to measure for the first time, as far as time and memory allow; at least one if there is none."""
+        wave: list[Settings] = []
         for settings in self._hopeful() if self.ranked else dict.fromkeys([self.promising[0], self.configured]):
-            more = [*kept, settings]
+            more = [*wave, settings]
             opening = self.servers.opening_seconds(more)
             seconds = opening + sum(sum(self._lengths(each, _TURN)) for each in more)
             fits = sum(each.workers for each in more) <= self.room and opening <= _BOOT_SECONDS
-            if (fits and self.clock() + seconds <= until) or not (self.ranked or kept):
-                kept = more
-        return kept[:_WAVE]
+            if (fits and self.clock() + seconds <= until) or not (self.ranked or wave):
+                wave = more
+        return wave[:_WAVE]
 
     def _hopeful(self) -> list[Settings]:
-        """Return what was not measured and may be better than the best, best forecast first; early its other delays."""
+        """Return unmeasured settings that may beat the best, best forecast first; the best's other delays third."""
         best, tried = self.ranked[0], {each.settings for each in self.ranked}
         layouts = {each.layout for each in tried}
         hopeful: dict[object, Settings] = {}
         for settings in sorted(set(self.promising) - tried, key=lambda each: (self.forecast.of(each), each)):
             if self.forecast.of(settings) < (1 + _HOPE) * best.cost:
-                # Of workers and threads that were not tried one configuration says enough.
+                # One configuration is enough for a new layout.
                 hopeful.setdefault(settings if settings.layout in layouts else settings.layout, settings)
         order, others = list(hopeful.values()), [each for each in delays(best.settings, self.goal) if each not in tried]
         return [*order[:2], *others, *order[2:]]
 
-    def _measure(self, wanted: Sequence[Settings], seconds: float) -> None:
-        """Give each one turn, in an order that no round repeats."""
-        order = sorted(set(wanted))
+    def _measure(self, configurations: Sequence[Settings], seconds: float) -> None:
+        """Give each one turn, in an order that changes from round to round."""
+        order = sorted(set(configurations))
         random.Random(len(self.journal.rows)).shuffle(order)
         self.servers.open(order)
         for settings in order:
@@ -231,8 +224,8 @@ class Search:
         self._learn()
 
     def _lengths(self, settings: Settings, seconds: float) -> tuple[float, float]:
-        """Return how many seconds to measure a configuration, and to warm it up before."""
-        # As long as a client waits for an answer.
+        """Return the seconds of a configuration's turn, and of the warm-up before it."""
+        # How long a client waits for an answer.
         cycle = min(self.forecast.of(settings) / 1000, 2 * seconds)
         needed = _ANSWERS / (self.goal.rate or self.goal.clients / cycle)
         return max(seconds, min(needed, _LONGER * seconds)), max(_WARM_UP, min(1.5 * cycle, 2 * seconds))
@@ -243,11 +236,7 @@ class Search:
 
 
 def answer(model: str, configured: Settings, goal: Goal, journal: Journal) -> dict[str, Any]:
-    """Return the record's result as a journal has it so far, but for how the measuring went.
-
-    Raises:
-        Undetermined: when it has no turn.
-    """
+    """Return the record's result from the journal so far; raise `Undetermined` when it has no turn."""
     ranked = rank(turns_of(journal), goal, configured)
     if not ranked:
         raise Undetermined("it ended before anything was measured; run it again, with more --minutes where it had few")
@@ -272,7 +261,7 @@ def answer(model: str, configured: Settings, goal: Goal, journal: Journal) -> di
 
 
 def _sentence(best: Turn, ranked: Sequence[Turn], configured: Settings, goal: Goal) -> str:
-    """Return what, how much, under which goal, and against what is configured now."""
+    """Return the best settings, their figures, the goal, and the comparison with what is configured now."""
     if not goal.holds(best):
         fix = "lower the rate, or serve it from more cores"
         if best.failed:
@@ -280,11 +269,8 @@ def _sentence(best: Turn, ranked: Sequence[Turn], configured: Settings, goal: Go
         elif goal.p95_ms and best.p95_ms:
             fix = f"about {max(1, int(goal.clients * goal.p95_ms / best.p95_ms))} clients at a time would be within it"
         return f"nothing measured holds {goal}; the nearest is {best}; {fix}"
-    now = next((turn for turn in ranked if turn.settings == configured), None)
     against = f"what is configured now ({configured}) was not measured"
-    if now is not None and now.settings == best.settings:
-        against = "it is what is configured now"
-    elif now is not None:
+    for now in (turn for turn in ranked if turn.settings == configured):
         times = f"it takes {now.cost / best.cost:.2f} times as long" if goal.holds(now) else "it does not hold that"
-        against = f"configured now is {now}: {times}"
+        against = f"configured now is {now}: {times}" if now is not best else "it is what is configured now"
     return f"{best}, which holds {goal}; {against}"

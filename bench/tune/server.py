@@ -1,4 +1,4 @@
-"""Where a tuning measures: a batch in a sandbox, and real servers with one archive under a name a configuration."""
+"""What a tuning measures: batches in a sandbox, and real servers that serve one archive under several names."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from serve.properties import Properties
 from serve.servers.protocol import MALLOC
 from serve.up import Request, up
 
-# What is sent of a folder is at most so many pictures; batches are timed with the first of them.
+# At most so many pictures of a folder are sent; batches are timed with the first of them.
 MOST_PICTURES, _TIMED = 200, 32
 _SIZES = (1, 2, 4, 8, 16, 32)
 # Seconds of Java's own start; workers that start together slow each other down.
 _JAVA_SECONDS, _CROWDED = 4.0, 1.3
 _OF_MEMORY, _SETTLE_SECONDS, _STARTUP_SECONDS, _LOAD_SECONDS = 0.8, 30.0, 600, 180.0
-# Seconds after which a request has failed, where a budget is not a sixth of more.
+# A request has failed after six budgets, but not before so many seconds.
 _DEADLINE = 10.0
 
 
 @dataclass(frozen=True)
 class Model:
-    """An archive with its file's sha256, the configuration file with the environment over it, and what that says."""
+    """An archive, its file's sha256, the configuration under the environment, and its settings for the archive."""
 
     archive: Archive
     sha256: str
@@ -50,13 +50,13 @@ class Model:
     configured: Settings
 
 
-def find_model(wanted: str, folder: Path, config_file: Path, environ: Mapping[str, str]) -> Model:
-    """Return the model of an archive by its path, or by its name in the store.
+def find_model(name: str, folder: Path, config_file: Path, environ: Mapping[str, str]) -> Model:
+    """Return the model of an archive by its path or by its name in the store.
 
     Raises:
-        BeelineError: when it is not there, is not built by Beeline, or the configuration has a mistake.
+        BeelineError: when it is not there, was not built by Beeline, or the configuration has a mistake.
     """
-    archive = store.find_archives(folder, (str(Path(wanted).resolve()) if Path(wanted).is_file() else wanted,))[0]
+    archive = store.find_archives(folder, (str(Path(name).resolve()) if Path(name).is_file() else name,))[0]
     mar.check(archive.path)
     numbers = properties.load(config_file, environ)
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
@@ -70,9 +70,9 @@ def find_model(wanted: str, folder: Path, config_file: Path, environ: Mapping[st
 class Servers(ExitStack):
     """Real servers, one for each number of threads at each `open`; a context manager that stops them all.
 
-    Neither server changes a model's batch size or delay while it runs, and TorchServe takes no other model then. So one
-    archive has several names, and a turn of one configuration follows a turn of another at once: workers without
-    requests take memory and no processor time.
+    Neither server changes a model's batch size or delay while it runs, and TorchServe then takes no other model. So
+    each configuration is the archive under a name of its own, and a turn of one can follow a turn of another at once:
+    workers without requests take memory and no processor time.
     """
 
     model: Model
@@ -86,35 +86,35 @@ class Servers(ExitStack):
         super().__init__()
         self._most_workers, self._start_seconds = WORKERS[-1], 0.0
 
-    def open(self, wanted: Sequence[Settings]) -> None:
-        """Start what does not run yet and wait for answers; what runs is stopped first where memory holds not both."""
-        if sum(settings.workers for settings in {*self.running, *wanted}) > self._most_workers:
+    def open(self, configurations: Sequence[Settings]) -> None:
+        """Start what does not run yet and wait for answers; where memory is short, stop what runs first."""
+        if sum(settings.workers for settings in {*self.running, *configurations}) > self._most_workers:
             self.stop()
-        missing = sorted(set(wanted) - set(self.running), key=lambda each: each.threads)
+        missing = sorted(set(configurations) - set(self.running), key=lambda each: each.threads)
         for _, group in itertools.groupby(missing, lambda each: each.threads):
             self._start(list(group))
 
     def run(self, settings: Settings, seconds: float, warm_up: float) -> Turn:
-        """Make the load on one configuration and return what came of it."""
+        """Make the load on one configuration and return its turn."""
         running, goal = self.running[settings], self.goal
         running.check()
         url, clients = f"{running.state.backend}/predictions/{settings.label}", None if goal.rate else goal.clients
         deadline = max(_DEADLINE, 6 * (goal.p95_ms or 0.0) / 1000)
         figures = run(Plan(url, self.pictures, seconds, warm_up, clients, goal.rate, deadline=deadline)).summary()
         if figures["failed"]:
-            # The next turn waits until the server has answered what its clients gave up.
+            # The next turn waits until the server has answered the requests that its clients gave up.
             run(Plan(url, self.pictures, seconds=0.1, warm_up=0.0, clients=1, deadline=_SETTLE_SECONDS))
         per_second, p95_ms, backlog = figures["good_per_second"], figures["p95_ms"], figures["backlog"]
         cost, growing = goal.cost(per_second, p95_ms), bool(backlog and backlog["growing"])
         return Turn(settings, figures["seconds"], per_second, p95_ms, figures["failed"], cost, growing)
 
     def time_batches(self, threads: int, seconds: float) -> None:
-        """Time batches of growing sizes with so many threads, in a process of its own, and what a worker costs.
+        """Time batches of growing sizes with so many threads, and a worker's cost, in a process of its own.
 
-        A journal's row `batch` has threads, size and milliseconds; `cost` is as `Sandbox.time_batches` says it.
+        A journal's row `batch` has threads, size and milliseconds; its row `cost` is that of `Sandbox.time_batches`.
         """
         names = ("OMP_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
-        # A worker may hold a second model for a picture that comes alone, which costs memory.
+        # A worker may hold a second model for a picture that comes alone, and that costs memory.
         lone = self.model.properties.numbers.get("beeline_lone_threads") or min(machine.cores(), config.LONE)
         environment = MALLOC | dict.fromkeys(names, str(threads))
         with Sandbox(self.model.archive.path, load_seconds=_LOAD_SECONDS, environment=environment) as sandbox:
@@ -129,14 +129,14 @@ class Servers(ExitStack):
                 if not self.journal.of("batch"):
                     raise
 
-    def opening_seconds(self, wanted: Sequence[Settings]) -> float:
-        """Return how long opening them will take, about: as long as the last ones took."""
+    def opening_seconds(self, configurations: Sequence[Settings]) -> float:
+        """Return about how many seconds opening them will take, by the last time."""
         each = self._start_seconds or _CROWDED * self._cost()["load_seconds"] / machine.cores()
-        groups = len({settings.threads for settings in wanted})
-        return _JAVA_SECONDS * groups + each * sum(settings.workers for settings in wanted)
+        groups = len({settings.threads for settings in configurations})
+        return _JAVA_SECONDS * groups + each * sum(settings.workers for settings in configurations)
 
     def room(self) -> int:
-        """Return how many workers memory holds; no more are open at a time from now on."""
+        """Return how many workers fit into memory; from now on no more run at a time."""
         cost = self._cost()
         rooms = [WORKERS[-1], int(_OF_MEMORY * machine.free_memory() / cost["memory"])]
         if cost.get("device_memory"):
@@ -152,27 +152,27 @@ class Servers(ExitStack):
         self.running.clear()
         self.close()
 
-    def _start(self, wanted: Sequence[Settings]) -> None:
-        began, workers = time.monotonic(), sum(settings.workers for settings in wanted)
+    def _start(self, configurations: Sequence[Settings]) -> None:
+        began, workers = time.monotonic(), sum(settings.workers for settings in configurations)
         folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="beeline-tune-")))
-        archives = tuple(str(mar.renamed(self.model.archive.path, each.label, folder)) for each in wanted)
-        numbers = configuration(self.model, wanted, folder)
+        archives = tuple(str(mar.renamed(self.model.archive.path, each.label, folder)) for each in configurations)
+        numbers = configuration(self.model, configurations, folder)
         request = Request(self.server, archives, folder, numbers, "tune", ports=Ports(0), gateway="none")
-        # The configuration has what these say already.
+        # The configuration has the values of these already.
         own = {*properties.VARIABLES, "BATCH_SIZE", "WORKERS", "LINGER_MS"}
         environ = {name: value for name, value in os.environ.items() if name not in own}
         running = self.enter_context(up(request, lambda line: None, {**environ, "BEELINE_STATE": str(folder)}))
-        self.running |= dict.fromkeys(wanted, running)
+        self.running |= dict.fromkeys(configurations, running)
         self._start_seconds = max(0.1, (time.monotonic() - began - _JAVA_SECONDS) / workers)
 
 
-def configuration(model: Model, wanted: Sequence[Settings], folder: Path) -> Path:
-    """Write the person's own numbers into a folder, with these settings in place of the models; ports are free ones."""
+def configuration(model: Model, configurations: Sequence[Settings], folder: Path) -> Path:
+    """Write the configured numbers into a folder, with a model for each of these settings."""
     version, startup = model.archive.version, {"startupTimeout": _STARTUP_SECONDS}
-    entries = {each.label: {version: numbers_of(each) | startup} for each in wanted}
+    entries = {each.label: {version: numbers_of(each) | startup} for each in configurations}
     values = {key: str(value) for key, value in model.properties.numbers.items()}
     values |= {"vmargs": model.properties.texts["vmargs"]} if "vmargs" in model.properties.texts else {}
-    values |= {"beeline_threads": str(wanted[0].threads), "models": json.dumps(entries)}
+    values |= {"beeline_threads": str(configurations[0].threads), "models": json.dumps(entries)}
     path = folder / "config.properties"
     with path.open("w", encoding="utf-8") as file:
         javaproperties.dump(values, file, timestamp=False)
@@ -180,6 +180,6 @@ def configuration(model: Model, wanted: Sequence[Settings], folder: Path) -> Pat
 
 
 def numbers_of(settings: Settings) -> dict[str, int]:
-    """Return a model's numbers as `models` has them."""
+    """Return a model's numbers with the keys of `models`."""
     workers = {"minWorkers": settings.workers, "maxWorkers": settings.workers}
     return {**workers, "batchSize": settings.batch_size, "maxBatchDelay": settings.max_batch_delay}

@@ -30,12 +30,9 @@ def test_a_folder_is_read_sorted_and_without_other_files(folder: Path) -> None:
     assert str(folder) not in str(said)
 
 
-def test_some_of_a_folder_are_taken_from_all_over_it(folder: Path) -> None:
+def test_some_of_a_folder_are_taken_from_all_over_it_and_a_file_is_read_whatever_its_name(folder: Path) -> None:
     assert pictures.read(folder, most=2).names == ("1.PNG", "2.jpg")
     assert pictures.read(folder, most=9) == pictures.read(folder)
-
-
-def test_a_file_is_read_whatever_its_name(folder: Path) -> None:
     assert pictures.read(folder / "a/notes.txt").bodies == (b"a/notes.txt",)
 
 
@@ -48,7 +45,7 @@ def test_equal_digests_are_equal_pictures_in_the_same_order(folder: Path) -> Non
     assert len(set(digests)) == 3
 
 
-def test_nothing_to_send_is_said(folder: Path, tmp_path: Path) -> None:
+def test_missing_pictures_are_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BeelineError, match="is not there"):
         pictures.read(folder / "none")
     (tmp_path / "empty").mkdir()
@@ -56,7 +53,7 @@ def test_nothing_to_send_is_said(folder: Path, tmp_path: Path) -> None:
         pictures.read(tmp_path / "empty")
 
 
-def test_an_archives_golden_pictures_are_sent_where_none_are_named(folder: Path, colour_archive: Path) -> None:
+def test_golden_pictures_are_the_default(folder: Path, colour_archive: Path) -> None:
     archive = mar.read(colour_archive)
     assert pictures.choose(None, None, archive).names == ("0.png", "1.png")
     assert pictures.choose(None, folder, archive, most=2).names == ("1.PNG", "2.jpg")

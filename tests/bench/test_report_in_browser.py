@@ -9,8 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Playwright
 
-from bench.report import page
-from tests.bench.test_report import EVERY
+from tests.bench.test_report import EVERY, report
 from tests.frontend.conftest import CHROMIUM, QUIET
 from train import report as evaluation
 from train.evaluate import Judged, Report
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 def html(kind: str) -> str:
     if kind != "evaluate":
-        return page(EVERY[kind]()).html()
+        return report(EVERY[kind]).html()
     labels = tuple(f"a label of words, number {i}" for i in range(9))
     judged = [Judged(Path(f"{label}.jpg"), label, ((labels[0], 0.9),), 200) for label in labels]
     return evaluation.page(Report("data", labels, (*judged, Judged(Path("x"), labels[1], (), 415, "none"))), "x").html()

@@ -1,10 +1,11 @@
-"""Batch sweeps: where they end and what they say, and real archives in their sandbox that leave nothing."""
+"""Batch sweeps: where they end and what they find, and real archives in a sandbox that leaves nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import shutil
 import signal
 import zipfile
 from dataclasses import dataclass
@@ -17,11 +18,10 @@ from beeline.errors import ArchiveError, Undetermined
 from bench import sweep
 from bench.record import Record
 from bench.report import text
-from bench.sweep import OUT_OF_MEMORY, REFERENCES, STAGES, Fit, Plan, Row, differences, end, fit, is_flat, knee
+from bench.sweep import OUT_OF_MEMORY, STAGES, Plan, Row, end, fit, is_flat, knee, timing
 from tests.conftest import BLUE, GREEN, RED
 
-# The project's handler around a fake engine, which loads at once and fails as the test says: no machine has so
-# little memory that three small pictures do not fit.
+# The project's handler around a fake engine, which loads at once and fails as the test says.
 FAKE = """
 import os
 import time
@@ -93,17 +93,16 @@ def children() -> list[psutil.Process]:
 
 
 def test_each_batch_size_has_every_stage(colour_archive: Path) -> None:
-    seen: list[Row] = []
-    result, interruption = sweep.measure(plan(colour_archive, least=4), seen.append)
+    rows: list[Row] = []
+    result, interruption = sweep.measure(plan(colour_archive, least=4), rows.append)
     assert interruption is None
-    assert [row.batch for row in seen] == [1, 2, 4]
-    assert result["rows"] == [row.to_dict() for row in seen]
-    for row in seen:
-        assert (row.error, row.repeats) == (None, 2)
+    assert [row["batch"] for row in rows] == [1, 2, 4]
+    assert result["rows"] == rows
+    for row in rows:
+        assert (row["error"], row["repeats"]) == (None, 2)
         for stage in STAGES:
-            timing = row.stages[stage]
-            assert 0 < timing["low_ms"] <= timing["median_ms"] <= timing["high_ms"]
-            assert timing["ms_per_image"] == pytest.approx(timing["median_ms"] / row.batch, rel=0.01)
+            assert 0 < row[stage]["low_ms"] <= row[stage]["median_ms"] <= row[stage]["high_ms"]
+            assert row[stage]["ms_per_image"] == pytest.approx(row[stage]["median_ms"] / row["batch"], rel=0.01)
     assert not children()
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (result["model"], result["version"], result["classes"]) == ("colours", "1.0", 3)
@@ -116,11 +115,10 @@ def test_each_batch_size_has_every_stage(colour_archive: Path) -> None:
     assert re.search(r"(?m)^\* +\d", said), "no knee is marked"
 
 
-@pytest.mark.parametrize("failure", ["raise torch.OutOfMemoryError()", "raise MemoryError", "os.kill(os.getpid(), 9)"])
-def test_out_of_memory_is_a_row_however_it_is_said(colour_archive: Path, tmp_path: Path, failure: str) -> None:
-    result, _ = sweep.measure(
-        plan(with_handler(colour_archive, tmp_path / "a.mar", faking(failure)), least=64, most=64)
-    )
+@pytest.mark.parametrize("failure", ["raise torch.OutOfMemoryError()", "os.kill(os.getpid(), 9)"])
+def test_a_batch_that_is_out_of_memory_is_a_row(colour_archive: Path, tmp_path: Path, failure: str) -> None:
+    hungry = with_handler(colour_archive, tmp_path / "a.mar", faking(failure))
+    result, _ = sweep.measure(plan(hungry, least=64, most=64))
     assert [(row["batch"], row["error"]) for row in result["rows"]] == [(1, None), (2, None), (4, OUT_OF_MEMORY)]
     assert result["ended"] == OUT_OF_MEMORY
     assert result["rows"][-1] == {"batch": 4, "error": OUT_OF_MEMORY, "repeats": 0, **dict.fromkeys(STAGES)}
@@ -136,49 +134,42 @@ def test_a_real_memory_limit_gives_that_row_too(colour_archive: Path, tmp_path: 
     assert len(errors) > 1
 
 
-def test_another_failure_is_an_error_with_its_batch_size(colour_archive: Path, tmp_path: Path) -> None:
-    wrong = faking("raise ZeroDivisionError('fake')")
-    with pytest.raises(ArchiveError, match="fails on a batch of 4: ZeroDivisionError: fake"):
-        sweep.measure(plan(with_handler(colour_archive, tmp_path / "wrong.mar", wrong), least=64, most=64))
+# Inside the handler alone, which then answers each picture by itself: its time would be that of something else.
+INSIDE = "len(pixels) > 2 and '_answer' in [one.name for one in __import__('traceback').extract_stack()]"
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "message"),
+    [
+        (faking("raise ZeroDivisionError('fake')"), {}, "fails on a batch of 4: ZeroDivisionError: fake"),
+        (faking("raise ZeroDivisionError('fake')", INSIDE), {}, "fails on a batch of 4: ZeroDivisionError"),
+        (
+            faking(),
+            {"pictures": Few((RED, b"no picture"))},
+            r"a picture of the mix is refused \(the body starts with b'no",
+        ),
+        ("class Other:\n    def initialize(self, context): ...\n", {}, "cannot be timed: ValueError: Other is no Vis"),
+        (None, {"device": "cuda:99"}, "BEELINE_DEVICE is 'cuda:99'"),
+    ],
+)
+def test_what_cannot_be_timed_is_an_error_and_leaves_no_process(
+    colour_archive: Path, tmp_path: Path, source: str | None, changes: dict[str, object], message: str
+) -> None:
+    archive = with_handler(colour_archive, tmp_path / "a.mar", source) if source else colour_archive
+    with pytest.raises(ArchiveError, match=message):
+        sweep.measure(plan(archive, **{"least": 64, "most": 64, **changes}))
     assert not children()
-
-
-def test_a_failure_inside_the_handler_alone_is_not_timed(colour_archive: Path, tmp_path: Path) -> None:
-    """The handler answers each picture alone after it, which would be the time of another thing."""
-    inside = "len(pixels) > 2 and '_answer' in [one.name for one in traceback.extract_stack()]"
-    source = "import traceback" + faking("raise ZeroDivisionError('fake')", inside)
-    with pytest.raises(ArchiveError, match="fails on a batch of 4: ZeroDivisionError"):
-        sweep.measure(plan(with_handler(colour_archive, tmp_path / "inside.mar", source), least=64, most=64))
-
-
-def test_a_picture_that_is_refused_is_named_before_anything_is_timed(colour_archive: Path, tmp_path: Path) -> None:
-    fake = with_handler(colour_archive, tmp_path / "fake.mar", faking())
-    with pytest.raises(ArchiveError, match=r"a picture of the mix is refused \(the body starts with b'no picture"):
-        sweep.measure(plan(fake, pictures=Few((RED, b"no picture at all"))))
-
-
-def test_a_handler_that_cannot_be_timed_is_refused(colour_archive: Path, tmp_path: Path) -> None:
-    other = "class Other:\n    def initialize(self, context): ...\n"
-    with pytest.raises(ArchiveError, match="cannot be timed: ValueError: Other is no VisionHandler"):
-        sweep.measure(plan(with_handler(colour_archive, tmp_path / "other.mar", other)))
-    assert not children()
-
-
-def test_a_device_that_is_not_there_is_refused(colour_archive: Path) -> None:
-    with pytest.raises(ArchiveError, match="BEELINE_DEVICE is 'cuda:99'"):
-        sweep.measure(plan(colour_archive, device="cuda:99"))
 
 
 def test_a_changed_archive_is_refused(colour_archive: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed.mar"
-    changed.write_bytes(colour_archive.read_bytes())
+    changed = Path(shutil.copy(colour_archive, tmp_path))
     with zipfile.ZipFile(changed, "a") as archive:
         archive.writestr("numpy.py", "")
     with pytest.raises(ArchiveError, match=r"holds numpy\.py"):
         sweep.measure(plan(changed))
 
 
-def test_a_worker_that_ends_otherwise_is_no_row(colour_archive: Path, tmp_path: Path) -> None:
+def test_a_worker_that_another_signal_ends_is_an_error(colour_archive: Path, tmp_path: Path) -> None:
     short = plan(with_handler(colour_archive, tmp_path / "fake.mar", faking()))
     with sweep.worker(short) as (sandbox, _):
         children()[0].send_signal(signal.SIGTERM)
@@ -194,8 +185,8 @@ def test_the_mix_is_spread_over_the_folder_or_repeats_it(tmp_path: Path) -> None
 
 def row(batch: int, per_image: float, handler: float | None = None) -> Row:
     """Return a row with these milliseconds for one image."""
-    each = dict.fromkeys(STAGES, per_image) | {"handler": per_image if handler is None else handler}
-    return Row(batch, {stage: {"median_ms": ms * batch, "ms_per_image": ms} for stage, ms in each.items()}, 7)
+    each = dict.fromkeys(STAGES, per_image) | ({"handler": handler} if handler else {})
+    return {"batch": batch, "error": None, **{stage: {"ms_per_image": ms} for stage, ms in each.items()}}
 
 
 def grown(a: float, b: float, least: int = 1, most: int = 1024, fits: int = 1 << 20) -> tuple[list[Row], str]:
@@ -203,7 +194,7 @@ def grown(a: float, b: float, least: int = 1, most: int = 1024, fits: int = 1 <<
     rows: list[Row] = []
     while (ended := end(rows, least, most)) is None:
         batch = 1 << len(rows)
-        rows.append(row(batch, a + b / batch) if batch <= fits else Row(batch, {}, error=OUT_OF_MEMORY))
+        rows.append(row(batch, a + b / batch) if batch <= fits else {"batch": batch, "error": OUT_OF_MEMORY})
     return rows, ended
 
 
@@ -211,29 +202,29 @@ def test_it_doubles_until_two_doublings_gained_next_to_nothing() -> None:
     rows, ended = grown(a=10, b=20)
     assert ended == "plateau"
     # 30, 20, 15, 12.5, 11.25, 10.63, 10.31, 10.16: the last two doublings gain 2.9 % and 1.5 %.
-    assert [each.batch for each in rows] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert [each["batch"] for each in rows] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert not is_flat(rows[:-1])
     assert is_flat([row(1, 10), row(2, 11), row(4, 12)])
     # The forward pass may still gain where the handler does not.
     assert not is_flat([row(1, 20, 30), row(2, 15, 30), row(4, 12, 30)])
 
 
-def test_least_most_and_memory_end_it_otherwise() -> None:
+def test_least_most_and_memory_end_a_sweep_too() -> None:
     rows, ended = grown(a=10, b=0, least=64)
-    assert (rows[-1].batch, ended) == (64, "plateau")
+    assert (rows[-1]["batch"], ended) == (64, "plateau")
     rows, ended = grown(a=1, b=100, most=6)
-    assert ([each.batch for each in rows], ended) == ([1, 2, 4], "largest batch asked for (6)")
+    assert ([each["batch"] for each in rows], ended) == ([1, 2, 4], "largest batch asked for (6)")
     rows, ended = grown(a=1, b=100, fits=4)
-    assert ([each.error for each in rows], ended) == ([None, None, None, OUT_OF_MEMORY], OUT_OF_MEMORY)
+    assert ([each["error"] for each in rows], ended) == ([None, None, None, OUT_OF_MEMORY], OUT_OF_MEMORY)
     assert knee(rows) == 4
 
 
 def test_the_knee_is_the_smallest_batch_near_the_cheapest_image() -> None:
     assert knee([row(1, 20), row(2, 12), row(4, 10.4), row(8, 10), row(16, 10.9)]) == 4
-    assert knee([Row(1, {}, error=OUT_OF_MEMORY)]) is None
+    assert knee([{"batch": 1, "error": OUT_OF_MEMORY}]) is None
 
 
-def test_a_line_is_found_again_with_its_largest_relative_error() -> None:
+def test_a_fit_has_the_line_and_its_largest_relative_error() -> None:
     line = fit([(n, 12.5 * n + 40) for n in (1, 2, 8, 64)])
     assert line is not None
     assert (line.a_ms, line.b_ms, line.error) == (pytest.approx(12.5), pytest.approx(40), pytest.approx(0, abs=1e-9))
@@ -246,26 +237,5 @@ def test_a_line_is_found_again_with_its_largest_relative_error() -> None:
 
 @pytest.mark.parametrize(("samples", "median", "low", "high"), [([4.0], 4, 4, 4), ([1.0, 2.0, 3.0, 4.0, 5.0], 3, 2, 4)])
 def test_a_timing_is_median_and_quartiles(samples: list[float], median: float, low: float, high: float) -> None:
-    made = Row.of(2, dict.fromkeys(STAGES, samples))
-    assert made.stages["copied"] == {"median_ms": median, "low_ms": low, "high_ms": high, "ms_per_image": median / 2}
-    assert made.repeats == len(samples)
-
-
-def test_the_shape_is_compared_with_what_users_reported() -> None:
-    assert [one["points"] for one in REFERENCES] == [[[8, 17.5], [32, 13.75]], [[1, 2.75], [256, 1.02]]]
-    resnet18, resnet101 = differences(Fit(20.0, 2.0, 0.0), (1, 8, 32))
-    assert resnet18 == (
-        "ResNet-18, reported by users, worse from batch 64 on: 17.5 ms per image at batch 8 and 13.75 at 32, 1.27 "
-        "times faster; ours 1.01 times. Only what is fixed is spread over more images: a batch of theirs costs 40 ms "
-        "fixed and 12.5 ms an image, one of ours 2 ms fixed and 20 ms an image."
-    )
-    assert "2.70 times faster; ours 1.10 times" in resnet101
-
-
-def test_too_few_batch_sizes_in_common_are_not_compared() -> None:
-    resnet18, resnet101 = differences(Fit(20.0, 2.0, 0.0), (1, 2, 4, 8))
-    assert resnet18.startswith(
-        "ResNet-18, reported by users, worse from batch 64 on: fewer than two of our batch sizes lie"
-    )
-    assert "ours 1.10 times" in resnet101
-    assert all("not compared" in sentence for sentence in differences(None, (1,)))
+    expected = {"median_ms": median, "low_ms": low, "high_ms": high, "ms_per_image": median / 2}
+    assert timing(2, samples) == expected

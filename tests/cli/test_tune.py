@@ -13,7 +13,7 @@ import typer
 
 import bench.tune
 from bench.record import Journal, Record, read
-from bench.tune import Tuned, answer
+from bench.tune import answer
 from bench.tune.grid import Goal, Settings, Turn
 from bench.tune.server import numbers_of
 from cli.bench import tune
@@ -43,11 +43,10 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tell:
         result |= {"seconds": 9.0, "interrupted": interruption is not None}
         made = change(config, "colours", "1.0", numbers_of(Settings.of(result["best"])), None)
         record = Record.now("tune", "beeline bench tune", result, None)
-        tuned = Tuned(record, made if result["holds"] else None, journal.path, interruption)
 
-        def measure(wanted: str, asked: Goal, say: object, **rest: object) -> Tuned:
+        def measure(wanted: str, asked: Goal, *rest: object) -> object:
             assert (wanted, asked) == ("colours", goal)
-            return tuned
+            return record, made if result["holds"] else None, journal.path, interruption
 
         monkeypatch.setattr(bench.tune, "tune", measure)
         tune("colours", p95="500ms", config=config, **options)  # type: ignore[arg-type]
@@ -70,7 +69,9 @@ def test_without_a_terminal_the_diff_is_shown_and_nothing_changes(
     assert read(tmp_path / "out.jsonl")[0].result["sentence"] == values["sentence"]
 
 
-def test_asked_to_write_it_writes(tell: Tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_write_changes_the_file_without_a_question(
+    tell: Tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tell(write=True)
     text = (tmp_path / "config.properties").read_text()
     assert text.startswith("# mine\n")
@@ -83,7 +84,7 @@ def test_asked_to_write_it_writes(tell: Tell, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("yes", [True, False])
-def test_at_a_terminal_the_person_is_asked(
+def test_a_terminal_is_asked_before_the_file_changes(
     tell: Tell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, yes: bool
 ) -> None:
     questions: list[str] = []

@@ -1,4 +1,4 @@
-"""A small real HTTP server on this machine that answers as a test tells it to, and pictures for it."""
+"""A small real HTTP server on this machine that answers as a test wants, and pictures for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.load import Plan
+from bench.load import Outcome, Plan
 from bench.pictures import Pictures
 
 PICTURES = Pictures("some/pictures", ("a.jpg", "b.png", "c"), (b"first" * 9, b"second" * 900, b"third" * 30_000))
@@ -24,10 +24,9 @@ def answer(body: bytes = b"{}", status: str = "200 OK", *headers: str, length: b
 
 @dataclass(frozen=True)
 class Arrival:
-    """One request: how many came before it, which connection carries it, how many that did before, and itself."""
+    """One request: how many came before it, how many of them on its connection, and itself."""
 
     index: int
-    connection: int
     turn: int
     head: str
     body: bytes
@@ -43,35 +42,25 @@ class LocalServer:
     def __init__(self, respond: Respond) -> None:
         self.respond = respond
         self.arrivals: list[Arrival] = []
-        self.connections = 0
-        self.open = 0
-        self.most_open = 0
-        self.url = ""
+        self.open = self.most_open = 0
         self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
-        self._ended = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
-
-    def start(self) -> None:
+        self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        assert self._started.wait(30)
+        start = asyncio.start_server(self._connection, "127.0.0.1", 0, limit=1 << 20)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(30)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._ended.set)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()
 
     def refuse(self) -> None:
         """Take no more connections."""
-        assert self._server is not None
         self._server.close()
 
-    async def _serve(self) -> None:
-        self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0, limit=1 << 20)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self._started.set()
-        await self._ended.wait()
+    async def _end(self) -> None:
         self._server.close()
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
@@ -79,14 +68,14 @@ class LocalServer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number, self.connections, turn = self.connections, self.connections + 1, 0
         self.open += 1
         self.most_open = max(self.most_open, self.open)
+        turn = 0
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 length = int(head.lower().partition("content-length:")[2].split("\r\n")[0] or 0)
-                arrival = Arrival(len(self.arrivals), number, turn, head, await reader.readexactly(length))
+                arrival = Arrival(len(self.arrivals), turn, head, await reader.readexactly(length))
                 self.arrivals.append(arrival)
                 turn += 1
                 said = await self.respond(arrival)
@@ -110,10 +99,8 @@ def serve() -> Iterator[Serve]:
     running: list[LocalServer] = []
 
     def start(respond: Respond) -> LocalServer:
-        server = LocalServer(respond)
-        running.append(server)
-        server.start()
-        return server
+        running.append(LocalServer(respond))
+        return running[-1]
 
     yield start
     for server in running:
@@ -128,3 +115,10 @@ async def good(arrival: Arrival) -> bytes:
 def plan(server: LocalServer, **changes: Any) -> Plan:
     """Return a short load on it."""
     return Plan(f"{server.url}/predictions/x", **{"pictures": PICTURES, "seconds": 0.5, "warm_up": 0.1, **changes})
+
+
+def outcome(now: float, **changes: Any) -> Outcome:
+    """Return the outcome of a load, of two clients by default, whose measured time is 100 to 110."""
+    made = Outcome(Plan("http://127.0.0.1:1/predictions/x", PICTURES, **(changes or {"clients": 2})))
+    made.begin, made.end, made.now = 100.0, 110.0, now
+    return made

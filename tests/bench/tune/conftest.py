@@ -1,11 +1,14 @@
-"""A fake of the real servers: a latency model that the forecast does not know, drift, noise, a clock."""
+"""A fake of the real servers: latencies that the forecast does not know, drift, noise, a clock."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
-from collections.abc import Callable, Collection, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +21,8 @@ from bench.record import Journal
 from bench.tune import Search
 from bench.tune.grid import BATCHES, DELAYS, Goal, Settings, Turn
 from bench.tune.server import Servers
+from host import processes
+from serve.instance import MARK
 
 CONFIGURED = Settings(8, 1, 2, 2)
 
@@ -28,16 +33,10 @@ class TimeUp(Exception):
 
 @dataclass(frozen=True)
 class Machine:
-    """What the fake computes with: milliseconds a picture and a batch, and what no lone process tells.
+    """Milliseconds of a picture (on one thread) and of a batch, and what a process alone does not show.
 
-    Attributes:
-        a_ms: of a picture on one thread.
-        b_ms: of a batch.
-        cores: processor cores.
-        gain: how much faster two threads are than one.
-        crowd: by how much another busy worker slows a worker down.
-        large: by how much a picture takes longer in a batch over 16.
-        pauses: milliseconds of a worker between two batches.
+    `gain` is how much faster two threads are than one, `crowd` by how much each other busy worker slows a worker down,
+    `large` by how much longer a picture takes in a batch over 16, `pauses` a worker's milliseconds between two batches.
     """
 
     a_ms: float = 30.0
@@ -49,7 +48,7 @@ class Machine:
     pauses: float = 3.0
 
     def batch_ms(self, threads: int, size: float) -> float:
-        """A batch of a lone worker."""
+        """Return a batch's time on a lone worker."""
         a = self.a_ms / self.gain ** math.log2(threads) * (1 + self.large * (size > 16))
         return a * size + self.b_ms
 
@@ -134,12 +133,10 @@ class FakeServer:
 
     def _spend(self, seconds: float) -> None:
         """Let time go by; an interruption or the alarm comes in the middle of it."""
-        if min(self.alarm, self.interrupt_at) <= self.now + seconds and self.alarm < self.interrupt_at:
-            self.now = self.alarm
-            raise TimeUp
-        if self.now < self.interrupt_at <= self.now + seconds:
-            self.now = self.interrupt_at
-            raise KeyboardInterrupt
+        end = min(self.alarm, self.interrupt_at)
+        if end <= self.now + seconds:
+            self.now = end
+            raise TimeUp if self.alarm < self.interrupt_at else KeyboardInterrupt
         self.now += seconds
 
 
@@ -153,20 +150,14 @@ class Trial:
     server: FakeServer
     seconds: float = 240.0
 
-    def search(self) -> Search:
-        if not self.journal.of("batch"):
-            for threads in (1, 2):
-                for size in (1, 2, 4, 8, 16, 32):
-                    self.journal.add("batch", [threads, size, self.machine.batch_ms(threads, size)])
-        deadline = self.server.now + self.seconds
-        self.server.alarm = min(self.server.alarm, deadline)
-        self.server.journal = self.journal
-        return Search(cast(Servers, self.server), CONFIGURED, lambda line: None, deadline, self.server.clock)
-
     def run(self) -> None:
         """Search until it ends by itself or its time is up."""
+        for threads, size in itertools.product((1, 2), () if self.journal.of("batch") else (1, 2, 4, 8, 16, 32)):
+            self.journal.add("batch", [threads, size, self.machine.batch_ms(threads, size)])
+        deadline = self.server.now + self.seconds
+        self.server.alarm, self.server.journal = min(self.server.alarm, deadline), self.journal
         with suppress(TimeUp):
-            self.search().run()
+            Search(cast(Servers, self.server), CONFIGURED, lambda line: None, deadline, self.server.clock).run()
 
     def again(self) -> Trial:
         """The same, resumed from the file by another process."""
@@ -175,12 +166,28 @@ class Trial:
 
 
 def every(machine: Machine) -> list[Settings]:
-    """All configurations of the fake."""
+    """Return all configurations of the fake."""
     layouts = [(workers, threads) for workers in (1, 2, 3, 4) for threads in (1, 2) if workers * threads <= 4]
-    return [
-        Settings(size, *layout[:1], delay, layout[1])
-        for size, layout, delay in itertools.product(BATCHES, layouts, DELAYS)
-    ]
+    return [Settings(size, w, delay, t) for size, (w, t), delay in itertools.product(BATCHES, layouts, DELAYS)]
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short folder for everything temporary (sockets have short paths), in an environment without our variables."""
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp")).resolve()
+    for name in [name for name in os.environ if name.startswith(("BEELINE_", "BATCH_SIZE", "WORKERS", "LINGER_MS"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv("BEELINE_STATE", str(folder / "state"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    processes.stop_marked(MARK, str(folder), grace=0, folder=folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def left(folder: Path) -> list[Any]:
+    """Return processes and temporary folders that are still there."""
+    return [*processes.marked(MARK, str(folder), folder), *folder.glob("beeline-*")]
 
 
 MakeTrial = Callable[..., Trial]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,28 +13,14 @@ from bench.pictures import Pictures
 from bench.record import Journal
 from bench.tune.grid import Goal, Settings
 from bench.tune.server import Servers, configuration, find_model
-from host import processes
 from serve import properties
 from serve.client import ManagementClient
-from serve.instance import MARK
+from tests.bench.tune.conftest import left
 from tests.conftest import BLUE, GREEN, ROOT, write_archive
 
 GOAL = Goal(p95_ms=30_000, clients=8)
 SMALL, LARGE = Settings(2, 2, 2, 1), Settings(8, 1, 5, 1)
 CONFIG = ROOT / "config" / "config.properties"
-
-
-@pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A short folder for everything temporary: sockets have short paths."""
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp")).resolve()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    for name in ("BATCH_SIZE", "WORKERS", "LINGER_MS"):
-        monkeypatch.delenv(name, raising=False)
-    yield folder
-    processes.stop_marked(MARK, str(folder), grace=0, folder=folder)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.bench
@@ -70,9 +53,7 @@ def test_configurations_answer_on_one_server_each_with_its_own_numbers(
         opened.open([SMALL, LARGE])
         assert set(opened.running) == {SMALL, LARGE}
         opened.stop()
-        assert processes.marked(MARK, str(temporary), temporary) == []
-    assert processes.marked(MARK, str(temporary), temporary) == []
-    assert [path.name for path in temporary.iterdir() if path.name.startswith("beeline-")] == []
+        assert left(temporary) == []
 
 
 def test_what_is_configured_now_comes_from_file_and_environment(colour_archive: Path) -> None:
@@ -81,7 +62,7 @@ def test_what_is_configured_now_comes_from_file_and_environment(colour_archive: 
     assert found.configured == Settings(3, 2, 2, 4)
 
 
-def test_an_archive_of_another_make_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_beeline_did_not_build_is_refused(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "other.mar", "other", {"model.pt": b"x", "h.py": b""}, "h.py")
     with pytest.raises(ArchiveError, match=r"holds no checksums\.json; build it with"):
         find_model(str(path), tmp_path, CONFIG, {})
@@ -101,10 +82,8 @@ def test_the_variants_are_the_archive_under_other_names(tmp_path: Path, colour_a
 
 
 def test_a_batch_is_timed_and_says_what_a_worker_takes(tmp_path: Path, colour_archive: Path) -> None:
-    found, journal = (
-        find_model(str(colour_archive), colour_archive.parent, CONFIG, {}),
-        Journal.job(tmp_path / "j", {}),
-    )
+    found = find_model(str(colour_archive), colour_archive.parent, CONFIG, {})
+    journal = Journal.job(tmp_path / "j", {})
     Servers(found, GOAL, files.choose(None, None, found.archive), "torchserve", journal).time_batches(1, 5.0)
     assert {1, 2} <= {size for threads, size, ms in journal.of("batch") if threads == 1 and ms > 0}
     assert journal.of("cost")[-1]["memory"] > 100 << 20

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,159 +22,105 @@ from bench import record
 from bench.record import Journal
 from bench.tune import answer, grid
 from bench.tune.grid import Goal, Settings, Turn
+from bench.tune.server import numbers_of
 from cli.bench import app
-from host import processes
-from serve.instance import MARK
 from serve.properties import load
+from tests.bench.tune.conftest import left
 from tests.conftest import BLUE, ROOT
 
-COMMAND = [sys.executable, "-m", "cli", "bench"]
-# A line of the command's progress, when servers start, and once a turn was measured.
+# A line of the command's progress before servers start, and one after a turn.
 STARTING, MEASURED = "threads 2: a batch costs", "requests a second, p95 "
 
 
-@dataclass(frozen=True)
-class Place:
-    """A short temporary folder (sockets have short paths), a picture, and a copy of the configuration."""
-
-    folder: Path
-    picture: Path
-    config: Path
-
-    def command(self, archive: Path, *more: str) -> list[str]:
-        options = ("--picture", str(self.picture), "--config", str(self.config), "--clients", "8", "--json")
-        return [*COMMAND, "tune", str(archive), *options, *more]
-
-    @property
-    def environ(self) -> dict[str, str]:
-        ours = ("BEELINE_", "BATCH_SIZE", "WORKERS", "LINGER_MS")
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-        return {**kept, "TMPDIR": str(self.folder), "BEELINE_STATE": str(self.folder / "state")}
-
-    def left(self) -> tuple[list[Any], list[str]]:
-        """Return processes and temporary folders that are still there."""
-        inside = [path.name for path in self.folder.iterdir() if path.name.startswith("beeline-")]
-        return processes.marked(MARK, str(self.folder), self.folder), inside
-
-
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp")).resolve()
-    picture = tmp_path / "blue.png"
-    picture.write_bytes(BLUE)
-    config = tmp_path / "config.properties"
-    config.write_bytes((ROOT / "config" / "config.properties").read_bytes())
-    yield Place(folder, picture, config)
-    processes.stop_marked(MARK, str(folder), grace=0, folder=folder)
-    shutil.rmtree(folder, ignore_errors=True)
+def config(tmp_path: Path) -> Path:
+    """A copy of the configuration, and a picture beside it."""
+    (tmp_path / "blue.png").write_bytes(BLUE)
+    return Path(shutil.copy(ROOT / "config" / "config.properties", tmp_path))
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the search so short that it is decided long before its time is up, however slow the machine is now."""
+def words(archive: Path, config: Path, *more: str) -> list[str]:
+    """Return the command's words."""
+    picture = str(config.parent / "blue.png")
+    return ["tune", str(archive), "--picture", picture, "--config", str(config), "--clients", "8", "--json", *more]
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("server", ["torchserve", "mms"])
+def test_a_short_tuning_answers_and_changes_the_file(
+    temporary: Path, config: Path, colour_archive: Path, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    # The search is decided long before its time is up, however slow the machine is now.
     for name, value in {"BATCHES": (2, 8), "WORKERS": (1, 2)}.items():
         monkeypatch.setattr(grid, name, value)
     for name, seconds in {"THREADS": (1,), "_TURN": 1.5, "_LONG": 1.5, "_WAVE": 1, "_ROUNDS": 1}.items():
         monkeypatch.setattr(bench.tune, name, seconds)
-
-
-@pytest.mark.bench
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("server", ["torchserve", "mms"])
-def test_a_short_tuning_answers_and_changes_the_file(
-    place: Place, colour_archive: Path, monkeypatch: pytest.MonkeyPatch, server: str
-) -> None:
-    out = place.folder / "out.jsonl"
-    options = ("--p95", "30s", "--minutes", "9", "--server", server, "--write", "--out", str(out))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    for name in set(os.environ) - set(place.environ):
-        monkeypatch.delenv(name)
-    for name, value in place.environ.items():
-        monkeypatch.setenv(name, value)
-    done = CliRunner().invoke(app, place.command(colour_archive, *options)[len(COMMAND) :])
+    out = temporary / "out.jsonl"
+    more = ("--p95", "30s", "--minutes", "9", "--server", server, "--write", "--out", str(out))
+    done = CliRunner().invoke(app, words(colour_archive, config, *more))
     assert done.exit_code == 0, done.output
     values = json.loads(done.stdout.splitlines()[-1])
     assert values["holds"]
     assert values["tried"]
     assert not values["interrupted"]
     assert values["written"] == bool(values["diff"])
-    best = Settings.of(values["best"])
-    read = load(place.config)
-    entry = read.models["colours"]["1.0"].numbers
-    assert (entry["batchSize"], entry["minWorkers"], entry["maxBatchDelay"]) == (
-        best.batch_size,
-        best.workers,
-        best.max_batch_delay,
-    )
+    read = load(config)
+    best = numbers_of(Settings.of(values["best"]))
+    assert read.models["colours"]["1.0"].numbers == {**read.models["colours"]["1.0"].numbers, **best}
     assert read.models["resnet18"]["1.0"].numbers["batchSize"] == 8
-    assert "# Requests that the server holds" in place.config.read_text()
+    assert "# Requests that the server holds" in config.read_text()
     assert "What was not measured, and why" in done.stderr
     assert "<svg" in Path(values["plot"]).read_text()
     kept = record.read(out)[0]
     assert (kept.kind, kept.result["sentence"]) == ("tune", values["sentence"])
-    assert place.left() == ([], [])
+    assert left(temporary) == []
 
 
-def interrupted(place: Place, command: list[str], when: str, number: signal.Signals) -> tuple[int, dict[str, Any], str]:
-    """Run the command, send the signal once a line of its progress says `when`, return how it ended."""
-    process = subprocess.Popen(
-        command, env=place.environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def interrupted(command: list[str], when: str, number: signal.Signals) -> tuple[int, str, str]:
+    """Run the command, send the signal once a line of its progress says `when`; return code, output and progress."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert process.stdout is not None
-    # Whatever goes wrong, the test ends.
     watchdog = threading.Timer(240, process.kill)
     watchdog.start()
     try:
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if when in line:
-                process.send_signal(number)
-                break
-        said += process.stderr.readlines()
-        out = process.stdout.read()
-        code = process.wait()
+        said = ""
+        while when not in said and (line := process.stderr.readline()):
+            said += line
+        process.send_signal(number)
+        out, rest = process.communicate()
     finally:
         watchdog.cancel()
         process.kill()
         process.wait()
-        process.stderr.close()
-        process.stdout.close()
-    text = "".join(said)
-    return code, json.loads(out.splitlines()[-1]) if out else {}, text
+    return process.returncode, out, said + rest
 
 
 @pytest.mark.bench
-def test_ctrl_c_in_the_middle_leaves_an_answer_that_goes_on(place: Place, colour_archive: Path) -> None:
-    before = place.config.read_bytes()
-    goal = ("--p95", "5s", "--minutes", "3")
-    code, values, said = interrupted(place, place.command(colour_archive, *goal), MEASURED, signal.SIGINT)
-    assert place.left() == ([], [])
-    assert code == 128 + signal.SIGINT, said
-    assert values["interrupted"]
-    assert values["holds"]
-    assert place.config.read_bytes() == before
+@pytest.mark.parametrize(
+    ("goal", "when", "number", "expected"),
+    [("--p95=5s", MEASURED, signal.SIGINT, 130), ("--rate=50", STARTING, signal.SIGTERM, 2)],
+)
+def test_an_interruption_leaves_no_process_and_a_journal_that_goes_on(
+    temporary: Path, config: Path, colour_archive: Path, goal: str, when: str, number: signal.Signals, expected: int
+) -> None:
+    before, beeline = config.read_bytes(), [sys.executable, "-m", "cli", "bench"]
+    command = [*beeline, *words(colour_archive, config, goal, "--minutes=3", "--write")]
+    code, out, said = interrupted(command, when, number)
+    assert left(temporary) == []
+    assert code == expected, said
+    assert config.read_bytes() == before
+    assert list(temporary.glob("state/bench/*.journal"))
+    if when == STARTING:
+        assert "it ended before anything was measured" in said
+        return
     # What was measured is the answer without measuring anything again.
-    again = place.command(colour_archive, "--p95", "5s", "--minutes", "0")
-    done = subprocess.run(again, env=place.environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["tried"] == values["tried"]
-    assert answer["best"] == values["best"]
-    assert place.left() == ([], [])
-
-
-@pytest.mark.bench
-def test_sigterm_while_servers_start_leaves_what_goes_on_and_nothing_else(place: Place, colour_archive: Path) -> None:
-    before = place.config.read_bytes()
-    command = place.command(colour_archive, "--rate", "50", "--minutes", "3", "--write")
-    code, said = interrupted(place, command, STARTING, signal.SIGTERM)[::2]
-    assert place.left() == ([], [])
-    assert code == 2, said
-    assert "it ended before anything was measured" in said
-    assert place.config.read_bytes() == before
-    assert list((place.folder / "state" / "bench").glob("*.journal"))
+    values = json.loads(out.splitlines()[-1])
+    assert values["interrupted"]
+    again = [*beeline, *words(colour_archive, config, goal, "--minutes=0")]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    answered = json.loads(done.stdout.splitlines()[-1])
+    assert (answered["tried"], answered["best"]) == (values["tried"], values["best"])
+    assert left(temporary) == []
 
 
 NOW, BETTER = Settings(8, 1, 2, 2), Settings(16, 2, 2, 1)
@@ -202,11 +146,7 @@ def answered(tmp_path: Path, goal: Goal, turns: Sequence[tuple[Settings, float, 
             "holds p95 of at most 500 ms with 50 clients; configured now is batch size 8, workers 1, threads 2, "
             "delay 2 ms: 92.0 requests a second, p95 480 ms: it takes 1.99 times as long.",
         ),
-        (
-            Goal(p95_ms=500),
-            [(BETTER, 183.4, 281.0, 0), (NOW, 92.0, 580.0, 0)],
-            "92.0 requests a second, p95 580 ms: it does not hold that.",
-        ),
+        (Goal(p95_ms=500), [(BETTER, 183.4, 281.0, 0), (NOW, 92.0, 580.0, 0)], "p95 580 ms: it does not hold that."),
         (Goal(p95_ms=500), [(NOW, 183.4, 281.0, 0)], "; it is what is configured now."),
         (
             Goal(p95_ms=500),
@@ -215,16 +155,8 @@ def answered(tmp_path: Path, goal: Goal, turns: Sequence[tuple[Settings, float, 
             "workers 2, threads 1, delay 2 ms: 92.0 requests a second, p95 700 ms; about 35 clients at a time would be "
             "within it.",
         ),
-        (
-            Goal(p95_ms=500),
-            [(BETTER, 92.0, 300.0, 2)],
-            "p95 300 ms, 6 failed; look into why requests fail with `beeline bench load`.",
-        ),
-        (
-            Goal(rate=60),
-            [(BETTER, 60.0, 40.0, 0), (NOW, 60.0, 80.0, 0)],
-            "60.0 requests a second, p95 80 ms: it takes 2.00 times as long.",
-        ),
+        (Goal(p95_ms=500), [(BETTER, 92.0, 300.0, 2)], "6 failed; look into why requests fail with `beeline bench lo"),
+        (Goal(rate=60), [(BETTER, 60.0, 40.0, 0), (NOW, 60.0, 80.0, 0)], "p95 80 ms: it takes 2.00 times as long."),
         (Goal(rate=60), [(BETTER, 40.0, 4000.0, 0)], "lower the rate, or serve it from more cores."),
     ],
 )
@@ -235,7 +167,7 @@ def test_the_sentence(tmp_path: Path, goal: Goal, turns: list[tuple[Settings, fl
 
 
 @pytest.mark.parametrize("goal", [Goal(p95_ms=500), Goal(rate=60), Goal(rate=6000)])
-def test_the_record_has_what_a_report_needs_and_says_why_the_rest_is_not_there(tmp_path: Path, goal: Goal) -> None:
+def test_the_record_has_what_a_report_needs_and_why_the_rest_was_not_measured(tmp_path: Path, goal: Goal) -> None:
     result = answered(tmp_path, goal, [(BETTER, 50.0, 300.0, 0)])
     json.dumps(result, allow_nan=False)
     assert [set(each) for each in result["fits"]] == [{"threads", "a_ms", "b_ms", "error"}] * 2
