@@ -42,12 +42,7 @@ class Choice:
 
 
 def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
-    """Return the gateway to use for one of `NAMES`; `auto` means nginx.
-
-    Raises:
-        ConfigError: for another name.
-        Undetermined: when there is no nginx from 1.22 on.
-    """
+    """Return the gateway for one of `NAMES`, `auto` meaning nginx; raise Undetermined without nginx 1.22 or later."""
     if wanted not in NAMES:
         raise ConfigError(f"--gateway is {wanted!r}{did_you_mean(wanted, NAMES)}")
     if wanted == "none":

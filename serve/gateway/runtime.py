@@ -22,19 +22,11 @@ PAGE = ROOT / "frontend"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
 _ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
-    403: (
-        "Forbidden",
-        "management refuses requests from web pages and from other machines; ask it with curl on this machine (in "
-        "containers, BEELINE_MANAGEMENT_FROM names further addresses)",
-    ),
+    403: ("Forbidden", "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM"),
     404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
     405: ("MethodNotAllowed", "this address does not take that method; the Allow header names those that it takes"),
     408: ("RequestTimeout", "the request did not arrive in time; send it without pauses of ten seconds"),
-    409: (
-        "SeveralBackends",
-        "several backends share the load, and this address cannot know which one is meant; change how many there are, "
-        "or scale each one with `beeline serve scale` in its container",
-    ),
+    409: ("SeveralBackends", "several backends share this address; run `beeline serve scale` in the container of one"),
     412: ("PreconditionFailed", "the request's condition does not hold; send it without If-Match"),
     413: ("TooManyBytes", "the request is larger than a picture of {max_image} bytes; send a smaller one"),
     414: ("UriTooLong", "the address is too long; /catalog.json lists the models"),
@@ -53,10 +45,8 @@ STATUSES = tuple(_ERRORS)
 def lay_out(settings: Settings) -> None:
     """Write everything that the gateway reads except the catalog, which `serve.gateway.catalog` writes afterwards.
 
-    Everybody may read what nginx's workers read: where root starts nginx, its workers run as nobody.
-
-    Raises:
-        Undetermined: when nginx refuses its configuration; the message quotes nginx.
+    Everybody may read what nginx's workers read: where root starts nginx, its workers run as nobody. It raises
+    Undetermined, with nginx's own words, when nginx refuses its configuration.
     """
     settings.logs.mkdir(parents=True, exist_ok=True)
     settings.folder.mkdir()
@@ -94,32 +84,24 @@ def command(settings: Settings) -> list[str]:
     return [settings.program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(settings.error_log)]
 
 
-def write_state(
-    settings: Settings, ready: bool, text: str, draining: bool = False, closed: AbstractSet[str] = frozenset()
-) -> None:
-    """Write what `/ping` answers; one of the two files exists at every moment.
-
-    Args:
-        settings: the gateway's.
-        ready: whether the status is 200; otherwise it is 503.
-        text: the answer.
-        draining: whether to go on taking the predictions that the gateway took so far.
-        closed: the predictions to refuse while others pass, as in `Seen`.
-    """
-    if ready:
+def write_state(settings: Settings, ready: bool, text: str, closed: AbstractSet[str] = frozenset()) -> None:
+    """Write what `/ping` answers, and take predictions except those of `closed`; none where neither is given."""
+    if ready or closed:
         # Before `/ping` answers 200, so that nobody who sees that is refused.
         _open(settings, closed)
+    write_ping(settings, ready, text)
+    if not ready and not closed:
+        (settings.state / "open").unlink(missing_ok=True)
+
+
+def write_ping(settings: Settings, ready: bool, text: str) -> None:
+    """Write what `/ping` answers: 200 or 503, and the text; one of the two files exists at every moment."""
     write_whole(settings.state / ("ready" if ready else "unready"), text + "\n", 0o644)
     if not ready:
         (settings.state / "ready").unlink(missing_ok=True)
-        if closed:
-            _open(settings, closed)
-        elif not draining:
-            (settings.state / "open").unlink(missing_ok=True)
 
 
 def _open(settings: Settings, closed: AbstractSet[str]) -> None:
-    """Take all predictions except those of `closed`."""
     folder = settings.state / "closed"
     before = {path.name for path in folder.iterdir()}
     for name in closed - before:

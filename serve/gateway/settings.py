@@ -57,9 +57,6 @@ class Settings:
     program: str  # nginx
     version: str  # of nginx
     listen: tuple[Address, ...]  # public addresses, each with page and API
-    backends: tuple[Backend, ...]  # the ready ones share the load; empty where `name` finds them
-    store: Path | None  # the served archives, for their golden pictures; None where `name` finds the backends
-    versions: bool  # whether the backends serve several versions of one model
     max_body: int  # bytes of the largest request
     max_image: int  # bytes of the largest picture, for the error's sentence
     in_flight: int  # requests that one backend holds at most
@@ -71,6 +68,9 @@ class Settings:
     logs: Path  # the folder of access.log and gateway.log
     log_megabytes: int  # a larger log is rotated
     log_files: int  # how many rotated logs are kept
+    backends: tuple[Backend, ...] = ()  # the ready ones share the load; empty where `name` finds them
+    store: Path | None = None  # the served archives, for their golden pictures; None where `name` finds the backends
+    versions: bool = False  # whether the backends serve several versions of one model
     metrics: Address | None = None  # internal address of `/metrics`
     worker_metrics: Path | None = None  # the folder where the workers count that `/metrics` reports
     management: Address | None = None  # internal address of the management API of a lone backend
@@ -129,11 +129,7 @@ class Settings:
 def public(
     choice: Choice, configuration: Configuration, properties: Properties, at: Addresses, **others: Any
 ) -> Settings:
-    """Return settings with the configuration's limits and the listeners of `at`; `others` are attributes of `Settings`.
-
-    Raises:
-        ConfigError: as `tls_files` does.
-    """
+    """Return settings: limits from the configuration, listeners from `at`, the other attributes from `others`."""
     files = tls_files(choice, properties)
     numbers = {key: setting.value for key, setting in configuration.numbers.items()}
     values: dict[str, Any] = {
