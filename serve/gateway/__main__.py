@@ -59,7 +59,7 @@ class ErrorCounts(Collector):
         self.read()
         text = "Errors that the gateway itself answered, by HTTP status."
         family = CounterMetricFamily("beeline_gateway_answers", text, labels=["status"])
-        for status in runtime.STATUSES:
+        for status in runtime.ERRORS:
             family.add_metric([str(status)], self._counts[status])
         yield family
 

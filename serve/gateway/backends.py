@@ -42,14 +42,11 @@ def share(
 ) -> None:
     """Run a gateway in front of servers of this machine until a signal stops it; the servers run on.
 
-    `names` are those of `beeline serve up --name`. Addresses and limits are those of `config_file`, then of `environ`,
-    which also names the state folder and nginx, then the ports `given` by the command line.
-
-    It raises BeelineError when a server does not run or they serve different archives, and Undetermined when there is
-    no nginx or it refuses its configuration.
+    The names are those of `beeline serve up --name`. The command line's ports win over `environ`, which wins over the
+    file. It raises BeelineError when a server does not run or they serve different archives, and Undetermined when
+    there is no nginx or it refuses its configuration.
     """
-    home = instance.state_folder(environ)
-    states = [instance.running(home, name)[1] for name in dict.fromkeys(names)]
+    states = [instance.running(instance.state_folder(environ), name)[1] for name in dict.fromkeys(names)]
     check_same(states)
     # Each server has its own management; this gateway has none, so it must not take the usual port.
     read, choice, at, own = _decide(config_file, dataclasses.replace(given, management=0), environ)

@@ -20,7 +20,7 @@ from serve.ports import Address
 
 PAGE = ROOT / "frontend"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
-_ERRORS = {
+ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
     403: ("Forbidden", "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM"),
     404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
@@ -39,7 +39,6 @@ _ERRORS = {
     504: ("DeadlineExceeded", "there was no answer within {deadline} seconds; try again when the server is less busy"),
     505: ("HttpVersion", "this version of HTTP is not supported; use HTTP/1.1"),
 }
-STATUSES = tuple(_ERRORS)
 
 
 def lay_out(settings: Settings) -> None:
@@ -54,7 +53,7 @@ def lay_out(settings: Settings) -> None:
         (settings.folder / name).mkdir(parents=True)
     not_shown = shutil.ignore_patterns("nginx", "screenshot.png")
     shutil.copytree(PAGE, settings.web, ignore=not_shown, copy_function=shutil.copyfile)
-    for status, (kind, sentence) in _ERRORS.items():
+    for status, (kind, sentence) in ERRORS.items():
         message = sentence.format(max_image=settings.max_image, deadline=settings.deadline)
         text = json.dumps({"code": status, "type": kind, "message": message})
         (settings.folder / "errors" / f"{status}.json").write_text(text, encoding="utf-8")
