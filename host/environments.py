@@ -28,11 +28,7 @@ class Environment:
         return self.folder / "bin" / "python"
 
     def prepare(self, say: Callable[[str], None]) -> Path:
-        """Return its Python; install first where the lock file is new or has changed, one process at a time.
-
-        Raises:
-            Undetermined: when uv fails, with uv's message.
-        """
+        """Return its Python; install first where the lock file is new or has changed, one process at a time."""
         try:
             digest = sha256(self.lock_file)
         except OSError as error:

@@ -28,11 +28,7 @@ def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = Fa
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder, which replaces `target` in one step when the block ends without an error.
-
-    Raises:
-        OSError: when a folder cannot be made or renamed; `target` is unchanged.
-    """
+    """Yield an empty folder, which replaces `target` in one step when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch) / "fresh"
@@ -74,11 +70,7 @@ def try_lock(path: Path, mode: int = 0o666) -> int | None:
     """Take the lock file `path` without waiting; create the file if it is missing.
 
     Returns:
-        The descriptor that holds the lock until it is closed, in this process and in all that inherit it; None if
-        the lock is taken.
-
-    Raises:
-        OSError: when the file cannot be opened.
+        The descriptor, which holds the lock until all processes that have it have closed it; None if the lock is taken.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     try:

@@ -26,9 +26,6 @@ def start_group(
 
     Its stdin and stdout are pipes, its stderr is the new file `log`, `folder` its working directory. It gets SIGKILL
     when the calling thread ends, however that happens.
-
-    Raises:
-        OSError: when there is no such program, or `log` cannot be made.
     """
     with log.open("wb") as stderr:
         return subprocess.Popen(
@@ -44,10 +41,7 @@ def start_group(
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child that leads a process group, with its whole group; wait for it, and close its pipes.
-
-    Works for a child that was already waited for, because processes of its group may still run.
-    """
+    """Kill the process group of a child, which may have ended before the others; wait for it and close its pipes."""
     # The kernel does not reuse the id of a group that has members. So where another process has the id of a child that
     # was waited for, the group is empty.
     if process.returncode is None or not psutil.pid_exists(process.pid):
@@ -62,10 +56,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def marked(variable: str, prefix: str, folder: Path | None = None) -> list[psutil.Process]:
-    """Return the live processes whose environment has `variable` with a value that begins with `prefix`.
-
-    Also those whose working directory is `folder` or below, because nginx writes its title over its environment.
-    """
+    """Return the live processes with a `variable` that begins with `prefix`, or at work in `folder` or below."""
+    # The folder, because nginx writes its title over its environment.
     found = []
     for process in psutil.process_iter():
         # Another user's process, or one that has just ended, is not ours.

@@ -34,11 +34,7 @@ class Rules:
 
 @contextmanager
 def opened(path: Path, rules: Rules) -> Iterator[zipfile.ZipFile]:
-    """Open a zip file for reading, after a check of every name, size and type in it.
-
-    Raises:
-        rules.error: with the first unsafe entry, or how the file is broken.
-    """
+    """Open a zip file after a check of every name, size and type in it; raise `rules.error` for the first fault."""
     try:
         with zipfile.ZipFile(path) as opened_zip:
             _judge(path, opened_zip, rules)
@@ -122,18 +118,18 @@ def _check_no_hidden_bytes(path: Path, opened_zip: zipfile.ZipFile, rules: Rules
         for info in sorted(opened_zip.infolist(), key=lambda info: info.header_offset):
             file.seek(info.header_offset)
             header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = header
+            signature, _, flags, method, _, _, *sizes, name_length, extra_length = header
             name = file.read(name_length)
-            same = (crc, packed, size) == (info.CRC, info.compress_size, info.file_size)
-            same = same and (method, flags) == (info.compress_type, info.flag_bits)
-            if info.header_offset != expected or signature != b"PK\x03\x04" or flags & 0x8 or not same:
+            listed = [info.flag_bits, info.compress_type, info.CRC, info.compress_size, info.file_size]
+            is_listed = info.header_offset == expected and [flags, method, *sizes] == listed
+            if not is_listed or signature != b"PK\x03\x04" or flags & 0x8:
                 raise rules.error(
                     f"{path} holds bytes around {info.filename!r} that its directory does not list; it was changed or "
                     f"written by another tool: {rules.fix}"
                 )
             if name != info.filename.encode("utf-8"):
                 raise rules.error(f"{path} names {info.filename!r} differently in its directory; {rules.fix}")
-            expected = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + packed
+            expected = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + info.compress_size
         file.seek(-_END.size, 2)
         end = file.tell()
         signature, *disks, directory_size, directory, comment = _END.unpack(file.read(_END.size))
