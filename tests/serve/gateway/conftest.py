@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import http.server
@@ -361,12 +360,6 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     make += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*make, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
     return chain, key
-
-
-def at_once(calls: Sequence[Callable[[], requests.Response]]) -> list[requests.Response]:
-    """Make all calls at the same time, each in a thread of its own."""
-    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(lambda call: call(), calls))
 
 
 def settings_of(folder: Path, backends: tuple[Backend, ...] = (), **changes: Any) -> Settings:

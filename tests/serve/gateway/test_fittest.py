@@ -14,7 +14,7 @@ from serve.gateway.discovery import RemoteProbe
 from serve.gateway.prober import Probe, Prober, Seen, together
 from serve.gateway.settings import Backend
 from tests.serve.conftest import MakeArchive
-from tests.serve.gateway.conftest import Cluster, Peer, settings_of, wait_for
+from tests.serve.gateway.conftest import Peer, settings_of
 
 READY = Seen(True, "ready")
 GONE = Seen(False, "gone")
@@ -65,21 +65,3 @@ def test_a_remote_backend_names_what_it_refuses_and_no_path(said: object, closed
         seen = probe.look()
     peer.stop()
     assert (seen.ready, sorted(seen.closed), seen.open) == (False, closed, bool(closed))
-
-
-@pytest.mark.server
-def test_a_model_that_fails_everywhere_closes_no_other_through_two_gateways(cluster: Cluster) -> None:
-    backend = cluster.backend(cluster.HOSTS[0], models=("fake", "other"))
-    cluster.resolve_to(cluster.HOSTS[0])
-    site = cluster.gateway()
-
-    def statuses() -> list[int]:
-        return [site.predict(model=model).status_code for model in ("fake", "other")]
-
-    assert statuses() == [200, 200]
-    backend.backends[0].away.add("other")
-    assert site.wait_until(ready=False)["closed"] == ["other@", "other@1.0"]
-    wait_for(statuses, lambda seen: seen == [200, 503])
-    backend.backends[0].away.clear()
-    site.wait_until(ready=True)
-    wait_for(statuses, lambda seen: seen == [200, 200])

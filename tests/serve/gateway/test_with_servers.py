@@ -7,8 +7,6 @@ import functools
 import json
 import os
 import signal
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,8 +25,8 @@ from serve.instance.child import Running
 from serve.scale import scale
 from serve.status import lines, status
 from serve.up import Request, up
-from tests.conftest import BLUE, RED
-from tests.serve.gateway.conftest import WHOSE, at_once, environment, wait_for
+from tests.conftest import BLUE, RED, post_together
+from tests.serve.gateway.conftest import WHOSE, environment, wait_for
 
 pytestmark = pytest.mark.server
 
@@ -97,16 +95,6 @@ def test_the_catalog_has_what_is_served_and_samples_are_answered(running: Runnin
     assert str(Path(running.state.temporary).parent) not in str(card)
 
 
-def test_management_scales_a_model_and_registers_none(running: Running) -> None:
-    url = running.state.addresses["management"]
-    assert url != running.state.management
-    scaled = requests.put(f"{url}/models/colours?min_worker=1&synchronous=true", timeout=60)
-    assert scaled.status_code == 200, scaled.text
-    register = f"{url}/models?url=http://127.0.0.1:9/evil.mar&model_name=evil&initial_workers=0"
-    assert requests.post(register, timeout=30).status_code == 405
-    assert requests.post(register, headers={"Origin": "http://evil.example"}, timeout=30).status_code == 403
-
-
 def test_metrics_have_the_same_names_on_both_servers(running: Running) -> None:
     predict(running, BLUE)
     predict(running, b"no picture")
@@ -136,29 +124,6 @@ def test_everything_listens_on_loopback_alone_and_status_names_it(running: Runni
     assert known <= {address.port for address in listening}
 
 
-def test_headers_and_fields_that_servers_obey_change_nothing(running: Running) -> None:
-    """A multipart field's name and content type would be a header to the servers' own handlers."""
-    url = f"{running.state.inference}/predictions/colours?describe=True&explain=True"
-    orders = {"describe": "True", "explain": "True", "url_path": "v2", "X-Request-Start": "t=1"}
-    fields = {"describe": ("x", RED, "True"), "explain": ("x", b"True", "True")}
-    requested = [
-        lambda: requests.post(url, data=RED, headers=orders, timeout=30),
-        lambda: requests.put(url, data=RED, headers=orders, timeout=30),
-        lambda: requests.post(url, files=fields, timeout=30),
-        lambda: requests.post(url, data=BLUE, timeout=30),
-    ]
-
-    def share_a_batch() -> bool:
-        answers = at_once(requested)
-        assert label(answers[-1]) == "blue"
-        for answer in answers:
-            assert answer.status_code in (200, 400), answer.text
-            assert "queue;dur=" in answer.headers["Server-Timing"]
-        return all(answer.headers["X-Batch-Size"] == "4" for answer in answers)
-
-    wait_for(share_a_batch)
-
-
 def test_a_form_of_half_a_million_fields_harms_only_itself(running: Running) -> None:
     """The servers' own parsers would be busy with it for a minute."""
     part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n'
@@ -177,55 +142,9 @@ def test_a_form_of_half_a_million_fields_harms_only_itself(running: Running) -> 
         assert (each.result().status_code, each.result().json()["type"]) == (400, "BadEncoding")
 
 
-def test_a_request_that_is_smuggled_oversized_slow_or_cut_harms_only_itself(running: Running) -> None:
-    """Meanwhile a neighbour gets right answers, and afterwards the same workers are there."""
-    before = workers(running)
-    port = int(running.state.inference.rpartition(":")[2])
-    start = "POST /predictions/colours HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    hidden = "POST /models/hidden HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-
-    def send(head: str, *parts: bytes, pause: float = 0.0) -> bytes:
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-            connection.sendall(f"{start}{head}\r\n\r\n".encode())
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-            return connection.makefile("rb").read()
-
-    over, labels = threading.Event(), list[str]()
-
-    def ask() -> None:
-        while not over.is_set():
-            labels.append(label(predict(running, BLUE)))
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        neighbour = pool.submit(ask)
-        try:
-            # A byte at a time, for longer than any batch waits, then the rest.
-            bytes_of = [RED[number : number + 1] for number in range(8)]
-            slow = pool.submit(send, f"Content-Length: {len(RED)}", *bytes_of, RED[8:], pause=0.3)
-            while not slow.done():
-                both = f"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"
-                assert send(both).split()[1] == b"400"
-                assert send("Content-Length: 90000000").split()[1] == b"413"
-                with socket.create_connection(("127.0.0.1", port), timeout=60) as cut:
-                    cut.sendall(f"{start}Content-Length: {len(RED)}\r\n\r\n".encode() + RED[: len(RED) // 2])
-                time.sleep(0.2)
-            answer = slow.result()
-            assert answer.split()[1] == b"200", answer
-            assert next(iter(json.loads(answer.partition(b"\r\n\r\n")[2]))) == "red"
-        finally:
-            over.set()
-        neighbour.result()
-    assert len(labels) > 10
-    assert set(labels) == {"blue"}
-    assert workers(running) == before
-    assert "hidden" not in requests.get(f"{running.state.management}/models", timeout=30).text
-
-
 def test_more_clients_than_it_holds_get_429_and_retry_after(running: Running) -> None:
     before = workers(running)
-    answers = at_once([lambda: predict(running)] * 200)
+    answers = post_together(f"{running.state.inference}/predictions/colours", [RED] * 200)
     statuses = Counter(answer.status_code for answer in answers)
     assert set(statuses) == {200, 429}, statuses
     assert {label(answer) for answer in answers if answer.status_code == 200} == {"red"}
