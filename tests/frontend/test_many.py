@@ -101,14 +101,11 @@ def test_not_sure(visit: Open) -> None:
     expect(seen.page.locator("#threshold")).to_contain_text("Under 60 %")
 
 
-def test_pictures_that_come_later_join(visit: Open) -> None:
+def test_later_pictures_join_and_the_same_file_may_come_twice(visit: Open) -> None:
     seen = visit()
-    seen.pick(payload("1.png", RED))
-    seen.wait_done(1)
-    seen.pick(payload("2.png", GREEN), payload("3.png", BLUE))
-    seen.wait_done(3)
-    # The newest are looked at, and the same file may come twice.
-    seen.expect_answer("green")
-    seen.pick(payload("3.png", BLUE))
-    seen.wait_done(4)
+    for count, names in ((1, "1"), (3, "23"), (4, "3")):
+        seen.pick(*(payload(f"{name}.png", (RED, GREEN, BLUE)[int(name) - 1]) for name in names))
+        seen.wait_done(count)
+        # The large view has the first of the newest.
+        expect(seen.page.locator("#detail-name")).to_have_text(f"{names[0]}.png")
     expect(seen.page.locator("#done")).to_have_text("4 of 4")
