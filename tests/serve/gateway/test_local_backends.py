@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -38,7 +39,12 @@ def environ(tmp_path: Path) -> dict[str, str]:
 def servers(colour_archive: Path, environ: dict[str, str]) -> Iterator[list[Running]]:
     # Every request waits in its server for others, so there are some whenever one dies.
     overrides = Overrides(workers=1, batch_size=64, max_batch_delay=200)
-    options = {"store": colour_archive.parent, "overrides": overrides, "ports": Ports(0), "gateway": "none"}
+    options: dict[str, Any] = {
+        "store": colour_archive.parent,
+        "overrides": overrides,
+        "ports": Ports(0),
+        "gateway": "none",
+    }
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         requested = [Request(wanted=(str(colour_archive),), name=name, **options) for name in ("one", "two")]
         found = list(pool.map(lambda request: up(request, print, environ), requested))
