@@ -110,7 +110,7 @@ class Load:
         goal = len(self.answers) + more
         wait_until(lambda: len(self.answers) >= goal, f"{more} more answers")
 
-    def one(self, **request: str) -> None:
+    def one(self, **request: Any) -> None:
         """Send one request and note its end."""
         sent = time.monotonic()
         try:
@@ -128,7 +128,7 @@ class Load:
 
 
 @contextmanager
-def under_load(url: str = API, clients: int = 6, **request: str) -> Iterator[Load]:
+def under_load(url: str = API, clients: int = 6, **request: Any) -> Iterator[Load]:
     """Let so many clients send one request after the other while the block runs."""
     load, stop = Load(), threading.Event()
 

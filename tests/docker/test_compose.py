@@ -28,7 +28,6 @@ from tests.docker.conftest import (
     LABEL,
     MANAGEMENT,
     PAGE,
-    PATIENCE,
     PROJECT,
     ROOT,
     STRIPES,
@@ -106,16 +105,6 @@ def test_an_upload_through_the_browser(site: Compose) -> None:
         visit.wait_done(2)
         assert visit.problems == []
         chromium.close()
-
-
-def test_scaling_through_the_management_api(site: Compose) -> None:
-    answer = requests.put(f"{MANAGEMENT}/models/resnet18?min_worker=3&synchronous=true", timeout=PATIENCE)
-    assert answer.status_code == 200
-    wait_until(lambda: [each["status"] for each in models().json()[0]["workers"]] == ["READY"] * 3, "three workers")
-    # Where others use the cores too, a golden picture may have been late while workers began.
-    wait_until(lambda: ping(API) == 200, "ready with three")
-    assert predict().status_code == 200
-    requests.put(f"{MANAGEMENT}/models/resnet18?min_worker=1&max_worker=1&synchronous=true", timeout=PATIENCE)
 
 
 def test_management_is_for_this_machine_alone(site: Compose) -> None:

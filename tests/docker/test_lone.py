@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -14,10 +12,11 @@ import numpy as np
 import pytest
 import requests
 
-from archive.store import INDEX
+from archive.store import Entry, put
 from archive.variants import Variant
 from beeline import pixels
 from beeline.errors import RequestError
+from beeline.files import sha256
 from beeline.spec import Geometry, ModelSpec
 from bench.studies.serving import CONFINED
 from tests.conftest import BLUE, GREEN, RED, pack
@@ -67,14 +66,10 @@ def last_words(container: str) -> str:
 def store(folder: Path, archive: Path) -> Path:
     """Make a store that lists the archive, as `beeline archive build` leaves one."""
     folder.mkdir()
-    shutil.copyfile(archive, folder / archive.name)
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    entry = {"sha256": digest, "name": "colours", "version": "1.0", "fingerprint": "", "bytes": archive.stat().st_size}
-    (folder / INDEX).write_text(json.dumps({"schema": 1, "archives": {archive.name: entry}}))
+    draft = Path(shutil.copyfile(archive, folder / "draft"))
+    put(folder, draft, archive.name, Entry(sha256(archive), "colours", "1.0", "", archive.stat().st_size))
     # The container has another user.
     folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o644)
     return folder
 
 
