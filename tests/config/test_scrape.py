@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ class Served:
 
     address: str
     target: str
-    log: Path
 
     def ask(self, path: str, **parameters: str | float) -> Any:
         """Return its answer, which is no error."""
@@ -88,59 +86,44 @@ def traffic(drawn: Metrics, even: Metrics, stop: threading.Event) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    prometheus = program("prometheus")
+    """Prometheus, once it has read the exporter often enough that the slowest of our rules has a value."""
     folder = tmp_path_factory.mktemp("scrape")
-    counts = folder / "counts"
+    counts, log = folder / "counts", folder / "prometheus.log"
     counts.mkdir()
     collector = Collector(counts)
     collector.expect({KEY: 1, ("even", "2.0"): 1})
-    exporter = ExitStack()
-    port = exporter.enter_context(serve_metrics(("127.0.0.1", 0), collector))
     stop = threading.Event()
     # One that has died.
     worker(counts, *KEY)
     living = worker(counts, *KEY, pid=os.getpid()), worker(counts, "even", "2.0", pid=os.getppid())
     thread = threading.Thread(target=traffic, args=(*living, stop))
     thread.start()
-    target = f"127.0.0.1:{port}"
     (listen,) = settle([(Address("127.0.0.1", 0), "")])
-    address = f"127.0.0.1:{listen.port}"
-    log = folder / "prometheus.log"
-    command = [
-        prometheus,
-        f"--config.file={variant(folder / 'prometheus', target)}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-        "--log.level=info",
-    ]
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
-        try:
-            running = Served(f"http://{address}", target, log)
-            wait(running, process)
-            yield running
-        finally:
-            process.terminate()
-            process.wait(30)
-            stop.set()
-            thread.join()
-            exporter.close()
+    with serve_metrics(("127.0.0.1", 0), collector) as port, log.open("wb") as file:
+        running = Served(str(listen), f"127.0.0.1:{port}")
+        command = [program("prometheus"), f"--config.file={variant(folder / 'prometheus', running.target)}"]
+        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{listen.port}"]
+        with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+
+            def has_values() -> bool:
+                assert process.poll() is None, log.read_text()[-3000:]
+                try:
+                    # It listens before it has read its storage, and answers 503 until then.
+                    is_ready = requests.get(f"{running.address}/-/ready", timeout=10).status_code == 200
+                    rule = "count_over_time(beeline:answers:5xx_ratio_5m[1m]) > 2"
+                    return is_ready and bool(running.ask("query", query=rule)["result"])
+                except requests.ConnectionError:
+                    return False
+
+            try:
+                wait_for(has_values, seconds=PATIENCE)
+                yield running
+            finally:
+                process.terminate()
+                process.wait(30)
+                stop.set()
+                thread.join()
     assert process.returncode == 0, log.read_text()[-3000:]
-
-
-def wait(running: Served, process: subprocess.Popen[bytes]) -> None:
-    """Return when it has read the exporter often enough that the slowest of our rules has a value."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        assert process.poll() is None, running.log.read_text()[-3000:]
-        try:
-            # It listens before it has read its storage, and answers 503 to every query until then.
-            ready = requests.get(f"{running.address}/-/ready", timeout=10).status_code == 200
-            if ready and running.ask("query", query="count_over_time(beeline:answers:5xx_ratio_5m[1m]) > 2")["result"]:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.3)
-    pytest.fail(f"no value within {PATIENCE} s: {running.log.read_text()[-3000:]}")
 
 
 def soon(holds: Callable[[], object]) -> None:

@@ -17,14 +17,12 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from playwright.sync_api import sync_playwright
 
 from tests.docker.conftest import (
     ALONE,
     API,
     BUILD,
     CIRCLES,
-    GRACE,
     LABEL,
     MANAGEMENT,
     PAGE,
@@ -41,7 +39,6 @@ from tests.docker.conftest import (
     under_load,
     wait_until,
 )
-from tests.frontend.conftest import CHROMIUM, QUIET, Visit
 from train.generate import generate
 
 pytestmark = pytest.mark.docker
@@ -91,20 +88,6 @@ def test_the_page_and_predictions_by_curl(site: Compose) -> None:
     assert next(iter(json.loads(said))) == "circles"
     # The log says when it was ready, counted from its start.
     assert re.search(r"gateway Healthy, after \d+\.\d s", site.logs("gateway"))
-
-
-def test_an_upload_through_the_browser(site: Compose) -> None:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        visit = Visit(chromium.new_page(), PAGE)
-        visit.watch()
-        visit.open()
-        visit.pick(CIRCLES)
-        visit.expect_answer("circles")
-        visit.page.locator("#samples button").first.click()
-        visit.wait_done(2)
-        assert visit.problems == []
-        chromium.close()
 
 
 def test_management_is_for_this_machine_alone(site: Compose) -> None:
@@ -225,16 +208,6 @@ def test_one_that_is_killed_costs_no_request(three: Compose) -> None:
     after = [asked(line)[-1] for line in lines[-20:]]
     assert victim not in after
     assert len(set(after)) == 2
-
-
-def test_one_that_is_stopped_costs_no_request(three: Compose) -> None:
-    with under_load() as load:
-        load.wait_for(20)
-        run("docker", "stop", "--time", GRACE, three.containers("backend")[-1])
-        load.wait_for(20)
-    print(f"\none stopped under load: {dict(load.statuses)}")
-    assert load.failures == []
-    assert {line["status"] for line in three.access_log(load.agent, len(load.answers))} == {200}
 
 
 def test_stop_under_load_answers_what_was_accepted(site: Compose) -> None:

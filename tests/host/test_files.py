@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +14,12 @@ import pytest
 
 from host import files
 
-HOLD = "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.flock(file, fcntl.LOCK_EX); print(); input()"
-
 
 @contextmanager
 def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Hold the lock file in another process."""
     path.touch()
-    command = [sys.executable, "-c", HOLD, str(path)]
+    command = ["flock", "--no-fork", str(path), "sh", "-c", "echo; exec cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
