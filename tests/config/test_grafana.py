@@ -56,15 +56,12 @@ def shown() -> list[dict[str, Any]]:
     return [panel for panel in panels() if panel["type"] not in {"row", "text"}]
 
 
-def test_the_data_source_is_composes_prometheus() -> None:
+def test_the_data_source_and_the_folder_are_composes() -> None:
     found = source()
     assert (found["type"], found["url"], found["access"]) == ("prometheus", "http://prometheus:9090", "proxy")
     # From it Grafana computes the shortest interval over which a rate has enough samples.
     interval = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
     assert found["jsonData"]["timeInterval"] == interval
-
-
-def test_the_provider_reads_the_folder_that_compose_mounts() -> None:
     (path,) = (GRAFANA / "provisioning" / "dashboards").iterdir()
     (provider,) = yaml.safe_load(path.read_text())["providers"]
     assert (provider["type"], provider["allowUiUpdates"]) == ("file", False)

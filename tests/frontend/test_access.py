@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import GREEN, RED
-from tests.frontend.conftest import Open, Visit, payload, require_chromium
+from tests.frontend.conftest import Open, Visit, payload
 
 pytestmark = pytest.mark.browser
 PHONE = {"width": 360, "height": 740}
@@ -174,8 +174,3 @@ def test_the_whole_card_is_clickable(visit: Open) -> None:
         # Forced, because any element there must select the picture.
         seen.card(name).locator(part).first.click(force=True)
         expect(seen.page.locator("#detail-name")).to_have_text(name)
-
-
-def test_a_missing_browser_fails() -> None:
-    with pytest.raises(pytest.fail.Exception, match="no browser at /nowhere/chromium; install"):
-        require_chromium("/nowhere/chromium")

@@ -105,13 +105,3 @@ def test_only_a_report_imports_the_drawing_libraries() -> None:
     code = "import sys, bench.report, cli.serve, cli.bench; print({'jinja2', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_no_serving_image_has_the_drawing_libraries() -> None:
-    folder = ROOT / "requirements"
-    assert {"jinja2", "matplotlib"} <= set((folder / "main.in").read_text().split())
-    for path in (*folder.glob("image*.in"), *folder.glob("gateway.in")):
-        assert not {"jinja2", "matplotlib"} & set(path.read_text().lower().split()), path
-    # PyTorch requires Jinja2.
-    for path in folder.glob("*.txt"):
-        assert path.name == "main.txt" or "\nmatplotlib==" not in path.read_text(), path

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -22,20 +27,32 @@ from beeline.errors import Undetermined
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.instance.child import Running
+from serve.ports import Address, settle
 from serve.scale import scale
+from serve.servers.torchserve import TorchServe
 from serve.status import lines, status
 from serve.up import Request, up
 from tests.conftest import BLUE, RED, post_together
-from tests.serve.gateway.conftest import WHOSE, environment, wait_for
+from tests.serve.gateway.conftest import ROOT, WHOSE, certificate, environment, wait_for
 
 pytestmark = pytest.mark.server
+TITLES = {"torchserve": "TorchServe 0.12.0", "mms": "Multi Model Server 1.1.11"}
+ROUTES = ROOT / "frontend" / "nginx" / "ROUTES.md"
+ROW = re.compile(r"\| (\w+) \| `(\w+) (\S+)` \| .*")
 
 
-@pytest.fixture(scope="module", params=[*zip(("torchserve", "mms"), WHOSE, strict=True)])
+@pytest.fixture(scope="module")
+def metrics_port() -> int:
+    """The port of TorchServe's own metrics."""
+    (address,) = settle([(Address("127.0.0.1", 0), "")])
+    return address.port
+
+
+@pytest.fixture(scope="module", params=[*zip(TITLES, WHOSE, strict=True)])
 def running(
-    request: pytest.FixtureRequest, colour_archive: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, colour_archive: Path, tmp_path_factory: pytest.TempPathFactory, metrics_port: int
 ) -> Iterator[Running]:
-    """A server behind a gateway; its tests leave it ready with one worker."""
+    """A server behind a gateway, with every port that there is; its tests leave it ready with one worker."""
     server, whose = request.param
     # A store with samples of another model of that name and version; the samples of the archive's own store count.
     store = tmp_path_factory.mktemp("store")
@@ -43,12 +60,22 @@ def running(
     others = [{"file": "other.png", "label": "blue", "source": "another store"}]
     (store / "samples" / "colours" / "1.0" / "samples.json").write_text(json.dumps(others))
     (store / "samples" / "colours" / "1.0" / "other.png").write_bytes(RED)
+    chain, key = certificate(store)
     config = store / "config.properties"
-    config.write_text("job_queue_size=8\nbeeline_requests_per_second=100000\n")
+    config.write_text(
+        "job_queue_size=8\nbeeline_requests_per_second=100000\nbeeline_tls_address=https://127.0.0.1:0\n"
+        f"beeline_tls_certificate={chain}\nbeeline_tls_key={key}\n"
+    )
     overrides = Overrides(workers=1, batch_size=4, max_batch_delay=20)
     asked = Request(server, (str(colour_archive),), store, config, overrides=overrides, ports=Ports(0, page=0))
     environ = {**environment(whose), "BEELINE_STATE": str(tmp_path_factory.mktemp("state"))}
-    with up(asked, print, environ) as server_up:
+    # TorchServe's third port is off otherwise.
+    metrics = {"enable_metrics_api": "true", "metrics_address": f"http://127.0.0.1:{metrics_port}"}
+    before = TorchServe.properties
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchServe, "properties", lambda *given: {**before(*given), **metrics})
+        server_up = up(asked, print, environ)
+    with server_up:
         assert whose in server_up.state.gateway_program
         yield server_up
 
@@ -63,6 +90,66 @@ def label(answer: requests.Response) -> str:
 
 def ping(running: Running) -> requests.Response:
     return requests.get(f"{running.state.inference}/ping", timeout=30)
+
+
+def answers(match: re.Match[str], running: Running, metrics_port: int) -> str:
+    """Return a row of the table of routes with what the server and the gateway answer now."""
+    port, method, route = match.groups()
+    state = running.state
+    own = {"inference": state.backend, "management": state.management, "metrics": f"http://127.0.0.1:{metrics_port}"}
+    urls = (own[port], state.inference, state.addresses["management"])
+    body = RED if method in ("POST", "PUT") else None
+    statuses = [requests.request(method, f"{url}{route}", data=body, timeout=60).status_code for url in urls]
+    can_pass = route.startswith(("/predictions/", "/ping")) and method in ("POST", "PUT", "GET")
+    assert statuses[1] < 500 if can_pass else statuses[1] in (404, 405), (match[0], statuses)
+    return f"| {port} | `{method} {route}` | {' | '.join(map(str, statuses))} |"
+
+
+def test_the_table_of_routes_is_true_and_only_predictions_ping_and_catalog_pass(
+    running: Running, metrics_port: int
+) -> None:
+    text = ROUTES.read_text(encoding="utf-8")
+    parts = re.split(r"(?m)^(?=## )", text)
+    title = TITLES[running.state.server]
+    (number,) = (number for number, part in enumerate(parts) if part.startswith(f"## {title}"))
+    parts[number], rows = ROW.subn(partial(answers, running=running, metrics_port=metrics_port), parts[number])
+    if os.environ.get("BEELINE_WRITE_ROUTES"):
+        ROUTES.write_text("".join(parts), encoding="utf-8")
+    assert rows == {"torchserve": 39, "mms": 18}[running.state.server]
+    assert "".join(parts) == text, "write it again with BEELINE_WRITE_ROUTES=1"
+    for path in ("/", "/index.html", "/catalog.json", "/catalog/colours/1.0.json"):
+        assert requests.get(f"{running.state.inference}{path}", timeout=30).status_code == 200, path
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_management_is_reached_from_no_published_port(running: Running) -> None:
+    """By path, by its name in Host, and by an absolute address; on page, API, TLS and metrics."""
+    state = running.state
+    before = requests.get(f"{state.management}/models/colours", timeout=30).json()
+    for url in (state.addresses[port] for port in ("inference", "page", "metrics", "tls")):
+        assert url is not None
+        for path in ("/models/colours", "//models/colours", "/predictions/..;/models/colours", "/%6dodels/colours"):
+            for host in (state.management, str(state.addresses["management"])):
+                for headers in ({}, {"Host": host.removeprefix("http://")}, {"X-Original-URL": "/models"}):
+                    target = f"{url}{path}?min_worker=0"
+                    answer = requests.put(target, headers=headers, timeout=30, verify=False)
+                    assert answer.status_code in (404, 405), (target, headers, answer.text)
+        absolute = f"PUT {state.management}/models/colours?min_worker=0 HTTP/1.1\r\nHost: x\r\n"
+        assert raw(url, f"{absolute}Connection: close\r\nContent-Length: 0\r\n\r\n") in (400, 404, 405), url
+    assert requests.get(f"{state.management}/models/colours", timeout=30).json() == before
+
+
+def raw(url: str, text: str) -> int:
+    """Send a request as it is written and return the answer's status."""
+    parts = urlsplit(url)
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", parts.port or 0), timeout=30))
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = stack.enter_context(context.wrap_socket(connection))
+        connection.sendall(text.encode())
+        return int(connection.makefile("rb").readline().split()[1])
 
 
 def test_page_and_api_have_one_origin_on_both_ports(running: Running) -> None:
@@ -98,7 +185,7 @@ def test_the_catalog_has_what_is_served_and_samples_are_answered(running: Runnin
 def test_metrics_have_the_same_names_on_both_servers(running: Running) -> None:
     predict(running, BLUE)
     predict(running, b"no picture")
-    read = functools.partial(samples, f"{running.state.addresses['metrics']}/metrics")
+    read = partial(samples, f"{running.state.addresses['metrics']}/metrics")
     counted = wait_for(read, lambda found: found.get(("beeline_errors_total", "not_an_image"), 0) >= 1)
     assert counted["beeline_answers_total", "200"] >= 2
     assert counted["beeline_answers_total", "415"] >= 1
