@@ -28,7 +28,7 @@ import requests
 from beeline.errors import BeelineError
 from host import processes
 from serve.gateway import runtime
-from serve.gateway.nginx import Choice, choose, listening
+from serve.gateway.nginx import choose, listening
 from serve.gateway.settings import Backend, Name, Settings, Tls
 from serve.ports import Address, settle
 from tests.serve.conftest import MakeArchive
@@ -346,13 +346,6 @@ def environment(whose: str) -> dict[str, str]:
     return found if whose == WHOSE[0] else {**found, "PATH": "/nowhere"}
 
 
-def nginx_of(whose: str) -> Choice:
-    """Return that nginx."""
-    found = choose("nginx", environment(whose))
-    assert whose in found.sentence, f"{found.sentence}; these tests need both: apt-get install nginx"
-    return found
-
-
 def certificate(folder: Path) -> tuple[Path, Path]:
     """Make a certificate for 127.0.0.1 and its key, and return both files."""
     chain, key = folder / "chain.pem", folder / "key.pem"
@@ -401,7 +394,8 @@ def start(
 
     `module` is the name and the first arguments of the module that runs.
     """
-    found = nginx_of(whose)
+    found = choose("nginx", environment(whose))
+    assert whose in found.sentence, f"{found.sentence}; these tests need both: apt-get install nginx"
     # Started by root, nginx's workers are nobody, and pytest closes its own folders to others.
     folder = Path(tempfile.mkdtemp(prefix="beeline-test-"))
     folder.chmod(0o755)
