@@ -35,9 +35,8 @@ def fifty() -> list[tuple[str, bytes, str | None]]:
 def test_fifty_pictures_with_three_broken_ones(visit: Open) -> None:
     seen = visit(allowed=[status for _, status in BROKEN.values()])
     page = seen.page
-    expect(page.locator("#card tr", has_text="served by")).to_contain_text(
-        re.compile(r"TorchServe behind nginx [\d.]+$")
-    )
+    served_by = re.compile(r"TorchServe behind nginx [\d.]+$")
+    expect(page.locator("#card tr", has_text="served by")).to_contain_text(served_by)
     seen.pick(*(payload(name, data) for name, data, _ in fifty()))
     seen.wait_done(50)
     for name, _, label in fifty():
@@ -54,14 +53,14 @@ def test_fifty_pictures_with_three_broken_ones(visit: Open) -> None:
         assert str(answer.status) == status
         expect(seen.card(name).locator(".label")).to_have_text("No answer")
         expect(seen.card(name).locator(".text")).to_have_text(f"{status}: {answer.json()['message']}")
-        # The server has judged the file itself: sending it again would change nothing.
+        # The server has refused the file itself, so a retry would change nothing.
         expect(seen.card(name).get_by_role("button", name="Retry")).to_be_hidden()
         seen.card(name).locator(".card").click()
         expect(page.locator("#detail-verdict")).to_have_text(f"{status}: {answer.json()['message']}")
 
 
 def check_batches(page: Page) -> None:
-    """Every card says its batch; the summary counts them; some were shared, none has more pictures than it says."""
+    """Every card has its batch, some share one, and none has more pictures than its size; the summary counts them."""
     sizes: dict[str, int] = {}
     ours: Counter[str] = Counter()
     for text in page.locator("#grid .batch").all_inner_texts():
@@ -93,7 +92,7 @@ def test_mates_of_a_batch_light_up(visit: Open) -> None:
 
 def test_not_sure(visit: Open) -> None:
     seen = visit()
-    # Two colours as strong as each other: neither reaches the threshold that the page states.
+    # Two equally strong colours: neither reaches the threshold on the page.
     seen.pick(payload("either.png", picture((150, 150, 10))))
     seen.wait_done(1)
     expect(seen.page.locator("#detail-label")).to_have_text(re.compile("^perhaps (red|green)$"))
