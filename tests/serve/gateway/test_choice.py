@@ -108,7 +108,7 @@ def test_tls_needs_a_certificate_its_key_and_nginx(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="beeline_tls_address is set, beeline_tls_certificate is not"):
         tls_files(NGINX, Properties(file, addresses={"beeline_tls_address": Address("127.0.0.1", 8443, "https")}))
     assert tls_files(NGINX, Properties(file, texts=texts)) == (certificate, key)
-    with pytest.raises(ConfigError, match="TLS needs nginx, and --gateway is none; leave that out"):
+    with pytest.raises(ConfigError, match="TLS needs nginx, and --gateway is none; leave --gateway out"):
         tls_files(choose("none"), Properties(file, texts=texts))
     key.unlink()
     with pytest.raises(ConfigError, match="which is missing; mount it"):

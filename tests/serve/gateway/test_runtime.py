@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from serve.ports import Address
 from tests.serve.gateway.conftest import settings_of
 
 
-def written(folder: Path, name: str, **changes: object) -> str:
+def written(folder: Path, name: str, **changes: Any) -> str:
     """Return one file of the configuration for these settings."""
     settings = settings_of(folder, **changes)
     runtime.lay_out(settings)
