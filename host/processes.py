@@ -55,7 +55,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
                 stream.close()
 
 
-def marked(variable: str, prefix: str, folder: Path | None = None) -> list[psutil.Process]:
+def marked(variable: str = "", prefix: str = "-", folder: Path | None = None) -> list[psutil.Process]:
     """Return the live processes with a `variable` that begins with `prefix`, or at work in `folder` or below."""
     # The folder, because nginx writes its title over its environment.
     found = []

@@ -103,7 +103,6 @@ class Nginx:
     def __init__(self, settings: Settings) -> None:
         """Start it and wait until its workers listen."""
         self._settings = settings
-        self._workers: list[psutil.Process] = []
         # SIGTERM, because the master then ends its workers too.
         end = processes.ending_with_parent(signal.SIGTERM)
         self._process = subprocess.Popen(runtime.command(settings), cwd=settings.folder, preexec_fn=end)
@@ -112,12 +111,9 @@ class Nginx:
 
     def check(self) -> None:
         """Raise BeelineError if nginx ended by itself."""
-        code = self._process.poll()
-        if code is None:
-            self._workers = self._children()
-            return
-        self._end_workers()
-        raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
+        if (code := self._process.poll()) is not None:
+            self._end_workers()
+            raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
 
     def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
         """Send predictions to `members` from now on; return whether nginx has taken the change.
@@ -168,16 +164,15 @@ class Nginx:
         """
         deadline = time.monotonic() + _RELOAD
         while self._process.poll() is None and time.monotonic() < deadline:
-            children = self._children()
-            if any(listening(child) for child in children if child not in before) and not any(map(listening, before)):
-                self._workers = children
+            new = [child for child in self._children() if child not in before]
+            if any(map(listening, new)) and not any(map(listening, before)):
                 return True
             time.sleep(0.01)
         return self._process.poll() is not None
 
     def _end_workers(self) -> None:
-        # A killed master leaves its workers listening.
-        for worker in self._workers:
+        # A killed master leaves its workers listening, in the runtime folder.
+        for worker in processes.marked(folder=self._settings.folder):
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
 

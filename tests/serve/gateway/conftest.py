@@ -430,7 +430,7 @@ def stop(site: Site) -> None:
     site.process.wait(timeout=30)
     for each in site.backends:
         each.stop()
-    assert processes.marked("no such variable", "-", site.settings.folder) == []
+    assert processes.marked(folder=site.settings.folder) == []
     shutil.rmtree(site.settings.folder.parent)
 
 

@@ -197,7 +197,7 @@ def test_a_killed_worker_of_nginx_comes_back_and_a_killed_nginx_ends_the_gateway
 
 
 def nginx_of(site: Site) -> list[psutil.Process]:
-    found = processes.marked("no such variable", "-", site.settings.folder)
+    found = processes.marked(folder=site.settings.folder)
     return [each for each in found if each.name() == "nginx"]
 
 

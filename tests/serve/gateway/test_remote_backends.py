@@ -227,9 +227,9 @@ def test_management_is_of_one_backend_for_the_named_addresses_and_not_for_web_pa
     url = f"{site.settings.management}/models"
     assert answered(url, 200)[0]["modelName"] == "fake"
     assert ask(url, source="127.0.0.8")[0] == 200
-    refusals: list[dict[str, Any]] = [{"source": "127.0.0.9"}, {"source": "127.0.0.9", "method": "PUT"}]
-    refusals += [{"Origin": "http://a.example"}, {"Origin": "null"}, {"Host": "backend"}]
-    for options in refusals:
+    assert ask(f"{url}/fake?min_worker=2", "PUT", source="127.0.0.9")[0] == 403
+    refusals: list[dict[str, Any]] = [{"source": "127.0.0.9"}, {"Origin": "http://a.example"}, {"Origin": "null"}]
+    for options in (*refusals, {"Host": "backend"}):
         status, headers, body = ask(url, **options)
         assert (status, json.loads(body)["type"]) == (403, "Forbidden")
         assert headers.get_all("Content-Type") == ["application/json; charset=utf-8"]

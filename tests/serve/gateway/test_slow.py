@@ -98,7 +98,7 @@ def test_half_a_header_and_a_body_that_stops_are_given_up_and_keep_nobody_out(ga
         assert {connection.recv(99)[9:12] for connection in slow} <= {b"408", b""}
         # nginx answers nothing to a body that stops; the log has 408.
         assert stopped.recv(99) == b""
-    assert [line["status"] for line in site.log(2) if "slow" in line["request"]] == [408]
+    assert wait_for(lambda: [line["status"] for line in site.log() if "slow" in line["request"]]) == [408]
     assert "/predictions/slow" not in site.backends[0].seen
 
 
