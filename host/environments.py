@@ -1,4 +1,4 @@
-"""Environments: made by uv, the project's installer, from a lock file with hashes."""
+"""Environments that uv makes from a lock file with hashes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ from pathlib import Path
 from beeline.errors import Undetermined
 from host.files import locked, sha256
 
-# Characters of uv's last lines that a message shows.
-_SHOWN = 400
-
 
 @dataclass(frozen=True)
 class Environment:
-    """A folder with a Python and exactly the packages of a lock file.
+    """A folder with a Python and exactly the packages of a lock file."""
 
-    `title` is the name of its content in messages; `version` is the Python that uv uses, a path or a version
-    such as `3.11`.
-    """
-
-    title: str
+    title: str  # of its content, for messages
     folder: Path
     lock_file: Path
-    version: str = sys.executable
+    version: str = sys.executable  # of Python: a path, or a version such as `3.11`
 
     @property
     def python(self) -> Path:
@@ -35,11 +28,7 @@ class Environment:
         return self.folder / "bin" / "python"
 
     def prepare(self, say: Callable[[str], None]) -> Path:
-        """Return its Python. Install first if the lock file is new or has changed; one process at a time.
-
-        Raises:
-            Undetermined: when uv fails, with uv's message.
-        """
+        """Return its Python; install first where the lock file is new or has changed, one process at a time."""
         try:
             digest = sha256(self.lock_file)
         except OSError as error:
@@ -58,17 +47,15 @@ class Environment:
 
     def commands(self) -> list[list[str]]:
         """Return uv's commands: make the environment, then install exactly the packages of the lock file."""
+        install = ["pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode", "--python", str(self.python)]
         return [
             ["venv", "--quiet", "--allow-existing", "--python", self.version, str(self.folder)],
-            [
-                *("pip", "sync", "--quiet", "--python", str(self.python)),
-                *("--require-hashes", "--compile-bytecode", str(self.lock_file)),
-            ],
+            [*install, str(self.lock_file)],
         ]
 
     def _uv(self, arguments: list[str]) -> None:
-        neighbour = Path(sys.executable).with_name("uv")
-        uv = str(neighbour) if neighbour.exists() else shutil.which("uv")
+        # The neighbour of this Python first.
+        uv = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
         if uv is None:
             raise Undetermined(f"uv, which installs {self.title}, was not found; run `make setup`")
         try:
@@ -76,7 +63,6 @@ class Environment:
         except OSError as error:
             raise Undetermined(f"{uv} cannot be run ({error.strerror}); run `make setup`") from error
         except subprocess.CalledProcessError as error:
-            words = " ".join(error.stderr.split())[-_SHOWN:] or "no message"
-            raise Undetermined(
-                f"{self.title} cannot be installed from {self.lock_file} (uv: {words}); is the network there?"
-            ) from error
+            words = " ".join(error.stderr.split())[-400:] or "no message"
+            message = f"{self.title} cannot be installed from {self.lock_file} (uv: {words}); is the network there?"
+            raise Undetermined(message) from error

@@ -22,21 +22,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = False) -> None:
-    """Write `values` as indented UTF-8 JSON with a final newline; see `write_whole`.
-
-    Raises:
-        ValueError: for a number that JSON cannot represent, such as NaN. OSError: as `write_whole`.
-    """
+    """Write `values` as indented UTF-8 JSON, as `write_whole` does; raise ValueError for NaN and infinite numbers."""
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode, sync)
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder. It replaces `target` in one step when the block ends without an error.
-
-    Raises:
-        OSError: when a folder cannot be made or renamed; `target` is unchanged.
-    """
+    """Yield an empty folder, which replaces `target` in one step when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch) / "fresh"
@@ -46,7 +38,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _put_in_place(fresh: Path, target: Path) -> None:
-    """Rename `fresh` to `target`. An old `target` gets the name `fresh`, or `old` in the same folder."""
+    """Rename `fresh` to `target`; an old `target` gets the name `fresh`, or `old` in the same folder."""
     try:
         # Works only if `target` is missing or an empty folder.
         fresh.rename(target)
@@ -68,13 +60,7 @@ def _put_in_place(fresh: Path, target: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` for the block; wait until it is free.
-
-    The kernel releases it however the process ends.
-
-    Raises:
-        OSError: when the file cannot be made.
-    """
+    """Wait for the lock file `path` and hold it for the block; the kernel releases it however the process ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -83,16 +69,8 @@ def locked(path: Path) -> Iterator[None]:
 def try_lock(path: Path, mode: int = 0o666) -> int | None:
     """Take the lock file `path` without waiting; create the file if it is missing.
 
-    Args:
-        path: in an existing folder.
-        mode: the permissions of a new file, less the umask. Everybody who may read it may lock it.
-
     Returns:
-        The descriptor that holds the lock until it is closed, in this process and in all that inherit it; None if
-        the lock is taken.
-
-    Raises:
-        OSError: when the file cannot be opened.
+        The descriptor, which holds the lock until all processes that have it have closed it; None if the lock is taken.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     try:
@@ -106,11 +84,7 @@ def try_lock(path: Path, mode: int = 0o666) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock file `path`; False if there is no such file.
-
-    Raises:
-        OSError: when the file cannot be read.
-    """
+    """Return whether a process holds the lock file `path`; False if there is no such file."""
     try:
         with path.open("rb") as file:
             # A shared lock, so that two processes that check at once do not see each other as the holder.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def memory() -> int:
 
 
 def free_memory(root: Path = CGROUPS) -> int:
-    """Return the free bytes of memory; the limits of the cgroup and of its parents count."""
+    """Return the free bytes of memory, within the limits of the cgroup and of its parents."""
     free = int(psutil.virtual_memory().available)
     for controller, names in _MEMORY.items():
         for folder in cgroups(controller, root):
@@ -38,11 +37,8 @@ def free_memory(root: Path = CGROUPS) -> int:
 
 def gpus() -> list[str]:
     """Return the names of the GPUs that `nvidia-smi` lists, as both servers do; an empty list where it fails."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
     try:
-        listing = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return re.findall(r"^GPU \d+: (.*?)(?: \(UUID: .*)?$", listing, re.MULTILINE)

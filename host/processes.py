@@ -1,4 +1,4 @@
-"""Processes: children that end with everything they started, and marked processes, found through /proc and stopped."""
+"""Processes: children that end with everything they started, and marked processes of this machine."""
 
 from __future__ import annotations
 
@@ -24,17 +24,8 @@ def start_group(
 ) -> subprocess.Popen[bytes]:
     """Start a child that leads its own session, and so its own process group; `end_group` ends it.
 
-    Its stdin and stdout are pipes, its stderr is the new file `log`. It gets SIGKILL when the calling thread ends,
-    however that happens.
-
-    Args:
-        command: the program and its arguments.
-        log: the file for its stderr.
-        folder: its working directory.
-        environment: its whole environment.
-
-    Raises:
-        OSError: when there is no such program, or `log` cannot be made.
+    Its stdin and stdout are pipes, its stderr is the new file `log`, `folder` its working directory. It gets SIGKILL
+    when the calling thread ends, however that happens.
     """
     with log.open("wb") as stderr:
         return subprocess.Popen(
@@ -50,12 +41,9 @@ def start_group(
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child that leads a process group, with its whole group; wait for it, and close its pipes.
-
-    Works for a child that was already waited for, because processes of its group may still run.
-    """
-    # The kernel does not reuse the id of a group that has members. So a process with the id of a child that was waited
-    # for proves that its group is empty.
+    """Kill the process group of a child, which may have ended before the others; wait for it and close its pipes."""
+    # The kernel does not reuse the id of a group that has members. So where another process has the id of a child that
+    # was waited for, the group is empty.
     if process.returncode is None or not psutil.pid_exists(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -67,52 +55,42 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
                 stream.close()
 
 
-def marked(variable: str, prefix: str, folder: Path | None = None) -> list[psutil.Process]:
-    """Return the live processes whose environment has `variable` with a value that begins with `prefix`.
-
-    Also those whose working directory is `folder` or below: nginx writes its title over its environment.
-    """
+def marked(variable: str = "", prefix: str = "-", folder: Path | None = None) -> list[psutil.Process]:
+    """Return the live processes with a `variable` that begins with `prefix`, or at work in `folder` or below."""
+    # The folder, because nginx writes its title over its environment.
     found = []
     for process in psutil.process_iter():
-        try:
-            ours = process.environ().get(variable, "").startswith(prefix)
-            ours = ours or (folder is not None and folder in (inside := Path(process.cwd()), *inside.parents))
-            if ours and process.status() != psutil.STATUS_ZOMBIE:
+        # Another user's process, or one that has just ended, is not ours.
+        with contextlib.suppress(psutil.Error, OSError):
+            is_ours = process.environ().get(variable, "").startswith(prefix)
+            is_ours = is_ours or (folder is not None and Path(process.cwd()).is_relative_to(folder))
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (psutil.Error, OSError):
-            # It ended meanwhile, or belongs to another user, so it is not ours.
-            continue
     return found
 
 
 def stop_marked(variable: str, prefix: str, grace: float = GRACE, folder: Path | None = None) -> list[int]:
-    """Stop every process with the mark: SIGTERM, `grace` seconds, SIGKILL, until none is left.
+    """Stop every process that `marked` finds: SIGTERM, `grace` seconds, SIGKILL. Return the ids of all that it stopped.
 
-    It touches only processes that carry the mark or work in our own temporary folder, because the kernel may have
-    given a recorded process id to another program.
-
-    Returns:
-        The ids of the stopped processes.
+    A recorded process id is not enough, because the kernel may have given it to another program.
     """
     stopped: set[int] = set()
     deadline = time.monotonic() + grace
     while found := marked(variable, prefix, folder):
         overdue = time.monotonic() > deadline
         for process in found:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 if overdue:
                     process.kill()
                 elif process.pid not in stopped:
                     process.terminate()
-            except psutil.NoSuchProcess:
-                continue
-            stopped.add(process.pid)
+                stopped.add(process.pid)
         psutil.wait_procs(found, timeout=0.1)
     return sorted(stopped)
 
 
 def ending_with_parent(number: signal.Signals) -> Callable[[], None]:
-    """Return a `preexec_fn` for a child to which the kernel shall send `number` when its parent dies."""
+    """Return a `preexec_fn`: the kernel sends `number` to the child when this process dies."""
     return functools.partial(end_with, os.getpid(), number)
 
 

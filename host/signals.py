@@ -20,7 +20,7 @@ class Interrupted(BaseException):
 
 @contextmanager
 def as_exceptions(seconds: float | None = None) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted` inside the block; further signals are ignored.
+    """Turn the first SIGINT, SIGTERM or SIGHUP inside the block into `Interrupted`, and ignore further ones.
 
     Under `nohup` SIGHUP stays ignored. With `seconds`, an alarm raises the same exception after that time.
     """

@@ -13,12 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# What the standard library raised in 1,500 tries with truncated files and changed bytes; RuntimeError is for an
-# encrypted entry.
+# What the standard library raised in 1,500 tries with truncated files and changed bytes; RuntimeError is encryption.
 BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
-# Small text files may compress very well.
-_SMALL = 1 << 20
-_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
@@ -26,32 +22,19 @@ _END = struct.Struct("<4s4H2IH")
 
 @dataclass(frozen=True)
 class Rules:
-    """The limits for a zip file, and the error for one that exceeds them.
-
-    Attributes:
-        error: the exception's class; its message is one sentence.
-        fix: what to do about a damaged file.
-        max_files: entries, folders included.
-        max_bytes: unpacked size.
-        max_ratio: unpacked bytes for each packed byte, for files over a MiB.
-        plain: whether it must hold only files, the same ones for a reader from its front and one from its end.
-    """
+    """The limits for a zip file, and the error for one that exceeds them."""
 
     error: type[Exception]
-    fix: str
-    max_files: int
-    max_bytes: int
-    max_ratio: int
-    plain: bool = False
+    fix: str  # what to do about a damaged file
+    max_files: int  # with folders
+    max_bytes: int  # unpacked
+    max_ratio: int  # unpacked bytes for each packed byte
+    plain: bool = False  # whether it must hold only files, the same ones for a reader from its front and from its end
 
 
 @contextmanager
 def opened(path: Path, rules: Rules) -> Iterator[zipfile.ZipFile]:
-    """Open a zip file for reading, after a check of every name, size and type in it.
-
-    Raises:
-        rules.error: names the first unsafe entry, or how the file is broken.
-    """
+    """Open a zip file after a check of every name, size and type in it; raise `rules.error` for the first fault."""
     try:
         with zipfile.ZipFile(path) as opened_zip:
             _judge(path, opened_zip, rules)
@@ -64,18 +47,14 @@ def opened(path: Path, rules: Rules) -> Iterator[zipfile.ZipFile]:
 
 
 def unpack(path: Path, folder: Path, rules: Rules) -> None:
-    """Unpack a zip file's files into `folder`, which must be empty; nothing outside it is touched.
-
-    Raises:
-        rules.error: as `opened`; what the headers show is refused before anything is written.
-    """
+    """Unpack a zip file's files into `folder`, which must be empty; `opened` checks all before the first write."""
     with opened(path, rules) as source:
         for info in source.infolist():
             if info.is_dir():
                 continue
             target = folder / info.filename
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The library reads at most the declared size and then compares the checksum.
+            # The library reads at most the declared size, then compares the checksum.
             with source.open(info) as reader, target.open("xb") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)
 
@@ -84,27 +63,24 @@ def _judge(path: Path, opened_zip: zipfile.ZipFile, rules: Rules) -> None:
     entries = opened_zip.infolist()
     if len(entries) > rules.max_files:
         raise rules.error(f"{path} holds {len(entries)} entries; the limit is {rules.max_files}")
+    nothing = "; nothing of it was unpacked"
     if sum(info.file_size for info in entries) > rules.max_bytes:
-        raise rules.error(
-            f"{path} unpacks to more than the limit of {rules.max_bytes} bytes; nothing of it was unpacked"
-        )
+        raise rules.error(f"{path} unpacks to more than the limit of {rules.max_bytes} bytes{nothing}")
     files: set[str] = set()
     folders: set[str] = set()
     for info in entries:
-        name = info.filename
-        reason = _reason_against(info, rules)
-        if reason:
-            raise rules.error(f"{path} holds {name!r}, which {reason}; nothing of it was unpacked")
+        if reason := _reason_against(info, rules):
+            raise rules.error(f"{path} holds {info.filename!r}, which {reason}{nothing}")
         # Without case, because names that differ only in case are one file on some systems.
-        folded = name.casefold()
+        folded = info.filename.casefold()
         if folded in files:
-            raise rules.error(f"{path} holds {name!r} twice; nothing of it was unpacked")
+            raise rules.error(f"{path} holds {info.filename!r} twice{nothing}")
         if not info.is_dir():
             files.add(folded)
         while (folded := folded.rpartition("/")[0]) and folded not in folders:
             folders.add(folded)
     if both := sorted(files & folders):
-        raise rules.error(f"{path} holds {both[0]!r} as a file and as a folder; nothing of it was unpacked")
+        raise rules.error(f"{path} holds {both[0]!r} as a file and as a folder{nothing}")
     if rules.plain:
         _check_no_hidden_bytes(path, opened_zip, rules)
 
@@ -112,7 +88,7 @@ def _judge(path: Path, opened_zip: zipfile.ZipFile, rules: Rules) -> None:
 def _reason_against(info: zipfile.ZipInfo, rules: Rules) -> str | None:
     name, kind = info.filename, stat.S_IFMT(info.external_attr >> 16)
     parts = PurePosixPath(name).parts
-    # zipfile turns backslashes into slashes only on Windows, and cuts names at a NUL: look at the raw name too.
+    # The raw name too: zipfile cuts names at a NUL, and turns backslashes into slashes only on Windows.
     raw = info.orig_filename
     if not parts or "\0" in raw or "\\" in raw or ".." in parts or name.startswith("/") or ":" in parts[0]:
         return "points outside the folder it is unpacked into"
@@ -122,41 +98,42 @@ def _reason_against(info: zipfile.ZipInfo, rules: Rules) -> str | None:
         return "is a link or a device"
     if info.flag_bits & 0x1:
         return "is encrypted"
-    if rules.plain and info.compress_type not in _METHODS:
+    if rules.plain and info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "is packed with a method that servers cannot read"
     packed = max(1, info.compress_size)
-    if info.file_size > _SMALL and info.file_size > rules.max_ratio * packed:
+    # Text files of less than a MiB may compress very well.
+    if info.file_size > max(1 << 20, rules.max_ratio * packed):
         return f"claims to grow {info.file_size // packed}-fold"
     return None
 
 
 def _check_no_hidden_bytes(path: Path, opened_zip: zipfile.ZipFile, rules: Rules) -> None:
-    """Check that the entries cover the file without a gap and that the two headers of each entry agree.
+    """Check that the entries cover the file without a gap, and that the two headers of each entry agree.
 
-    The servers read a zip file from its front, Python from the directory at its end. Without this check a server
-    could load something that Python never verified.
+    The servers read a zip file from its front, Python from the directory at its end. Without this check a server could
+    load what Python never verified.
     """
     expected = 0
     with path.open("rb") as file:
         for info in sorted(opened_zip.infolist(), key=lambda info: info.header_offset):
             file.seek(info.header_offset)
             header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = header
+            signature, _, flags, method, _, _, *sizes, name_length, extra_length = header
             name = file.read(name_length)
-            same = (crc, packed, size) == (info.CRC, info.compress_size, info.file_size)
-            same = same and (method, flags) == (info.compress_type, info.flag_bits)
-            if info.header_offset != expected or signature != b"PK\x03\x04" or flags & 0x8 or not same:
+            listed = [info.flag_bits, info.compress_type, info.CRC, info.compress_size, info.file_size]
+            is_listed = info.header_offset == expected and [flags, method, *sizes] == listed
+            if not is_listed or signature != b"PK\x03\x04" or flags & 0x8:
                 raise rules.error(
                     f"{path} holds bytes around {info.filename!r} that its directory does not list; it was changed or "
                     f"written by another tool: {rules.fix}"
                 )
             if name != info.filename.encode("utf-8"):
                 raise rules.error(f"{path} names {info.filename!r} differently in its directory; {rules.fix}")
-            expected = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + packed
+            expected = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + info.compress_size
         file.seek(-_END.size, 2)
         end = file.tell()
         signature, *disks, directory_size, directory, comment = _END.unpack(file.read(_END.size))
     entries = len(opened_zip.infolist())
-    whole = directory == expected and directory + directory_size == end and disks == [0, 0, entries, entries]
-    if signature != b"PK\x05\x06" or not whole or comment:
+    is_whole = directory == expected and directory + directory_size == end and disks == [0, 0, entries, entries]
+    if signature != b"PK\x05\x06" or not is_whole or comment:
         raise rules.error(f"{path} holds bytes that belong to no file of it; {rules.fix}")

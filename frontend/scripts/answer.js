@@ -37,7 +37,7 @@ function scores(body) {
   const listed = body?.predictions ?? Object.entries(body ?? {}).map(([label, score]) => ({ label, score }));
   const fits = Array.isArray(listed) && listed.length && listed.every((one) => Number.isFinite(one?.score));
   if (!fits) return null;
-  // An object's keys that are numbers come in their own order, whatever the server's was.
+  // Keys that are numbers come in ascending order, whatever order the server sent.
   return listed.map(({ label, score }) => ({ label: String(label), score })).sort((one, other) => other.score - one.score);
 }
 
@@ -55,7 +55,7 @@ function measured(headers, total) {
   }
   const size = Number(headers.get("X-Batch-Size")) || 0;
   const known = Object.values(spans).reduce((sum, span) => sum + span, 0);
-  // All requests of a batch carry the same three figures, to a hundredth of a millisecond.
+  // All answers of a batch have the same three times, to a hundredth of a millisecond.
   const key = size ? [size, spans.decode, spans.forward, spans.encode].join(" ") : "";
   return { total, size, key, spans: size ? { ...spans, network: Math.max(0, total - known) } : null };
 }

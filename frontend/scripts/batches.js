@@ -1,4 +1,4 @@
-/** Batches: which pictures shared one forward pass, told by a size and timings that only they have in common. */
+/** Batches: which pictures shared one forward pass, recognised by their common size and times. */
 
 export class Batches {
   #open = new Map();

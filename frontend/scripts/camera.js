@@ -1,4 +1,4 @@
-/** The camera: a dialog with what it sees and a shutter; its tracks end with the dialog. */
+/** The camera: a dialog with a preview and a shutter; its tracks end with the dialog. */
 
 import { byId, write } from "./element.js";
 
@@ -16,12 +16,12 @@ const end = (stream) => stream.getTracks().forEach((track) => track.stop());
 export class Camera {
   #dialog = byId("camera");
   #video = byId("viewfinder");
-  /** What is new each time the dialog opens, and null while it is closed. */
+  /** A new object for each opening of the dialog, null while it is closed. */
   #opening = null;
   #stream = null;
   #taken = 0;
 
-  /** `add` is called with a File for each picture taken, `fallback` where a file is to be chosen instead. */
+  /** It calls `add` with a File for each picture, and `fallback` when the user prefers to choose a file. */
   constructor(add, fallback) {
     this.add = add;
     byId("shutter").addEventListener("click", () => this.#shoot());

@@ -6,10 +6,10 @@ import { element, write } from "./element.js";
 import { showSpans } from "./spans.js";
 
 const DOING = { waiting: "Waiting", held: "Waiting", scaling: "Preparing", asking: "Asking", busy: "Busy" };
-/** A part whose words are in the name of the card's button already. */
+/** A part whose text is already in the name of the card's button. */
 const unsaid = (name, ...children) => element("span", { class: name, "aria-hidden": "true" }, ...children);
 
-/** What is to be said of a picture beside its headline and score. */
+/** The line below the headline and the score. */
 export function stateText(picture) {
   switch (picture.state) {
     case "held":
@@ -27,7 +27,7 @@ export function stateText(picture) {
 
 const failure = ({ status, message }) => (status ? `${status}: ${message}` : message);
 
-/** The large word: a label, a guess, or what is happening. */
+/** The headline: a label, a guess, or a state. */
 export function headline(picture) {
   if (picture.state === "failed") return "No answer";
   if (picture.state !== "answered") return DOING[picture.state];
@@ -48,7 +48,7 @@ export class Card {
   /** `actions` has select(picture), remove(picture) and retry(picture). */
   constructor(picture, actions) {
     this.picture = picture;
-    // Its name is what the face says in words; within it, the meter and the bar would be lost to screen readers.
+    // Its name has the card's text. The meter and the bar are outside: screen readers skip the content of a button.
     this.button = element("button", {
       type: "button",
       class: "card",
@@ -98,7 +98,7 @@ export class Card {
   }
 }
 
-/** Show the batch in its colour and, since a colour alone tells nothing, in words. */
+/** Show the batch in its colour and in words. */
 export function showBatch(node, batch) {
   node.hidden = !batch;
   if (!batch) return;

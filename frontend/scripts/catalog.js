@@ -20,7 +20,7 @@ export class Catalog extends EventTarget {
     return this.#chosen;
   }
 
-  /** Read the catalog again; returns whether it could be. */
+  /** Read the catalog again; return whether that worked. */
   async load() {
     try {
       const values = await json("/catalog.json");
@@ -29,7 +29,7 @@ export class Catalog extends EventTarget {
       Object.assign(this, { models: [...values.models], limits: values.limits, served: served(values) });
       this.#text = text;
     } catch {
-      // Not there yet, or not the gateway's: whatever stands before it answers in its own way.
+      // It is not there yet, or the answer is from a proxy in front of the gateway.
       return false;
     }
     this.#chosen = this.#asked();

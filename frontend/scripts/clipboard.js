@@ -1,11 +1,11 @@
-/** The clipboard: takes a text, or leaves it selected where the browser keeps its clipboard to itself. */
+/** The clipboard: takes a text; where the browser forbids that, the text is selected instead. */
 
 import { byId, say, write } from "./element.js";
 
-/** What ends the word on each button. */
+/** The timer that restores each button's text. */
 const timers = new WeakMap();
 
-/** Copy `text`, which `node` shows; `said` is announced, and `button` tells for two seconds what became of it. */
+/** Copy `text`, which `node` shows; announce `said`, and show the result on `button` for two seconds. */
 export async function copy(text, { node, button, said }) {
   const selected = "Selected: press Ctrl+C";
   let copied = true;

@@ -46,7 +46,7 @@ export class Detail {
     write(byId("detail-note"), note.filter(Boolean).join("; "));
     byId("detail-note").hidden = !byId("detail-note").textContent;
     byId("retry").hidden = !picture.retriable;
-    // What was taken, pasted or a sample is in no folder yet, and the code needs it there.
+    // Pictures from the camera, the clipboard and samples are in no folder yet, and the code needs a file.
     Object.assign(byId("save"), { hidden: picture.source === "file", download: picture.name, href: picture.url });
   }
 }

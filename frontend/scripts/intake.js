@@ -1,4 +1,4 @@
-/** The intake: the ways by which pictures come in, each ending in `add(files, source)`. */
+/** The intake: the ways in which pictures come in, each ending in `add(files, source)`. */
 
 import { Camera } from "./camera.js";
 import { byId, element, say } from "./element.js";
@@ -48,7 +48,7 @@ export class Intake {
         over(carriesFiles(event));
       });
     }
-    // Out of the window: within it, another element is entered.
+    // Without a related target the pointer has left the window.
     window.addEventListener("dragleave", (event) => event.relatedTarget ?? over(false));
     window.addEventListener("drop", (event) => {
       event.preventDefault();
@@ -66,7 +66,7 @@ export class Intake {
       return;
     }
     event.preventDefault();
-    // Browsers name everything that was copied as a picture alike.
+    // Browsers give every copied picture the same name.
     const named = files.map((file) => (file.name === "image.png" ? this.#rename(file) : file));
     this.add(named, "paste");
   }

@@ -1,4 +1,4 @@
-/** The model: its card as a table for people, and a warning where it has seen no photograph. */
+/** The model: its card as a table for people, and a warning where it was trained on no photographs. */
 
 import { copy } from "./clipboard.js";
 import { byId, element, write } from "./element.js";
@@ -43,14 +43,14 @@ export function showModel(model, card, served) {
   );
 }
 
-/** A value as the worker chose it, with its reason; before one has loaded, as the archive asks for it. */
+/** The worker's value with its reason; before a worker has loaded, the archive's value. */
 function chosen(asked, choice) {
   if (!choice) return unknown(asked);
   const value = [asked, choice.value].filter((part, index, all) => part && all.indexOf(part) === index).join(" on ");
   return choice.reason ? `${value}: ${choice.reason}` : value;
 }
 
-/** How pictures become pixels, where it is not as the model was trained. */
+/** The decoding of pictures, where it differs from the training. */
 function decoding(asked, choice) {
   if (!asked || asked === "full") return null;
   return chosen(choice ? null : asked, choice);
@@ -61,7 +61,7 @@ function accuracy(measured) {
   return `${(measured.top1 * 100).toFixed(1)} % top-1 on ${measured.pictures} pictures (${measured.data})`;
 }
 
-/** How a fast variant answers beside the fp32 reference; nothing for the reference itself. */
+/** A fast variant compared with the fp32 reference; nothing for the reference itself. */
 function agreement(found) {
   if (!found) return null;
   return (
@@ -75,7 +75,7 @@ function labels(all) {
   return `${all.length}: ${first}${all.length > 4 ? ", …" : ""}`;
 }
 
-/** Short to read, whole on hovering and for copying. */
+/** The first letters; the whole text under the pointer and for copying. */
 function fingerprint(whole) {
   const node = element("code", { title: whole }, whole.slice(0, SHORT));
   const named = { type: "button", class: "small", "aria-label": "Copy the whole fingerprint" };

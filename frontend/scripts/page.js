@@ -1,4 +1,4 @@
-/** The page: joins catalog, server, queue and what shows them. */
+/** The page: joins catalog, server, queue and the parts that show them. */
 
 import { NOT_SURE_UNDER } from "./answer.js";
 import { Batches } from "./batches.js";
@@ -15,7 +15,7 @@ import { Snippets } from "./snippets.js";
 import { fillKey } from "./spans.js";
 import { Summary } from "./summary.js";
 
-/** Milliseconds until the catalog is asked for again, where it could not be read. */
+/** Milliseconds until the next try to read the catalog. */
 const ASK_AGAIN = 3_000;
 
 const catalog = new Catalog();
@@ -107,7 +107,7 @@ function showCode() {
   snippets.show(catalog.chosen, detail.picture, catalog.chosen?.samples[0]?.url.split("/").at(-1));
 }
 
-/** Light up every card of the batch of the card under the pointer or the focus. */
+/** Highlight the cards of the same batch as the card under the pointer or the focus. */
 function highlight(event) {
   const batch = event?.target.closest?.("li")?.dataset.batch;
   for (const { node } of cards.values()) node.classList.toggle("mate", Boolean(batch) && node.dataset.batch === batch);
@@ -138,7 +138,7 @@ let open = false;
 function showServer() {
   document.querySelector(".top").dataset.state = server.state;
   write(byId("state"), server.sentence);
-  // What the workers chose for themselves is known once they are ready.
+  // The workers' own choices are known once they are ready.
   if (server.open && !open) load().then(showCard);
   open = server.open;
 }
@@ -163,7 +163,7 @@ byId("clear").addEventListener("click", clear);
 for (const name of ["pointerover", "focusin"]) byId("grid").addEventListener(name, highlight);
 for (const name of ["pointerleave", "focusout"]) byId("grid").addEventListener(name, () => highlight());
 document.querySelector(".skip").addEventListener("click", (event) => {
-  // The hash names the model; following the link would lose it.
+  // The hash names the model; the link would replace it.
   event.preventDefault();
   byId("intake").focus();
 });

@@ -1,6 +1,6 @@
-/** A picture: its file, where it came from, how large it is, and what became of it. */
+/** A picture: its file, its origin, its size, and its state. */
 
-/** Over this a preview costs the tab too much memory; the scaled picture, if any, is shown in its place. */
+/** A preview of more pixels costs the tab too much memory; the scaled picture, if any, is shown instead. */
 const MOST_SHOWN_PIXELS = 50e6;
 let count = 0;
 
@@ -11,9 +11,9 @@ export class Picture extends EventTarget {
   attempts = 0;
   /** Seconds until the next attempt, while busy. */
   seconds = 0;
-  /** What was changed before it was sent. */
+  /** The change that was made before sending. */
   note = "";
-  /** Where a preview lies, or "". */
+  /** The URL of the preview, or "". */
   preview = "";
   answer = null;
   batch = null;
@@ -38,14 +38,14 @@ export class Picture extends EventTarget {
     return this.state === "answered" || this.state === "failed";
   }
 
-  /** Whether sending it again may help: not where the server or this page has judged the file itself. */
+  /** Whether a retry may help: not where the server or this page has refused the file itself. */
   get retriable() {
     const status = this.answer?.status ?? 0;
     const judged = !this.attempts || (status >= 400 && status < 500 && status !== 408 && status !== 429);
     return this.state === "failed" && !judged;
   }
 
-  /** Go to a state and tell whoever shows it. */
+  /** Change the state and notify the views. */
   become(state, facts = {}) {
     if (this.removed) return;
     Object.assign(this, facts, { state });

@@ -1,9 +1,9 @@
-/** The queue: sends pictures a few at a time, waits when it is told to, and goes on when the server is back. */
+/** The queue: sends a few pictures at a time, waits while the server is busy or away, and then goes on. */
 
 import { DETAILED, read } from "./answer.js";
 import { fit } from "./scale.js";
 
-/** Browsers keep no more connections to one origin on HTTP/1.1; more would wait unseen. */
+/** Browsers open no more connections to one origin on HTTP/1.1; further requests would wait inside the browser. */
 export const IN_FLIGHT = 6;
 const MOST_ATTEMPTS = 5;
 
@@ -42,7 +42,7 @@ export class Queue extends EventTarget {
     this.#pump();
   }
 
-  /** Send one again that failed. */
+  /** Send a failed picture again. */
   retry(picture) {
     picture.become("waiting", { attempts: 0, answer: null, batch: null, model: this.catalog.chosen });
     this.add(picture);
@@ -67,7 +67,7 @@ export class Queue extends EventTarget {
     try {
       again = await this.#send(picture);
     } catch (error) {
-      // Not the server's mistake: said on the picture, and in the console with its place.
+      // Not the server's mistake: the picture shows it, and the console has its place.
       picture.become("failed", { answer: { status: 0, message: `this page made a mistake: ${error.message}` } });
       reportError(error);
     }
@@ -105,13 +105,13 @@ export class Queue extends EventTarget {
         break;
       }
       if (answer?.status !== 429) return true;
-      // It keeps its place meanwhile, so that no other picture knocks at a server that is full.
+      // It keeps its place meanwhile, so that no other picture goes to a full server.
       await this.server.busyWhile(this.#countdown(picture, answer.retryAfter));
     }
     return false;
   }
 
-  /** Return the bytes to send; a file that cannot be read must not look like a server that is away. */
+  /** Return the bytes to send; an unreadable file must not look like a missing server. */
   async #bytes(picture) {
     picture.model ??= this.catalog.chosen;
     const size = await picture.measured;

@@ -1,8 +1,8 @@
-/** Scaling: a picture over the server's limits becomes a JPEG that fits, and nothing is decoded that harms the tab. */
+/** Scaling: a picture over the server's limits becomes a JPEG that fits, unless decoding it would harm the tab. */
 
 /** Decoding takes four bytes a pixel. */
 const MOST_DECODED_PIXELS = 200e6;
-/** Far more than any classifier looks at; larger canvases only cost memory. */
+/** Far more than any classifier uses; larger canvases only cost memory. */
 const TARGET_PIXELS = 12e6;
 const LONGEST_SIDE = 16_384;
 const QUALITY = 0.92;
@@ -10,9 +10,9 @@ const QUALITY = 0.92;
 let last = Promise.resolve();
 
 /**
- * Return {body, note}: the file itself where it fits, else a scaled JPEG and what was done.
+ * Return {body, note}: the file itself where it fits, else a scaled JPEG and a note on the change.
  * `size` is {width, height}, or null where the browser cannot show the file.
- * Throws an Error with a sentence when it neither fits nor can be scaled, and what `signal` was aborted with.
+ * Throws an Error with a sentence when it neither fits nor can be scaled, and the reason of an aborted `signal`.
  */
 export async function fit(file, size, limits, signal) {
   signal.throwIfAborted();
@@ -70,13 +70,13 @@ async function jpeg(file, { width, height }) {
   const bitmap = await createImageBitmap(file, options);
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const context = canvas.getContext("2d");
-  // Transparent pictures lie on white, as the server lays them.
+  // Transparent pictures get a white ground, as on the server.
   context.fillStyle = "#fff";
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
-  // Gives the memory back at once.
+  // Frees the memory at once.
   canvas.width = canvas.height = 0;
   if (!blob) throw new Error("no JPEG was made");
   return blob;

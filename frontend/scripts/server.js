@@ -12,7 +12,7 @@ export class Server extends EventTarget {
   #timer = 0;
   #asking = false;
 
-  /** `full` says whether every connection is taken: a ping would wait behind the pictures and prove nothing. */
+  /** `full` returns whether all connections are in use: then a ping would wait behind the pictures and prove nothing. */
   constructor(full) {
     super();
     this.full = full;

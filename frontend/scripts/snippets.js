@@ -1,4 +1,4 @@
-/** Snippets: the current picture asked for from a shell, Python and JavaScript, each whole and ready to run. */
+/** Snippets: code that classifies the current picture in a shell, Python and JavaScript, complete and ready to run. */
 
 import { copy } from "./clipboard.js";
 import { byId, write } from "./element.js";

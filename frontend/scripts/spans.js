@@ -28,7 +28,7 @@ function fillBar(bar, answer) {
   bar.setAttribute("aria-label", `${milliseconds(answer.total)}: ${figures.join(", ")}`);
 }
 
-/** Fill `list`, a dl, with the same figures beside their colours. */
+/** Fill `list`, a dl, with the same figures and their colours. */
 export function fillFigures(list, answer) {
   const rows = parts(answer).map(([stage, span]) =>
     element("div", { title: MEANINGS[stage] }, element("dt", {}, swatch(stage), stage), element("dd", {}, milliseconds(span))),

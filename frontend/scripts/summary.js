@@ -1,4 +1,4 @@
-/** The summary: how many pictures are done, how fast, in how many batches; said aloud only now and then. */
+/** The summary: how many pictures are done, how fast, in how many batches; announced only now and then. */
 
 import { percent, sure } from "./answer.js";
 import { byId, say, write } from "./element.js";
@@ -28,7 +28,7 @@ export class Summary {
     write(byId("batches"), String(this.batches.count));
   }
 
-  /** Say it aloud, after a picture was done. */
+  /** Announce it, after a picture is done. */
   say(pictures) {
     const { done, failed } = count(pictures);
     const all = done === pictures.length;

@@ -6,16 +6,15 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from beeline.errors import BeelineError
 from beeline.files import write_whole
 
-# The colours that charts have, as CSS classes, and the marks of four series and of a reference in their legends.
+# The CSS classes of the charts' colours, and the marks of four series and of a reference in their legends.
 NAMES = ("ink", "dim", "panel", "line", "grid", "bad", "ref", "s0", "s1", "s2", "s3", "s4", "s5")
 GLYPHS = "●■◆▲▼"
-# Rows of a table on a terminal.
-_ROWS = 20
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
+_ROWS = 20  # of a table on a terminal
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a caption; each row's first cell names it.
+    """Rows of text under a caption; the first cell of a row is its name.
 
-    `marked` rows stand out. A `folded` table is closed until somebody opens it. `words` are read from the left, numbers
-    from the right. `shades` tell of each cell after the first how strong its ground is: 1 is green, -1 red.
+    `marked` rows stand out. A `folded` table is closed until a reader opens it. `words` align left, numbers right.
+    `shades` colour the cells after the first, from -1 (red) to 1 (green).
     """
 
     caption: str
@@ -52,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of `host.report.charts` as SVG, made when it is asked for; what it shows in words; its legend.
+    """A function that draws the SVG, a caption, what the drawing shows in words, and a legend.
 
     Each of `keys` is a series, None for a reference, and its name.
     """
@@ -65,7 +64,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Thumbnails: a `data:` address, or why there is none; the file's name; a caption."""
+    """Thumbnails, each a `data:` address or the reason why there is none, the file's name, and a caption."""
 
     items: tuple[tuple[str, str, str], ...]
 
@@ -75,7 +74,7 @@ Block = Figures | Sentences | Table | Chart | Pictures
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -90,15 +89,15 @@ class Page:
     sections: tuple[Section, ...]
 
     def html(self) -> str:
-        """Return one HTML file; it loads nothing, and its policy forbids it to."""
+        """Return one HTML file, whose policy forbids it to load anything."""
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-        environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                                  lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
+        options: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+        environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
         return environment.get_template("report.html.jinja").render(page=self, names=NAMES, glyphs=GLYPHS)
 
     def markdown(self) -> str:
-        """Return the same as Markdown; a chart is its description."""
+        """Return the same as Markdown, with descriptions instead of charts."""
         parts = [f"# {_plain(self.title)}", _plain(self.facts)]
         for section in self.sections:
             parts += [f"## {_plain(section.title)}", *map(_block, section.blocks)]
@@ -106,11 +105,7 @@ class Page:
 
 
 def terminal(blocks: Iterable[Block]) -> str:
-    """Return the tables among blocks as aligned lines; a row that stands out has a star, the last of many are left out.
-
-    Args:
-        blocks: of a section.
-    """
+    """Return the first rows of the tables among blocks as aligned lines; a star marks a row that stands out."""
     parts = []
     for block in blocks:
         if isinstance(block, Table):
@@ -127,11 +122,7 @@ def terminal(blocks: Iterable[Block]) -> str:
 
 
 def write(text: str, path: Path) -> Path:
-    """Write a report whole and return its path; folders that are missing are made.
-
-    Raises:
-        BeelineError: when it cannot be written.
-    """
+    """Write a report whole, with missing folders, and return its path; raise BeelineError when that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
@@ -142,7 +133,7 @@ def write(text: str, path: Path) -> Path:
 
 def number(value: float) -> str:
     """Return three digits, without an exponent: `0.0123`, `1.23`, `12.3`, `123`, `1234`."""
-    # 99.96 is `100` in three digits, and nothing is `0`.
+    # 99.96 is `100` in three digits, and 0 is `0`.
     if not value or abs(value) >= 99.95:
         return f"{value:.0f}"
     return f"{value:#.3g}" if abs(value) >= 0.001 else f"{value:.4f}"
@@ -163,5 +154,5 @@ def _block(block: Block) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown takes as it is."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """Return text in which Markdown finds no marks."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

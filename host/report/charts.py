@@ -1,4 +1,4 @@
-"""Charts as SVG by matplotlib: every colour is a CSS class, so one drawing is right in light and in dark."""
+"""Charts as SVG by matplotlib: every colour is a CSS class, so one drawing suits the light and the dark theme."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from host.report import NAMES, Chart, number
 
-# matplotlib itself is imported when something is drawn: it takes half a second.
+# The functions that draw import matplotlib themselves, because that takes half a second.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Transform
 
-# In pixels: a chart's width, and what is left, right, above and below of its axes.
+# In pixels: a chart's width, and the space left, right, above and below of its axes.
 _WIDTH, _EDGES = 640, (66, 18, 34, 58)
-# Letters that a line holds at the size of a phone's text.
-_LETTERS = 52
-# As `GLYPHS` has them for the legend.
+# The same marks as `GLYPHS` in the legend.
 _MARKS = "osD^v"
-# matplotlib draws in these stand-ins, `_classes` makes CSS classes of them, the template has their colours.
+# matplotlib draws in these stand-ins, `_classes` turns them into CSS classes, the template has the real colours.
 _COLOURS = {name: f"#0000{i:02x}" for i, name in enumerate(NAMES, 1)}
 _CLASSES = {colour: name for name, colour in _COLOURS.items()}
 _RC = {
@@ -59,8 +57,9 @@ class Line:
 
 
 def bars(title: str, caption: str, rows: Sequence[Bar], least: float = 0.0) -> Chart:
-    """Return bars that lie on one scale from 0 to `least` or more, each under its words: room for names on a phone."""
-    lines = [1 if len(bar.name) + len(bar.text) <= _LETTERS else 2 for bar in rows]
+    """Return bars on one scale from 0 to `least` or more, each below its words, so that names fit on a phone."""
+    # A line holds 52 letters at the size of a phone's text.
+    lines = [1 if len(bar.name) + len(bar.text) <= 52 else 2 for bar in rows]
     most = max([least, *(value for bar in rows for value in (bar.value or 0, *bar.interval, *bar.dots))]) or 1.0
     height = sum(26 * count + 34 for count in lines)
 
@@ -78,8 +77,8 @@ def bars(title: str, caption: str, rows: Sequence[Bar], least: float = 0.0) -> C
             axes.plot(bar.dots, [y + 13] * len(bar.dots), "o", c=ink, ms=5, mew=0, clip_on=False)
             top += 26 * count + 34
 
-    said = "; ".join(f"{bar.name} {bar.text}" for bar in rows)
-    return Chart(partial(_svg, title, said, paint, height, (4, 12, 0, 0)), caption, said)
+    words = "; ".join(f"{bar.name} {bar.text}" for bar in rows)
+    return Chart(partial(_svg, title, words, paint, height, (4, 12, 0, 0)), caption, words)
 
 
 def plot(
@@ -91,17 +90,15 @@ def plot(
     rules: Sequence[tuple[str, float, str, str]] = (),
     rings: Sequence[tuple[float, float, str]] = (),
 ) -> Chart:
-    """Return lines over two axes, each with a title and the base of its logarithm, or None: linear from 0.
+    """Return lines over two axes, each with a title and the base of its logarithm; None is linear from 0.
 
-    `rules` are limits: of which axis (`x` or `y`), at which value, their words, the name of their colour. `rings` are
-    points that stand out, with their words.
+    `rules` are limits: the axis (`x` or `y`), the value, the words, the name of the colour. `rings` are points that
+    stand out, with their words.
     """
 
     def paint(axes: Axes) -> None:
-        for which, (name, base), values in (
-            ("x", x, [point[0] for line in lines for point in line.points]),
-            ("y", y, [point[1] for line in lines for point in line.points]),
-        ):
+        for i, (which, (name, base)) in enumerate((("x", x), ("y", y))):
+            values: list[Any] = [point[i] for line in lines for point in line.points]
             _scale(axes, which, name, [*values, *(rule[1] for rule in rules if rule[0] == which)], base)
         for i, (which, value, text, name) in enumerate(rules):
             look: Any = {"color": _COLOURS[name], "linewidth": 1.5, "dashes": (5, 3)}
@@ -118,14 +115,12 @@ def plot(
             _note(axes, (across, up), text, 0, -28 if i % 2 else 15, "ink", axes.transData)
 
     named = [line for line in lines if line.name and line.points]
-    ends = [(line.name, *line.points[i][:2]) for line in named for i in (0, -1)] + [
-        (ring[2], *ring[:2]) for ring in rings
-    ]
-    said = "; ".join(
-        [*(f"{name}: {number(up)} at {across:.6g}" for name, across, up in ends), *(rule[2] for rule in rules)]
-    )
+    ends = [(line.name, *line.points[i][:2]) for line in named for i in (0, -1)]
+    ends += [(text, across, up) for across, up, text in rings]
+    points = [f"{name}: {number(up)} at {across:.6g}" for name, across, up in ends]
+    words = "; ".join([*points, *(text for *_, text, _ in rules)])
     keys = tuple((line.series, line.name) for line in named)
-    return Chart(partial(_svg, title, said, paint, 380, _EDGES), caption, said, keys)
+    return Chart(partial(_svg, title, words, paint, 380, _EDGES), caption, words, keys)
 
 
 def _colour(series: int | None) -> str:
@@ -159,13 +154,13 @@ def _scale(axes: Axes, which: str, title: str, values: Sequence[float], base: in
 
 
 def _note(axes: Axes, point: tuple[float, float], text: str, right: float, up: float, name: str, of: Transform) -> None:
-    """Write pixels to the right of a point and above it; in the right half of a chart to its left."""
+    """Write text so many pixels to the right of a point and above it; in the right half of a chart to its left."""
     left = (of + axes.transAxes.inverted()).transform(point)[0] > 0.5
     axes.annotate(text, point, (-right if left else right, up), of, "offset points", color=_COLOURS[name],
                   ha="right" if left else "left", va="baseline", annotation_clip=False)  # fmt: skip
 
 
-def _svg(title: str, said: str, paint: Callable[[Axes], None], height: float, edges: Sequence[float]) -> str:
+def _svg(title: str, description: str, paint: Callable[[Axes], None], height: float, edges: Sequence[float]) -> str:
     """Return what `paint` draws in `_COLOURS`; the same calls give the same bytes."""
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -180,17 +175,17 @@ def _svg(title: str, said: str, paint: Callable[[Axes], None], height: float, ed
         paint(figure.add_axes((left / _WIDTH, bottom / height, *size)))
         nothing: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    # What is inside <svg> stays, without its style, which would be the whole page's, and without the ids of groups,
-    # which are the same in each chart. A group whose id is a tip gets it as its title.
+    # Without the style, which would apply to the whole page, and without the ids of groups, which are the same in each
+    # chart. A tip in an id becomes the title of its group.
     body = re.sub(r'(?s)^.*?<svg.*?>|<style.*?</style>| transform="rotate\(-0[^"]*"', "", file.getvalue())
     body = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r'style="([^"]*)"', _classes, re.sub(r'<g id="[^"]*">', "<g>", body))
-    words = f"<title>{escape(title)}</title><desc>{escape(said)}</desc>"
+    words = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
     return f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:g}" role="img">{words}{body}'
 
 
 def _classes(match: re.Match[str]) -> str:
-    """Return the attributes of a style: colours and weight as classes, the rest as it is, and no font."""
+    """Return the attributes for a style: colours and weight as classes, the rest unchanged, and no font."""
     names, rest = [], []
     for key, value in re.findall(r"([\w-]+): ([^;]+)", match[1]):
         if value in _CLASSES:

@@ -1,7 +1,7 @@
 """The gateway process: nginx, which listens in public, the prober behind `/ping`, and the exporter of `/metrics`.
 
-Run as `python -m serve.gateway FOLDER`, the runtime folder that `serve.gateway.runtime` made. On SIGTERM it stops
-being ready, answers the requests that it has, and ends.
+Run as `python -m serve.gateway FOLDER`, where FOLDER is the runtime folder that `serve.gateway.runtime` made. On
+SIGTERM `/ping` answers 503, the gateway answers the requests that it has, and the process ends.
 """
 
 from __future__ import annotations
@@ -32,37 +32,34 @@ from serve.gateway.settings import Settings
 from serve.instance.logs import Followed, rotate
 
 logger = logging.getLogger("gateway")
-_TICK = 1.0
-# As nginx writes it; in what a client sends, quotes are escaped.
+# As nginx writes it; nginx escapes quotes that a client sends.
 _OWN = re.compile(r'"status":(\d{3}),"from":"gateway"')
-# Seconds for which a renamed log may still get lines: nginx buffers them for one second.
-_LATE = 3.0
 
 
 class ErrorCounts(Collector):
-    """Counts the gateway's own answers from its access log, which names who answered, through rotation.
+    """Counts the errors that the gateway itself answers, from its access log, through rotation.
 
-    Lines that are there at the start do not count: an earlier gateway has counted them. `/ping` is not in the log, so
-    its 503 is not counted.
+    Lines that exist at the start do not count: an earlier gateway has counted them. `/ping` is not in the log, so its
+    503 does not count.
     """
 
     def __init__(self, log: Path) -> None:
-        self.log = Followed(log, _LATE)
+        # A renamed log may still get lines, since nginx buffers them for a second.
+        self.log = Followed(log, late=3.0)
         self._lock = threading.Lock()
         self._counts: Counter[int] = Counter()
 
     def read(self) -> None:
-        """Count the lines that were added since the last call."""
+        """Count the lines that are new since the last call."""
         with self._lock:
             self._counts.update(int(own[1]) for line in self.log.added() if (own := _OWN.search(line)))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the one metric; called on each scrape, by any thread."""
+        """Yield the one metric; any thread may call it."""
         self.read()
-        family = CounterMetricFamily(
-            "beeline_gateway_answers", "Errors that the gateway itself answered, by HTTP status.", labels=["status"]
-        )
-        for status in runtime.STATUSES:
+        text = "Errors that the gateway itself answered, by HTTP status."
+        family = CounterMetricFamily("beeline_gateway_answers", text, labels=["status"])
+        for status in runtime.ERRORS:
             family.add_metric([str(status)], self._counts[status])
         yield family
 
@@ -76,9 +73,8 @@ class Gateway:
         self._stopping = False
         self._ping = self._state = ""
         self._shared = ([backend.inference for backend in settings.backends], list(settings.backends))
-        self.prober: Prober
         if settings.name is not None:
-            self.prober = Discovery(settings.name, self._woken.set)
+            self.prober: Prober = Discovery(settings.name, self._woken.set)
         else:
             archives = store.find_archives(settings.store) if settings.store else ()
             probes = [Probe(backend, archives, settings) for backend in settings.backends]
@@ -88,47 +84,44 @@ class Gateway:
         self.collector = metrics.Collector(settings.worker_metrics) if settings.worker_metrics else None
 
     def run(self) -> None:
-        """Run until a signal asks to stop.
-
-        Raises:
-            BeelineError: when nginx ended by itself.
-        """
+        """Run until a signal asks to stop; raise BeelineError when nginx ends by itself."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked)
         with ExitStack() as stack:
             stack.callback(self.error_counts.log.close)
             if at := self.settings.metrics:
-                counters = [self.error_counts, *([self.collector] if self.collector is not None else [])]
+                counters = [self.error_counts, *([self.collector] if self.collector else [])]
                 stack.enter_context(metrics.serve_metrics((at.host, at.port), *counters))
             self._run()
 
     def _run(self) -> None:
-        # Before nginx listens, because a killed gateway leaves its state.
+        # Before nginx listens, because a killed gateway leaves its state behind.
         runtime.write_state(self.settings, ready=False, text=json.dumps(together(self.prober.seen())))
         self.nginx = Nginx(self.settings)
         try:
             self.tell()
             self.prober.start()
             while not self._stopping:
-                self._woken.wait(_TICK)
+                self._woken.wait(1.0)
                 self._woken.clear()
                 self.nginx.check()
                 try:
                     self.tell()
                     self.keep()
                 except (OSError, ValueError):
-                    # A full disk must not cost anybody an answer; the next round tries again.
+                    # A full disk must cost nobody an answer; the next round tries again.
                     logger.exception("the gateway's files cannot be written")
         finally:
+            # Only `/ping` changes: predictions pass until nginx stops.
             gone = json.dumps({"status": "Unhealthy", "reason": "the gateway is stopping", "models": {}})
             try:
-                runtime.write_state(self.settings, ready=False, text=gone, draining=self._stopping)
+                runtime.write_ping(self.settings, ready=False, text=gone)
             except OSError:
-                # A full disk; removing the file takes none.
+                # On a full disk a file can still be removed.
                 logger.exception("/ping cannot say that the gateway stops")
                 (self.settings.state / "ready").unlink(missing_ok=True)
             if self._stopping:
-                # A load balancer in front sees /ping and sends requests elsewhere before one is refused here.
+                # Meanwhile a load balancer in front sees /ping and sends its requests elsewhere.
                 time.sleep(self.settings.drain)
             self.nginx.stop()
             self.prober.stop()
@@ -136,19 +129,21 @@ class Gateway:
     def tell(self) -> None:
         """Write what `/ping` answers and which backends share the load, where either has changed."""
         seen = self.prober.seen()
-        values, closed = together(seen), closed_together(seen)
+        values = together(seen)
         text = json.dumps(values)
-        members, known = self.prober.members(), self.prober.backends()
+        known = [one.backend for one in self.prober.watched]
         # With no ready backend nginx keeps the last group, for requests under way; the state refuses new ones.
-        shared = (members or self._shared[0], known)
-        changed = shared != self._shared and (self.settings.name is not None or len(known) > 1)
+        shared = (self.prober.members() or self._shared[0], known)
+        has_changed = shared != self._shared and (self.settings.name is not None or len(known) > 1)
         # Where nginx does not take the change, the next round tries again.
-        if changed and self.nginx.share(*shared):
+        if has_changed and self.nginx.share(*shared):
             self._shared = shared
         if text != self._ping:
-            runtime.write_state(self.settings, values["status"] == "Healthy", text, closed=closed)
+            runtime.write_state(self.settings, values["status"] == "Healthy", text, closed_together(seen))
             if self.collector is not None:
-                self.collector.expect(wanted(values["models"]))
+                models = values["models"].items()
+                wanted = {(name, version): one["workers"] for name, found in models for version, one in found.items()}
+                self.collector.expect(wanted)
             self._ping = text
         state = values.get("reason", values["status"])
         if state != self._state:
@@ -158,11 +153,8 @@ class Gateway:
     def keep(self) -> None:
         """Rotate logs, fold the counts of workers that have ended, and put the others' choices into the cards."""
         self.error_counts.read()
-        renamed = [
-            rotate(path, self.settings.log_megabytes * 1_000_000, self.settings.log_files)
-            for path in (self.settings.access_log, self.settings.error_log)
-        ]
-        if any(renamed):
+        size, files = self.settings.log_megabytes * 1_000_000, self.settings.log_files
+        if any(rotate(path, size, files) for path in (self.settings.access_log, self.settings.error_log)):
             self.nginx.reopen_logs()
         if self.collector is not None:
             catalog.add_choices(self.settings, self.collector.keep().choices())
@@ -172,13 +164,8 @@ class Gateway:
         self._woken.set()
 
 
-def wanted(models: dict[str, dict[str, dict[str, int]]]) -> dict[tuple[str, str], int]:
-    """Return how many workers each model should have, by name and version."""
-    return {(name, version): one["workers"] for name, versions in models.items() for version, one in versions.items()}
-
-
 def main(arguments: list[str]) -> int:
-    """Run the gateway of the folder that is the first argument."""
+    """Run the gateway whose folder is the first argument."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     try:
         Gateway(Settings.load(Path(arguments[0]))).run()

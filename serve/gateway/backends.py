@@ -1,11 +1,10 @@
-"""A gateway in front of running servers: some of this machine, or those of other hosts behind one name."""
+"""A gateway in front of running servers: named ones on this machine, or those on other hosts behind one name."""
 
 from __future__ import annotations
 
 import dataclasses
 import ipaddress
 import logging
-import os
 import socket
 import struct
 import sys
@@ -23,7 +22,7 @@ from host import machine
 from host.files import SHORT, sha256
 from serve import addresses, config, instance, properties
 from serve.addresses import Addresses, Ports
-from serve.config import Configuration
+from serve.config import Configuration, Setting
 from serve.gateway import catalog, runtime
 from serve.gateway.__main__ import Gateway
 from serve.gateway.catalog import Card
@@ -34,51 +33,33 @@ from serve.ports import Address
 from serve.properties import Properties
 from serve.servers.protocol import Say, keep
 
-# The servers' own limits, which the gateway must not exceed.
-_SERVERS_OWN = (
-    "job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds"
-)  # fmt: skip
+# The limits of the servers, which the gateway must not exceed.
+_LIMITS = ("job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds")
 
 
 def share(
-    names: Sequence[str],
-    config_file: Path,
-    given: Ports,
-    say: Say,
-    card: Card | None = None,
-    environ: Mapping[str, str] = os.environ,
+    names: Sequence[str], config_file: Path, given: Ports, say: Say, card: Card, environ: Mapping[str, str]
 ) -> None:
-    """Run a gateway in front of the named servers of this machine until a signal stops it; the servers run on.
+    """Run a gateway in front of servers of this machine until a signal stops it; the servers run on.
 
-    Args:
-        names: the servers', each started by `beeline serve up --name`.
-        config_file: has addresses and limits.
-        given: the command line's ports.
-        say: takes each line of progress.
-        card: reads an archive's card for the page.
-        environ: names the state folder and nginx.
-
-    Raises:
-        BeelineError: when one does not run, or they serve different archives.
-        Undetermined: when there is no nginx, or it refuses its configuration.
+    The names are those of `beeline serve up --name`. The command line's ports win over `environ`, which wins over the
+    file. It raises BeelineError when a server does not run or they serve different archives, and Undetermined when
+    there is no nginx or it refuses its configuration.
     """
-    home = instance.state_folder(environ)
-    states = [instance.running(home, name)[1] for name in dict.fromkeys(names)]
+    states = [instance.running(instance.state_folder(environ), name)[1] for name in dict.fromkeys(names)]
     check_same(states)
-    # Each server has its own management; this gateway has none, so it must not ask for the usual port.
+    # Each server has its own management; this gateway has none, so it must not take the usual port.
     read, choice, at, own = _decide(config_file, dataclasses.replace(given, management=0), environ)
     with _scratch() as top:
-        # Copied, since their server may stop first.
+        # Copies, since the server may stop first.
         served = top / "store"
         served.mkdir(mode=0o700)
         try:
             for name in states[0].archives:
                 keep(states[0].store / name, served / name)
         except OSError as error:
-            raise BeelineError(
-                f"the archives of {states[0].name} cannot be copied ({error}); it may have stopped; name servers that "
-                "run"
-            ) from error
+            message = f"the archives of {states[0].name} cannot be copied ({error}); name servers that run"
+            raise BeelineError(message) from error
         archives = store.find_archives(served)
         resolved = common(own, states, archives)
         settings = public(
@@ -104,24 +85,15 @@ def share(
         Gateway(settings).run()
 
 
-def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mapping[str, str] = os.environ) -> None:
-    """Run a gateway in front of the backends that a name resolves to, now and later, until a signal stops it.
+def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mapping[str, str]) -> None:
+    """Run a gateway in front of the backends behind a name, now and later, until a signal stops it.
 
-    Args:
-        url: `http://NAME:PORT` of their gateways; their management is on 8081.
-        config_file: has addresses and limits.
-        given: the command line's ports.
-        say: takes each line of progress.
-        environ: has variables that win over the file, and names nginx.
-
-    Raises:
-        ConfigError: for a URL of another form.
-        BeelineError: when a port is taken.
-        Undetermined: when there is no nginx, or it refuses its configuration.
+    The arguments are those of `share`, but for `url`: `http://NAME:PORT` of the gateways behind the name, whose
+    management is on 8081. It raises the same, and ConfigError for a URL of another form.
     """
     try:
         to = Address.parse(url)
-        # This raises for an impossible name, such as one with two dots in a row.
+        # `encode` raises for an impossible name, such as one with two dots in a row.
         if to.scheme != "http" or to.port == 0 or not to.host.encode("idna"):
             raise ValueError
     except ValueError as error:
@@ -134,9 +106,6 @@ def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mappi
             read,
             at,
             folder=top / "gateway",
-            backends=(),
-            store=None,
-            versions=False,
             logs=logs(instance.state_folder(environ)),
             name=Name(to.host, to.port, properties.DEFAULTS["management_address"].port),
             management_from=() if at.management.loopback else _allowed(environ),
@@ -151,14 +120,14 @@ def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mappi
 
 
 def logs(home: Path) -> Path:
-    """Return the log folder of a gateway in front of a name, in the state folder; no server's name has a dot."""
+    """Return the log folder of a gateway in front of a name; no server's folder has a dot in its name."""
     return home / "gateway.logs"
 
 
 def _decide(
     config_file: Path, given: Ports, environ: Mapping[str, str]
 ) -> tuple[Properties, Choice, Addresses, Configuration]:
-    """Return file, nginx, free addresses and limits; metrics have an address only where the file gives one."""
+    """Return the file, nginx, free addresses and limits; metrics have an address only where the file gives one."""
     read = properties.load(config_file, environ)
     choice = choose("auto", environ)
     wanted = addresses.resolve(read, given, choice.kind)
@@ -170,65 +139,53 @@ def _decide(
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """Make a temporary folder, through which nginx's workers may pass; removed at the end."""
+    """Yield a temporary folder that nginx's workers may enter."""
     with tempfile.TemporaryDirectory(prefix="beeline-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
 
 
 def common(own: Configuration, states: Sequence[State], archives: Sequence[Archive]) -> Configuration:
-    """Return the gateway's configuration: the servers' models, and of their limits the lowest of each.
-
-    Args:
-        own: from the gateway's own file, for everything else.
-        states: the servers'.
-        archives: what they serve; the models come in this order.
-    """
+    """Return the servers' models, in the order of `archives`, the lowest of each limit, and the rest from `own`."""
     first = states[0].configuration
     models = {model["archive"]: config.model_settings(model) for model in first["models"]}
     limits = {
-        name: min((config.Setting(**state.configuration["numbers"][name]) for state in states), key=attrgetter("value"))
-        for name in _SERVERS_OWN
+        name: min((Setting(**state.configuration["numbers"][name]) for state in states), key=attrgetter("value"))
+        for name in _LIMITS
     }
     rate = "beeline_requests_per_second"
     if own.numbers[rate].reason == config.RATE:
-        limits[rate] = config.Setting(10 * limits["job_queue_size"].value, config.RATE)
-    threads = config.Setting(**first["threads"])
-    return Configuration(
-        tuple(models[archive.path.name] for archive in archives), threads, {**own.numbers, **limits}, own.vmargs
-    )
+        limits[rate] = Setting(10 * limits["job_queue_size"].value, config.RATE)
+    served = tuple(models[archive.path.name] for archive in archives)
+    return Configuration(served, Setting(**first["threads"]), {**own.numbers, **limits}, own.vmargs)
 
 
 def check_same(states: Sequence[State]) -> None:
     """Raise BeelineError, naming two servers, unless all are of one kind and serve the same archives."""
     first = states[0]
+    needs = "one gateway needs servers that serve the same"
     for state in states[1:]:
         if (state.server, sorted(state.archives)) != (first.server, sorted(first.archives)):
-            raise BeelineError(
-                f"{state.name} ({state.server}) serves {', '.join(sorted(state.archives))}, {first.name} "
-                f"({first.server}) {', '.join(sorted(first.archives))}; one gateway needs servers that serve the same"
-            )
+            served = [f"{one.name} ({one.server}) serves {', '.join(sorted(one.archives))}" for one in (state, first)]
+            raise BeelineError(f"{', '.join(served)}; {needs}: name others, or start one again with the same archives")
         for file in sorted(state.archives):
-            digests = [sha256(one.store / file) for one in (state, first)]
-            if digests[0] != digests[1]:
-                raise BeelineError(
-                    f"{state.name} serves {file} with sha256 {digests[0][:SHORT]}, {first.name} with "
-                    f"{digests[1][:SHORT]}; one gateway needs servers that serve the same: start the older one again"
-                )
+            one, other = (sha256(each.store / file)[:SHORT] for each in (state, first))
+            if one != other:
+                differ = f"{state.name} serves {file} with sha256 {one}, {first.name} with {other}"
+                raise BeelineError(f"{differ}; {needs}: start the older one again")
 
 
 def default_route(table: Path = Path("/proc/net/route")) -> list[str]:
     """Return the router's address from the kernel's table; in a container, that is the machine that runs it.
 
-    Requests of that machine to a published port come from there; those of other containers do not.
+    Requests from that machine to a published port have this address; those of other containers have not.
     """
     try:
         rows = [line.split() for line in table.read_text().splitlines()[1:]]
     except OSError:
         return []
-    return [
-        socket.inet_ntoa(struct.pack("<L", int(row[2], 16))) for row in rows if int(row[1], 16) == int(row[7], 16) == 0
-    ]
+    routers = [int(row[2], 16) for row in rows if int(row[1], 16) == int(row[7], 16) == 0]
+    return [socket.inet_ntoa(struct.pack("<L", router)) for router in routers]
 
 
 def _allowed(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -238,5 +195,6 @@ def _allowed(environ: Mapping[str, str]) -> tuple[str, ...]:
         for one in more:
             ipaddress.ip_network(one)
     except ValueError as error:
-        raise ConfigError(f"BEELINE_MANAGEMENT_FROM is {','.join(more)!r}; allowed: addresses, with commas") from error
+        message = f"BEELINE_MANAGEMENT_FROM is {','.join(more)!r}; allowed: addresses, separated by commas"
+        raise ConfigError(message) from error
     return ("127.0.0.1", *default_route(), *more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from serve.gateway.settings import Settings
 if TYPE_CHECKING:
     from serve.config import Configuration
 
-# Reads an archive's card, for which this room has no code.
+# Reads an archive's card; the code for that is in `archive`, which this room does not import.
 Card = Callable[[Path], Mapping[str, Any]]
 SAMPLES = "samples"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -34,13 +35,8 @@ def write(
 ) -> None:
     """Write `catalog.json`, the cards and the samples below the document root.
 
-    Args:
-        settings: the gateway's.
-        configuration: the models' settings, in the order of `archives`.
-        archives: the served archives.
-        built: by file name, the path at which each was built; the samples are in that folder.
-        server: `torchserve` or `mms`.
-        card: reads an archive's card; another project's archive gets one with its name and version.
+    `configuration` has the models in the order of `archives`. `built` is the path at which each archive was built, by
+    file name; the samples are in that folder. `server` is `torchserve` or `mms`.
     """
     models = []
     for archive, model in zip(archives, configuration.models, strict=True):
@@ -79,48 +75,35 @@ def add_choices(settings: Settings, choices: Mapping[tuple[str, str], Mapping[st
     """Add the workers' own choices (device, precision, threads, each with its reason) to the cards."""
     for (model, version), choice in choices.items():
         path = settings.web / "catalog" / model / f"{version}.json"
-        if not path.is_file():
-            continue
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"serving": choice}
         if values.get("serving") != choice:
             write_json(path, {**values, "serving": choice}, 0o644)
 
 
 def _card(archive: Archive, card: Card | None) -> dict[str, Any]:
-    plain = {"spec": {"name": archive.model, "version": archive.version}}
-    if card is None:
-        return plain
-    try:
-        values = dict(card(archive.path))
-    except BeelineError:
-        # Another project's archive has no spec; it is served too.
-        return plain
-    # Clients need not know its path on this machine.
-    values.pop("archive", None)
-    return values
+    # An archive of another project has no spec; it is served too.
+    with contextlib.suppress(BeelineError):
+        if card is not None:
+            # Without the archive's path on this machine.
+            return {key: value for key, value in card(archive.path).items() if key != "archive"}
+    return {"spec": {"name": archive.model, "version": archive.version}}
 
 
 def _samples(settings: Settings, archive: Archive, store: Path) -> list[dict[str, Any]]:
-    """Copy the samples in the archive's folder, else its golden pictures; return their entries in the list."""
+    """Copy the samples of the archive's store, else its golden pictures; return their entries in the catalog."""
     target = settings.web / SAMPLES / archive.model / archive.version
     target.mkdir(parents=True, exist_ok=True)
     source = store / SAMPLES / archive.model / archive.version
-    found: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     if (source / "samples.json").is_file():
         for sample in json.loads((source / "samples.json").read_text(encoding="utf-8")):
             if _SAFE.fullmatch(sample["file"]) and (source / sample["file"]).is_file():
                 shutil.copyfile(source / sample["file"], target / sample["file"])
-                found.append(sample)
-    found = found or _golden(archive, target)
-    path = f"/{SAMPLES}/{archive.model}/{archive.version}"
-    return [{"url": f"{path}/{one['file']}", "label": one["label"], "source": one["source"]} for one in found]
-
-
-def _golden(archive: Archive, target: Path) -> list[dict[str, Any]]:
-    found = []
-    for golden in archive.goldens:
+                samples.append(sample)
+    for golden in archive.goldens if not samples else ():
         file = Path(golden.file).name
         if _SAFE.fullmatch(file):
             (target / file).write_bytes(archive.golden_bytes(golden))
-            found.append({"file": file, "label": golden.label, "source": "drawn for its self-test"})
-    return found
+            samples.append({"file": file, "label": golden.label, "source": "drawn for its self-test"})
+    path = f"/{SAMPLES}/{archive.model}/{archive.version}"
+    return [{"url": f"{path}/{one['file']}", "label": one["label"], "source": one["source"]} for one in samples]

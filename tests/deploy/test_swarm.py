@@ -1,11 +1,10 @@
-"""The Swarm file, deployed: what arrives of it, and a new version of the model without a failed request."""
+"""The Swarm file, deployed: its limits, and a new version of the model without a failed request."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +16,18 @@ import yaml
 
 from archive.build import build
 from archive.export import export_folder
+from serve.ports import Address, settle
 from tests.archive.conftest import TinyNet, tiny_request
 from tests.conftest import ROOT
-from tests.deploy.conftest import Load, Stack, build_image, docker, swarm
-from tests.docker.conftest import wait_until
+from tests.deploy.conftest import Stack, build_image, docker, swarm
+from tests.docker.conftest import Load, under_load, wait_until
 
 FILE = ROOT / "deploy" / "swarm.yml"
 NAME = "beeline-swarm-test"
 FIRST, NEXT, BROKEN = (f"{NAME}:{tag}" for tag in ("first", "next", "broken"))
 REPLICAS = 2
-# More than two cores serve of a ResNet-18 beside a starting backend. The tiny network behind the real handler
-# leaves the rate to the clients, and all that is tested here is the same for it.
-RATE = 50.0
+# Answers name the model's version.
+ACCEPT = "application/vnd.beeline+json"
 
 
 def services(file: Path) -> dict[str, Any]:
@@ -37,13 +36,7 @@ def services(file: Path) -> dict[str, Any]:
     return read
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def test_it_says_the_same_as_compose() -> None:
+def test_it_agrees_with_compose_and_publishes_no_management() -> None:
     ours, compose = services(FILE), services(ROOT / "docker-compose.yml")
     for name, service in ours.items():
         assert service["image"] == compose[name]["image"]
@@ -54,9 +47,6 @@ def test_it_says_the_same_as_compose() -> None:
     environment = dict(compose["backend"]["environment"])
     del environment["BEELINE_MANAGEMENT_ADDRESS"]
     assert {key: str(value) for key, value in environment.items()} == ours["backend"]["environment"]
-
-
-def test_management_is_not_published() -> None:
     published = [port["target"] for service in services(FILE).values() for port in service.get("ports", [])]
     assert sorted(published) == [8000, 8080]
     assert "8081" not in json.dumps(services(FILE))
@@ -64,7 +54,7 @@ def test_management_is_not_published() -> None:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of archives for each image: two versions of one model, and an archive that no index lists."""
+    """A folder of archives for each image: two versions of a model, and an archive that no index lists."""
     found = {}
     for image, version in ((FIRST, "1.0"), (NEXT, "2.0")):
         folder = tmp_path_factory.mktemp("version")
@@ -80,7 +70,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def stack(images: None, stores: dict[str, Path]) -> Iterator[Stack]:
     """The stack with two backends of version 1.0, ready; afterwards nothing of it is left."""
-    # Little is asked of the machine, so that any will do.
+    ports = settle([(Address("127.0.0.1", 0), "") for _ in range(2)])
+    # Small demands, so that any machine will do.
     settings = {
         "BEELINE_CPU_IMAGE": FIRST,
         "BACKEND_REPLICAS": str(REPLICAS),
@@ -88,8 +79,8 @@ def stack(images: None, stores: dict[str, Path]) -> Iterator[Stack]:
         "BACKEND_CPUS_RESERVED": "0.1",
         "BACKEND_MEMORY_RESERVED": "1g",
         "WORKERS": "1",
-        "PAGE_PORT": str(free_port()),
-        "API_PORT": str(free_port()),
+        "PAGE_PORT": str(ports[0].port),
+        "API_PORT": str(ports[1].port),
     }
     running = Stack(NAME, FILE, settings)
     try:
@@ -120,22 +111,9 @@ def ready(stack: Stack) -> int:
     return sum(version["ready"] for version in models.get("tiny", {}).values())
 
 
-def load(stack: Stack) -> Load:
-    """Return clients at up to 50 requests a second: at what leaves room for a backend to start on this machine.
-
-    Where others use its cores too it may not do 50 a second at all: requests that a full queue turns away are no
-    fault of an update. What was sent is printed.
-    """
-    clients = Load("127.0.0.1", int(stack.settings["API_PORT"]), "/predictions/tiny", RATE)
-    most = clients.capacity()
-    clients.rate = min(RATE, 0.6 * most)
-    print(f"\nat most {most:.0f} a second are answered here now, so {clients.rate:.1f} a second are sent")
-    return clients
-
-
 @pytest.mark.docker
 @pytest.mark.parametrize("name", ["backend", "gateway"])
-def test_what_confines_a_service_arrives(stack: Stack, name: str) -> None:
+def test_a_container_has_the_limits_of_its_service(stack: Stack, name: str) -> None:
     limits = services(FILE)[name]["deploy"]["resources"]["limits"]
     containers = stack.containers(name)
     assert len(containers) == {"backend": REPLICAS, "gateway": 1}[name]
@@ -146,14 +124,14 @@ def test_what_confines_a_service_arrives(stack: Stack, name: str) -> None:
         assert host["CapDrop"] == ["ALL"]
         assert host["PidsLimit"] == limits["pids"]
         assert host["Memory"] == {"backend": 6 << 30, "gateway": 1500 << 20}[name]
-        # Only the backend has such a limit: the gateway is the last that should wait for a core.
+        # Only the backend has such a limit: the gateway should never wait for a core.
         cores = int(stack.settings["BACKEND_CPUS"]) if name == "backend" else 0
         assert host["NanoCpus"] == cores * 10**9
         assert [(each["Type"], each["Target"]) for each in host["Mounts"]] == [("tmpfs", "/tmp")]
         assert seen["Config"]["User"] == "10001:10001"
-        # The patience is the file's, everything else the image's.
+        # The patience is the file's, the rest the image's.
         assert (check["Test"], check["Interval"], check["Retries"]) == (["CMD", "healthcheck"], 5 * 10**9, 60)
-        # What Swarm does not take: here, and not in silence.
+        # Swarm does not take this option.
         assert not host["SecurityOpt"]
 
 
@@ -187,37 +165,39 @@ def ports_of(stack: Stack, name: str) -> list[dict[str, Any]]:
     return list(stack.service(name)["Endpoint"].get("Ports") or [])
 
 
+def versions(load: Load, after: float = 0.0, before: float = float("inf")) -> set[str]:
+    """Return the versions that answered the requests of a time."""
+    answers = [answer for sent, answer in load.answers if after <= sent <= before]
+    return {str(answer.json()["model"]["version"]) for answer in answers}
+
+
 @pytest.mark.docker
 def test_a_new_version_comes_without_a_failed_request(stack: Stack) -> None:
-    """Backends of version 1.0 are replaced by those of 2.0 under up to 50 requests a second, each on a new connection.
+    """Two clients, each request on a new connection: a full queue's 429 would be no fault of the update.
 
-    The model is a tiny network in the project's own handler and archive: at that rate two cores would not serve
-    a ResNet-18 while another backend starts on them, and a full queue's 429 would be no fault of the update.
+    The model is a tiny network in the real handler, since two cores serve few ResNet-18 while another backend starts.
     """
-    with load(stack) as clients:
-        time.sleep(3)
-        begun = clients.now()
+    with under_load(url(stack), clients=2, model="tiny", Accept=ACCEPT) as load:
+        load.wait_for(20)
+        begun = time.monotonic()
         ended = stack.update(BEELINE_CPU_IMAGE=NEXT)
-        done = clients.now()
-        time.sleep(3)
-    clients.report(f"update in {done - begun:.1f} s")
-    assert clients.failures() == []
+        done = time.monotonic()
+        load.wait_for(20)
+    print(f"\nupdated in {done - begun:.1f} s under load: {dict(load.statuses)}")
+    assert load.failures == []
     assert ended == "completed"
-    assert {each.said for each in clients.answers if each.sent < begun} == {"1.0"}
-    assert {each.said for each in clients.answers} == {"1.0", "2.0"}
-    assert {each.said for each in clients.answers if each.sent > done} == {"2.0"}
+    assert versions(load, before=begun) == {"1.0"}
+    assert versions(load) == {"1.0", "2.0"}
+    assert versions(load, after=done) == {"2.0"}
     assert stack.images("backend") == [NEXT] * REPLICAS
 
 
 @pytest.mark.docker
 def test_a_version_that_does_not_start_is_rolled_back(stack: Stack) -> None:
     before = stack.images("backend")
-    with load(stack) as clients:
-        ended = stack.update(BEELINE_CPU_IMAGE=BROKEN)
-        done = clients.now()
-        time.sleep(1)
-    clients.report(f"rolled back in {done:.1f} s")
-    assert clients.failures() == []
-    assert ended == "rollback_completed"
-    assert len({each.said for each in clients.answers}) == 1
+    with under_load(url(stack), clients=2, model="tiny", Accept=ACCEPT) as load:
+        assert stack.update(BEELINE_CPU_IMAGE=BROKEN) == "rollback_completed"
+        load.wait_for(20)
+    assert load.failures == []
+    assert len(versions(load)) == 1
     assert stack.images("backend") == before

@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "tests" / "pictures"
 CIRCLES, STRIPES = (PICTURES / f"{name}.jpg" for name in ("circles", "stripes"))
 PROJECT = "beeline-test"
-# That of a compose file without anything beside it.
+# Of a compose file that is alone in its folder.
 ALONE = f"{PROJECT}-alone"
 PAGE, API, MANAGEMENT = "http://localhost:8000", "http://localhost:8080", "http://localhost:8081"
-# Every container that these tests start without Compose has it.
+# Of every container that these tests start without Compose.
 LABEL = "beeline-test"
-# What is built is the same whether anything can be downloaded or not: drawn pictures, and no weights to start from.
-# Small ones, since at the usual size the training would take longer than all tests of the result.
+# The same images with and without a network: drawn pictures, and no weights to start from. The pictures are small:
+# training at the usual size takes longer than all tests of the result.
 BUILD = {"TRAINING": "--generated fit=scratch fit.epochs=10 model.resize=128 model.crop=112"}
 # Seconds that Compose and `docker stop` give a container to end.
 GRACE = "70"
@@ -39,18 +39,11 @@ PATIENCE = 600
 
 
 def run(*command: str, check: bool = True, **options: Any) -> str:
-    """Run a command and return what it printed; failing, show all that it said."""
+    """Run a command and return its output; show all of it where the command fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done.stdout if check else done.stdout + done.stderr
-
-
-def fails(*command: str, **options: Any) -> str:
-    """Run a command that must not succeed, and return all that it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    assert done.returncode != 0, f"{' '.join(command)} succeeded:\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
 
 
 def wait_until(holds: Callable[[], object], what: str, patience: float = PATIENCE) -> float:
@@ -70,14 +63,16 @@ def ping(url: str) -> int:
         return 0
 
 
-def predict(picture: Path = CIRCLES, url: str = API, agent: str = "tests") -> requests.Response:
-    """Send a picture over a connection of its own, so that none that was kept is blamed."""
-    headers = {"User-Agent": agent}
-    return requests.put(f"{url}/predictions/resnet18", data=picture.read_bytes(), headers=headers, timeout=120)
+def predict(
+    picture: Path = CIRCLES, url: str = API, agent: str = "tests", model: str = "resnet18", **headers: str
+) -> requests.Response:
+    """Send a picture over a new connection, so that no old one can be at fault."""
+    headers = {"User-Agent": agent, **headers}
+    return requests.put(f"{url}/predictions/{model}", data=picture.read_bytes(), headers=headers, timeout=120)
 
 
 def access_lines(text: str, agent: str = "") -> list[dict[str, Any]]:
-    """Return a gateway's line of each request that is in its output, of one agent where that is named."""
+    """Return the lines of requests in a gateway's output, all or those of one agent."""
     # Compose may put a code for terminals before each line.
     found = [line.partition('{"time"') for line in text.splitlines()]
     lines = [json.loads(sign + rest) for _, sign, rest in found if sign]
@@ -85,21 +80,20 @@ def access_lines(text: str, agent: str = "") -> list[dict[str, Any]]:
 
 
 def asked(line: dict[str, Any]) -> list[str]:
-    """Return the backends that a request was given to, the one that answered last."""
+    """Return the backends that got a request; the last of them answered."""
     return [each for each in str(line["backend"]).split(", ") if each]
 
 
 @dataclass
 class Load:
-    """What clients got: how many of each status, every failure in its words, and how often the door was shut.
+    """The answers of clients, each with the time at which its request was sent, and their failures.
 
-    `agent` marks its requests in the gateway's log. `closing` is the time after which the door may be shut: of
-    what was sent later, a connection that is `refused` is no failure, nor one that is `cut`. The kernel takes a
-    connection before nginx does, and cuts those that nginx never saw when nginx shuts the door; a client cannot
-    tell, but nginx's log has none of them.
+    `agent` marks the requests in the gateway's log. After the time `closing` the gateway may be closed: then a
+    connection that is `refused` or `cut` is no failure. The kernel takes a connection before nginx does, and cuts those
+    that nginx never saw when nginx closes; a client cannot tell, but nginx's log has none of them.
     """
 
-    statuses: Counter[int] = field(default_factory=Counter)
+    answers: list[tuple[float, requests.Response]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     refused: int = 0
     cut: int = 0
@@ -107,21 +101,21 @@ class Load:
     agent: str = field(default_factory=lambda: f"load-{uuid.uuid4().hex}")
 
     @property
-    def answered(self) -> int:
-        """How many requests were answered, whatever the answer."""
-        return self.statuses.total()
+    def statuses(self) -> Counter[int]:
+        """The number of answers of each status."""
+        return Counter(answer.status_code for _, answer in self.answers)
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more requests were answered."""
-        wanted = self.answered + more
-        wait_until(lambda: self.answered >= wanted, f"{more} more answers")
+        """Wait for so many more answers."""
+        goal = len(self.answers) + more
+        wait_until(lambda: len(self.answers) >= goal, f"{more} more answers")
 
-    def one(self, url: str) -> None:
-        """Send one request and note what became of it."""
+    def one(self, **request: Any) -> None:
+        """Send one request and note its end."""
         sent = time.monotonic()
         try:
-            answer = predict(url=url, agent=self.agent)
-            self.statuses[answer.status_code] += 1
+            answer = predict(agent=self.agent, **request)
+            self.answers.append((sent, answer))
             if answer.status_code != 200:
                 self.failures.append(f"{answer.status_code}: {answer.text.strip()}")
         except requests.RequestException as error:
@@ -134,13 +128,13 @@ class Load:
 
 
 @contextmanager
-def under_load(url: str = API, clients: int = 6) -> Iterator[Load]:
-    """Keep so many clients asking, each again when it has its answer, while the block runs."""
+def under_load(url: str = API, clients: int = 6, **request: Any) -> Iterator[Load]:
+    """Let so many clients send one request after the other while the block runs."""
     load, stop = Load(), threading.Event()
 
     def ask() -> None:
         while not stop.is_set():
-            load.one(url)
+            load.one(url=url, **request)
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
@@ -174,13 +168,13 @@ class Compose:
         return self("logs", "--no-color", "--no-log-prefix", service)
 
     def access_log(self, agent: str = "", least: int = 0) -> list[dict[str, Any]]:
-        """Return the gateway's line of each request, of one agent where that is named, once there are so many."""
+        """Return the gateway's lines of requests, all or those of one agent, once there are so many."""
         wait_until(lambda: len(access_lines(self.logs("gateway"), agent)) >= least, f"the log has {least} requests")
         return access_lines(self.logs("gateway"), agent)
 
 
 def inspect(container: str) -> dict[str, Any]:
-    """Return all that the engine knows of a container."""
+    """Return the engine's description of a container."""
     values: dict[str, Any] = json.loads(run("docker", "inspect", container))[0]
     return values
 
@@ -191,7 +185,7 @@ def inside(container: str, *command: str, check: bool = True) -> str:
 
 
 def leftovers() -> str:
-    """Name every container, network and volume that these tests made, under whatever project."""
+    """Name every container, network and volume that these tests made, under either project."""
     project = "com.docker.compose.project"
     labels = (f"{project}={PROJECT}", f"{project}={ALONE}", LABEL)
     kinds = (("ps", "-a"), ("network", "ls"), ("volume", "ls"))
@@ -207,7 +201,7 @@ def engine() -> None:
 
 @pytest.fixture(scope="session")
 def compose(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    """Build the images from a copy that holds what a clone would, and what is about to be committed."""
+    """Build the images from a copy with the files of a clone and those that are not committed yet."""
     folder = tmp_path_factory.mktemp("clone") / "beeline"
     names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, names):
@@ -234,7 +228,7 @@ def site(compose: Compose) -> Compose:
 
 @pytest.fixture
 def lone(compose: Compose) -> Iterator[Callable[..., str]]:
-    """Run single containers, as `docker run` does for users; returns their ids."""
+    """Run single containers, as users do with `docker run`, and return their ids."""
     made: list[str] = []
 
     def start(image: str, *options: str, words: Sequence[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""What is in the images, how large it is, and that nothing is there that nobody needs."""
+"""The content of the images and its size; nothing is in them that nobody needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CPU, MMS, GATEWAY = (f"beeline-{name}:0.1.0" for name in ("cpu", "mms", "gateway
 SITE = "/opt/venv/lib/python3.11/site-packages"
 # Megabytes on top of the base image, which docker/README.md itemises too.
 BUDGET = {CPU: 1200, MMS: 1200, GATEWAY: 100}
-# What Multi Model Server's package asks for and its worker does not import.
+# Multi Model Server's package requires these, and its worker does not import them.
 OF_MMS = {"model-archiver", "enum-compat", "future"}
-# Imports all that the server's processes and its command line import, and names the distributions that are left.
+# Imports the modules of the server's processes and of its command line, and names the distributions without one.
 _UNUSED = """
 import importlib.metadata as metadata, json, pathlib, sys, tempfile, zipfile
 import cli.main, cli.serve, serve.up, serve.instance.supervisor, serve.gateway.__main__, serve.gateway.backends
@@ -50,20 +50,9 @@ print(*sorted({each.metadata["Name"] for each in here} - used))
 
 
 def in_image(image: str, *command: str, input: str | None = None) -> str:
-    """Run a command in a container of the image, as its own user, and return what it printed."""
-    return run(
-        "docker",
-        "run",
-        "--rm",
-        "--label",
-        LABEL,
-        "--interactive",
-        "--entrypoint",
-        command[0],
-        image,
-        *command[1:],
-        input=input,
-    )
+    """Run a command in a container of the image, as its own user, and return its output."""
+    options = ("--rm", "--label", LABEL, "--interactive", "--entrypoint", command[0])
+    return run("docker", "run", *options, image, *command[1:], input=input)
 
 
 def size(image: str) -> int:
@@ -87,7 +76,7 @@ def test_every_package_is_imported_by_some_process(compose: Compose, image: str)
 
 def test_the_cpu_image_has_what_it_should_and_no_more(compose: Compose) -> None:
     found = in_image(CPU, "sh", "-c", "command -v gcc cc c++ make javac pip uv git curl || true").split()
-    # The base image has pip, outside the environment that is used.
+    # The base image has pip, outside the environment in use.
     assert [path for path in found if path != "/usr/local/bin/pip"] == []
     listed = set(in_image(CPU, "ls", SITE).split())
     assert "torch" in listed

@@ -1,9 +1,7 @@
-"""One container by itself, as `docker run` starts it: the environment, what is mounted, the end, odd pictures."""
+"""A container alone, as `docker run` starts it: its environment, its mounts, its end, odd pictures."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -14,10 +12,11 @@ import numpy as np
 import pytest
 import requests
 
-from archive.store import INDEX
+from archive.store import Entry, put
 from archive.variants import Variant
 from beeline import pixels
 from beeline.errors import RequestError
+from beeline.files import sha256
 from beeline.spec import Geometry, ModelSpec
 from bench.studies.serving import CONFINED
 from tests.conftest import BLUE, GREEN, RED, pack
@@ -57,8 +56,8 @@ def ready(container: str) -> str:
     return address(container)
 
 
-def said_at_its_end(container: str) -> str:
-    """Wait until the container has ended, and return what it printed."""
+def last_words(container: str) -> str:
+    """Wait until the container has failed, and return its output."""
     wait_until(lambda: not inspect(container)["State"]["Running"], "the container has ended")
     assert inspect(container)["State"]["ExitCode"] == 1
     return run("docker", "logs", container, check=False)
@@ -67,20 +66,16 @@ def said_at_its_end(container: str) -> str:
 def store(folder: Path, archive: Path) -> Path:
     """Make a store that lists the archive, as `beeline archive build` leaves one."""
     folder.mkdir()
-    shutil.copyfile(archive, folder / archive.name)
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    entry = {"sha256": digest, "name": "colours", "version": "1.0", "fingerprint": "", "bytes": archive.stat().st_size}
-    (folder / INDEX).write_text(json.dumps({"schema": 1, "archives": {archive.name: entry}}))
-    # The container's user is somebody else.
+    draft = Path(shutil.copyfile(archive, folder / "draft"))
+    put(folder, draft, archive.name, Entry(sha256(archive), "colours", "1.0", "", archive.stat().st_size))
+    # The container has another user.
     folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o644)
     return folder
 
 
 @pytest.fixture(scope="module", params=[CPU, MMS])
 def server(compose: Compose, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A container of each server, with the variables that users of the servers' own images know."""
+    """A container of each server, with the variables of the servers' own images."""
     numbers = [f"--env={name}" for name in ("BATCH_SIZE=32", "WORKERS=2", "LINGER_MS=10")]
     published = "--publish=127.0.0.1:18080:8080"
     options = ("--label", LABEL, *CONFINED, *numbers, published)
@@ -95,7 +90,7 @@ def test_the_variables_of_the_servers_images(server: str) -> None:
     (model,) = requests.get(f"{url}/catalog.json", timeout=10).json()["models"]
     assert (model["batch_size"], model["max_batch_delay_ms"]) == (32, 10)
     both = {"workers": 2, "ready": 2}
-    # It is ready with one of them already.
+    # One ready worker is enough for 200.
     wait_until(lambda: requests.get(f"{url}/ping", timeout=10).json()["models"]["resnet18"]["1.0"] == both, "two ready")
     for picture, label in ((CIRCLES, "circles"), (STRIPES, "stripes")):
         answer = requests.put(f"{url}/predictions/resnet18", data=picture.read_bytes(), timeout=60)
@@ -104,20 +99,42 @@ def test_the_variables_of_the_servers_images(server: str) -> None:
     wait_until(lambda: inspect(server)["State"]["Health"]["Status"] == "healthy", "the engine's own health check")
 
 
-def test_management_is_off_unless_asked_for(server: str, lone: Start) -> None:
+def test_management_is_off_by_default(server: str) -> None:
     ready(server)
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{address(server, 8081)}/models", timeout=5)
     assert "resnet18" in inside(server, "beeline", "serve", "status")
-    asked = lone(CPU, *CONFINED, "--env=BEELINE_MANAGEMENT_ADDRESS=http://0.0.0.0:8081", "-p", "127.0.0.1:18081:8081")
-    ready(asked)
-    url = "http://localhost:18081"
-    assert requests.put(f"{url}/models/resnet18?min_worker=2&synchronous=true", timeout=120).status_code == 200
-    assert requests.post(f"{url}/models?url=http://192.0.2.1/x.mar", timeout=10).status_code == 405
-    assert requests.get(f"{url}/models", timeout=10, headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-def test_stopping_answers_what_was_accepted(server: str) -> None:
+def by_pillow(body: bytes) -> int:
+    """Return the status of a picture that Pillow itself decodes."""
+    try:
+        pixels.decode(body, Geometry(256, 224))
+    except RequestError as error:
+        return int(error.status)
+    return 200
+
+
+@pytest.mark.shared
+def test_pillow_simd_answers_odd_pictures_as_pillow_does(server: str) -> None:
+    """Every picture gets the status that Pillow gives it here; no worker is lost."""
+    if "BEELINE_SHARED" not in os.environ:
+        pytest.skip("BEELINE_SHARED names no folder of real pictures")
+    url = ready(server)
+    folder = Path(os.environ["BEELINE_SHARED"])
+    seen: dict[int, int] = {}
+    for path in sorted(each for each in (folder / "awkward").rglob("*") if each.is_file()):
+        answer = requests.put(f"{url}/predictions/resnet18", data=path.read_bytes(), timeout=120)
+        seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
+        assert answer.status_code == by_pillow(path.read_bytes()), (path.name, answer.text)
+    for path in sorted((folder / "imagenet_samples").rglob("*.jp*g"), key=lambda path: path.name)[:20]:
+        assert requests.put(f"{url}/predictions/resnet18", data=path.read_bytes(), timeout=60).status_code == 200
+    print(f"\nodd pictures under Pillow-SIMD: {seen}")
+    assert seen[200] > 20
+    assert "2 of 2 workers ready" in inside(server, "beeline", "serve", "status")
+
+
+def test_a_container_that_stops_answers_what_it_has_accepted(server: str) -> None:
     url = ready(server)
     with under_load(url, clients=8) as load:
         load.wait_for(20)
@@ -137,72 +154,37 @@ def test_stopping_answers_what_was_accepted(server: str) -> None:
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
 
 
-def test_a_mounted_store_is_served(lone: Start, colour_archive: Path, tmp_path: Path) -> None:
-    folder = store(tmp_path / "store", colour_archive)
-    container = lone(CPU, *CONFINED, "--volume", f"{folder}:/model_store:ro", "--env=WORKERS=1")
-    answer = requests.put(f"{ready(container)}/predictions/colours", data=RED, timeout=60)
-    assert next(iter(answer.json())) == "red"
-    assert "archives: /model_store" in run("docker", "logs", container, check=False)
-
-
 @pytest.mark.parametrize("image", [CPU, MMS])
-def test_an_archive_for_openvino_is_served(lone: Start, colour_model: Path, tmp_path: Path, image: str) -> None:
-    """In the images OpenVINO lacks what reads other formats, and its other devices."""
+def test_a_mounted_archive_for_openvino_is_served_and_scaled_where_management_is_on(
+    lone: Start, colour_model: Path, tmp_path: Path, image: str
+) -> None:
+    """In the images OpenVINO lacks the readers of other formats, and its other devices."""
     variant = tmp_path / "variant"
     variant.mkdir()
     geometry = ModelSpec.load(colour_model).geometry
     crops = np.stack([pixels.decode(data, geometry) for data in (RED, GREEN, BLUE)] * 20)
     converted(colour_model, variant, Variant("openvino", "int8"), crops, 0.1)
     folder = store(tmp_path / "store", pack(variant, tmp_path / "colours.mar"))
-    container = lone(image, *CONFINED, "--volume", f"{folder}:/model_store:ro", "--env=WORKERS=1")
+    options = ("--volume", f"{folder}:/model_store:ro", "--env=WORKERS=1", "--publish=127.0.0.1:18081:8081")
+    container = lone(image, *CONFINED, *options, "--env=BEELINE_MANAGEMENT_ADDRESS=http://0.0.0.0:8081")
     answer = requests.put(f"{ready(container)}/predictions/colours", data=BLUE, timeout=60)
     assert next(iter(answer.json())) == "blue"
+    assert "archives: /model_store" in run("docker", "logs", container, check=False)
+    url = "http://localhost:18081/models"
+    assert requests.put(f"{url}/colours?min_worker=2&synchronous=true", timeout=120).status_code == 200
+    assert requests.post(f"{url}?url=http://192.0.2.1/x.mar", timeout=10).status_code == 405
+    assert requests.get(url, timeout=10, headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-def test_what_is_not_listed_is_not_served(lone: Start, colour_archive: Path, tmp_path: Path) -> None:
+def test_a_changed_archive_and_a_wrong_setting_end_a_container_with_one_sentence(
+    lone: Start, colour_archive: Path, tmp_path: Path
+) -> None:
     folder = store(tmp_path / "store", colour_archive)
     with (folder / colour_archive.name).open("ab") as file:
         file.write(b"\0")
-    said = said_at_its_end(lone(CPU, *CONFINED, "--volume", f"{folder}:/model_store:ro"))
-    assert "it was changed after it was built" in said
-    (folder / INDEX).write_text('{"schema": 1, "archives": {}}')
-    said = said_at_its_end(lone(CPU, *CONFINED, "--volume", f"{folder}:/model_store:ro"))
-    assert "only archives that it lists with their sha256 are served" in said
-
-
-def test_a_wrong_setting_is_one_sentence(lone: Start) -> None:
-    said = said_at_its_end(lone(CPU, *CONFINED, "--env=BATCH_SIZE=none"))
-    assert "BATCH_SIZE is 'none'; allowed: a whole number of requests, 1 to 1024" in said
-    said = said_at_its_end(lone(CPU, *CONFINED, "--env=BEELINE_DEADLINE_SECONDS=0"))
-    assert "environment BEELINE_DEADLINE_SECONDS: beeline_deadline_seconds is '0'" in said
-    assert "Traceback" not in said
-
-
-def by_pillow(body: bytes) -> int:
-    """Return the status of a picture where Pillow itself decodes it."""
-    try:
-        pixels.decode(body, Geometry(256, 224))
-    except RequestError as error:
-        return int(error.status)
-    return 200
-
-
-@pytest.mark.shared
-def test_pillow_simd_answers_odd_pictures_as_it_should(lone: Start) -> None:
-    """Every picture gets the status that Pillow would give it here; nothing breaks and no worker is lost."""
-    if "BEELINE_SHARED" not in os.environ:
-        pytest.skip("BEELINE_SHARED names no folder of real pictures")
-    container = lone(CPU, *CONFINED, "--env=WORKERS=1")
-    url = ready(container)
-    folder = Path(os.environ["BEELINE_SHARED"])
-    seen: dict[int, int] = {}
-    for path in sorted(each for each in (folder / "awkward").rglob("*") if each.is_file()):
-        answer = requests.put(f"{url}/predictions/resnet18", data=path.read_bytes(), timeout=120)
-        seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
-        assert answer.status_code == by_pillow(path.read_bytes()), (path.name, answer.text)
-    for path in sorted((folder / "imagenet_samples").rglob("*.jp*g"), key=lambda path: path.name)[:20]:
-        assert requests.put(f"{url}/predictions/resnet18", data=path.read_bytes(), timeout=60).status_code == 200
-    print(f"\nodd pictures under Pillow-SIMD: {seen}")
-    assert seen[200] > 20
-    counted = inside(container, "beeline", "serve", "status")
-    assert "1 of 1 workers ready" in counted
+    changed = lone(CPU, *CONFINED, "--volume", f"{folder}:/model_store:ro")
+    wrong = lone(CPU, *CONFINED, "--env=BATCH_SIZE=none")
+    assert "it was changed after it was built" in last_words(changed)
+    words = last_words(wrong)
+    assert "BATCH_SIZE is 'none'; allowed: a whole number of requests, 1 to 1024" in words
+    assert "Traceback" not in words

@@ -1,4 +1,4 @@
-"""The images' shell scripts, run on this machine with a stub of `beeline` that says how it was called."""
+"""The images' shell scripts, run on this machine with a stub of `beeline` that prints its arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def program(path: Path, text: str) -> None:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
-    """What stands here for the store that is built into the image; it has an archive."""
+    """A folder instead of the store that is built into the image, with an archive."""
     (tmp_path / "built").mkdir()
     (tmp_path / "built" / "a.mar").touch()
     return tmp_path / "built"
@@ -32,14 +32,14 @@ def built(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Path:
-    """What stands here for /model_store, which is empty: a test leaves the machine's root as it is."""
+    """An empty folder instead of /model_store."""
     (tmp_path / "mounted").mkdir()
     return tmp_path / "mounted"
 
 
 @pytest.fixture
 def run(tmp_path: Path, built: Path, mounted: Path) -> Run:
-    """Run the entrypoint, with stubs of `beeline` and, where it is given, `nvidia-smi`; return what it says."""
+    """Run the entrypoint with a stub of `beeline`, and of `nvidia-smi` where given; return its output."""
     script = (DOCKER / "entrypoint").read_text()
     script = script.replace("/opt/beeline/model_store", str(built)).replace("/model_store", str(mounted))
 
@@ -70,28 +70,21 @@ def options(said: list[str]) -> dict[str, str]:
     return found
 
 
-def test_it_serves_what_was_built_in_where_nothing_is_mounted(run: Run, built: Path) -> None:
-    said = run()
-    assert said[:2] == [f"archives: {built}", "WORKERS=unset"]
-    assert options(said) == {
-        "--server": "torchserve",
-        "--store": str(built),
-        "--listed": "",
-        "--gateway": "nginx",
-        "--show-logs": "all",
-    }
-
-
-def test_it_serves_what_is_mounted_where_that_is_an_archive(run: Run, built: Path, mounted: Path) -> None:
+def test_it_serves_what_is_mounted_where_that_is_an_archive_else_what_was_built_in(
+    run: Run, built: Path, mounted: Path
+) -> None:
     (mounted / "notes.txt").touch()
     (mounted / "folder.mar").mkdir()
-    assert options(run())["--store"] == str(built)
+    said = run()
+    assert said[:2] == [f"archives: {built}", "WORKERS=unset"]
+    expected = {"--server": "torchserve", "--store": str(built), "--listed": "", "--gateway": "nginx"}
+    assert options(said) == {**expected, "--show-logs": "all"}
     (mounted / "a.mar").touch()
     (mounted / "b c.mar").touch()
     assert options(run())["--store"] == str(mounted)
 
 
-def test_a_store_that_cannot_be_looked_into_or_is_empty_is_one_sentence(run: Run, built: Path, mounted: Path) -> None:
+def test_a_store_that_is_empty_or_cannot_be_read_is_one_sentence(run: Run, built: Path, mounted: Path) -> None:
     for empty in (built / "a.mar").unlink, mounted.rmdir:
         empty()
         with pytest.raises(subprocess.CalledProcessError) as caught:
@@ -101,11 +94,11 @@ def test_a_store_that_cannot_be_looked_into_or_is_empty_is_one_sentence(run: Run
         assert caught.value.stdout == ""
 
 
-def test_arguments_and_variables_go_on(run: Run) -> None:
+def test_arguments_and_variables_reach_the_command(run: Run) -> None:
     said = run("--name", "two words", BEELINE_SERVER="mms", BEELINE_SHOW_LOGS="worker,server")
     found = options(said)
     assert (found["--server"], found["--show-logs"], found["--name"]) == ("mms", "worker,server", "two words")
-    # The last of two wins, so an argument changes what the image says.
+    # The last of two wins, so an argument changes the image's option.
     assert options(run("--gateway", "none"))["--gateway"] == "none"
 
 
@@ -121,7 +114,7 @@ def test_a_first_word_that_is_a_command_is_run_instead(run: Run) -> None:
         ("echo 'GPU 0: A'; echo 'GPU 1: B'", {}, "2"),
         ("echo 'GPU 0: A'; echo 'GPU 1: B'", {"WORKERS": ""}, "2"),
         ("echo 'GPU 0: A'; echo 'GPU 1: B'", {"WORKERS": "5"}, "5"),
-        # A driver without a card, or one that fails: as on a CPU machine, and no number of workers is 0.
+        # A driver without a card, or one that fails, means a CPU machine.
         ("echo 'No devices found'", {}, "unset"),
         ("echo 'No devices found'", {"WORKERS": ""}, ""),
         ("echo 'it failed'; exit 9", {"WORKERS": ""}, ""),

@@ -1,4 +1,4 @@
-"""Chromium on the page of a served site: a visit, and what each visit must never show."""
+"""Chromium on the page of a served site: a visit, and what no visit may show."""
 
 from __future__ import annotations
 
@@ -23,15 +23,8 @@ from tests.frontend import drawn
 CHROMIUM = os.environ.get("BEELINE_CHROMIUM", "/usr/bin/chromium")
 PATIENCE = 30_000
 expect.set_options(timeout=PATIENCE)
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+QUIET += ["--disable-background-networking", "--disable-component-update"]
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 # Chromium's own note of a failed request. It names the status, or the reason why there is none.
 _NOTE = re.compile(r"Failed to load resource: (?:the server responded with a status of (\d+)|(net::\w+))")
@@ -53,7 +46,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.on("console", lambda message: self._console(message.type, message.text))
         self.page.on("request", lambda request: self._request(request.url))
-        # Choosers are caught from the start: asked for beside the click, it comes too late now and then.
+        # From the start, because a listener that is added with the click is too late now and then.
         self.page.on("filechooser", lambda chooser: None)
 
     def open(self) -> None:
@@ -82,7 +75,7 @@ class Visit:
         expect(self.page.locator("#detail-scores .name").first).to_have_text(label)
 
     def hear(self, selector: str) -> JSHandle:
-        """Return the list of what a live region says from now on."""
+        """Return the list of texts that a live region gets from now on."""
         return self.page.locator(selector).evaluate_handle(
             """region => {
               const said = [];
@@ -129,12 +122,12 @@ def row(page: Page, name: str) -> Locator:
 
 
 def payload(name: str, data: bytes, kind: str = "image/png") -> FilePayload:
-    """Return a file as the browser's input takes it."""
+    """Return a file for the browser's input."""
     return {"name": name, "mimeType": kind, "buffer": data}
 
 
 def transfer(page: Page, files: Sequence[FilePayload]) -> Any:
-    """Return a DataTransfer of the page that holds these files, as a drop carries it."""
+    """Return a DataTransfer with these files, as in a drop."""
     values = [[one["name"], one["mimeType"], base64.b64encode(one["buffer"]).decode()] for one in files]
     return page.evaluate_handle(
         """files => {
@@ -154,19 +147,18 @@ Serve = Callable[..., Running]
 
 @pytest.fixture(scope="session")
 def serve(colour_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """Start real TorchServe behind real nginx, with the colour model or others; stop it yourself."""
+    """Start real TorchServe behind real nginx, with the colour model or others; the caller stops it."""
     state = str(tmp_path_factory.mktemp("state"))
     store = tmp_path_factory.mktemp("store")
     drawn.put_samples(store)
 
-    def start(name: str, port: int = 0, delay: int = 20, archives: Sequence[Path] = (colour_archive,)) -> Running:
+    def start(name: str, archives: Sequence[Path] = (colour_archive,)) -> Running:
         asked = Request(
             wanted=tuple(map(str, archives)),
             store=store,
             name=name,
-            overrides=Overrides(workers=1, batch_size=8, max_batch_delay=delay),
-            ports=Ports(port, management=0),
-            gateway="nginx",
+            overrides=Overrides(workers=1, batch_size=8, max_batch_delay=20),
+            ports=Ports(0),
             card=lambda mar: card(mar).to_dict(),
         )
         return up(asked, print, {**os.environ, "BEELINE_STATE": state})
@@ -182,7 +174,7 @@ def site(serve: Serve) -> Iterator[str]:
 
 
 def require_chromium(path: str) -> None:
-    """Fail where there is no browser: whoever asks for these tests wants to know."""
+    """Fail where there is no browser."""
     if not Path(path).exists():
         pytest.fail(f"no browser at {path}; install Debian's chromium, or set BEELINE_CHROMIUM to where one is")
 
@@ -197,7 +189,7 @@ def chromium(player: Playwright) -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Open]:
-    """Open the page in a fresh context; afterwards nothing may have gone wrong that the test did not provoke."""
+    """Open the page in a fresh context; afterwards only what the test provoked may have gone wrong."""
     visits: list[Visit] = []
 
     def start(

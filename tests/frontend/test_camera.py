@@ -1,4 +1,4 @@
-"""The camera: what it takes, what is said when it cannot, and that it never stays on."""
+"""The camera: its pictures, its errors, and that it never stays on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.browser
 
 
 def fake_permission(page: Page) -> None:
-    """Fake a browser that asks for permission: each stream is lent only when the test calls its grant."""
+    """Fake a browser that asks for permission: the page gets each stream only when the test calls its grant."""
     page.evaluate(
         """() => {
           const devices = navigator.mediaDevices;
@@ -27,15 +27,20 @@ def fake_permission(page: Page) -> None:
     )
 
 
-def test_camera_and_its_end(visit: Open) -> None:
-    seen = visit()
-    page = seen.page
+def opened(page: Page) -> Page:
+    """Open the camera."""
     page.get_by_role("button", name="Use the camera").click()
     expect(page.locator("#shutter")).to_be_enabled()
+    return page
+
+
+def test_camera_and_its_end(visit: Open) -> None:
+    seen = visit()
+    page = opened(seen.page)
     track = page.evaluate_handle("document.querySelector('#viewfinder').srcObject.getTracks()[0]")
     assert track.evaluate("track => track.readyState") == "live"
     page.get_by_role("button", name="Take the picture").click()
-    # What the fake device draws is a pattern on green.
+    # The fake device draws a pattern on green.
     seen.expect_answer("green")
     expect(page.locator("#detail-name")).to_have_text("camera-1.jpg")
     expect(page.locator("#camera")).to_be_hidden()
@@ -80,27 +85,22 @@ def test_closed_and_opened_again_while_permission_is_asked_for(visit: Open, orde
     expect(page.locator("#shutter")).to_be_enabled()
     assert page.evaluate(states) == ["ended", "live"]
     page.get_by_role("button", name="Close").click()
-    # A dialog tells of its end a moment after it.
+    # The event of a dialog's end comes a moment after it.
     page.wait_for_function("() => window.streams.every((stream) => stream.getTracks()[0].readyState === 'ended')")
 
 
-def test_an_unplugged_camera_is_said(visit: Open) -> None:
-    page = visit().page
-    page.get_by_role("button", name="Use the camera").click()
-    expect(page.locator("#shutter")).to_be_enabled()
+def test_an_unplugged_camera_and_one_without_a_picture_are_said(visit: Open) -> None:
+    page = opened(visit().page)
+    alert = page.locator("#camera").get_by_role("alert")
     # A fake of the event alone: Chromium's drawn camera cannot be unplugged.
     page.evaluate("document.querySelector('#viewfinder').srcObject.getTracks()[0].dispatchEvent(new Event('ended'))")
-    expect(page.locator("#camera").get_by_role("alert")).to_contain_text("The camera was disconnected")
+    expect(alert).to_contain_text("The camera was disconnected")
     expect(page.locator("#shutter")).to_be_hidden()
     expect(page.locator("#camera-file")).to_be_focused()
-
-
-def test_a_camera_without_a_picture_is_said(visit: Open) -> None:
-    page = visit().page
-    page.get_by_role("button", name="Use the camera").click()
-    expect(page.locator("#shutter")).to_be_enabled()
+    page.get_by_role("button", name="Close").click()
+    opened(page)
     # A fake of a canvas that the browser has no memory for.
     page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = (done) => done(null); }")
     page.get_by_role("button", name="Take the picture").click()
-    expect(page.locator("#camera").get_by_role("alert")).to_contain_text("gave no picture")
+    expect(alert).to_contain_text("gave no picture")
     expect(page.locator("#grid li")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""The ways by which a picture comes in, each until its answer."""
+"""The ways in which a picture comes in, each until its answer."""
 
 from __future__ import annotations
 
@@ -40,50 +40,37 @@ def test_pick(visit: Open) -> None:
     expect(page.locator("#announcer")).to_contain_text("blue.png: blue")
 
 
-def test_drop_anywhere(visit: Open) -> None:
+def test_drop_anywhere_and_a_drag_that_leaves_again(visit: Open) -> None:
     seen = visit()
-    carried = transfer(seen.page, [payload("green.png", GREEN), payload("red.png", RED)])
-    seen.page.dispatch_event("footer", "dragenter", {"dataTransfer": carried})
-    expect(seen.page.locator("#drop")).to_be_visible()
-    seen.page.dispatch_event("footer", "drop", {"dataTransfer": carried})
-    expect(seen.page.locator("#drop")).to_be_hidden()
-    seen.wait_done(2)
-    expect(seen.card("green.png").locator(".label")).to_have_text("green")
-    expect(seen.card("red.png").locator(".label")).to_have_text("red")
-
-
-def test_what_is_dragged_away_again_leaves_no_veil(visit: Open) -> None:
-    seen = visit()
-    page = seen.page
-    carried = {"dataTransfer": transfer(page, [payload("green.png", GREEN)])}
+    page, veil = seen.page, seen.page.locator("#drop")
+    carried = {"dataTransfer": transfer(page, [payload("green.png", GREEN), payload("red.png", RED)])}
     for place in ("footer", "#card tr:first-child"):
         page.dispatch_event(place, "dragenter", carried)
-    expect(page.locator("#drop")).to_be_visible()
-    # What lies under the pointer may be replaced meanwhile, and then nobody tells that it was left.
+    expect(veil).to_be_visible()
+    # The element under the pointer may be replaced meanwhile, and then it sends no event when the pointer leaves it.
     page.evaluate("document.querySelector('#card tr').remove()")
     page.dispatch_event("html", "dragleave", carried)
-    expect(page.locator("#drop")).to_be_hidden()
+    expect(veil).to_be_hidden()
+    page.dispatch_event("footer", "dragenter", carried)
+    expect(veil).to_be_visible()
+    page.dispatch_event("footer", "drop", carried)
+    expect(veil).to_be_hidden()
+    seen.wait_done(2)
+    for label in ("green", "red"):
+        expect(seen.card(f"{label}.png").locator(".label")).to_have_text(label)
 
 
-def test_a_dropped_folder_is_said(visit: Open, tmp_path: Path) -> None:
+def test_a_dropped_folder_is_an_error_of_its_own(visit: Open, tmp_path: Path) -> None:
     (tmp_path / "album").mkdir()
     (tmp_path / "album" / "1.png").write_bytes(RED)
     (tmp_path / "2.png").write_bytes(GREEN)
-    # Chromium's own word for what is behind the preview of a folder.
+    # Chromium's own error for the preview of a folder.
     seen = visit(allowed=["net::ERR_FILE_NOT_FOUND"])
     drop_from_disk(seen.page, tmp_path / "album", tmp_path / "2.png")
     seen.wait_done(2)
     expect(seen.card("2.png").locator(".label")).to_have_text("green")
     expect(seen.card("album").locator(".text")).to_have_text(
         "album could not be read from this device; choose it again, and files, not folders"
-    )
-
-
-def test_drop_without_a_file(visit: Open) -> None:
-    seen = visit()
-    seen.page.dispatch_event("body", "drop", {"dataTransfer": transfer(seen.page, [])})
-    expect(seen.page.get_by_role("alert")).to_have_text(
-        "What was dropped holds no file; save the picture first and drop the file."
     )
 
 
@@ -105,50 +92,32 @@ def test_paste(visit: Open) -> None:
     assert download.value.suggested_filename == "pasted-1.png"
 
 
-def test_paste_of_text(visit: Open) -> None:
+def test_a_drop_or_a_paste_without_a_picture_is_said_each_time(visit: Open) -> None:
     seen = visit()
-    seen.page.evaluate("navigator.clipboard.writeText('hello')")
+    page, alert = seen.page, seen.page.get_by_role("alert")
+    page.dispatch_event("body", "drop", {"dataTransfer": transfer(page, [])})
+    expect(alert).to_have_text("What was dropped holds no file; save the picture first and drop the file.")
+    page.evaluate("navigator.clipboard.writeText('hello')")
     said = seen.hear("#notice")
     for times in (1, 2):
-        seen.page.keyboard.press("Control+V")
-        # The same sentence again is said again.
-        seen.page.wait_for_function(f"said => said.length === {times}", arg=said)
-    expect(seen.page.get_by_role("alert")).to_contain_text("The clipboard holds no picture")
+        page.keyboard.press("Control+V")
+        page.wait_for_function(f"said => said.length === {times}", arg=said)
+    expect(alert).to_contain_text("The clipboard holds no picture")
 
 
-def test_sample(visit: Open) -> None:
-    seen = visit()
-    samples = seen.page.locator("#sample-list button")
-    label = seen.page.locator("#sample-list img").first.get_attribute("alt")
-    samples.first.click()
-    seen.expect_answer(str(label).removeprefix("Sample: "))
-
-
-def test_each_of_two_equal_samples_can_be_saved(visit: Open) -> None:
+def test_each_of_two_equal_samples_is_answered_and_can_be_saved(visit: Open) -> None:
     seen = visit()
     page = seen.page
+    label = str(page.locator("#sample-list img").first.get_attribute("alt")).removeprefix("Sample: ")
     for count in (1, 2):
         page.locator("#sample-list button").first.click()
         seen.wait_done(count)
+    seen.expect_answer(label)
     page.locator("#grid .card").first.press("Delete")
     expect(page.locator("#grid li")).to_have_count(1)
     with page.expect_download() as download:
         page.get_by_role("link", name="Save the picture").click()
     assert download.value.failure() is None
-
-
-def test_delete_leaves_the_large_view_alone(visit: Open) -> None:
-    seen = visit()
-    seen.pick(payload("1.png", RED), payload("2.png", GREEN), payload("3.png", BLUE))
-    seen.wait_done(3)
-    seen.card("3.png").locator(".card").press("Delete")
-    expect(seen.card("2.png").locator(".card")).to_be_focused()
-    expect(seen.page.locator("#detail-name")).to_have_text("1.png")
-    expect(seen.page.locator("#done")).to_have_text("2 of 2")
-    # The grid goes with the last picture but one, and the focus must not go with it.
-    seen.card("2.png").locator(".card").press("Delete")
-    expect(seen.page.locator("#remove")).to_be_focused()
-    expect(seen.page.locator("#detail-name")).to_have_text("1.png")
 
 
 def test_a_name_that_is_html_stays_a_name(visit: Open) -> None:
@@ -161,16 +130,24 @@ def test_a_name_that_is_html_stays_a_name(visit: Open) -> None:
     expect(seen.page.locator("[onerror]")).to_have_count(0)
 
 
-def test_remove_and_clear(visit: Open) -> None:
+def test_delete_remove_and_clear(visit: Open) -> None:
     seen = visit()
     page = seen.page
     seen.count_urls()
-    seen.pick(payload("1.png", RED), payload("2.png", GREEN), payload("3.png", BLUE))
-    seen.wait_done(3)
-    assert page.evaluate("window.urls.size") >= 3
+    seen.pick(payload("1.png", RED), payload("2.png", GREEN), payload("3.png", BLUE), payload("4.png", BLUE))
+    seen.wait_done(4)
+    assert page.evaluate("window.urls.size") >= 4
+    seen.card("4.png").locator(".card").press("Delete")
+    expect(seen.card("3.png").locator(".card")).to_be_focused()
+    expect(page.locator("#detail-name")).to_have_text("1.png")
+    expect(page.locator("#done")).to_have_text("3 of 3")
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#grid li")).to_have_count(2)
     seen.expect_answer("green")
+    # The grid goes with the last picture but one, and the focus must not go with it.
+    seen.card("3.png").locator(".card").press("Delete")
+    expect(page.locator("#remove")).to_be_focused()
+    expect(page.locator("#detail-name")).to_have_text("2.png")
     page.get_by_role("button", name="Clear all").click()
     expect(page.locator("#results")).to_be_hidden()
     expect(page.locator("#pick")).to_be_focused()

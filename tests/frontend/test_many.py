@@ -35,9 +35,8 @@ def fifty() -> list[tuple[str, bytes, str | None]]:
 def test_fifty_pictures_with_three_broken_ones(visit: Open) -> None:
     seen = visit(allowed=[status for _, status in BROKEN.values()])
     page = seen.page
-    expect(page.locator("#card tr", has_text="served by")).to_contain_text(
-        re.compile(r"TorchServe behind nginx [\d.]+$")
-    )
+    served_by = re.compile(r"TorchServe behind nginx [\d.]+$")
+    expect(page.locator("#card tr", has_text="served by")).to_contain_text(served_by)
     seen.pick(*(payload(name, data) for name, data, _ in fifty()))
     seen.wait_done(50)
     for name, _, label in fifty():
@@ -54,14 +53,14 @@ def test_fifty_pictures_with_three_broken_ones(visit: Open) -> None:
         assert str(answer.status) == status
         expect(seen.card(name).locator(".label")).to_have_text("No answer")
         expect(seen.card(name).locator(".text")).to_have_text(f"{status}: {answer.json()['message']}")
-        # The server has judged the file itself: sending it again would change nothing.
+        # The server has refused the file itself, so a retry would change nothing.
         expect(seen.card(name).get_by_role("button", name="Retry")).to_be_hidden()
         seen.card(name).locator(".card").click()
         expect(page.locator("#detail-verdict")).to_have_text(f"{status}: {answer.json()['message']}")
 
 
 def check_batches(page: Page) -> None:
-    """Every card says its batch; the summary counts them; some were shared, none has more pictures than it says."""
+    """Every card has its batch, some share one, and none has more pictures than its size; the summary counts them."""
     sizes: dict[str, int] = {}
     ours: Counter[str] = Counter()
     for text in page.locator("#grid .batch").all_inner_texts():
@@ -93,7 +92,7 @@ def test_mates_of_a_batch_light_up(visit: Open) -> None:
 
 def test_not_sure(visit: Open) -> None:
     seen = visit()
-    # Two colours as strong as each other: neither reaches the threshold that the page states.
+    # Two equally strong colours: neither reaches the threshold on the page.
     seen.pick(payload("either.png", picture((150, 150, 10))))
     seen.wait_done(1)
     expect(seen.page.locator("#detail-label")).to_have_text(re.compile("^perhaps (red|green)$"))
@@ -101,14 +100,11 @@ def test_not_sure(visit: Open) -> None:
     expect(seen.page.locator("#threshold")).to_contain_text("Under 60 %")
 
 
-def test_pictures_that_come_later_join(visit: Open) -> None:
+def test_later_pictures_join_and_the_same_file_may_come_twice(visit: Open) -> None:
     seen = visit()
-    seen.pick(payload("1.png", RED))
-    seen.wait_done(1)
-    seen.pick(payload("2.png", GREEN), payload("3.png", BLUE))
-    seen.wait_done(3)
-    # The newest are looked at, and the same file may come twice.
-    seen.expect_answer("green")
-    seen.pick(payload("3.png", BLUE))
-    seen.wait_done(4)
+    for count, names in ((1, "1"), (3, "23"), (4, "3")):
+        seen.pick(*(payload(f"{name}.png", (RED, GREEN, BLUE)[int(name) - 1]) for name in names))
+        seen.wait_done(count)
+        # The large view has the first of the newest.
+        expect(seen.page.locator("#detail-name")).to_have_text(f"{names[0]}.png")
     expect(seen.page.locator("#done")).to_have_text("4 of 4")

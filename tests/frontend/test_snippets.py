@@ -1,4 +1,4 @@
-"""The code that the page shows: run as it stands, in a folder that holds the file."""
+"""The code that the page shows, run unchanged in a folder with the file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_all(page: Page, folder: Path) -> list[dict[str, float]]:
     return answers
 
 
-@pytest.mark.parametrize("name", ["green.png", "it's a [very] {green} one, ü.png", "-dash.png", '"quoted" $(name).png'])
+@pytest.mark.parametrize("name", ["it's a [very] {green} one, ü.png", '-"quoted" $(name).png'])
 def test_three_languages_one_answer(visit: Open, tmp_path: Path, name: str) -> None:
     seen = visit()
     seen.pick(payload(name, GREEN))
@@ -51,24 +51,12 @@ def test_three_languages_one_answer(visit: Open, tmp_path: Path, name: str) -> N
     assert list(curl) == shown
 
 
-def test_a_sample_and_its_own_name(visit: Open, tmp_path: Path) -> None:
-    seen = visit()
-    sample = seen.page.locator("#sample-list button").first
-    # Before any picture has come, the code asks for the first sample.
-    name = str(sample.locator("img").get_attribute("src")).rsplit("/", 1)[-1]
-    expect(seen.page.locator("#snippet")).to_contain_text(name)
-    sample.click()
-    seen.wait_done(1)
-    with seen.page.expect_download() as download:
-        seen.page.get_by_role("link", name="Save the picture").click()
-    assert download.value.suggested_filename == name
-    download.value.save_as(tmp_path / name)
-    curl, python, javascript = run_all(seen.page, tmp_path)
-    assert curl == python == javascript
-
-
 def test_the_code_follows_the_current_picture(visit: Open) -> None:
     seen = visit()
+    sample = seen.page.locator("#sample-list img").first
+    # Before any picture has come, the code asks for the first sample.
+    name = str(sample.get_attribute("src")).rsplit("/", 1)[-1]
+    expect(seen.page.locator("#snippet")).to_contain_text(name)
     seen.pick(payload("1.png", RED), payload("2.png", GREEN))
     seen.wait_done(2)
     expect(seen.page.locator("#snippet")).to_contain_text("1.png")
@@ -76,20 +64,12 @@ def test_the_code_follows_the_current_picture(visit: Open) -> None:
     expect(seen.page.locator("#snippet")).to_contain_text(f"{seen.predictions()} \\\n  -T 2.png")
 
 
-def test_a_second_copy_is_said_again(visit: Open) -> None:
-    page = (seen := visit()).page
-    said = seen.hear("#announcer")
-    for times in (1, 2):
-        page.locator("#copy").click()
-        page.wait_for_function(f"said => said.length === {times}", arg=said)
-    assert said.json_value() == ["Copied", "Copied"]
-
-
-def test_a_second_copy_is_told_as_long_as_the_first(visit: Open) -> None:
+def test_a_second_copy_is_said_again_and_as_long_as_the_first(visit: Open) -> None:
     seen = visit(ready=False)
     page, button = seen.page, seen.page.locator("#copy")
     page.clock.install()
     seen.open()
+    said = seen.hear("#announcer")
     page.clock.pause_at(datetime.datetime.now() + datetime.timedelta(hours=1))
     for pause in (1_500, 1_500):
         button.click()
@@ -99,6 +79,7 @@ def test_a_second_copy_is_told_as_long_as_the_first(visit: Open) -> None:
     assert button.inner_text() == "Copied"
     page.clock.run_for(600)
     assert button.inner_text() == "Copy"
+    assert said.json_value() == ["Copied", "Copied"]
 
 
 def test_without_a_clipboard_the_code_is_selected(visit: Open) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +14,13 @@ import pytest
 
 from host import files
 
-HOLD = "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.flock(file, fcntl.LOCK_EX); print(); input()"
-
 
 @contextmanager
 def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Hold the lock file in another process."""
     path.touch()
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+    command = ["flock", "--no-fork", str(path), "sh", "-c", "echo; exec cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
@@ -39,12 +35,14 @@ def test_a_digest_is_over_all_pieces_of_a_file(tmp_path: Path) -> None:
     assert files.sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
-def test_json_is_whole_indented_and_has_the_mode(tmp_path: Path) -> None:
+def test_json_is_whole_indented_has_the_mode_and_no_nan(tmp_path: Path) -> None:
     path = tmp_path / "values.json"
     path.write_text("old")
     files.write_json(path, {"name": "Bücher"}, mode=0o640, sync=True)
     assert path.read_text(encoding="utf-8") == '{\n  "name": "Bücher"\n}\n'
     assert path.stat().st_mode & 0o777 == 0o640
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "other", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -65,12 +63,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_draft(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_number_that_json_has_no_word_for_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
-        files.write_json(tmp_path / "file", {"loss": float("nan")})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_only_a_synchronous_write_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
@@ -81,7 +73,7 @@ def test_only_a_synchronous_write_waits_for_the_disk(tmp_path: Path, monkeypatch
     assert draft.name.startswith(".file-")
 
 
-def test_a_lock_waits_for_whoever_holds_it(tmp_path: Path) -> None:
+def test_a_lock_waits_for_its_holder(tmp_path: Path) -> None:
     taken = threading.Event()
 
     def take() -> None:
@@ -97,7 +89,7 @@ def test_a_lock_waits_for_whoever_holds_it(tmp_path: Path) -> None:
         waiting.join()
 
 
-def test_a_lock_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
+def test_try_lock_does_not_wait(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not files.is_locked(path)
     with held_elsewhere(path):
@@ -111,7 +103,7 @@ def test_a_lock_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
     assert not files.is_locked(path)
 
 
-def test_a_lock_belongs_to_whoever_inherits_it(tmp_path: Path) -> None:
+def test_a_process_that_inherits_a_lock_holds_it(tmp_path: Path) -> None:
     descriptor = files.try_lock(tmp_path / "lock", 0o600)
     assert descriptor is not None
     assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600

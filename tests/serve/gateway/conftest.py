@@ -1,14 +1,14 @@
-"""Real nginx with the project's configuration and the real prober, before stand-ins that can misbehave."""
+"""Real nginx with the project's configuration and the real prober, in front of stand-ins that can misbehave."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import http.server
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -28,23 +28,32 @@ import requests
 from beeline.errors import BeelineError
 from host import processes
 from serve.gateway import runtime
-from serve.gateway.nginx import Choice, choose, listening
+from serve.gateway.nginx import choose, listening
 from serve.gateway.settings import Backend, Name, Settings, Tls
 from serve.ports import Address, settle
+from tests.serve.conftest import MakeArchive
 
 ROOT = Path(__file__).resolve().parents[3]
 ONE_READY = {"workers": 1, "ready": 1}
-MakeArchive = Callable[..., Path]
 T = TypeVar("T")
 
 
-class StandIn:
-    """A stand-in for a server, for faults that a real one cannot be made to have.
+def wait_for(look: Callable[[], T], holds: Callable[[T], object] = bool, seconds: float = 90.0) -> T:
+    """Look until what is seen holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while not holds(seen := look()):
+        assert time.monotonic() < deadline, f"still {seen!r} after {seconds:g} s"
+        time.sleep(0.05)
+    return seen
 
-    It predicts what a request's body tells it: `echo` (what arrived), `sleep SECONDS`, `hold` (until
-    `released`), `hang up` (no answer), `status CODE`; anything else gets a label. `ready` is what its management API
-    says of its workers, those of the models in `away` aside, which have none; `wrong` names models that answer
-    another label. While `frozen`, nobody gets an answer until it is `released`.
+
+class StandIn:
+    """A stand-in for a server, for faults that a real server cannot be made to have.
+
+    The body of a request says what to do: `echo` (return the request), `sleep SECONDS`, `hold` (until `released`),
+    `hang up` (no answer), `late hang up`, `status CODE`; anything else gets a label. `ready` is the state of its
+    workers; models in `away` have no workers, those in `wrong` answer another label. While `frozen`, nobody gets an
+    answer until it is `released`.
     """
 
     def __init__(self, inference: int = 0, management: int = 0) -> None:
@@ -57,7 +66,6 @@ class StandIn:
         self.seen: list[str] = []
         self.managed: list[tuple[str, str, str]] = []
         self.busy = 0
-        self.most_busy = 0
         self.lock = threading.Lock()
         self.released = threading.Event()
         self.inference = _serve(self, _Inference, inference)
@@ -70,21 +78,22 @@ class StandIn:
     def stop(self) -> None:
         """Refuse connections from now on."""
         self.released.set()
-        for each in (self.inference, self.management):
-            each.shutdown()
-            each.server_close()
-            each.hang_up()
+        self.inference.stop()
+        self.management.stop()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    owner: StandIn
+    owner: Any
 
     def answer(self, status: int, values: object, **headers: str) -> None:
-        body = json.dumps(values).encode()
+        headers = {"Content-Type": "application/json", **{name.replace("_", "-"): headers[name] for name in headers}}
+        self.send(status, json.dumps(values).encode(), headers)
+
+    def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -97,19 +106,15 @@ class _Management(_Handler):
         self.owner.managed.append((self.command, self.path, self.headers["Host"]))
         self.answer(202, {"status": "Processing"})
 
-    def do_POST(self) -> None:
-        self.do_PUT()
-
-    def do_DELETE(self) -> None:
-        self.do_PUT()
+    do_POST = do_DELETE = do_PUT  # noqa: N815
 
     def do_GET(self) -> None:
         self.owner.managed.append((self.command, self.path, self.headers["Host"]))
         name = "".join(self.path.partition("?")[0].split("/")[2:3]) or "fake"
         worker = {"id": "1", "status": "READY" if self.owner.ready else "LOADING"}
-        wanted = 0 if name in self.owner.away else 1
-        counts = {"minWorkers": wanted, "maxWorkers": wanted, "batchSize": 1, "maxBatchDelay": 1}
-        self.answer(200, [{"modelName": name, "modelVersion": "1.0", **counts, "workers": [worker] * wanted}])
+        count = 0 if name in self.owner.away else 1
+        numbers = {"minWorkers": count, "maxWorkers": count, "batchSize": 1, "maxBatchDelay": 1}
+        self.answer(200, [{"modelName": name, "modelVersion": "1.0", **numbers, "workers": [worker] * count}])
 
 
 class _Inference(_Handler):
@@ -118,18 +123,15 @@ class _Inference(_Handler):
         with self.owner.lock:
             self.owner.seen.append(self.path)
             self.owner.busy += 1
-            self.owner.most_busy = max(self.owner.most_busy, self.owner.busy)
         try:
-            self.react(body.decode(errors="replace"))
+            self.react(*body.decode(errors="replace").partition(" ")[::2])
         finally:
             with self.owner.lock:
                 self.owner.busy -= 1
 
-    def do_PUT(self) -> None:
-        self.do_POST()
+    do_PUT = do_POST  # noqa: N815
 
-    def react(self, told: str) -> None:
-        what, _, value = told.partition(" ")
+    def react(self, what: str, value: str) -> None:
         if what in ("hang", "late"):
             time.sleep(2.5 if what == "late" else 0)
             self.close_connection = True
@@ -145,8 +147,7 @@ class _Inference(_Handler):
         else:
             timing = "decode;dur=1.00, forward;dur=2.00, encode;dur=0.10"
             label = "blue" if self.path.split("/")[2] in self.owner.wrong else self.owner.label
-            values = self.owner.form or {label: 0.9, "other": 0.1}
-            self.answer(200, values, X_Batch_Size="1", Server_Timing=timing)
+            self.answer(200, self.owner.form or {label: 0.9, "other": 0.1}, X_Batch_Size="1", Server_Timing=timing)
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -161,8 +162,10 @@ class _Server(http.server.ThreadingHTTPServer):
         self.connections.append(connection)
         return connection, address
 
-    def hang_up(self) -> None:
-        """Cut every connection, as the kernel does when a process dies."""
+    def stop(self) -> None:
+        """Refuse new connections and cut the others, as the kernel does when a process dies."""
+        self.shutdown()
+        self.server_close()
         for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -172,11 +175,10 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class Peer:
-    """A stand-in for the gateway of a backend on another host, for faults that a real one cannot be made to have.
+    """A stand-in for the gateway of a backend on another host.
 
-    `ping` is the status and the values that its `/ping` answers, `answers` the status of each prediction, `pages`
-    what it has to read, with `page_status` and `page_headers`; while `silent` it takes connections and says nothing to
-    `/ping`.
+    `ping` is the status and the values of its `/ping`, `answers` the status of each prediction, `pages` its catalog,
+    with `page_status` and `page_headers`. While `silent` it takes connections and does not answer `/ping`.
     """
 
     def __init__(self, host: str, port: int = 0) -> None:
@@ -187,55 +189,46 @@ class Peer:
         self.page_status = 200
         self.page_headers: dict[str, str] = {}
         self.seen: list[str] = []
-        self.pings = 0
         self.silent = False
         self.stopped = threading.Event()
         self.host = host
         self.server = _serve(self, _Peer, port, host)
+        self.offer()
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.server.server_port}"
 
-    def offer(self, version: str = "1.0", content: bytes = b"{}", **changes: object) -> None:
-        """Have a catalog of one model, its card with this content, one sample; `changes` replace what it says of it."""
-        files = {f"/catalog/fake/{version}.json": content, f"/samples/fake/{version}/a.png": b"a picture"}
-        sample = {"url": f"/samples/fake/{version}/a.png", "label": "red", "source": "drawn"}
-        model = {"name": "fake", "version": version, "card": f"/catalog/fake/{version}.json", "samples": [sample]}
-        values = {"models": [{**model, **changes}], "limits": {"in_flight": 4}, "gateway": {"kind": "nginx"}}
-        self.pages = {**files, "/catalog.json": json.dumps(values).encode()}
+    @property
+    def pings(self) -> int:
+        return self.seen.count("/ping")
+
+    def offer(self, version: str = "1.0", card: bytes = b"{}") -> None:
+        """Have a catalog of one model with a card and one sample."""
+        files = {f"/catalog/fake/{version}.json": card, f"/samples/fake/{version}/a.png": b"a picture"}
+        model = {"name": "fake", "version": version, "card": f"/catalog/fake/{version}.json"}
+        self.pages = {**files, "/catalog.json": json.dumps({"models": [model]}).encode()}
 
     def stop(self) -> None:
-        """Refuse connections from now on."""
-        self.stopped.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.server.hang_up()
+        """Refuse connections from now on; a second time nothing."""
+        if not self.stopped.is_set():
+            self.stopped.set()
+            self.server.stop()
+
+    close = stop
 
 
 class _Peer(_Handler):
-    owner: Peer  # type: ignore[assignment]
-
     def do_GET(self) -> None:
         self.owner.seen.append(self.path)
-        if self.path != "/ping":
-            self.page(self.owner.pages.get(self.path))
-            return
-        self.owner.pings += 1
-        while self.owner.silent and not self.owner.stopped.wait(0.05):
-            pass
-        self.answer(*self.owner.ping)
-
-    def page(self, body: bytes | None) -> None:
-        if body is None:
-            self.answer(404, {"code": 404})
+        if self.path == "/ping":
+            while self.owner.silent and not self.owner.stopped.wait(0.05):
+                pass
+            self.answer(*self.owner.ping)
+        elif (body := self.owner.pages.get(self.path)) is not None:
+            self.send(self.owner.page_status, body, self.owner.page_headers)
         else:
-            self.send_response(self.owner.page_status)
-            self.send_header("Content-Length", str(len(body)))
-            for name, value in self.owner.page_headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(404, {"code": 404})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -260,118 +253,97 @@ class Site:
 
     @property
     def port(self) -> int:
-        """The first one that it listens on."""
+        """The first port that it listens on."""
         return self.settings.listen[0].port
+
+    def count(self, path: str) -> int:
+        """Return how many requests for this path have reached the stand-ins."""
+        return sum(each.seen.count(path) for each in self.backends)
 
     def release(self) -> None:
         """Let every stand-in answer what it holds."""
         for each in self.backends:
+            each.frozen = False
             each.released.set()
 
-    def predict(self, told: Any = "a picture", **options: Any) -> requests.Response:
+    def predict(self, body: Any = "a picture", model: str = "fake", **options: Any) -> requests.Response:
         """Send one prediction."""
-        return requests.post(f"{self.url}/predictions/fake", data=told, timeout=30, **options)
+        return requests.post(f"{self.url}/predictions/{model}", data=body, timeout=60, **options)
+
+    def ping(self) -> tuple[int, dict[str, Any]]:
+        """Return status and values of `/ping`; 0 where nobody answers."""
+        try:
+            answer = requests.get(f"{self.url}/ping", timeout=5)
+        except requests.ConnectionError:
+            assert self.process.poll() is None, "the gateway process ended"
+            return 0, {}
+        return answer.status_code, answer.json()
 
     def wait_until(self, ready: bool) -> dict[str, Any]:
-        """Wait until `/ping` says so, and return what it says."""
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                answer = requests.get(f"{self.url}/ping", timeout=5)
-                if (answer.status_code == 200) == ready:
-                    return answer.json()
-            except requests.ConnectionError:
-                assert self.process.poll() is None, "the gateway process ended"
-            assert time.monotonic() < deadline, f"/ping is not {'200' if ready else '503'} after 90 s"
-            time.sleep(0.05)
+        """Wait until `/ping` says so, and return its values."""
+        return wait_for(self.ping, lambda seen: seen[0] == (200 if ready else 503))[1]
 
     def wait_until_reason(self, part: str) -> str:
-        """Wait until `/ping` gives a reason with `part` in it, and return that."""
-        deadline = time.monotonic() + 90
-        reason = "nothing"
-        while True:
-            with contextlib.suppress(requests.ConnectionError):
-                reason = str(requests.get(f"{self.url}/ping", timeout=5).json().get("reason", ""))
-                if part in reason:
-                    return reason
-            assert time.monotonic() < deadline, f"/ping says {reason!r}"
-            time.sleep(0.05)
+        """Wait until `/ping` gives a reason with `part` in it, and return the reason."""
+        return str(wait_for(self.ping, lambda seen: part in seen[1].get("reason", ""))[1]["reason"])
+
+    def members(self) -> list[str]:
+        """Return the addresses that share the load by nginx's configuration."""
+        text = (self.settings.folder / "settings" / "upstream.conf").read_text(encoding="utf-8")
+        return re.findall(r"server (\S+) max_conns", text)
 
     def wait_until_members(self, count: int) -> list[str]:
-        """Wait until so many servers share the load, and return their addresses."""
-        deadline = time.monotonic() + 90
-        while True:
-            text = (self.settings.folder / "settings" / "upstream.conf").read_text(encoding="utf-8")
-            members = [line.split()[1] for line in text.splitlines() if "max_conns" in line]
-            if len(members) == count and self._reached(members):
-                return members
-            assert time.monotonic() < deadline, text
-            time.sleep(0.05)
+        """Wait until so many stand-ins share the load, and return their addresses."""
+        return wait_for(self.members, lambda members: len(members) == count and self._are_reached(members))
 
-    def _reached(self, members: list[str]) -> bool:
-        """Whether nginx really shares the load among these, and no worker of before does otherwise.
+    def _are_reached(self, members: list[str]) -> bool:
+        """Whether nginx really shares the load among these, and no old worker does otherwise.
 
-        It reads the file a moment after it is written; and for a tenth of a second the old workers go on accepting
-        beside the new ones, so that a request may meet the group of before.
+        nginx reads the file a moment after it is written; for a tenth of a second old workers go on accepting.
         """
         master = psutil.Process(int((self.settings.folder / "nginx.pid").read_text()))
         if sum(map(listening, master.children())) != self.settings.processes:
             return False
-        requests.post(f"{self.url}/predictions/shared", data="a picture", timeout=30)
+        self.predict(model="shared")
         alive = [each for each in self.backends if each.backend.inference.removeprefix("http://") in members]
         return all("/predictions/shared" in each.seen for each in alive)
 
-    def raw(self, *parts: bytes, pause: float = 0.0, port: int | None = None, patience: float = 5.0) -> bytes:
-        """Send bytes as they are and return all that comes back until the connection ends or is silent for so long."""
+    def raw(self, request: bytes, port: int | None = None, patience: float = 5.0) -> bytes:
+        """Send bytes as they are; return what comes back until the connection ends or is silent for so long."""
         with socket.create_connection(("127.0.0.1", port or self.port), timeout=patience) as connection:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
+            connection.sendall(request)
             answer = b""
-            try:
+            with contextlib.suppress(TimeoutError):
                 while piece := connection.recv(65_536):
                     answer += piece
-            except TimeoutError:
-                pass
         return answer
 
-    def log(self, requests_seen: int = 1) -> list[dict[str, Any]]:
-        """Return the access log once it tells of so many predictions: nginx writes it once a second."""
-        deadline = time.monotonic() + 30
-        while True:
-            text = self.settings.access_log.read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in text.splitlines()]
-            if sum("/predictions/" in line["request"] for line in lines) >= requests_seen:
-                return lines
-            assert time.monotonic() < deadline, f"the log has not {requests_seen} predictions: {text}"
-            time.sleep(0.1)
+    def log(self, least: int = 1) -> list[dict[str, Any]]:
+        """Return the access log once it has so many predictions: nginx writes it once a second."""
+
+        def lines() -> list[dict[str, Any]]:
+            return [json.loads(line) for line in self.settings.access_log.read_text(encoding="utf-8").splitlines()]
+
+        return wait_for(lines, lambda seen: sum("/predictions/" in line["request"] for line in seen) >= least)
 
 
 Gateway = Callable[..., Site]
 
-
 WHOSE = ("the system's", "the set-up's")
-# For tests, or files of tests, that run with both; the others run with the system's.
+# For tests, or files of tests, that run with both nginx; the others run with the system's.
 both = pytest.mark.parametrize("whose", WHOSE, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
 def whose(request: pytest.FixtureRequest) -> str:
-    """Return whose nginx is meant, one of `WHOSE`."""
+    """Return one of `WHOSE`."""
     return str(getattr(request, "param", WHOSE[0]))
 
 
 def environment(whose: str) -> dict[str, str]:
-    """Return an environment where that nginx is found: the set-up's only where the PATH leads to none."""
+    """Return an environment with that nginx: the set-up's is used where the PATH has none."""
     found = {name: value for name, value in os.environ.items() if name != "BEELINE_NGINX"}
     return found if whose == WHOSE[0] else {**found, "PATH": "/nowhere"}
-
-
-def nginx_of(whose: str) -> Choice:
-    """Return that nginx."""
-    found = choose("nginx", environment(whose))
-    assert whose in found.sentence, f"{found.sentence}; these tests need both: apt-get install nginx"
-    return found
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -383,32 +355,16 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return chain, key
 
 
-def at_once(calls: Sequence[Callable[[], requests.Response]]) -> list[requests.Response]:
-    """Make all calls at the same time, each in a thread of its own."""
-    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(lambda call: call(), calls))
-
-
-def wait_for(look: Callable[[], T], holds: Callable[[T], object] = bool, seconds: float = 60.0) -> T:
-    """Look until what is seen holds, and return it."""
-    deadline = time.monotonic() + seconds
-    while not holds(seen := look()):
-        assert time.monotonic() < deadline, f"still {seen!r} after {seconds:g} s"
-        time.sleep(0.05)
-    return seen
-
-
 def settings_of(folder: Path, backends: tuple[Backend, ...] = (), **changes: Any) -> Settings:
     """Return the settings of a gateway in a folder; `changes` replace some."""
     values: dict[str, Any] = {
         "folder": folder / "run",
-        # A program that takes whatever it is told, where nothing is to run.
+        # A program that ignores its arguments, where no nginx runs.
         "program": shutil.which("true"),
         "version": "1.22.1",
         "listen": (Address("127.0.0.1", 8080),),
         "backends": backends,
         "store": folder / "store",
-        "versions": False,
         "max_body": 100_000,
         "max_image": 70_000,
         "in_flight": 4,
@@ -417,7 +373,8 @@ def settings_of(folder: Path, backends: tuple[Backend, ...] = (), **changes: Any
         "drain": 0,
         "stop": 8,
         "processes": 1,
-        "logs": folder / "logs",
+        # Characters with a meaning in nginx's configuration.
+        "logs": folder / 'the "logs" of $1',
         "log_megabytes": 10,
         "log_files": 3,
     }
@@ -430,29 +387,29 @@ def start(
     wait: bool = True,
     module: Sequence[str] = ("serve.gateway",),
     models: Sequence[str] = ("fake",),
-    counts: Path | None = None,
     whose: str = WHOSE[0],
     **changes: Any,
 ) -> Site:
-    """Start a gateway over so many stand-ins; `changes` replace settings.
+    """Start a gateway in front of so many stand-ins that serve `models`; `changes` replace settings.
 
-    `module` is what is run with the runtime folder: its name, and arguments before that. `models` are what they serve,
-    `counts` the folder in which their workers count.
+    `module` is the name and the first arguments of the module that runs.
     """
-    found = nginx_of(whose)
-    # Started by root, nginx's workers are nobody. pytest keeps its own folders to its user, and every
-    # session that starts closes them again.
+    found = choose("nginx", environment(whose))
+    assert whose in found.sentence, f"{found.sentence}; these tests need both: apt-get install nginx"
+    # Started by root, nginx's workers are nobody, and pytest closes its own folders to others.
     folder = Path(tempfile.mkdtemp(prefix="beeline-test-"))
     folder.chmod(0o755)
     for model in models:
         make_fake(folder / "store", model, expected="red")
     stand_ins = [StandIn() for _ in range(backends)]
-    public, metrics, tls = settle([(Address("127.0.0.1", 0, scheme), "") for scheme in ("http", "http", "https")])
+    public, metrics, management, tls = settle(
+        [(Address("127.0.0.1", 0, scheme), "") for scheme in ("http", "http", "http", "https")]
+    )
     if "tls" in changes:
         changes["tls"] = Tls(tls, *changes["tls"])
-    given = {"program": found.program, "version": found.version, "listen": (public,), "metrics": metrics, **changes}
-    known = tuple(dataclasses.replace(each.backend, counts=str(counts) if counts else None) for each in stand_ins)
-    settings = settings_of(folder, known, **given)
+    given = {"program": found.program, "version": found.version, "metrics": metrics, "management": management}
+    known = tuple(each.backend for each in stand_ins)
+    settings = settings_of(folder, known, **{**given, "listen": (public,), **changes})
     runtime.lay_out(settings)
     with (folder / "process.log").open("w") as log:
         command = [sys.executable, "-m", *module, str(settings.folder)]
@@ -468,12 +425,12 @@ def start(
 
 
 def stop(site: Site) -> None:
-    """End it, and see that nginx ended with it."""
+    """Stop the gateway, and check that nginx ended with it."""
     site.process.send_signal(signal.SIGTERM)
     site.process.wait(timeout=30)
     for each in site.backends:
         each.stop()
-    assert processes.marked("no such variable", "-", site.settings.folder) == []
+    assert processes.marked(folder=site.settings.folder) == []
     shutil.rmtree(site.settings.folder.parent)
 
 
@@ -500,9 +457,9 @@ def gateway_once(make_fake: MakeArchive, whose: str) -> Iterator[Site]:
 
 
 class Cluster:
-    """Backends on loopback addresses of their own, one port for all, and a gateway before the name of them all.
+    """Backends on loopback addresses of their own with one port for all, and a gateway in front of their name.
 
-    DNS is the one thing that is fake: a file says what the name resolves to.
+    Only DNS is fake: a file has the addresses of the name.
     """
 
     HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -515,13 +472,13 @@ class Cluster:
         self.resolve_to()
 
     def resolve_to(self, *hosts: str) -> None:
-        """Let the name stand for these from now on; for `away` whoever answers names is away."""
+        """Let the name stand for these from now on; with `away` DNS does not answer."""
         draft = self._file.with_suffix(".tmp")
         draft.write_text("\n".join(hosts))
         draft.replace(self._file)
 
     def backend(self, host: str, **changes: Any) -> Site:
-        """Start a real gateway before a stand-in for a server."""
+        """Start a real gateway in front of a stand-in for a server."""
         management = Address(host, self.name.management_port)
         return self._gateway(listen=(Address(host, self.name.port),), management=management, **changes)
 
@@ -531,11 +488,14 @@ class Cluster:
         return self.peers[-1]
 
     def gateway(self, wait: bool = True, **changes: Any) -> Site:
-        """Start the gateway before the name."""
-        listen = settle([(Address("127.0.0.1", 0), "") for _ in range(2)])
-        fixed = {"name": self.name, "store": None, "listen": listen[:1], "management": listen[1]}
+        """Start the gateway in front of the name."""
         module = ("tests.serve.gateway.fake_dns", self.name.host, str(self._file))
-        return self._gateway(backends=0, wait=wait, module=module, **{**fixed, **changes})
+        return self._gateway(backends=0, wait=wait, module=module, **{"name": self.name, "store": None, **changes})
+
+
+def hosts(site: Site) -> list[str]:
+    """Return the hosts that share the load by nginx's configuration."""
+    return [each.partition(":")[0] for each in site.members()]
 
 
 def _common_port(hosts: Sequence[str]) -> int:
@@ -552,5 +512,4 @@ def cluster(gateway: Gateway, tmp_path: Path) -> Iterator[Cluster]:
     found = Cluster(gateway, tmp_path)
     yield found
     for peer in found.peers:
-        if not peer.stopped.is_set():
-            peer.stop()
+        peer.stop()

@@ -1,7 +1,7 @@
-"""A gateway with a fake DNS: one name stands for the addresses in a file, all others for what they are.
+"""A gateway with a fake DNS: one name has the addresses in a file.
 
-Run as `python -m tests.serve.gateway.fake_dns NAME FILE FOLDER`, FOLDER as for `serve.gateway`. The file has an
-address a line; none: nobody has the name; `away`: whoever answers names is away.
+Run as `python -m tests.serve.gateway.fake_dns NAME FILE FOLDER`, FOLDER as for `serve.gateway`. The file has an address
+a line; in an empty file the name does not exist; with `away` DNS does not answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serve.gateway.__main__ import main
 
 
 def fake_getaddrinfo(name: str, file: Path) -> Callable[..., Any]:
-    """Return what stands in for `socket.getaddrinfo`."""
+    """Return a replacement for `socket.getaddrinfo`."""
     real = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:

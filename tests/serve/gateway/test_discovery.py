@@ -1,12 +1,10 @@
-"""Backends behind a name come, go, fall silent and talk nonsense; DNS itself may be away."""
+"""Backends behind a name come, go, fall silent and send nonsense; DNS may not answer."""
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 from serve.gateway.discovery import Discovery, RemoteProbe, resolve
 from serve.gateway.prober import Seen, together
 from serve.gateway.settings import Backend, Name
-from tests.serve.gateway.conftest import ONE_READY, Peer
+from tests.serve.gateway.conftest import ONE_READY, Peer, wait_for
 from tests.serve.gateway.fake_dns import fake_getaddrinfo
 
 READY = Seen(True, "ready", {"fake": {"1.0": ONE_READY}})
@@ -25,24 +23,16 @@ READY = Seen(True, "ready", {"fake": {"1.0": ONE_READY}})
 def peer() -> Iterator[Peer]:
     found = Peer("127.0.0.2")
     yield found
-    if not found.stopped.is_set():
-        found.stop()
+    found.stop()
 
 
 @pytest.fixture
 def addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the name `backends` resolves to, by a fake DNS."""
+    """A file with the addresses of the name `backends`, for a fake DNS."""
     file = tmp_path / "addresses"
     file.write_text("")
     monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo("backends", file))
     return file
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def look(peer: Peer) -> Seen:
@@ -56,7 +46,7 @@ def test_a_name_is_looked_up_for_real() -> None:
     assert resolve(Name("127.0.0.9", 8080, 8081)) == {"127.0.0.9"}
 
 
-def test_nobody_has_the_name_or_whoever_knows_is_away(addresses: Path) -> None:
+def test_a_name_that_does_not_exist_is_no_failure_of_dns(addresses: Path) -> None:
     name = Name("backends", 8080, 8081)
     assert resolve(name) == set()
     addresses.write_text("127.0.0.3\n127.0.0.2\n127.0.0.3")
@@ -69,40 +59,35 @@ def test_nobody_has_the_name_or_whoever_knows_is_away(addresses: Path) -> None:
 def test_backends_come_and_go_and_stay_while_dns_is_away(
     addresses: Path, peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="discovery")
     changed = threading.Event()
     discovery = Discovery(Name("backends", peer.server.server_port, 9), changed.set)
     discovery.start()
     try:
-        assert discovery.members() == []
         assert together(discovery.seen())["reason"] == "no backend is there"
         addresses.write_text("127.0.0.2")
         wait_for(lambda: discovery.members() == [peer.url])
         assert changed.wait(10)
-        assert discovery.backends() == [Backend(peer.url, "http://127.0.0.2:9")]
+        assert [one.backend for one in discovery.watched] == [Backend(peer.url, "http://127.0.0.2:9")]
         assert discovery.seen() == [READY]
 
         addresses.write_text("away")
         wait_for(lambda: "cannot be looked up now" in caplog.text)
-        asked = peer.pings
-        wait_for(lambda: peer.pings >= asked + 4)
+        before = peer.pings
+        wait_for(lambda: peer.pings >= before + 4)
         assert discovery.members() == [peer.url]
         # Once, and not at every look.
         assert caplog.text.count("cannot be looked up now") == 1
 
-        other = Peer("127.0.0.3", peer.server.server_port)
-        try:
+        with closing(Peer("127.0.0.3", peer.server.server_port)) as other:
             addresses.write_text("127.0.0.3\n127.0.0.2")
             wait_for(lambda: discovery.members() == [peer.url, other.url])
             addresses.write_text("127.0.0.3")
             wait_for(lambda: discovery.members() == [other.url])
-        finally:
-            other.stop()
         wait_for(lambda: discovery.members() == [])
-        assert len(discovery.backends()) == 1
+        assert len(discovery.watched) == 1
         changed.clear()
         addresses.write_text("")
-        wait_for(lambda: discovery.backends() == [])
+        wait_for(lambda: not discovery.watched)
         assert changed.wait(10)
     finally:
         discovery.stop()
@@ -110,12 +95,15 @@ def test_backends_come_and_go_and_stay_while_dns_is_away(
     wait_for(lambda: not any(thread.name == f"watch {peer.url}" for thread in threading.enumerate()))
 
 
-def test_it_is_ready_by_its_own_word(peer: Peer) -> None:
+def test_a_backend_is_ready_by_its_own_word(peer: Peer) -> None:
+    # A backend of another release may say more.
+    peer.ping = (200, {"status": "Healthy", "zone": "a", "models": {"fake": {"1.0": {**ONE_READY, "loading": 2}}}})
     assert look(peer) == READY
+    assert together([look(peer), look(peer)])["models"] == {"fake": {"1.0": {"workers": 2, "ready": 2}}}
     reason = "0 of 1 workers of fake are ready"
     peer.ping = (503, {"status": "Unhealthy", "reason": reason, "models": {}})
     assert look(peer) == Seen(False, reason, {})
-    # Not one of our gateways: its words are shown.
+    # Something else than our gateway: the reason is its own message.
     peer.ping = (404, {"code": 404, "message": "no such thing"})
     assert look(peer) == Seen(False, "no such thing", {})
 
@@ -133,47 +121,32 @@ def test_it_is_ready_by_its_own_word(peer: Peer) -> None:
     ],
     ids=str,
 )
-def test_nonsense_is_no_readiness_and_ends_no_gateway(peer: Peer, values: object) -> None:
+def test_nonsense_is_no_readiness(peer: Peer, values: object) -> None:
     peer.ping = (200, values)
     seen = look(peer)
     assert not seen.ready
     assert f"{peer.url} does not answer" in together([seen])["reason"]
 
 
-def test_a_backend_of_another_release_may_say_more(peer: Peer) -> None:
-    peer.ping = (200, {"status": "Healthy", "zone": "a", "models": {"fake": {"1.0": {**ONE_READY, "loading": 2}}}})
-    assert look(peer) == READY
-    assert together([look(peer), look(peer)])["models"] == {"fake": {"1.0": {"workers": 2, "ready": 2}}}
+def test_silence_counts_the_second_time_and_a_backend_comes_back_after_some_good_looks(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.gateway.discovery._ANSWER", 0.5)
+    with closing(RemoteProbe(Backend(peer.url, "http://nowhere"))) as probe:
 
+        def states(count: int) -> list[tuple[bool, str]]:
+            found = []
+            for _ in range(count):
+                probe.seen = probe.look()
+                found.append((probe.seen.ready, probe.seen.reason))
+            return found
 
-def test_silence_once_is_a_lost_packet_twice_is_an_end(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.gateway.discovery._ANSWER", 1.0)
-    monkeypatch.setattr(RemoteProbe, "calm", 0.01)
-    monkeypatch.setattr(RemoteProbe, "hasty", 0.01)
-    seen: list[Seen] = []
-    watched = RemoteProbe(Backend(peer.url, "http://nowhere"))
-    watched.start(lambda: seen.append(watched.seen))
-    try:
-        wait_for(lambda: watched.seen == READY)
-        asked = peer.pings
+        ready, again = (True, "ready"), (False, "ready again a moment ago")
+        assert states(1) == [ready]
         peer.silent = True
-        wait_for(lambda: not watched.seen.ready)
-        assert watched.seen.reason == f"{peer.url} does not answer (ReadTimeout)"
-        assert peer.pings >= asked + 2
+        assert states(2) == [ready, (False, f"{peer.url} does not answer (ReadTimeout)")]
         peer.silent = False
-        wait_for(lambda: watched.seen == READY)
-        # A refused connection says enough at once.
+        assert states(4) == [again, again, ready, ready]
+        # A refused connection is enough at once.
         peer.stop()
-        wait_for(lambda: not watched.seen.ready)
-        assert "ConnectionError" in watched.seen.reason
-
-        # Back after some good looks only, which is said in between.
-        def ended_twice() -> bool:
-            # On a busy machine it may have been silent once more in between.
-            states = iter([one.ready for one in seen])
-            return all(wanted in states for wanted in (True, False, True, False))
-
-        wait_for(ended_twice)
-        assert "ready again a moment ago" in [one.reason for one in seen]
-    finally:
-        watched.stop()
+        assert states(1) == [(False, f"{peer.url} does not answer (ConnectionError)")]

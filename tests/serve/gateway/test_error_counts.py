@@ -1,9 +1,9 @@
-"""The gateway's own answers are counted from its log, however that is rotated."""
+"""The gateway counts its own errors from its access log, through rotation."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,11 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.gateway.__main__ import ErrorCounts
-from serve.gateway.settings import Settings
 from tests.serve.gateway.conftest import Gateway, wait_for
 
-Follow = Callable[[Path], ErrorCounts]
 
-
-def line(status: int, who: str = "gateway", asked: str = "GET / HTTP/1.1") -> str:
-    values = {"time": "now", "request": asked, "status": status, "from": who, "backend": ""}
+def line(status: int, who: str = "gateway", request: str = "GET / HTTP/1.1") -> str:
+    values = {"time": "now", "request": request, "status": status, "from": who, "backend": ""}
     return json.dumps(values, separators=(",", ":")) + "\n"
 
 
@@ -29,26 +26,20 @@ def counted(own: ErrorCounts) -> dict[str, float]:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
+    """A log with a line of an earlier gateway."""
+    (tmp_path / "access.log").write_text(line(429))
     return tmp_path / "access.log"
 
 
 @pytest.fixture
-def follow() -> Iterator[Follow]:
-    """Follow a log until the test ends."""
-    followed: list[ErrorCounts] = []
-
-    def begin(path: Path) -> ErrorCounts:
-        followed.append(ErrorCounts(path))
-        return followed[-1]
-
-    yield begin
-    for each in followed:
-        each.log.close()
+def own(log: Path) -> Iterator[ErrorCounts]:
+    """The counts of that log."""
+    found = ErrorCounts(log)
+    yield found
+    found.log.close()
 
 
-def test_only_errors_of_its_own_are_counted(follow: Follow, log: Path) -> None:
-    log.write_text(line(429))
-    own = follow(log)
+def test_only_the_gateways_new_errors_count(own: ErrorCounts, log: Path) -> None:
     assert counted(own) == {}
     poisoned = line(404, "server", '"status":429,"from":"gateway"')
     with log.open("a") as file:
@@ -59,48 +50,30 @@ def test_only_errors_of_its_own_are_counted(follow: Follow, log: Path) -> None:
     assert counted(own) == {"429": 2, "404": 1}
 
 
-def test_a_renamed_log_is_read_to_its_end(follow: Follow, log: Path) -> None:
-    own = follow(log)
-    assert counted(own) == {}
-    log.write_text(line(404))
+def test_a_renamed_log_is_read_to_its_end(own: ErrorCounts, log: Path) -> None:
     with log.open("a") as old:
-        assert counted(own) == {"404": 1}
         log.rename(log.with_name("access.log.1"))
         log.write_text(line(413))
-        assert counted(own) == {"404": 1}
+        assert counted(own) == {}
         old.write(line(404))
-        old.flush()
-        assert counted(own) == {"404": 2}
+    assert counted(own) == {"404": 1}
     own.log.late = 0.0
-    assert counted(own) == {"404": 2, "413": 1}
+    assert counted(own) == {"404": 1, "413": 1}
 
 
 @pytest.mark.server
-def test_metrics_tell_them(gateway: Gateway) -> None:
+def test_metrics_have_the_gateways_errors_and_no_error_of_a_server(gateway: Gateway) -> None:
     site = gateway(in_flight=1, deadline=4)
-    told = own_of(site.settings)
-    assert set(told().values()) == {0.0}
+
+    def answers() -> dict[str, float]:
+        families = text_string_to_metric_families(requests.get(f"{site.settings.metrics}/metrics", timeout=30).text)
+        samples = [sample for family in families for sample in family.samples]
+        return {one.labels["status"]: one.value for one in samples if one.name == "beeline_gateway_answers_total"}
+
+    assert set(answers().values()) == {0.0}
     assert requests.get(f"{site.url}/nothing", timeout=30).status_code == 404
-    assert site.predict("status 404").status_code == 404
-    assert site.predict("status 504").status_code == 504
-    assert site.predict("hold").status_code == 504
-    assert site.predict("hang up").status_code == 502
-    assert site.predict(bytes(100_001)).status_code == 413
+    bodies = ("status 404", "status 504", "hold", "hang up", bytes(100_001))
+    assert [site.predict(body).status_code for body in bodies] == [404, 504, 504, 502, 413]
     assert requests.get(f"{site.url}/predictions/fake", timeout=30).status_code == 405
-    wanted = {"404": 1.0, "405": 1.0, "413": 1.0, "502": 1.0, "504": 1.0}
-    wait_for(lambda: {status: count for status, count in told().items() if count}, lambda seen: seen == wanted)
-
-
-def own_of(settings: Settings) -> Callable[[], dict[str, float]]:
-    """Return what asks a gateway's metrics for its own answers, by status."""
-
-    def ask() -> dict[str, float]:
-        families = text_string_to_metric_families(requests.get(f"{settings.metrics}/metrics", timeout=30).text)
-        return {
-            sample.labels["status"]: sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == "beeline_gateway_answers_total"
-        }
-
-    return ask
+    expected = {"404": 1.0, "405": 1.0, "413": 1.0, "502": 1.0, "504": 1.0}
+    wait_for(lambda: {status: count for status, count in answers().items() if count}, lambda seen: seen == expected)

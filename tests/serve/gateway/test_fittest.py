@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import requests
 
 from archive.store import find_archives
 from serve.gateway.discovery import RemoteProbe
-from serve.gateway.prober import Probe, Seen, closed_together, fittest, together
+from serve.gateway.prober import Probe, Prober, Seen, together
 from serve.gateway.settings import Backend
 from tests.serve.conftest import MakeArchive
-from tests.serve.gateway.conftest import Cluster, Peer, settings_of, wait_for
+from tests.serve.gateway.conftest import Peer, settings_of
 
 READY = Seen(True, "ready")
 GONE = Seen(False, "gone")
@@ -24,22 +25,24 @@ TWO_SHUT = Seen(False, "no workers", closed=frozenset({"a@", "b@"}))
 @pytest.mark.parametrize(
     ("seen", "members", "closed"),
     [
-        ([], [], set()),
-        ([GONE, GONE], [], set()),
-        ([READY, GONE, READY], [0, 2], set()),
-        ([ONE_SHUT, READY], [1], set()),
-        ([GONE, ONE_SHUT], [1], {"a@"}),
-        ([TWO_SHUT, ONE_SHUT, ONE_SHUT], [1, 2], {"a@"}),
-        ([OTHER_SHUT, ONE_SHUT], [1], {"a@"}),
+        ([], [], []),
+        ([GONE, GONE], [], []),
+        ([READY, GONE, READY], [0, 2], []),
+        ([ONE_SHUT, READY], [1], []),
+        ([GONE, ONE_SHUT], [1], ["a@"]),
+        ([TWO_SHUT, ONE_SHUT, ONE_SHUT], [1, 2], ["a@"]),
+        ([OTHER_SHUT, ONE_SHUT], [1], ["a@"]),
     ],
 )
-def test_those_that_take_the_most(seen: list[Seen], members: list[int], closed: set[str]) -> None:
-    assert fittest(seen) == members
-    assert closed_together(seen) == closed
-    assert together(seen).get("closed", []) == sorted(closed)
+def test_the_backends_that_take_the_most_share_the_load(
+    seen: list[Seen], members: list[int], closed: list[str]
+) -> None:
+    watched: list[Any] = [SimpleNamespace(backend=Backend(str(i), ""), seen=one) for i, one in enumerate(seen)]
+    assert Prober(watched, print).members() == list(map(str, members))
+    assert together(seen).get("closed", []) == closed
 
 
-def test_a_prediction_without_a_version_is_the_default_ones(make_fake: MakeArchive, tmp_path: Path) -> None:
+def test_a_prediction_without_a_version_is_for_the_default_version(make_fake: MakeArchive, tmp_path: Path) -> None:
     make_fake(tmp_path, "a")
     make_fake(tmp_path, "b")
     a, b = find_archives(tmp_path)
@@ -52,45 +55,13 @@ def test_a_prediction_without_a_version_is_the_default_ones(make_fake: MakeArchi
 
 @pytest.mark.parametrize(
     ("said", "closed"),
-    [
-        (["a@", "a@1.0"], {"a@", "a@1.0"}),
-        ([], set()),
-        (["../../x@"], set()),
-        (["a"], set()),
-        ([None], set()),
-        (7, set()),
-    ],
-    # A set's order is another one in each process.
-    ids=lambda value: "" if isinstance(value, set) else str(value),
+    [(["a@", "a@1.0"], ["a@", "a@1.0"]), ([], []), (["../../x@"], []), (["a"], []), ([None], []), (7, [])],
+    ids=str,
 )
-def test_a_backend_of_another_host_names_what_it_refuses(said: object, closed: set[str]) -> None:
-    """Files are named after it: what could not be a model is no answer."""
+def test_a_remote_backend_names_what_it_refuses_and_no_path(said: object, closed: list[str]) -> None:
     peer = Peer("127.0.0.2")
-    try:
-        peer.ping = (503, {"status": "Unhealthy", "reason": "x", "models": {}, "closed": said})
-        with closing(RemoteProbe(Backend(peer.url, "http://nowhere"))) as probe:
-            seen = probe.look()
-        assert (seen.ready, seen.closed) == (False, closed)
-        assert seen.open == bool(closed)
-    finally:
-        peer.stop()
-
-
-@pytest.mark.server
-def test_a_model_that_fails_everywhere_closes_no_other_through_two_gateways(cluster: Cluster) -> None:
-    backend = cluster.backend(cluster.HOSTS[0], models=("fake", "other"))
-    cluster.resolve_to(cluster.HOSTS[0])
-    site = cluster.gateway()
-
-    def asked() -> list[int]:
-        urls = (f"{site.url}/predictions/{model}" for model in ("fake", "other"))
-        return [requests.post(url, data="x", timeout=30).status_code for url in urls]
-
-    assert asked() == [200, 200]
-    backend.backends[0].away.add("other")
-    assert site.wait_until(ready=False)["closed"] == ["other@", "other@1.0"]
-    wait_for(asked, lambda seen: seen == [200, 503])
-    assert site.predict().json() == {"red": 0.9, "other": 0.1}
-    backend.backends[0].away.clear()
-    site.wait_until(ready=True)
-    wait_for(asked, lambda seen: seen == [200, 200])
+    peer.ping = (503, {"status": "Unhealthy", "reason": "x", "models": {}, "closed": said})
+    with closing(RemoteProbe(Backend(peer.url, "http://nowhere"))) as probe:
+        seen = probe.look()
+    peer.stop()
+    assert (seen.ready, sorted(seen.closed), seen.open) == (False, closed, bool(closed))

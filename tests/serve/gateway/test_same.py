@@ -1,4 +1,4 @@
-"""Servers that are to share one gateway: what they must have in common, and what it takes from them."""
+"""Servers behind one gateway: what they must have in common, and what the gateway takes from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.serve.conftest import MakeArchive
 
 @pytest.fixture
 def own(tmp_path: Path) -> properties.Properties:
-    """The gateway's own file, which says something else than the servers'."""
+    """The gateway's own file, with other numbers than the servers'."""
     path = tmp_path / "own.properties"
     path.write_text("job_queue_size=7\nbeeline_drain_seconds=3\n")
     return properties.load(path, {})
@@ -67,19 +67,16 @@ def test_limits_and_batches_are_those_of_the_servers(
     assert (model.batch_size.value, model.max_batch_delay.value) == (32, 9)
 
 
-def test_servers_of_different_models_are_no_group(tmp_path: Path, make_fake: MakeArchive) -> None:
-    make_fake(tmp_path / "one" / "store")
-    make_fake(tmp_path / "two" / "store", "other")
-    states = [server(tmp_path, name, "") for name in ("one", "two")]
-    with pytest.raises(BeelineError, match=r"two \(torchserve\) serves other.mar, one .* servers that serve the same"):
-        backends.check_same(states)
-
-
-def test_archives_of_one_name_are_to_be_the_same_file(tmp_path: Path, make_fake: MakeArchive) -> None:
-    make_fake(tmp_path / "one" / "store")
-    make_fake(tmp_path / "two" / "store")
+def test_servers_must_serve_the_same_archives(tmp_path: Path, make_fake: MakeArchive) -> None:
+    for name in ("one", "two"):
+        make_fake(tmp_path / name / "store")
     states = [server(tmp_path, name, "") for name in ("one", "two")]
     backends.check_same(states)
     make_fake(tmp_path / "two" / "store", label="blue")
     with pytest.raises(BeelineError, match=r"two serves fake\.mar with sha256 \w{12}, one with \w{12}"):
+        backends.check_same(states)
+    states[1].archives["other.mar"] = ""
+    with pytest.raises(
+        BeelineError, match=r"two \(torchserve\) serves fake.mar, other.mar, one .* serve the same: name"
+    ):
         backends.check_same(states)
