@@ -1,4 +1,4 @@
-"""A server's numbers, each with its reason: from a flag, else the environment, else the file, else a default."""
+"""A server's numbers, each with its reason: from an option, else the environment, else the file, else a default."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from archive.mar import Archive
 from beeline.errors import ConfigError
 from serve.properties import DEFAULTS, Entry, Properties, sentence
 
-# The part of a request that is not the picture in base64: the rest of the JSON, or multipart's headers.
-_ENVELOPE_BYTES = 65_536
 _DEFAULT = "default"
-_THREADS = "beeline_threads"
 # The reason of the default rate.
 RATE = "10 times job_queue_size"
-# At most this many cores share a lone picture; more were not measured.
-LONE = 4
+# A lone picture gets at most this many cores; more were not measured.
+_LONE = 4
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ class Configuration:
 
     @property
     def max_request_size(self) -> int:
-        """Bytes of the largest request: the largest picture in base64, and the rest."""
-        return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + _ENVELOPE_BYTES
+        """Bytes of the largest request: the largest picture in base64, and 64 KiB for JSON or multipart around it."""
+        return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + 65_536
 
     @property
     def stop_grace(self) -> float:
@@ -80,13 +77,13 @@ class Configuration:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the settings with their reasons for people: a line for each model, then the file's other numbers."""
+        """Return for people the settings with their reasons: a line a model, threads, then the file's other numbers."""
         out = []
         for model in self.models:
-            settings = [(name, value) for name, value in vars(model).items() if isinstance(value, Setting)]
             because: dict[str, list[str]] = {}
-            for name, setting in settings:
-                because.setdefault(setting.reason, []).append(f"{name} {setting.value}")
+            for name, setting in vars(model).items():
+                if isinstance(setting, Setting):
+                    because.setdefault(setting.reason, []).append(f"{name} {setting.value}")
             shown = "; ".join(f"{', '.join(numbers)} ({reason})" for reason, numbers in because.items())
             out.append(f"{model.model} {model.version}: {shown}")
         lone = self.numbers["beeline_lone_threads"]
@@ -94,8 +91,11 @@ class Configuration:
             f"threads a worker {self.threads.value} ({self.threads.reason}); OpenVINO's for a lone picture "
             f"{lone.value} ({lone.reason})"
         )
-        rest = {name: value for name, value in self.numbers.items() if name != "beeline_lone_threads"}
-        chosen = [f"{name} {value.value}" for name, value in rest.items() if value.reason != _DEFAULT]
+        chosen = [
+            f"{name} {number.value}"
+            for name, number in self.numbers.items()
+            if number.reason != _DEFAULT and name != "beeline_lone_threads"
+        ]
         return out + ([", ".join(chosen)] if chosen else [])
 
 
@@ -107,15 +107,9 @@ def resolve(
     cores: int,
     gpus: int,
 ) -> Configuration:
-    """Decide every number for these archives.
+    """Decide every number for these archives, on a machine with `cores` and `gpus` to use.
 
-    Args:
-        properties: the checked file.
-        archives: what is served.
-        overrides: the command line's options.
-        environ: `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in it win over the file.
-        cores: processor cores that may be used.
-        gpus: GPUs that may be used.
+    `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in `environ` win over the file, and `overrides` over both.
 
     Raises:
         ConfigError: for an option or a variable out of range.
@@ -127,14 +121,11 @@ def resolve(
     }
     models = tuple(_model(archive, archives, properties, forced, cores, gpus) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
-    threads = _threads(properties, cores, workers)
-    numbers = {
-        key: Setting(properties.numbers[key], properties.source(key))
-        if key in properties.numbers
-        else Setting(value, _DEFAULT)
-        for key, value in DEFAULTS.items()
-        if isinstance(value, int) and key != _THREADS
-    }
+    numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
+    numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
+    threads = numbers.pop("beeline_threads")
+    if not threads.value:
+        threads = Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
     queue = numbers["job_queue_size"].value
     if not numbers["beeline_requests_per_second"].value:
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
@@ -145,14 +136,11 @@ def resolve(
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
     """Return one model's settings from the values of `to_dict`."""
-    settings: dict[str, Any] = {
-        key: Setting(**value) if isinstance(value, dict) else value for key, value in values.items()
-    }
-    return ModelSettings(**settings)
+    return ModelSettings(**{key: Setting(**each) if isinstance(each, dict) else each for key, each in values.items()})
 
 
 def _forced(flag: int | None, option: str, environ: Mapping[str, str], variable: str, key: str) -> Setting | None:
-    """Return the number that wins over the file, or None."""
+    """Return the number of the option, else of the variable; None if neither is given."""
     text = environ.get(variable, "").strip()
     if flag is None and not text:
         return None
@@ -179,8 +167,11 @@ def _model(
             return force
         return Setting(entry.numbers[key], source) if key in entry.numbers else Setting(default, why)
 
-    wanted, why = _default_workers(cores, gpus)
-    low = decide("minWorkers", min(wanted, entry.numbers.get("maxWorkers", wanted)), why, forced["workers"])
+    # Each worker holds its own copy of the model and of PyTorch, over half a gigabyte.
+    usual, why = min(4, max(1, cores // 2)), f"half of {cores} cores, at most 4"
+    if gpus:
+        usual, why = gpus, f"one a GPU, {gpus} found"
+    low = decide("minWorkers", min(usual, entry.numbers.get("maxWorkers", usual)), why, forced["workers"])
     high = decide("maxWorkers", low.value, "as many as at the start", forced["workers"])
     if high.value < low.value:
         high = Setting(low.value, f"at least min_workers; {high.reason}")
@@ -200,7 +191,7 @@ def _model(
 
 
 def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
-    """Return the file's entry for this archive, and its place; a model's only entry is for any version."""
+    """Return the file's entry for this archive, and the reason; a model's only entry serves any version."""
     versions = properties.models.get(archive.model, {})
     file = properties.path.name
     if archive.version in versions:
@@ -211,24 +202,10 @@ def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
     return Entry.model_validate({}), f"{file} has no entry for {archive.model} {archive.version}"
 
 
-def _threads(properties: Properties, cores: int, workers: int) -> Setting:
-    """Return the threads of a worker: those of the file or the environment, else each worker's share of the cores."""
-    if _THREADS in properties.numbers:
-        return Setting(properties.numbers[_THREADS], properties.source(_THREADS))
-    return Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
-
-
 def _lone_threads(models: Sequence[ModelSettings], threads: int, cores: int) -> Setting:
-    """Return the threads of a lone picture: all cores up to `LONE`, unless batches are of one picture."""
+    """Return the threads of a lone picture: all cores up to `_LONE`, unless every batch is one picture."""
     if any(model.batch_size.value == 1 for model in models):
         return Setting(threads, "as many as a worker's, since batches are of one")
-    if threads >= min(cores, LONE):
+    if threads >= min(cores, _LONE):
         return Setting(threads, "as many as a worker's")
-    return Setting(min(cores, LONE), f"{cores} cores, at most {LONE}")
-
-
-def _default_workers(cores: int, gpus: int) -> tuple[int, str]:
-    if gpus:
-        return gpus, f"one a GPU, {gpus} found"
-    # Each worker holds its own copy of the model and of PyTorch, over half a gigabyte.
-    return min(4, max(1, cores // 2)), f"half of {cores} cores, at most 4"
+    return Setting(min(cores, _LONE), f"{cores} cores, at most {_LONE}")

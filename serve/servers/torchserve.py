@@ -1,4 +1,4 @@
-"""TorchServe: it loads its models by itself and reads their numbers from its configuration."""
+"""TorchServe: it loads its models itself and reads their numbers from its configuration."""
 
 # ruff: noqa: D102 - an override is documented where it is declared
 
@@ -16,8 +16,6 @@ from host import ROOT
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.servers.protocol import Places, Say, Server
-
-_WORKER_PATH = ROOT / "serve" / "worker"
 
 
 class TorchServe(Server):
@@ -43,11 +41,11 @@ class TorchServe(Server):
         return Path(found.submodule_search_locations[0]).parent
 
     def environment(self, python: Path) -> dict[str, str]:
-        # Hides this repository from the workers.
-        return {"PYTHONPATH": str(_WORKER_PATH)}
+        # It hides this repository from the workers.
+        return {"PYTHONPATH": str(ROOT / "serve" / "worker")}
 
     def arguments(self) -> Sequence[str]:
-        # No snapshots; and no token, since only this machine reaches the management address.
+        # No snapshots; and no token, because only this machine reaches the management address.
         return ("-ncs", "--disable-token-auth")
 
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
@@ -59,7 +57,7 @@ class TorchServe(Server):
             "enable_metrics_api": "false",
             "install_py_dep_per_model": "false",
             "disable_system_metrics": "true",
-            # Metrics and gRPC take free ports of loopback, so that two servers never want the same one.
+            # Metrics and gRPC get free ports on loopback, so that two servers never want the same one.
             "metrics_address": "http://127.0.0.1:0",
             "grpc_inference_address": "127.0.0.1",
             "grpc_inference_port": "0",
