@@ -59,8 +59,7 @@ class Addresses:
 def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
     """Decide where everything listens; `gateway` is `nginx` or `none`.
 
-    Raises:
-        ConfigError: for a port out of range, an address that is used twice, or a private one that others can reach.
+    Raise ConfigError for a port out of range, an address that is used twice, or a private one that others can reach.
     """
     known: dict[str, Address] = {**DEFAULTS, **properties.addresses}
 

@@ -40,10 +40,9 @@ class _Http:
         self._session.close()
 
     def request(self, method: str, path: str, timeout: float | None = None, **options: Any) -> requests.Response:
-        """Send one request. A GET or a prediction changes nothing: if the connection breaks, it is sent again, once.
+        """Send one request; raise Undetermined if nothing answers there, or not in time.
 
-        Raises:
-            Undetermined: if nothing answers there, or not in time.
+        A GET or a prediction changes nothing: if the connection breaks, it is sent once more.
         """
         timeout = timeout or self.timeout
 

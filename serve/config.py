@@ -109,10 +109,8 @@ def resolve(
 ) -> Configuration:
     """Decide every number for these archives, on a machine with `cores` and `gpus` to use.
 
-    `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in `environ` win over the file, and `overrides` over both.
-
-    Raises:
-        ConfigError: for an option or a variable out of range.
+    `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in `environ` win over the file, and `overrides` over both. Raise ConfigError
+    for one that is out of range.
     """
     forced = {
         "batchSize": _forced(overrides.batch_size, "--batch-size", environ, "BATCH_SIZE", "batchSize"),

@@ -30,8 +30,8 @@ from host.files import locked, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
+# A model's name and version.
 Key = tuple[str, str]
-
 _KINDS = ("counter", "histogram")
 _LOCK, _RECORD = "lock", "folded.json"
 # A worker's files are `PID-START.json`, `counter_PID-START.db`, `histogram_PID-START.db`.
@@ -43,17 +43,11 @@ _FOLDED = re.compile(rf"(?:{'|'.join(_KINDS)})_folded-\d+\.db")
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker that has loaded its model: `PID-START`, and its engine's choices, each a `value` and a `reason`."""
+    """One worker that has loaded its model: `PID-START`, and its engine's choices, each with `value` and `reason`."""
 
     identity: str
-    model: str
-    version: str
+    key: Key
     choice: Mapping[str, Mapping[str, str]]
-
-    @property
-    def key(self) -> Key:
-        """Return model and version."""
-        return self.model, self.version
 
 
 @dataclass
@@ -154,15 +148,15 @@ def empty(folder: Path) -> None:
             f"earlier workers still count in {folder} ({', '.join(one.identity for one in living)}, each a process id "
             "with its start); end them, then try again"
         )
-    shutil.rmtree(folder, ignore_errors=not folder.exists())
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
 
 
 def fold(folder: Path, counts: Counts) -> None:
     """Fold the files of ended processes into one of each kind; call it with the lock held, with the result of `scan`.
 
-    Raises:
-        OSError: if the folder cannot be written; nothing is lost then.
+    Raise OSError if the folder cannot be written; nothing is lost then.
     """
     record = _record(folder)
     # The files that a killed gateway did not remove.
@@ -202,7 +196,7 @@ def _remove(folder: Path, names: Iterable[str], record: Mapping[str, Any]) -> No
 
 def _record(folder: Path) -> dict[str, Any]:
     """Return the names of the folded files, and of the files that they replace."""
-    values = {"number": 0, "files": [], "gone": []}
+    values: dict[str, Any] = {"number": 0, "files": [], "gone": []}
     with suppress(FileNotFoundError):
         values |= json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     return values
@@ -231,4 +225,4 @@ def _worker(path: Path) -> Worker:
     choice = {name: {"value": made["value"], "reason": made["reason"]} for name, made in values["choice"].items()}
     # It raises for what is no text, and for text that cannot be sent.
     "".join((values["model"], values["version"])).encode()
-    return Worker(path.stem, values["model"], values["version"], choice)
+    return Worker(path.stem, (values["model"], values["version"]), choice)

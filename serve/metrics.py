@@ -97,11 +97,7 @@ class Collector(AnyCollector):
                 self._restarts[key].expect(number)
 
     def keep(self) -> Counts:
-        """Scan the folder, fold the files of ended workers, and return what was there.
-
-        Raises:
-            OSError: if the folder cannot be written.
-        """
+        """Scan the folder, fold the files of ended workers, and return what was there; raise OSError as `fold`."""
         with self._lock, counts.lock(self.folder):
             seen = self._look()
             counts.fold(self.folder, seen)
@@ -145,12 +141,9 @@ class Collector(AnyCollector):
 
 @contextmanager
 def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Iterator[int]:
-    """Serve `/metrics` in threads during the context; give the port. A port of 0 takes a free one.
+    """Serve the collectors' `/metrics` in threads during the context; give the port, a free one for 0.
 
-    Only the `collectors` are asked, so there are no metrics of Python or this process.
-
-    Raises:
-        BeelineError: if nothing can listen on the address.
+    Raise BeelineError if nothing can listen on the address.
     """
     host, port = address
     registry = CollectorRegistry(auto_describe=True)

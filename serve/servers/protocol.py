@@ -46,6 +46,7 @@ class Server(ABC):
     Attributes:
         main: Java's entry class.
         package: the Python package that has the jars in its folder `frontend`.
+        arguments: its own options, in addition to `command` below.
         versions: whether it serves several versions of one model.
         highest_port: the largest port that it takes.
         synchronous: whether only its answer to a synchronous request says that workers are loaded (MMS lists them as
@@ -56,6 +57,7 @@ class Server(ABC):
     title: str
     main: str
     package: str
+    arguments: Sequence[str] = ()
     versions: bool
     highest_port: int
     synchronous: bool
@@ -64,8 +66,7 @@ class Server(ABC):
     def prepare(self, say: Say) -> Path:
         """Return the Python that runs the workers; install it first if its lock file has changed.
 
-        Raises:
-            Undetermined: if the server's package is missing.
+        Raise Undetermined if the server's package is missing.
         """
 
     @abstractmethod
@@ -76,27 +77,18 @@ class Server(ABC):
     def environment(self, python: Path) -> dict[str, str]:
         """Return this server's own variables for Java and the workers, in addition to `environment` below."""
 
-    def arguments(self) -> Sequence[str]:
-        """Return this server's own options, in addition to `command` below."""
-        return ()
-
     @abstractmethod
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
         """Return this server's own configuration, in addition to `write_properties` below."""
 
     def register(self, management: ManagementClient, configuration: Configuration) -> None:  # noqa: B027
-        """Load the models once the API answers; nothing to do for a server that loads them itself.
-
-        Raises:
-            BeelineError: if a model's workers do not start.
-        """
+        """Load the models once the API answers, unless the server loads them itself; raise BeelineError as `revive`."""
 
     @abstractmethod
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
         """Give a model new workers, whatever became of the old ones; requests under way may be lost.
 
-        Raises:
-            BeelineError: if they do not start; Undetermined after `patience` seconds.
+        Raise BeelineError if they do not start, and Undetermined after `patience` seconds.
         """
 
 
@@ -125,7 +117,7 @@ def command(server: Server, java: Java, python: Path, places: Places, vmargs: st
         *shlex.split(vmargs),
         *("-cp", str(site / server.package / "frontend" / "*"), server.main),
         *("--python", str(python), "-f", str(places.properties), "-s", str(places.store)),
-        *server.arguments(),
+        *server.arguments,
     ]
 
 
@@ -182,11 +174,7 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
 def lay_out(
     server: Server, configuration: Configuration, addresses: Addresses, archives: Sequence[Archive], places: Places
 ) -> None:
-    """Make the temporary folder with archives and configuration, and an empty folder for metrics.
-
-    Raises:
-        BeelineError: if an earlier worker still counts there.
-    """
+    """Make the temporary folder with archives and configuration, and an empty folder for metrics, as `counts.empty`."""
     # nginx's workers, which run as nobody if root starts it, must pass through here; they can list and read nothing.
     places.temporary.mkdir(mode=0o700)
     places.temporary.chmod(0o711)

@@ -8,13 +8,14 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic.alias_generators import to_camel
 
 from beeline.errors import Undetermined
 from host import ROOT
 from serve.client import ManagementClient
-from serve.config import Configuration, ModelSettings
+from serve.config import Configuration, ModelSettings, Setting
 from serve.servers.protocol import Places, Say, Server
 
 
@@ -25,6 +26,8 @@ class TorchServe(Server):
     title = "TorchServe"
     main = "org.pytorch.serve.ModelServer"
     package = "ts"
+    # No snapshots; and no token, because only this machine reaches the management address.
+    arguments = ("-ncs", "--disable-token-auth")
     versions = True
     highest_port = 65_535
     synchronous = False
@@ -43,10 +46,6 @@ class TorchServe(Server):
     def environment(self, python: Path) -> dict[str, str]:
         # It hides this repository from the workers.
         return {"PYTHONPATH": str(ROOT / "serve" / "worker")}
-
-    def arguments(self) -> Sequence[str]:
-        # No snapshots; and no token, because only this machine reaches the management address.
-        return ("-ncs", "--disable-token-auth")
 
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
         return {
@@ -80,14 +79,7 @@ def models_json(configuration: Configuration) -> str:
     """Return TorchServe's `models` value with the resolved numbers."""
     models: dict[str, dict[str, dict[str, object]]] = {}
     for model in configuration.models:
-        models.setdefault(model.model, {})[model.version] = {
-            "defaultVersion": model.default_version,
-            "marName": model.archive,
-            "minWorkers": model.min_workers.value,
-            "maxWorkers": model.max_workers.value,
-            "batchSize": model.batch_size.value,
-            "maxBatchDelay": model.max_batch_delay.value,
-            "responseTimeout": model.response_timeout.value,
-            "startupTimeout": model.startup_timeout.value,
-        }
+        numbers = {to_camel(name): each.value for name, each in vars(model).items() if isinstance(each, Setting)}
+        entry = {"defaultVersion": model.default_version, "marName": model.archive, **numbers}
+        models.setdefault(model.model, {})[model.version] = entry
     return json.dumps(models)
