@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beeline.errors import BeelineError
+from cli.console import fail, result, say
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from archive.build import Built
     from archive.samples import Sample
 
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
-# The engines that run in the images as they are; a compiler for `torch_compile` is not there.
-_IN_IMAGES = ("torch", "openvino")
-# Options that an exported folder has not settled.
+# The options that an exported folder leaves open.
 _OF_ANY = (
     "source", "engine", "precision", "pictures", "calibration", "agreement", "moved", "decoding", "handler",
     "model_config", "samples", "store", "verify", "reuse", "as_json",
@@ -28,7 +25,7 @@ _OF_ANY = (
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
 Mar = Annotated[Path, typer.Argument(help="A .mar file, or the name of one in model_store.")]
-Server = Annotated[str, typer.Option(help="Whose context the handler gets: torchserve or mms.")]
+Server = Annotated[str, typer.Option(help="The server whose context the handler gets: torchserve or mms.")]
 
 
 @app.command()
@@ -70,7 +67,7 @@ def build(
     calibration: Annotated[
         Path | None, typer.Option(help="Photographs to calibrate and control int8 by. [default: half of --pictures]")
     ] = None,
-    agreement: Annotated[float, typer.Option(help="Part of first labels that must be fp32's.")] = 0.99,
+    agreement: Annotated[float, typer.Option(help="Fraction of first labels that must be fp32's.")] = 0.99,
     decoding: Annotated[
         str, typer.Option(help="full; scaled: large JPEGs at a half, a quarter ...; cuda: JPEGs on the CUDA device.")
     ] = "full",
@@ -80,7 +77,7 @@ def build(
     samples: Annotated[Path | None, typer.Option(help="Pictures for the page. [of the run's validation]")] = None,
     store: Store = None,
     verify: Annotated[bool, typer.Option(help="Verify before the store changes.")] = True,
-    reuse: Annotated[bool, typer.Option("--reuse", help="Leave the very same archive as it is.")] = False,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Keep an archive of the same content.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build a reproducible archive from a run, or from a model file with its labels."""
@@ -91,16 +88,14 @@ def build(
     from archive.samples import named_samples
     from archive.store import STORE
     from beeline.spec import Provenance
-    from cli.console import result, say
 
     if (source is None) == (model is None):
         given = "both a folder and --model are" if source else "neither a folder nor --model is"
         raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
-    if source is not None:
-        _check_only_of_models(context, source)
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None:
+            _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
             from archive.artifact import load_network
@@ -110,9 +105,7 @@ def build(
 
             assert model is not None
             if labels is None:
-                raise BeelineError(
-                    f"the model {model} comes without labels; add --labels FILE, one a line in output order"
-                )
+                raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
             chosen = find_preset(preset, architecture).override(
                 resize, crop, interpolation, _numbers("mean", mean), _numbers("std", std)
             )
@@ -141,8 +134,7 @@ def build(
             made, store or STORE, handler=handler, config=model_config, check=verify, reuse=reuse, measured=measured
         )
         placed, about = _put_samples(built, export, samples, page)
-    lacking = needed_package(built.spec.engine)
-    if lacking:
+    if lacking := needed_package(built.spec.engine):
         say(lacking)
     values = {
         "archive": str(built.path),
@@ -168,10 +160,9 @@ def build(
 
 @app.command()
 def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> None:
-    """Check an archive: safe, whole, and answering its golden pictures in a clean process."""
+    """Check that an archive is safe and whole, and answers its golden pictures in a clean process."""
     from archive import verify as room
     from archive.store import locate
-    from cli.console import result
 
     verified = room.verify(locate(mar), server)
     device = verified.choice.get("device", ["unknown device"])[0]
@@ -184,39 +175,30 @@ def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> No
 
 @app.command()
 def inspect(mar: Mar, as_json: Json = False) -> None:
-    """Show an archive's card; nothing of it is run."""
+    """Show an archive's card, without running anything of it."""
     from archive import inspect as room
     from archive.store import locate
-    from cli.console import out, result
 
     card = room.card(locate(mar))
-    if as_json or not out.is_terminal:
-        result(card.to_dict(), as_json, "\n".join(f"{name:<12} {text}" for name, text in card.rows()))
-        return
-    out.print(_table(card.rows()), soft_wrap=False)
+    result(card.to_dict(), as_json, "\n".join(f"{name:<12} {text}" for name, text in card.rows()))
 
 
 @app.command("list")
 def list_(store: Store = None, as_json: Json = False) -> None:
-    """List the store's archives against its index; exit 1 when one is changed or missing."""
+    """List the store's archives and compare them with its index; exit 1 if one is changed or missing."""
     from archive.store import STORE, listing
-    from cli.console import fail, result
 
-    found = listing(store or STORE)
-    rows = []
-    lines = []
-    for item in found:
-        entry = item.entry
-        facts = {"name": entry.name, "version": entry.version, "sha256": entry.sha256} if entry else {}
-        rows.append({"file": item.file, "state": item.state, "reason": item.reason, **facts})
-        about = (
-            f"{entry.name} {entry.version}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}" if entry else "?"
-        )
+    rows, lines = [], []
+    for item in listing(store or STORE):
+        row, about, entry = {"file": item.file, "state": item.state, "reason": item.reason}, "?", item.entry
+        if entry is not None:
+            row |= {"name": entry.name, "version": entry.version, "sha256": entry.sha256}
+            about = f"{entry.name} {entry.version}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}"
+        rows.append(row)
         lines.append(f"{item.file}  {item.state}  {about}" + ("" if item.state == "ok" else f": {item.reason}"))
-    result(
-        {"archives": rows}, as_json, "\n".join(lines) or "the store is empty; build one with `beeline archive build`"
-    )
-    if any(item.state in ("changed", "missing") for item in found):
+    text = "\n".join(lines) or "the store is empty; build one with `beeline archive build`"
+    result({"archives": rows}, as_json, text)
+    if any(row["state"] in ("changed", "missing") for row in rows):
         fail()
 
 
@@ -231,7 +213,6 @@ def run(
     """Call an archive's handler with pictures, without a server; a failure shows the handler's own traceback."""
     from archive.sandbox import Sandbox, WorkerTraceback
     from archive.store import locate
-    from cli.console import fail, result, say
     from cli.predict import find_pictures
 
     paths = find_pictures(pictures)
@@ -240,11 +221,9 @@ def run(
         with Sandbox(locate(mar), server=server, batch_size=batch_size) as sandbox:
             for start in range(0, len(paths), batch_size):
                 chunk = paths[start : start + batch_size]
-                answers = sandbox.predict([path.read_bytes() for path in chunk])
-                for path, answer in zip(chunk, answers, strict=True):
-                    rows.append(
-                        {"picture": str(path), "status": answer.status, "headers": answer.headers, "body": answer.body}
-                    )
+                for path, answer in zip(chunk, sandbox.predict([path.read_bytes() for path in chunk]), strict=True):
+                    parts = {"status": answer.status, "headers": answer.headers, "body": answer.body}
+                    rows.append({"picture": str(path), **parts})
     except BeelineError as error:
         if isinstance(error.__cause__, WorkerTraceback):
             say(str(error.__cause__))
@@ -256,11 +235,7 @@ def run(
 
 
 def exported_folder(source: Path) -> Path:
-    """Return the exported folder at `source`, which may be the run that holds it.
-
-    Raises:
-        BeelineError: when there is none.
-    """
+    """Return the exported folder at `source`, or inside the run at `source`; raise BeelineError if there is none."""
     from beeline.spec import FILE_NAME
 
     for folder in (source / "export", source):
@@ -272,7 +247,7 @@ def exported_folder(source: Path) -> Path:
 
 
 def _check_only_of_models(context: typer.Context, source: Path) -> None:
-    """Refuse what an exported folder has decided already, rather than ignore it."""
+    """Refuse, and do not ignore, an option for what an exported folder has decided."""
     for parameter in context.command.params:
         name = parameter.name or ""
         given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
@@ -292,32 +267,29 @@ def _numbers(key: str, text: str | None) -> list[float] | None:
 
 
 def needed_package(engine: str) -> str | None:
-    """Return what an engine needs to be installed where it serves; None for those that the images bring."""
+    """Return a sentence on what an engine needs that the images lack; None for an engine that they contain."""
     from beeline.engines import runtime
 
-    if engine in _IN_IMAGES:
+    if engine in ("torch", "openvino"):
         return None
     lacking = "a C++ compiler" if engine == "torch_compile" else runtime(engine)
-    return f"{engine} needs {lacking} where it serves, which the images have not; for them take --engine openvino"
+    return f"{engine} needs {lacking} where it serves, and the images lack it; for them use --engine openvino"
 
 
 def _put_samples(
     built: Built, export: Path, folder: Path | None, chosen: list[Sample] | None
 ) -> tuple[Path | None, str]:
-    """Put an archive's samples for the page beside it; return their folder and a clause on them.
+    """Put an archive's samples for the page into the store; return their folder and a clause on them.
 
-    Args:
-        built: the archive; of one that was there already, samples that are there are kept.
-        export: what it was built from, perhaps in a run.
-        folder: what was named.
-        chosen: the samples in it; None takes the run's.
+    They are the `chosen` ones of `folder`, else those of the run that `export` is in. An archive that was there already
+    keeps its samples.
     """
     from archive import samples
 
     store, spec = built.path.parent, built.spec
-    there = samples.place(store, spec)
-    if chosen is None and built.reused and (there / samples.LIST).is_file():
-        return there, "the samples are the same as before"
+    old = samples.place(store, spec)
+    if chosen is None and built.reused and (old / samples.LIST).is_file():
+        return old, "the samples are the same as before"
     source = "" if folder is None else folder.resolve().name
     why = "the model did not come from a run; --samples FOLDER names some"
     if chosen is None and (run := export.resolve().parent).joinpath("run.json").is_file():
@@ -329,7 +301,7 @@ def _put_samples(
 
 
 def _samples_of_run(folder: Path) -> tuple[list[Sample], str, str]:
-    """Return a run's samples, its data's name, and why there are none."""
+    """Return a run's samples, the name of its data, and the reason if there are no samples."""
     from archive import samples
     from train.runs import open_run, validation_pictures
 
@@ -340,15 +312,3 @@ def _samples_of_run(folder: Path) -> tuple[list[Sample], str, str]:
         return [], "", f"{error}, or name others with --samples FOLDER"
     chosen = samples.choose((one.path, found.labels[one.truth]) for one in found.pictures)
     return chosen, str(run.record["data"]["name"]), "no validation picture is small enough and shown by browsers"
-
-
-def _table(rows: list[tuple[str, str]]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(name, escape(text))
-    return table

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo"}
 _BATCH = 32
-_SHOWN = 120
 
 
 def predict(
@@ -46,11 +45,7 @@ def predict(
 
 
 def find_pictures(given: list[Path]) -> list[Path]:
-    """Return every file given, and the pictures in every folder given, sorted.
-
-    Raises:
-        BeelineError: for a path that is not there, or when no picture is found.
-    """
+    """Return the given files, and the pictures in the given folders, sorted; raise BeelineError if there are none."""
     found: list[Path] = []
     for path in given:
         if path.is_dir():
@@ -60,31 +55,26 @@ def find_pictures(given: list[Path]) -> list[Path]:
         else:
             raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
     if not found:
-        raise BeelineError(
-            f"no picture in {', '.join(map(str, given))}; known endings are {', '.join(sorted(PICTURES))}"
-        )
+        names = ", ".join(map(str, given))
+        raise BeelineError(f"no picture in {names}; known endings are {', '.join(sorted(PICTURES))}")
     return found
 
 
 def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:
-    """Return one picture's line of the result.
-
-    Raises:
-        Undetermined: for a 200 that is no prediction. An error's body may be anything: a proxy on the way
-            writes HTML.
-    """
+    """Return one picture's row of the result; raise Undetermined for a 200 that is no prediction."""
     row = {"picture": str(path), "status": answer.status}
     try:
         body = answer.json()
     except ValueError:
         body = None
-    text = " ".join(answer.body.split())[:_SHOWN]
+    text = " ".join(answer.body.split())[:120]
     if answer.status == 200:
         if not isinstance(body, dict) or not all(isinstance(score, (int, float)) for score in body.values()):
             raise Undetermined(
                 f"{source} answers {path} with {text!r}, which is no prediction; name the address of a Beeline server"
             )
         return {**row, "predictions": body}
+    # A proxy on the way may answer with HTML.
     if not isinstance(body, dict):
         body = {"code": answer.status, "type": "NoJson", "message": f"the answer is no JSON object: {text!r}"}
     return {**row, "error": body}
@@ -92,11 +82,10 @@ def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     width = max(len(row["picture"]) for row in rows)
-    return "\n".join(f"{row['picture']:<{width}}  {_cell(row)}" for row in rows)
-
-
-def _cell(row: dict[str, Any]) -> str:
-    if row["status"] != 200:
-        error = row["error"]
-        return f"{row['status']} {error.get('type', 'Error')}: {error.get('message', error)}"
-    return "  ".join(f"{label} {score:.3f}" for label, score in row["predictions"].items())
+    lines = []
+    for row in rows:
+        text = "  ".join(f"{label} {score:.3f}" for label, score in row.get("predictions", {}).items())
+        if error := row.get("error"):
+            text = f"{row['status']} {error.get('type', 'Error')}: {error.get('message', error)}"
+        lines.append(f"{row['picture']:<{width}}  {text}")
+    return "\n".join(lines)
