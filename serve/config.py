@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from archive.mar import Archive
 from beeline.errors import ConfigError
@@ -77,26 +78,30 @@ class Configuration:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """Return for people the settings with their reasons: a line a model, threads, then the file's other numbers."""
+        """Return the settings with their reasons for people: models, threads, and numbers that are given."""
         out = []
         for model in self.models:
-            because: dict[str, list[str]] = {}
-            for name, setting in vars(model).items():
-                if isinstance(setting, Setting):
-                    because.setdefault(setting.reason, []).append(f"{name} {setting.value}")
-            shown = "; ".join(f"{', '.join(numbers)} ({reason})" for reason, numbers in because.items())
-            out.append(f"{model.model} {model.version}: {shown}")
+            settings = {name: value for name, value in vars(model).items() if isinstance(value, Setting)}
+            out.append(f"{model.model} {model.version}: {_text(settings)}")
         lone = self.numbers["beeline_lone_threads"]
         out.append(
             f"threads a worker {self.threads.value} ({self.threads.reason}); OpenVINO's for a lone picture "
             f"{lone.value} ({lone.reason})"
         )
-        chosen = [
-            f"{name} {number.value}"
+        given = {
+            name: number
             for name, number in self.numbers.items()
             if number.reason != _DEFAULT and name != "beeline_lone_threads"
-        ]
-        return out + ([", ".join(chosen)] if chosen else [])
+        }
+        return out + ([_text(given)] if given else [])
+
+
+def _text(settings: Mapping[str, Setting]) -> str:
+    """Return settings for people, those with the same reason together."""
+    because: dict[str, list[str]] = {}
+    for name, setting in settings.items():
+        because.setdefault(setting.reason, []).append(f"{name} {setting.value}")
+    return "; ".join(f"{', '.join(numbers)} ({reason})" for reason, numbers in because.items())
 
 
 def resolve(
@@ -112,11 +117,17 @@ def resolve(
     `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in `environ` win over the file, and `overrides` over both. Raise ConfigError
     for one that is out of range.
     """
-    forced = {
-        "batchSize": _forced(overrides.batch_size, "--batch-size", environ, "BATCH_SIZE", "batchSize"),
-        "workers": _forced(overrides.workers, "--workers", environ, "WORKERS", "minWorkers"),
-        "maxBatchDelay": _forced(overrides.max_batch_delay, "--max-batch-delay", environ, "LINGER_MS", "maxBatchDelay"),
-    }
+    forced: dict[str, Setting] = {}
+    for keys, option, value, variable in (
+        (["batchSize"], "--batch-size", overrides.batch_size, "BATCH_SIZE"),
+        (["minWorkers", "maxWorkers"], "--workers", overrides.workers, "WORKERS"),
+        (["maxBatchDelay"], "--max-batch-delay", overrides.max_batch_delay, "LINGER_MS"),
+    ):
+        text = environ.get(variable, "").strip()
+        if value is not None:
+            forced |= dict.fromkeys(keys, Setting(_checked(option, keys[0], value), option))
+        elif text:
+            forced |= dict.fromkeys(keys, Setting(_checked(variable, keys[0], text), f"environment {variable}"))
     models = tuple(_model(archive, archives, properties, forced, cores, gpus) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
     numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
@@ -137,14 +148,10 @@ def model_settings(values: Mapping[str, Any]) -> ModelSettings:
     return ModelSettings(**{key: Setting(**each) if isinstance(each, dict) else each for key, each in values.items()})
 
 
-def _forced(flag: int | None, option: str, environ: Mapping[str, str], variable: str, key: str) -> Setting | None:
-    """Return the number of the option, else of the variable; None if neither is given."""
-    text = environ.get(variable, "").strip()
-    if flag is None and not text:
-        return None
-    name, reason, value = (option, option, flag) if flag is not None else (variable, f"environment {variable}", text)
+def _checked(name: str, key: str, value: int | str) -> int:
+    """Return the value of an option or a variable for a key of an entry."""
     try:
-        return Setting(Entry.model_validate({key: value}, strict=False).numbers[key], reason)
+        return Entry.model_validate({key: value}, strict=False).numbers[key]
     except ValidationError as error:
         raise ConfigError(sentence(error, name)) from error
 
@@ -153,39 +160,32 @@ def _model(
     archive: Archive,
     archives: Sequence[Archive],
     properties: Properties,
-    forced: Mapping[str, Setting | None],
+    forced: Mapping[str, Setting],
     cores: int,
     gpus: int,
 ) -> ModelSettings:
     entry, source = _entry(archive, properties)
     absent = f"default: {source}" if not entry.numbers else _DEFAULT
-
-    def decide(key: str, default: int, why: str, force: Setting | None = None) -> Setting:
-        if force is not None:
-            return force
-        return Setting(entry.numbers[key], source) if key in entry.numbers else Setting(default, why)
-
     # Each worker holds its own copy of the model and of PyTorch, over half a gigabyte.
     usual, why = min(4, max(1, cores // 2)), f"half of {cores} cores, at most 4"
     if gpus:
         usual, why = gpus, f"one a GPU, {gpus} found"
-    low = decide("minWorkers", min(usual, entry.numbers.get("maxWorkers", usual)), why, forced["workers"])
-    high = decide("maxWorkers", low.value, "as many as at the start", forced["workers"])
+    numbers = {
+        "batchSize": Setting(8, absent),
+        "maxBatchDelay": Setting(2, absent),
+        "minWorkers": Setting(min(usual, entry.numbers.get("maxWorkers", usual)), why),
+        "responseTimeout": Setting(120, absent),
+        "startupTimeout": Setting(120, absent),
+        **{key: Setting(value, source) for key, value in entry.numbers.items()},
+        **forced,
+    }
+    low = numbers["minWorkers"]
+    high = numbers.setdefault("maxWorkers", Setting(low.value, "as many as at the start"))
     if high.value < low.value:
-        high = Setting(low.value, f"at least min_workers; {high.reason}")
-    only = sum(other.model == archive.model for other in archives) == 1
-    return ModelSettings(
-        model=archive.model,
-        version=archive.version,
-        archive=archive.path.name,
-        default_version=only or entry.default_version,
-        batch_size=decide("batchSize", 8, absent, forced["batchSize"]),
-        max_batch_delay=decide("maxBatchDelay", 2, absent, forced["maxBatchDelay"]),
-        min_workers=low,
-        max_workers=high,
-        response_timeout=decide("responseTimeout", 120, absent),
-        startup_timeout=decide("startupTimeout", 120, absent),
-    )
+        numbers["maxWorkers"] = Setting(low.value, f"at least min_workers; {high.reason}")
+    is_default = entry.default_version or sum(other.model == archive.model for other in archives) == 1
+    settings = {name: numbers[key] for name in Entry.model_fields if (key := to_camel(name)) in numbers}
+    return ModelSettings(archive.model, archive.version, archive.path.name, is_default, **settings)
 
 
 def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:

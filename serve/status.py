@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import TypeAdapter
 
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import processes
 from serve import counts, instance
 from serve.client import InferenceClient, ManagementClient
+from serve.config import Configuration
 from serve.instance import MARK, Instance, State
 
 
@@ -125,13 +127,6 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         out.append(f"  {process['kind']} {process['pid']}: {process['megabytes']:.0f} MB")
     for model_name, by_status in server["answers"].items():
         out.append(f"  answers of {model_name}: " + ", ".join(f"{count} x {code}" for code, count in by_status.items()))
-    for model in server["configuration"]["models"]:
-        for key, setting in model.items():
-            if isinstance(setting, dict):
-                out.append(f"  {model['model']} {key}: {setting['value']} ({setting['reason']})")
-    threads = server["configuration"]["threads"]
-    out.append(f"  threads a worker: {threads['value']} ({threads['reason']})")
-    for key, setting in server["configuration"]["numbers"].items():
-        out.append(f"  {key}: {setting['value']} ({setting['reason']})")
+    out += [f"  {line}" for line in TypeAdapter(Configuration).validate_python(server["configuration"]).lines()]
     out.append(f"  logs: {server['logs']}")
     return out
