@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from beeline.answer import Answer
 
 READY = "READY"
-# Seconds to wait where a refusal names no time, and the longest wait whatever it names.
-_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 
 
 class _Http:
     """One keep-alive session to one address."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
         self._session = requests.Session()
@@ -120,15 +118,12 @@ class InferenceClient(_Http):
         if response.status_code != 429 and (response.status_code != 503 or after is None):
             self._refused = None
             return None
-        if self.patience <= 0:
-            return None
         now = time.monotonic()
         self._refused = now if self._refused is None else self._refused
-        # HTTP also allows a date; the gateway never sends one.
-        seconds = float(after) if after is not None and after.strip().isdecimal() else _PAUSE
-        seconds = min(seconds, _LONGEST_PAUSE)
-        # So that clients that were refused together do not come back together.
-        seconds += random.uniform(0, max(seconds, _PAUSE) / 2)
+        # HTTP also allows a date; the gateway never sends one. It is a second then, and never over ten.
+        seconds = min(float(after), 10.0) if after is not None and after.strip().isdecimal() else 1.0
+        # A random part, so that clients that were refused together do not come back together.
+        seconds += random.uniform(0, max(seconds, 1.0) / 2)
         return seconds if now + seconds - self._refused <= self.patience else None
 
 
@@ -161,9 +156,6 @@ class Model:
 
 class ManagementClient(_Http):
     """Commands a server through its management API."""
-
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
-        super().__init__(url, timeout)
 
     def list(self) -> list[str]:
         """Return the names of the registered models."""

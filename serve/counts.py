@@ -136,8 +136,7 @@ def answers(folder: Path) -> dict[str, dict[str, int]] | None:
     except FileNotFoundError:
         return None
     for sample in (sample for family in families if family.name == "beeline_answers" for sample in family.samples):
-        of_model, status = total.setdefault(sample.labels["model"], {}), sample.labels.get("status", "")
-        of_model[status] = of_model.get(status, 0) + int(sample.value)
+        total.setdefault(sample.labels["model"], Counter())[sample.labels.get("status", "")] += int(sample.value)
     return total if counts.files else None
 
 

@@ -31,16 +31,10 @@ def test_nothing_is_left_however_it_ends(
 ) -> None:
     name = f"{server}-{way}"
     archive = make_fake(tmp_path, expected="red")
-    foreground = subprocess.Popen(
-        [*COMMAND, "up", "--server", server, "--mar", str(archive), "--port", "0", "--name", name, "--json"],
-        cwd=ROOT,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [*COMMAND, "up", "--server", server, "--mar", str(archive), "--port", "0", "--name", name, "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     found = instance.named(state_home, name)
-    with foreground:
+    with subprocess.Popen(command, cwd=ROOT, env=environ, text=True, **pipes) as foreground:
         assert foreground.stdout is not None
         if way == "starting":
             wait_until(lambda: (state := found.read()) is not None and state.java is not None)

@@ -6,7 +6,6 @@ import os
 import random
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beeline.answer import Answer
 from beeline.errors import BeelineError
-from beeline.metrics import FOLDER
-from serve import counts
 from serve.metrics import GRACE, Collector, serve_metrics
 from tests.conftest import worker
 
@@ -26,46 +23,6 @@ GOOD, BAD = Answer(200, "OK", "{}"), Answer(415, "Unsupported Media Type", "{}",
 COLOURS = {"model": "colours", "version": "1.0"}
 KEY = ("colours", "1.0")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-# Real worker processes, one after the other: each counts one batch, prints its id and waits to be killed.
-WORKERS = """
-import os, signal, sys
-import prometheus_client
-from beeline.answer import Answer
-from beeline.metrics import Metrics
-for _ in sys.stdin:
-    if os.fork() == 0:
-        metrics = Metrics("colours", "1.0", {"device": {"value": "cpu", "reason": "asked for"}})
-        metrics.count([Answer(200, "OK", "{}")] * 3, [1.0] * 3, {"decode": 1.0, "forward": 20.0, "encode": 0.1})
-        print(os.getpid(), flush=True)
-        signal.pause()
-    os.wait()
-    print("ended", flush=True)
-"""
-
-
-class Workers:
-    """Starts worker processes and kills them, one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, FOLDER: str(folder)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKERS], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._in, self._out = self.process.stdin, self.process.stdout
-
-    def start(self) -> None:
-        """Return when one more has counted its batch."""
-        self._in.write("\n")
-        self._in.flush()
-        self.pid = int(self._out.readline())
-
-    def kill(self) -> None:
-        """Return when it is gone."""
-        os.kill(self.pid, 9)
-        assert self._out.readline() == "ended\n"
 
 
 class Exported:
@@ -107,13 +64,6 @@ def counters(samples: Samples) -> Samples:
 
 def fallen(before: Samples, after: Samples) -> Samples:
     return {key: after[key] for key, number in counters(before).items() if after.get(key, -1) < number}
-
-
-@pytest.fixture
-def workers(tmp_path: Path) -> Iterator[Workers]:
-    running = Workers(tmp_path)
-    yield running
-    running.process.communicate(timeout=30)
 
 
 @pytest.fixture
@@ -166,14 +116,14 @@ def test_histograms_are_cumulative_and_in_seconds(tmp_path: Path) -> None:
         assert value(samples, f"beeline_{name}_sum", **COLOURS) == pytest.approx(total, abs=1e-5)
 
 
-def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path, workers: Workers) -> None:
+def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path) -> None:
     exported = Exported(tmp_path)
     exported.collector.expect({KEY: 1})
     assert value(exported.scrape(), "beeline_workers", **COLOURS) == 0
-    workers.start()
-    assert counts.read(tmp_path).choices() == {KEY: {"device": {"value": "cpu", "reason": "asked for"}}}
-    before = exported.scrape()
-    workers.kill()
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        worker(tmp_path, pid=process.pid).count([GOOD] * 3, [1.0] * 3, {"forward": 20.0})
+        before = exported.scrape()
+        process.kill()
     assert value(before, "beeline_workers", **COLOURS) == 1
     assert value(before, "beeline_answers_total", **COLOURS, status="200") == 3
     exported.now += 1
@@ -184,28 +134,6 @@ def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path, w
     exported.now += GRACE
     assert exported.restarts() == 1
     assert value(exported.scrape(), "beeline_worker_starts_total", **COLOURS) == 1
-    assert counts.read(tmp_path).choices() == {}
-
-
-def test_many_workers_that_are_killed_leave_their_sums_and_few_files(tmp_path: Path, workers: Workers) -> None:
-    exported = Exported(tmp_path)
-    before: Samples = {}
-    for number in range(1, 31):
-        workers.start()
-        samples = exported.scrape()
-        assert value(samples, "beeline_workers", **COLOURS) == 1
-        assert value(samples, "beeline_answers_total", **COLOURS, status="200") == 3 * number
-        assert fallen(before, samples) == {}
-        workers.kill()
-        if number % 3 == 0:
-            exported.collector.keep()
-        before = samples
-    samples = exported.scrape()
-    assert value(samples, "beeline_worker_starts_total", **COLOURS) == 30
-    assert value(samples, "beeline_forward_seconds_sum", **COLOURS) == pytest.approx(0.6, abs=1e-3)
-    names = sorted(path.name.rpartition("-")[0] or path.name for path in tmp_path.iterdir())
-    assert names == ["counter_folded", "folded.json", "histogram_folded", "lock"]
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 100_000
 
 
 def test_neither_scaling_down_nor_a_loss_before_the_exporters_start_is_a_restart(tmp_path: Path) -> None:
@@ -221,7 +149,7 @@ def test_neither_scaling_down_nor_a_loss_before_the_exporters_start_is_a_restart
     assert exported.restarts() == 0
 
 
-def test_no_counter_ever_goes_down(tmp_path: Path) -> None:
+def test_no_counter_ever_goes_down_and_few_files_remain(tmp_path: Path) -> None:
     """Workers start, count, and die without a word, and their files are folded at any time."""
     choose = random.Random(7)
     exported = Exported(tmp_path)
@@ -243,6 +171,10 @@ def test_no_counter_ever_goes_down(tmp_path: Path) -> None:
         assert fallen(before, after) == {}
         before = after
     assert (value(after, "beeline_worker_starts_total", **COLOURS) or 0) > 5
+    exported.collector.keep()
+    names = [path.name for path in tmp_path.iterdir() if not path.name.startswith("0.")]
+    # The lock, the record, two folded files, and three of the worker that lives.
+    assert len(names) == 7, names
 
 
 def test_any_text_as_a_label_is_one_line(tmp_path: Path) -> None:
