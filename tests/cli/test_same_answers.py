@@ -28,7 +28,7 @@ from train.predictor import RunPredictor
 pytestmark = [pytest.mark.shared, pytest.mark.server]
 
 # Batches of broken and good pictures; tests/handlers/test_over_http.py sends small ones in many more placements.
-BATCHES = 10
+BATCHES = 5
 
 
 @pytest.fixture(scope="module")

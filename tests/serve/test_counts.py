@@ -7,7 +7,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,23 +62,20 @@ def test_answers_of_all_workers_are_added_up_folded_ones_too(tmp_path: Path) -> 
 
 
 def test_foreign_files_are_skipped_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "1-1.json").write_text('{"pid": 1, "mod')
-    (tmp_path / "2-1.json").write_text("[" * 100_000)
-    (tmp_path / "3-1.json").write_bytes(b"\xff\xfe")
-    (tmp_path / "4-1.json").write_text("[]")
-    (tmp_path / "5-1.json").write_text('{"model": "a", "version": "1", "choice": {"device": "cpu"}}')
-    for number, model in enumerate(("5", '["x"]', "null", r'"\ud800"'), start=6):
-        (tmp_path / f"{number}-1.json").write_text(f'{{"model": {model}, "version": "1", "choice": {{}}}}')
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "gauge_all_1.db").write_bytes(bytes(100))
-    (tmp_path / "counter_1-1.db").write_text("mine")
-    (tmp_path / "counter_2-1.db").touch()
-    (tmp_path / "histogram_1-1.db").write_bytes(b"\x40" + bytes(7) + b"\x08" + bytes(3) + b"no JSON!" + bytes(90))
+    workers = [b'{"pid": 1, "mod', b"[" * 100_000, b"\xff\xfe", b"[]"]
+    workers += [b'{"model": "a", "version": "1", "choice": {"device": "cpu"}}']
+    workers += [
+        b'{"model": %s, "version": "1", "choice": {}}' % model for model in (b"5", b'["x"]', b"null", rb'"\ud800"')
+    ]
+    files = {f"{number}-1.json": content for number, content in enumerate(workers)}
+    files |= {"notes.txt": b"mine", "gauge_all_1.db": bytes(100), "counter_1-1.db": b"mine", "counter_2-1.db": b""}
+    files["histogram_1-1.db"] = b"\x40" + bytes(7) + b"\x08" + bytes(3) + b"no JSON!" + bytes(90)
+    for name, content in {**files, "draft.tmp": b"being written"}.items():
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "histogram_2-1.db").mkdir()
     (tmp_path / "histogram_3-1.db").symlink_to(tmp_path / "nothing")
     # A reader would wait for ever for a writer.
     os.mkfifo(tmp_path / "counter_3-1.db")
-    (tmp_path / "draft.tmp").write_text("being written")
     found = counts.read(tmp_path)
     list(found.families())
     assert (found.workers, found.unreadable) == ([], 17)
@@ -102,8 +98,7 @@ def test_without_a_folder_or_without_files_of_counts_nobody_counts(tmp_path: Pat
 
 
 def test_a_worker_lives_as_long_as_its_process(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    with process:
+    with subprocess.Popen(["sleep", "1000"]) as process:
         worker(tmp_path, pid=process.pid)
         assert len(counts.read(tmp_path).living()) == 1
         process.kill()
