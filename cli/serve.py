@@ -78,21 +78,17 @@ def up(
         except signals.Interrupted as asked:
             say(f"stopped while starting ({asked})")
             raise typer.Exit(asked.exit_code) from asked
-        try:
-            result(summary(running), as_json, "\n".join(greeting(running)))
-            if detach:
-                running.detach()
-                return
-            say("Ctrl-C stops it.")
-            running.wait()
-            say("stopped by `beeline serve down`")
-        except signals.Interrupted as asked:
-            say(f"stopping ({asked}) ...")
-            running.stop()
-            say("stopped")
-        except BaseException:
-            running.stop()
-            raise
+        with running:
+            try:
+                result(summary(running), as_json, "\n".join(greeting(running)))
+                if detach:
+                    running.detach()
+                    return
+                say("Ctrl-C stops it.")
+                running.wait()
+                say("stopped by `beeline serve down`")
+            except signals.Interrupted as asked:
+                say(f"stopping ({asked}) ...")
 
 
 @app.command()

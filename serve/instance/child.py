@@ -14,7 +14,7 @@ from serve.instance import Instance, State, logs, supervisor
 
 @dataclass
 class Running:
-    """A server that this process started; as a context manager it stops the server at the end."""
+    """A server that this process started; as a context manager it stops the server at the end, unless detached."""
 
     instance: Instance
     state: State
@@ -29,11 +29,11 @@ class Running:
         self.stop()
 
     def stop(self) -> None:
-        """Stop all its processes and wait until they have ended."""
+        """Stop all its processes and wait until they have ended; nothing to do for a detached server."""
         if self.pipe >= 0:
             self._say(supervisor.STOP, last=True)
-        self.process.wait()
-        self._sweep()
+            self.process.wait()
+            self._sweep()
 
     def detach(self) -> None:
         """Leave it running when this process ends."""

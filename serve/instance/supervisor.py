@@ -41,6 +41,7 @@ class Supervisor:
         self.pipe: int | None = pipe
         self.exits: dict[int, int] = {}
         self.reason: str | None = None
+        self.failed = False
         self.gateway: int | None = None
         self._begun, self._pause = 0.0, _PAUSE / 2
         self._due: float | None = None
@@ -57,7 +58,6 @@ class Supervisor:
         # Orphans (MMS's forked workers, a dead worker's children) become children of this process.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.instance.write(self.state)
-        failed = False
         try:
             with (self.instance.logs / "console.log").open("ab") as console:
                 java = self._start(self.state.command, signal.SIGKILL, console, self.state.environment)
@@ -73,22 +73,23 @@ class Supervisor:
                     self._listen()
                 self._reap()
                 if self.reason is None and java in self.exits:
-                    failed = True
-                    self.reason = f"Java ended by itself ({_exit(self.exits[java])})"
-                failed = self._watch_gateway() or failed
+                    self._fail(f"Java ended by itself ({_exit(self.exits[java])})")
+                self._watch_gateway()
             # The gateway first, so that requests under way still get their answers.
             if self.gateway is not None:
                 self._stop(self.gateway)
             self._stop(java)
         except Exception as error:
-            failed = True
-            self.reason = f"the supervisor failed ({type(error).__name__}: {error})"
+            self._fail(f"the supervisor failed ({type(error).__name__}: {error})")
             raise
         finally:
             processes.stop_marked(MARK, self.state.mark, self.state.grace / 2, Path(self.state.temporary))
             remove_scratch(Path(self.state.temporary))
-            self.instance.end(self.reason or "its supervisor ended", failed)
-        return 1 if failed else 0
+            self.instance.end(self.reason or "its supervisor ended", self.failed)
+        return 1 if self.failed else 0
+
+    def _fail(self, reason: str) -> None:
+        self.reason, self.failed = reason, True
 
     def _save(self, **changes: Any) -> None:
         self.state = dataclasses.replace(self.state, **changes)
@@ -115,22 +116,21 @@ class Supervisor:
         self.gateway, self._begun = self._start(self.state.gateway, signal.SIGTERM), time.monotonic()
         self._save(gateway_process=self.gateway)
 
-    def _watch_gateway(self) -> bool:
-        """Start the gateway again after it ended; return True if it ended before the server was ready."""
+    def _watch_gateway(self) -> None:
+        """Start the gateway again after it ended; it is a failure if it ended before the server was ready."""
         if self._due is not None and time.monotonic() >= self._due:
             self._due = None
             self._start_gateway()
         if self.reason is not None or self.gateway is None or self.gateway not in self.exits:
-            return False
+            return
         ended = f"the gateway ended by itself ({_exit(self.exits.pop(self.gateway))})"
         if not self.state.ready:
-            self.reason = ended
-            return True
+            self._fail(ended)
+            return
         has_run = time.monotonic() - self._begun > _LONGEST_PAUSE
         self._pause = _PAUSE if has_run else min(2 * self._pause, _LONGEST_PAUSE)
         logger.error("%s; starting it again in %g s", ended, self._pause)
         self.gateway, self._due = None, time.monotonic() + self._pause
-        return False
 
     def _listen(self) -> None:
         """Read what the command in the foreground says; when it ends without having detached, stop."""
