@@ -162,6 +162,14 @@ class ManagementClient(_Http):
         response = self._ask("GET", "/models", params={"limit": "100"})
         return [str(entry["modelName"]) for entry in response.json()["models"]]
 
+    def unready(self) -> str | None:
+        """Return why the server cannot be commanded yet; None if it can."""
+        try:
+            self.list()
+        except Undetermined as error:
+            return str(error)
+        return None
+
     def describe(self, model: str, version: str | None = None) -> Model | None:
         """Return a model, in its default version unless one is given; None if it is not registered."""
         path = f"/models/{quote(model)}" + (f"/{quote(version)}" if version else "")

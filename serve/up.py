@@ -214,7 +214,7 @@ def _wait(running: Running, start: _Start, say: Say) -> None:
     """Wait for Java, for every model's workers and its golden picture, and for the gateway."""
     kind, resolved = start.kind, start.resolved
     with ManagementClient(running.state.management) as management:
-        _wait_for(running, "Java", lambda: _java(running, management))
+        _wait_for(running, "Java", management.unready)
         assert running.state.java is not None
         watch = Watch(running.state.java, running.instance.logs)
         watch.workers()
@@ -252,15 +252,5 @@ def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) ->
         if time.monotonic() > deadline:
             raise Undetermined(f"{what} is not ready after {_PATIENCE:g} s ({reason}); see {running.instance.logs}")
         time.sleep(0.1)
-
-
-def _java(running: Running, management: ManagementClient) -> str | None:
-    """Update the running server's state; return why Java cannot be used yet."""
+    # The supervisor has added what it started.
     running.state = running.instance.read() or running.state
-    if running.state.java is None:
-        return "it has not started"
-    try:
-        management.list()
-    except Undetermined as error:
-        return str(error)
-    return None

@@ -68,25 +68,15 @@ class State:
         return Path(self.temporary) / "store"
 
 
-@dataclass(frozen=True)
 class Instance:
-    """A name's folder under the state folder; the instance may be running or not."""
+    """A server's folder under the state folder; the server may be running or not."""
 
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The server's name."""
-        return self.folder.name
-
-    @property
-    def logs(self) -> Path:
-        """The logs of server, workers, gateway and supervisor."""
-        return self.folder / "logs"
-
-    @property
-    def _state(self) -> Path:
-        return self.folder / "instance.json"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+        # Of server, workers, gateway and supervisor.
+        self.logs = folder / "logs"
+        self._state = folder / "instance.json"
 
     def new_mark(self) -> str:
         """Return the value that will mark this start's processes."""
