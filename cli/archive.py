@@ -307,8 +307,8 @@ def _samples_of_run(folder: Path) -> tuple[list[Sample], str, str]:
 
     try:
         run = open_run(folder)
-        found = validation_pictures(run)
+        validation = validation_pictures(run)
     except BeelineError as error:
         return [], "", f"{error}, or name others with --samples FOLDER"
-    chosen = samples.choose((one.path, found.labels[one.truth]) for one in found.pictures)
+    chosen = samples.choose((one.path, validation.labels[one.truth]) for one in validation.pictures)
     return chosen, str(run.record["data"]["name"]), "no validation picture is small enough and shown by browsers"

@@ -46,18 +46,18 @@ def predict(
 
 def find_pictures(given: list[Path]) -> list[Path]:
     """Return the given files, and the pictures in the given folders, sorted; raise BeelineError if there are none."""
-    found: list[Path] = []
+    pictures: list[Path] = []
     for path in given:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in PICTURES)
+            pictures += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in PICTURES)
         elif path.is_file():
-            found.append(path)
+            pictures.append(path)
         else:
             raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
-    if not found:
+    if not pictures:
         names = ", ".join(map(str, given))
         raise BeelineError(f"no picture in {names}; known endings are {', '.join(sorted(PICTURES))}")
-    return found
+    return pictures
 
 
 def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:

@@ -75,9 +75,9 @@ def up(
     with signals.as_exceptions():
         try:
             running = room.up(request, say, _environ(nginx))
-        except signals.Interrupted as asked:
-            say(f"stopped while starting ({asked})")
-            raise typer.Exit(asked.exit_code) from asked
+        except signals.Interrupted as interruption:
+            say(f"stopped while starting ({interruption})")
+            raise typer.Exit(interruption.exit_code) from interruption
         with running:
             try:
                 result(summary(running), as_json, "\n".join(greeting(running)))
@@ -87,8 +87,8 @@ def up(
                 say("Ctrl-C stops it.")
                 running.wait()
                 say("stopped by `beeline serve down`")
-            except signals.Interrupted as asked:
-                say(f"stopping ({asked}) ...")
+            except signals.Interrupted as interruption:
+                say(f"stopping ({interruption}) ...")
 
 
 @app.command()
@@ -150,8 +150,8 @@ def status(name: Name = None, as_json: Json = False) -> None:
     from serve.instance import state_folder
     from serve.status import lines, status
 
-    seen = status(state_folder(os.environ), name)
-    result(seen, as_json, "\n".join(lines(seen)))
+    report = status(state_folder(os.environ), name)
+    result(report, as_json, "\n".join(lines(report)))
 
 
 @app.command()
@@ -205,7 +205,7 @@ def _environ(nginx: Path | None) -> dict[str, str]:
     return {**os.environ, **({"BEELINE_NGINX": str(nginx)} if nginx is not None else {})}
 
 
-def _show(folder: Path, wanted: str) -> None:
+def _show(folder: Path, names: str) -> None:
     """Print logs to stdout as they grow, without formatting, for the container engine."""
     from serve.instance import logs as room
 
@@ -213,4 +213,4 @@ def _show(folder: Path, wanted: str) -> None:
         sys.stdout.write(line)
         sys.stdout.flush()
 
-    room.show(folder, room.NAMES if wanted == "all" else [name.strip() for name in wanted.split(",")], write)
+    room.show(folder, room.NAMES if names == "all" else [name.strip() for name in names.split(",")], write)

@@ -70,8 +70,8 @@ def default_archive() -> Path:
     """Return the store's only archive; raise BeelineError if there is not exactly one."""
     archives = sorted(STORE.glob("*.mar"))
     if len(archives) != 1:
-        found = ", ".join(path.name for path in archives) or "none"
-        raise BeelineError(f"model_store holds {found}; name one archive with --mar, or a server with --url")
+        names = ", ".join(path.name for path in archives) or "none"
+        raise BeelineError(f"model_store holds {names}; name one archive with --mar, or a server with --url")
     return archives[0]
 
 

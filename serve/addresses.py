@@ -92,12 +92,12 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
 
 def settle(addresses: Addresses, highest: int) -> Addresses:
     """Return the addresses with a free port for each 0; see `ports.settle`."""
-    wanted = {name: address for name, address in vars(addresses).items() if address is not None}
+    listeners = {name: address for name, address in vars(addresses).items() if address is not None}
     # Without a gateway the server's own addresses are the public ones.
     if addresses.metrics is None:
-        del wanted["backend"], wanted["control"]
-    settled = ports.settle([(address, _OPTIONS[name]) for name, address in wanted.items()], highest)
-    new = dict(zip(wanted, settled, strict=True))
+        del listeners["backend"], listeners["control"]
+    settled = ports.settle([(address, _OPTIONS[name]) for name, address in listeners.items()], highest)
+    new = dict(zip(listeners, settled, strict=True))
     return dataclasses.replace(addresses, **{"backend": new["inference"], "control": new["management"], **new})
 
 

@@ -221,7 +221,7 @@ def _is_readable(path: Path) -> bool:
 
 def _worker(path: Path) -> Worker:
     values = json.loads(path.read_text(encoding="utf-8"))
-    choice = {name: {"value": made["value"], "reason": made["reason"]} for name, made in values["choice"].items()}
+    choice = {name: {"value": each["value"], "reason": each["reason"]} for name, each in values["choice"].items()}
     # It raises for what is no text, and for text that cannot be sent.
     "".join((values["model"], values["version"])).encode()
     return Worker(path.stem, (values["model"], values["version"]), choice)

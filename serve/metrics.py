@@ -90,28 +90,28 @@ class Collector(AnyCollector):
         with counts.lock(folder):
             self._ended_before = counts.scan(folder).ended
 
-    def expect(self, wanted: Mapping[Key, int]) -> None:
+    def expect(self, workers: Mapping[Key, int]) -> None:
         """Report how many workers each model and version should have; others keep their number."""
         with self._lock:
-            for key, number in wanted.items():
+            for key, number in workers.items():
                 self._restarts[key].expect(number)
 
     def keep(self) -> Counts:
         """Scan the folder, fold the files of ended workers, and return what was there; raise OSError as `fold`."""
         with self._lock, counts.lock(self.folder):
-            seen = self._look()
-            counts.fold(self.folder, seen)
-        return seen
+            current = self._look()
+            counts.fold(self.folder, current)
+        return current
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; called on each scrape, by any thread. It raises for no content of a file."""
         # One scan at a time, because the result of an older one, used later, would report new workers as gone.
         with self._lock, counts.lock(self.folder):
-            seen = self._look()
-            families = seen.families()
+            current = self._look()
+            families = current.families()
             restarts = {key: one.count for key, one in sorted(self._restarts.items())}
         yield from families
-        living = collections.Counter(worker.key for worker in seen.living())
+        living = collections.Counter(worker.key for worker in current.living())
         running = GaugeMetricFamily(
             "beeline_workers", "Workers that have loaded their model and live.", labels=("model", "version")
         )
@@ -127,16 +127,18 @@ class Collector(AnyCollector):
         yield running
         yield lost
         yield GaugeMetricFamily(
-            "beeline_metrics_files_unreadable", "Files among the workers' counts that hold no counts.", seen.unreadable
+            "beeline_metrics_files_unreadable",
+            "Files among the workers' counts that hold no counts.",
+            current.unreadable,
         )
 
     def _look(self) -> Counts:
         """Scan the folder, and report each model's workers, living and ended, to its `Restarts`."""
-        seen = counts.scan(self.folder)
-        for key in {*self._restarts, *(worker.key for worker in seen.workers)}:
-            names = {worker.identity for worker in seen.workers if worker.key == key}
-            self._restarts[key].observe(names - seen.ended, names & seen.ended - self._ended_before)
-        return seen
+        current = counts.scan(self.folder)
+        for key in {*self._restarts, *(worker.key for worker in current.workers)}:
+            names = {worker.identity for worker in current.workers if worker.key == key}
+            self._restarts[key].observe(names - current.ended, names & current.ended - self._ended_before)
+        return current
 
 
 @contextmanager

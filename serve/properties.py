@@ -163,7 +163,7 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
         raise ConfigError(f"{path} is missing; restore it, or name another with --config") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); it must be a Java properties file in UTF-8") from error
-    found: dict[str, tuple[str, str]] = {}
+    entries: dict[str, tuple[str, str]] = {}
     line = 1
     for element in elements:
         if isinstance(element, javaproperties.KeyValue):
@@ -172,28 +172,28 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
                 raise ConfigError(f"{where}: {key} is set by `beeline serve up` ({_OWNED[key]}); remove this line")
             if key not in DEFAULTS:
                 raise ConfigError(f"{where}: unknown key {key}{did_you_mean(key, DEFAULTS)}")
-            if key in found:
-                raise ConfigError(f"{where}: {key} is set twice, first at {found[key][1]}; keep one")
-            found[key] = (element.value.strip(), where)
+            if key in entries:
+                raise ConfigError(f"{where}: {key} is set twice, first at {entries[key][1]}; keep one")
+            entries[key] = (element.value.strip(), where)
         line += element.source.count("\n")
     variables: dict[str, str] = {}
     for name, value in (environ or {}).items():
         key = VARIABLES.get(name, "")
         if key and value.strip():
-            found[key], variables[key] = (value.strip(), f"environment {name}"), name
+            entries[key], variables[key] = (value.strip(), f"environment {name}"), name
         # Other variables with this prefix mean something else, so only a near miss is a mistake.
         near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.93) if name.startswith("BEELINE_") else []
         if near and not key:
             raise ConfigError(f"environment: unknown variable {name}; did you mean {near[0]!r}?")
-    values: dict[str, Any] = {key: value for key, (value, _) in found.items()}
-    if "models" in found:
-        values["models"] = _json(*found["models"])
+    values: dict[str, Any] = {key: value for key, (value, _) in entries.items()}
+    if "models" in entries:
+        values["models"] = _json(*entries["models"])
     try:
         file = File.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{found[str(error.errors()[0]['loc'][0])][1]}: {sentence(error)}") from error
+        raise ConfigError(f"{entries[str(error.errors()[0]['loc'][0])][1]}: {sentence(error)}") from error
     numbers, addresses, texts = (
-        {key: getattr(file, key) for key in found if isinstance(getattr(file, key), kind)}
+        {key: getattr(file, key) for key in entries if isinstance(getattr(file, key), kind)}
         for kind in (int, Address, str)
     )
     return Properties(path, numbers, addresses, texts, file.models, variables)

@@ -36,22 +36,22 @@ def status(home: Path, name: str | None = None) -> dict[str, Any]:
     }
 
 
-def lines(seen: dict[str, Any]) -> list[str]:
+def lines(report: dict[str, Any]) -> list[str]:
     """Return the result of `status` as lines for people."""
     out: list[str] = []
-    for server in seen["servers"]:
+    for server in report["servers"]:
         out += _server_lines(server)
-    for end in seen["ended"]:
+    for end in report["ended"]:
         out.append(f"{end['name']}: not running; {'failed: ' if end['failed'] else ''}{end['reason']}")
-    for name, pids in seen["swept"].items():
+    for name, pids in report["swept"].items():
         out.append(f"{name}: stopped {len(pids)} processes that it left ({pids})")
     return out or ["no server is running; start one with `beeline serve up`"]
 
 
-def _server(found: Instance) -> dict[str, Any]:
-    state = found.read()
+def _server(target: Instance) -> dict[str, Any]:
+    state = target.read()
     if state is None:
-        return {"name": found.name, "state": "starting or stopping"}
+        return {"name": target.name, "state": "starting or stopping"}
     models: list[dict[str, Any]] = []
     note = None
     with ManagementClient(state.management, timeout=5) as management:
@@ -76,7 +76,7 @@ def _server(found: Instance) -> dict[str, Any]:
         "processes": _processes(state),
         "answers": counts.answers(Path(state.environment[FOLDER])) or {} if FOLDER in state.environment else {},
         "configuration": state.configuration,
-        "logs": str(found.logs),
+        "logs": str(target.logs),
     }
 
 

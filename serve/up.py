@@ -66,10 +66,10 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     home = instance.state_folder(environ)
     target = instance.named(home, request.name)
     archives = _archives(kind, request)
-    read, gateway, wanted = _listeners(request, environ)
+    read, gateway, listeners = _listeners(request, environ)
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
     resolved = config.resolve(read, archives, request.overrides, environ, machine.cores(), gpus)
-    found = java.find_java(environ)
+    jvm = java.find_java(environ)
     python = kind.prepare(say)
     for name, stopped in instance.sweep_dead(home).items():
         say(f"stopped {len(stopped)} processes that the dead server {name!r} left: {stopped}")
@@ -80,10 +80,10 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         )
     try:
         target.sweep()
-        settled = addresses.settle(wanted, kind.highest_port)
+        settled = addresses.settle(listeners, kind.highest_port)
         started = _Start(target, kind, resolved, settled, archives, gateway, read, request.card)
         try:
-            running = _spawn(started, lock, found, python, environ)
+            running = _spawn(started, lock, jvm, python, environ)
         except BaseException:
             target.sweep()
             raise
@@ -93,7 +93,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     try:
         say(
             f"{kind.title} starts on {settled.backend}, with management on {settled.management}; "
-            f"Java {found.major} ({found.reason})"
+            f"Java {jvm.major} ({jvm.reason})"
         )
         say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
@@ -148,7 +148,7 @@ class _Start:
     card: Card | None
 
 
-def _spawn(start: _Start, lock: int, found: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
+def _spawn(start: _Start, lock: int, jvm: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
     """Write the state and the files, and start the supervisor with the lock and a pipe."""
     target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
@@ -165,7 +165,7 @@ def _spawn(start: _Start, lock: int, found: java.Java, python: Path, environ: Ma
         gateway_program=start.gateway.sentence,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
-        command=protocol.command(kind, found, python, places, resolved.vmargs),
+        command=protocol.command(kind, jvm, python, places, resolved.vmargs),
         environment=protocol.environment(kind, python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),

@@ -23,17 +23,17 @@ _REFUSAL = re.compile(r"refuses to serve: (.+)$")
 _ERROR = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: .+)?$")
 _SERVER = re.compile(r"Failed to (?:load model|bind to address).*|^Invalid configuration: .+|^Caused by: .+")
 # TorchServe's last error hides the cause: it looks for a handler that cannot be imported among its own handlers
-# (pytorch/serve#1010), and replaces every other error by one of its own.
+# (pytorch/serve#1010), and replaces every other error with its own.
 _MASKS = ("ts.torch_handler.", "RuntimeError: 500 - ")
 
 
 def paths(folder: Path, name: str | None = None) -> list[Path]:
     """Return the log files in `folder`, or the one of that name; raise BeelineError if there is none."""
     _check_names([name] if name is not None else [])
-    found = [path for path in (folder / f"{each}.log" for each in NAMES if name in (None, each)) if path.is_file()]
-    if not found:
+    existing = [path for path in (folder / f"{each}.log" for each in NAMES if name in (None, each)) if path.is_file()]
+    if not existing:
         raise BeelineError(f"{folder} holds no {name or ''} log yet; start a server with `beeline serve up`")
-    return found
+    return existing
 
 
 def tail(path: Path, lines: int) -> list[str]:

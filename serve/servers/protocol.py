@@ -101,7 +101,7 @@ def command(server: Server, java: Java, python: Path, places: Places, vmargs: st
     site = server.site(python)
     # Java reads options from these variables too.
     variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
-    given = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
+    user_options = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
     return [
         str(java.command),
         f"-Dmodel_server_home={site}",
@@ -113,7 +113,7 @@ def command(server: Server, java: Java, python: Path, places: Places, vmargs: st
         "-XX:-UsePerfData",
         # Newer Javas warn about what Netty does for speed.
         *(("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow") if java.major >= 24 else ()),
-        *options(machine.cores(), given),
+        *options(machine.cores(), user_options),
         *shlex.split(vmargs),
         *("-cp", str(site / server.package / "frontend" / "*"), server.main),
         *("--python", str(python), "-f", str(places.properties), "-s", str(places.store)),

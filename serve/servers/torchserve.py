@@ -38,10 +38,10 @@ class TorchServe(Server):
 
     def site(self, python: Path) -> Path:
         # Found without importing it.
-        found = importlib.util.find_spec(self.package)
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
             raise Undetermined("the package torchserve is not installed here; run `make setup`")
-        return Path(found.submodule_search_locations[0]).parent
+        return Path(spec.submodule_search_locations[0]).parent
 
     def environment(self, python: Path) -> dict[str, str]:
         # It hides this repository from the workers.
