@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
-# The options that an exported folder leaves open.
-_OF_ANY = (
-    "source", "engine", "precision", "pictures", "calibration", "agreement", "moved", "decoding", "handler",
-    "model_config", "samples", "store", "verify", "reuse", "as_json",
-)  # fmt: skip
-
+# An option for what an exported folder has decided.
+_of_model = partial(typer.Option, rich_help_panel="Only with --model")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
 Mar = Annotated[Path, typer.Argument(help="A .mar file, or the name of one in model_store.")]
@@ -32,30 +29,30 @@ Server = Annotated[str, typer.Option(help="The server whose context the handler 
 def build(
     context: typer.Context,
     source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
-    model: Annotated[Path | None, typer.Option(help="TorchScript, exported program or state dict.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="One a line, JSON list or index_to_name.json.")] = None,
+    model: Annotated[Path | None, _of_model(help="TorchScript, exported program or state dict.")] = None,
+    labels: Annotated[Path | None, _of_model(help="One a line, JSON list or index_to_name.json.")] = None,
     preset: Annotated[
-        str, typer.Option(help="imagenet, half, unit, clip, torchvision, or a torchvision weights name.")
+        str, _of_model(help="imagenet, half, unit, clip, torchvision, or a torchvision weights name.")
     ] = "imagenet",
-    architecture: Annotated[str | None, typer.Option(help="torchvision's name; for a state dict.")] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name. [default: architecture or file]")] = None,
-    version: Annotated[str, typer.Option(help="The model's version.")] = "1.0",
-    output: Annotated[str, typer.Option(help="What the model returns: logits or probabilities.")] = "logits",
+    architecture: Annotated[str | None, _of_model(help="torchvision's name; for a state dict.")] = None,
+    name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
+    version: Annotated[str, _of_model(help="The model's version.")] = "1.0",
+    output: Annotated[str, _of_model(help="What the model returns: logits or probabilities.")] = "logits",
     uint8_input: Annotated[
-        bool, typer.Option("--uint8-input", help="The model takes uint8 NHWC and normalises by itself.")
+        bool, _of_model("--uint8-input", help="The model takes uint8 NHWC and normalises by itself.")
     ] = False,
-    resize: Annotated[int | None, typer.Option(help="Shorter side in pixels, over the preset's.")] = None,
-    crop: Annotated[int | None, typer.Option(help="Side of the middle crop, over the preset's.")] = None,
-    interpolation: Annotated[str | None, typer.Option(help="Resize filter, over the preset's.")] = None,
-    mean: Annotated[str | None, typer.Option(help="R,G,B of 0..1, over the preset's.")] = None,
-    std: Annotated[str | None, typer.Option(help="R,G,B of 0..1, over the preset's.")] = None,
-    top_k: Annotated[int, typer.Option(help="Labels an answer holds at most.")] = 5,
-    licence: Annotated[str, typer.Option(help="The model's licence.")] = "unknown",
-    data: Annotated[str, typer.Option(help="The pictures it was trained on.")] = "unknown",
-    weights: Annotated[str | None, typer.Option(help="Where its weights are from. [default: file]")] = None,
-    golden: Annotated[Path | None, typer.Option(help="Your own golden pictures instead of made ones.")] = None,
+    resize: Annotated[int | None, _of_model(help="Shorter side in pixels, over the preset's.")] = None,
+    crop: Annotated[int | None, _of_model(help="Side of the middle crop, over the preset's.")] = None,
+    interpolation: Annotated[str | None, _of_model(help="Resize filter, over the preset's.")] = None,
+    mean: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
+    std: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
+    top_k: Annotated[int, _of_model(help="Labels an answer holds at most.")] = 5,
+    licence: Annotated[str, _of_model(help="The model's licence.")] = "unknown",
+    data: Annotated[str, _of_model(help="The pictures it was trained on.")] = "unknown",
+    weights: Annotated[str | None, _of_model(help="Where its weights are from. [default: file]")] = None,
+    golden: Annotated[Path | None, _of_model(help="Your own golden pictures instead of made ones.")] = None,
     blind_to: Annotated[
-        list[str] | None, typer.Option(help="A mistake the goldens need not notice: channels, exif ...; repeat it.")
+        list[str] | None, _of_model(help="A mistake the goldens need not notice: channels, exif ...; repeat it.")
     ] = None,
     engine: Annotated[
         str, typer.Option(help="torch, torch_compile, openvino, onnxruntime, or auto: the fastest here.")
@@ -249,11 +246,10 @@ def exported_folder(source: Path) -> Path:
 def _check_only_of_models(context: typer.Context, source: Path) -> None:
     """Refuse, and do not ignore, an option for what an exported folder has decided."""
     for parameter in context.command.params:
-        name = parameter.name or ""
-        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        if given and name not in _OF_ANY:
+        source_of_value = context.get_parameter_source(parameter.name or "")
+        if getattr(parameter, "rich_help_panel", None) and getattr(source_of_value, "name", "") == "COMMANDLINE":
             raise BeelineError(
-                f"--{name.replace('_', '-')} is given with the exported folder {source}, which has settled that; "
+                f"{parameter.opts[0]} is given with the exported folder {source}, which has settled that; "
                 "give it to `beeline train` (export.name=..., export.version=..., export.top_k=...), or use --model"
             )
 

@@ -69,11 +69,18 @@ def test_help_imports_neither_torch_nor_lightning_nor_numpy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("words", ["train", "archive build", "serve up", "serve scale", "predict", "evaluate"])
-def test_every_command_has_help(words: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "default"),
+    [
+        *(("train", "[BEELINE_DATA]"), ("archive build", "model_store]"), ("serve up", "model_store]")),
+        *(("serve scale", "[default: --min]"), ("predict", "[the"), ("evaluate", "")),
+    ],
+)
+def test_every_command_has_help_with_defaults_in_brackets(words: str, default: str) -> None:
     done = CliRunner().invoke(app, [*words.split(), "--help"], env={"NO_COLOR": "1"})
     assert done.exit_code == 0
     assert "--json" in done.stdout
+    assert default in done.stdout
 
 
 def test_predict_with_an_archive(colour_archive: Path, labelled: Path) -> None:
