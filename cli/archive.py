@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from beeline.errors import BeelineError
-from cli.console import fail, result, say
+from cli.console import Json, fail, result, say
 
 if TYPE_CHECKING:
     from archive.build import Built
@@ -19,7 +19,6 @@ app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_he
 
 # An option for what an exported folder has decided.
 _of_model = partial(typer.Option, rich_help_panel="Only with --model")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
 Mar = Annotated[Path, typer.Argument(help="A .mar file, or the name of one in model_store.")]
 Server = Annotated[str, typer.Option(help="The server whose context the handler gets: torchserve or mms.")]
@@ -31,16 +30,12 @@ def build(
     source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
     model: Annotated[Path | None, _of_model(help="TorchScript, exported program or state dict.")] = None,
     labels: Annotated[Path | None, _of_model(help="One a line, JSON list or index_to_name.json.")] = None,
-    preset: Annotated[
-        str, _of_model(help="imagenet, half, unit, clip, torchvision, or a torchvision weights name.")
-    ] = "imagenet",
+    preset: Annotated[str, _of_model(help="imagenet, half, unit, clip, torchvision, or a weights name.")] = "imagenet",
     architecture: Annotated[str | None, _of_model(help="torchvision's name; for a state dict.")] = None,
     name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
     version: Annotated[str, _of_model(help="The model's version.")] = "1.0",
     output: Annotated[str, _of_model(help="What the model returns: logits or probabilities.")] = "logits",
-    uint8_input: Annotated[
-        bool, _of_model("--uint8-input", help="The model takes uint8 NHWC and normalises by itself.")
-    ] = False,
+    uint8_input: Annotated[bool, _of_model("--uint8-input", help="It takes uint8 NHWC and normalises it.")] = False,
     resize: Annotated[int | None, _of_model(help="Shorter side in pixels, over the preset's.")] = None,
     crop: Annotated[int | None, _of_model(help="Side of the middle crop, over the preset's.")] = None,
     interpolation: Annotated[str | None, _of_model(help="Resize filter, over the preset's.")] = None,
@@ -52,10 +47,10 @@ def build(
     weights: Annotated[str | None, _of_model(help="Where its weights are from. [default: file]")] = None,
     golden: Annotated[Path | None, _of_model(help="Your own golden pictures instead of made ones.")] = None,
     blind_to: Annotated[
-        list[str] | None, _of_model(help="A mistake the goldens need not notice: channels, exif ...; repeat it.")
+        list[str] | None, _of_model(help="A mistake that goldens may miss: exif ...; repeat it.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="torch, torch_compile, openvino, onnxruntime, or auto: the fastest here.")
+        str, typer.Option(help="torch, torch_compile, openvino, onnxruntime; auto: the fastest.")
     ] = "torch",
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto. [default: fp32; auto with --engine auto]")

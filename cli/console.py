@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 # Progress goes to stderr and results to stdout, so that `beeline ... --json | jq` always works.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

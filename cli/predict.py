@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from beeline.errors import BeelineError, Undetermined
-from cli.console import fail, result, say
+from cli.console import Json, fail, result, say
 
 if TYPE_CHECKING:
     from beeline.answer import Answer
@@ -22,7 +22,7 @@ def predict(
     url: Annotated[str | None, typer.Option(help="A running server: http://127.0.0.1:8080")] = None,
     mar: Annotated[Path | None, typer.Option(help="An archive, run without a server. [the store's only one]")] = None,
     model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Classify pictures with a running server or with an archive; exit 1 if any picture got no answer."""
     from cli.sources import default_archive, open_source

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from beeline.errors import BeelineError, Undetermined
-from cli.console import result, say
+from cli.console import Json, result, say
 from host import ROOT, signals
 
 SAMPLES = ROOT / ".beeline" / "samples"
@@ -37,7 +37,7 @@ def quickstart(
     port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones.")] = None,
     management_port: Annotated[int | None, typer.Option(help="Port for management; 0 for a free one.")] = None,
     setup_seconds: Annotated[float, typer.Option(help="How long the set-up before this took.")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find pictures, train, export, archive, verify, serve; Ctrl-C stops everything it started."""
     from archive.inspect import card
@@ -48,19 +48,18 @@ def quickstart(
 
     processes.end_with(os.getppid(), signal.SIGTERM)
     stages: list[tuple[str, float, str]] = [("set-up", setup_seconds, "the environment in .venv")]
-    named = [f"--data={data}" if data else "", f"--weights={weights}" if weights else ""]
+    options = [f"--{name}={path}" for name, path in (("data", data), ("weights", weights)) if path]
     with signals.as_exceptions():
         try:
             request = Request(server, ports=Ports(port, management_port), card=lambda mar: card(mar).to_dict())
             # Check now, so that hours of training do not end with "port 8080 is taken".
             check_ports(request)
-            trained, _ = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
+            trained, _ = _stage("train", *(overrides or []), *options, "--reuse")
             stages += [(name, trained["stages"][name], what) for name, what in _trained(trained).items()]
             built, seconds = _stage("archive", "build", trained["run"], "--reuse")
             stages.append(("archive", seconds, _built(built)))
             with up(replace(request, wanted=(built["archive"],)), say) as running:
-                model = str(running.state.configuration["models"][0]["model"])
-                sample = _samples(trained["samples"], running.state.inference, model)
+                sample = _samples(trained["samples"], running.state.inference, built["name"])
                 stages.append(("serve", running.seconds, f"{server}: workers READY, a golden picture answered"))
                 values = {
                     **summary(running),
@@ -145,10 +144,12 @@ def _built(values: dict[str, Any]) -> str:
 def _greeting(stages: list[tuple[str, float, str]], values: dict[str, Any], trained: dict[str, Any]) -> str:
     model = values["models"][0]["model"]
     sample = os.path.relpath(values["sample"])
-    lines = ["", *(f"{name:<8} {seconds:7.1f} s  {what}" for name, seconds, what in stages), ""]
-    if trained["generated"]:
-        lines += [f"These are GENERATED pictures ({trained['data']}), no photographs: name yours with --data.", ""]
-    lines += [
+    note = f"These are GENERATED pictures ({trained['data']}), no photographs: name yours with --data."
+    lines = [
+        "",
+        *(f"{name:<8} {seconds:7.1f} s  {what}" for name, seconds, what in stages),
+        "",
+        *([note, ""] if trained["generated"] else []),
         f"ready: {values['page']} in the browser, {values['url']} for programs",
         "",
         "try:",

@@ -11,19 +11,14 @@ from typing import Annotated
 import typer
 
 from beeline.errors import ConfigError
-from cli.console import out, result, say
+from cli.console import Json, out, result, say
 
-app = typer.Typer(
-    help="Start, watch, scale and stop a server on this machine.", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(help="Start, watch, scale and stop servers.", no_args_is_help=True, add_completion=False)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Name = Annotated[str | None, typer.Option("--name", help="Which server, where several run.")]
-ShowLogs = Annotated[
-    str | None, typer.Option(help="Print these logs as they grow: 'all', or names as `serve logs` has, with commas.")
-]
+ShowLogs = Annotated[str | None, typer.Option(help="Logs to print as they grow: 'all', or names with commas.")]
 Nginx = Annotated[Path | None, typer.Option(help="nginx. [default: BEELINE_NGINX, the system's, the set-up's]")]
-_DEFAULT = "config/config.properties"
+Config = Annotated[Path | None, typer.Option(help="Limits and addresses. [default: config/config.properties]")]
 
 
 @app.command()
@@ -32,7 +27,7 @@ def up(
     model: Annotated[list[str] | None, typer.Option(help="Archive in the store; repeat it. [default: all]")] = None,
     mar: Annotated[list[Path] | None, typer.Option(help="A .mar file anywhere; repeat it.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
-    config: Annotated[Path | None, typer.Option(help=f"Numbers to serve with. [default: {_DEFAULT}]")] = None,
+    config: Config = None,
     name: Annotated[str, typer.Option(help="The server's name.")] = "default",
     gateway: Annotated[str, typer.Option(help="auto (which is nginx), nginx or none.")] = "auto",
     nginx: Nginx = None,
@@ -98,7 +93,7 @@ def gateway(
         str | None,
         typer.Option(help="Instead of names: http://NAME:PORT of backends on other hosts.", envvar="BEELINE_BACKENDS"),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help=f"Addresses and limits. [default: {_DEFAULT}]")] = None,
+    config: Config = None,
     nginx: Nginx = None,
     port: Annotated[int | None, typer.Option(help="Port for page and API; 0 for a free one.")] = None,
     page_port: Annotated[int | None, typer.Option(help="A second port for page and API.")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import result, say
+from cli.console import Json, result, say
 from host import ROOT
 
 
@@ -19,7 +19,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
     import time
