@@ -35,6 +35,10 @@ class _Http:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._session.close()
 
     def request(self, method: str, path: str, timeout: float | None = None, **options: Any) -> requests.Response:

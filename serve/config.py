@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from archive.mar import Archive
@@ -18,7 +18,7 @@ _DEFAULT = "default"
 # The reason of the default rate.
 RATE = "10 times job_queue_size"
 # A lone picture gets at most this many cores; more were not measured.
-_LONE = 4
+LONE = 4
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def resolve(
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
     """Return one model's settings from the values of `to_dict`."""
-    return ModelSettings(**{key: Setting(**each) if isinstance(each, dict) else each for key, each in values.items()})
+    return TypeAdapter(ModelSettings).validate_python(values)
 
 
 def _checked(name: str, key: str, value: int | str) -> int:
@@ -201,9 +201,9 @@ def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
 
 
 def _lone_threads(models: Sequence[ModelSettings], threads: int, cores: int) -> Setting:
-    """Return the threads of a lone picture: all cores up to `_LONE`, unless every batch is one picture."""
+    """Return the threads of a lone picture: all cores up to `LONE`, unless every batch is one picture."""
     if any(model.batch_size.value == 1 for model in models):
         return Setting(threads, "as many as a worker's, since batches are of one")
-    if threads >= min(cores, _LONE):
+    if threads >= min(cores, LONE):
         return Setting(threads, "as many as a worker's")
-    return Setting(min(cores, _LONE), f"{cores} cores, at most {_LONE}")
+    return Setting(min(cores, LONE), f"{cores} cores, at most {LONE}")

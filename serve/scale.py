@@ -105,8 +105,10 @@ class _Scaling:
     def outcome(self, backend: str, archive: Archive) -> tuple[Model, str] | None:
         """Return the settled model and the golden picture's answer; None if only healing may help."""
         now = self.settle()
-        if now is None or self.low == 0:
-            return now and (now, "nothing to try without workers")
+        if now is None:
+            return None
+        if self.low == 0:
+            return now, "nothing to try without workers"
         # READY workers may give no answer at all.
         with suppress(Undetermined), InferenceClient(backend, _GOLDEN_PATIENCE) as inference:
             return now, try_golden(inference, archive, None)

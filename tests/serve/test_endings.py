@@ -32,9 +32,10 @@ def test_nothing_is_left_however_it_ends(
     name = f"{server}-{way}"
     archive = make_fake(tmp_path, expected="red")
     command = [*COMMAND, "up", "--server", server, "--mar", str(archive), "--port", "0", "--name", name, "--json"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     found = instance.named(state_home, name)
-    with subprocess.Popen(command, cwd=ROOT, env=environ, text=True, **pipes) as foreground:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as foreground:
         assert foreground.stdout is not None
         if way == "starting":
             wait_until(lambda: (state := found.read()) is not None and state.java is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -112,8 +113,7 @@ def test_scaling_by_curl_or_by_the_command_waits_until_it_is_true(served: Runnin
         assert model is not None
         assert (model.ready, len(model.workers)) == (workers, workers)
         # MMS has one process more, which forks the workers.
-        wanted = workers + (served.state.server == "mms")
-        wait_until(lambda wanted=wanted: len(workers_of(served)) == wanted)
+        wait_until(functools.partial(runs, served, workers + (served.state.server == "mms")))
     with pytest.raises(BeelineError, match=r"the server serves no model 'colour'; did you mean 'colours'\?"):
         scale(served.instance, served.state, "colour", 1, 1, print)
     with pytest.raises(BeelineError, match="--min is 2 and --max 1"):
@@ -193,6 +193,10 @@ def test_a_worker_that_refuses_its_archive_is_reported_at_once(
     with pytest.raises(BeelineError, match=r"is answered 'red'.*expected 'pink'"):
         up(request_for(server, broken, f"refused-{server}"), print, environ)
     assert processes.marked(MARK, environ["BEELINE_STATE"] + f"/refused-{server}:") == []
+
+
+def runs(running: Running, number: int) -> bool:
+    return len(workers_of(running)) == number
 
 
 def workers_of(running: Running) -> list[psutil.Process]:
