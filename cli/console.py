@@ -1,14 +1,15 @@
-"""The output of every command: plain lines, one JSON object, one sentence for an error, an exit code."""
+"""The output of every command: plain lines or one JSON object, and an exit code."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 # Progress goes to stderr and results to stdout, so that `beeline ... --json | jq` always works.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -20,7 +21,7 @@ def say(text: str) -> None:
 
 
 def result(values: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print a command's result to stdout: one JSON object as the last line, or `text` for people."""
+    """Print a command's result to stdout: one line of JSON, or `text` for people."""
     if as_json:
         sys.stdout.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
     else:
@@ -28,5 +29,5 @@ def result(values: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def fail(code: int = 1) -> NoReturn:
-    """End the command with an exit code after it has printed its result. 1: what was asked for does not hold."""
+    """End the command with an exit code, after its result; 1 means that what was asked for does not hold."""
     raise typer.Exit(code)

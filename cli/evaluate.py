@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import result, say
+from cli.console import Json, result, say
 
 
 def evaluate(
@@ -15,7 +15,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="A folder with one folder of pictures a label.")],
     model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure accuracy: metrics, confusion matrix, worst mistakes; pictures that fail count as wrong."""
     from cli.sources import open_source

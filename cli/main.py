@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 app.command()(quickstart)
 app.command()(train)
@@ -36,9 +37,9 @@ app.command()(evaluate)
 
 
 def main() -> None:
-    """Run the command line; an error is one sentence and an exit code, its traceback only with `--debug`."""
+    """Run the command line. An error is one sentence and an exit code; `--debug` shows its traceback."""
     debug = "--debug" in sys.argv
-    # Asked to end, a command leaves through its `with` blocks, so that no temporary folder stays.
+    # On SIGTERM a command leaves through its `with` blocks, so that no temporary folder stays.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="beeline")

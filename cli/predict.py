@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from beeline.errors import BeelineError, Undetermined
-from cli.console import fail, result, say
+from cli.console import Json, fail, result, say
 
 if TYPE_CHECKING:
     from beeline.answer import Answer
 
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo"}
 _BATCH = 32
-_SHOWN = 120
 
 
 def predict(
@@ -23,7 +22,7 @@ def predict(
     url: Annotated[str | None, typer.Option(help="A running server: http://127.0.0.1:8080")] = None,
     mar: Annotated[Path | None, typer.Option(help="An archive, run without a server. [the store's only one]")] = None,
     model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Classify pictures with a running server or with an archive; exit 1 if any picture got no answer."""
     from cli.sources import default_archive, open_source
@@ -46,45 +45,36 @@ def predict(
 
 
 def find_pictures(given: list[Path]) -> list[Path]:
-    """Return every file given, and the pictures in every folder given, sorted.
-
-    Raises:
-        BeelineError: for a path that is not there, or when no picture is found.
-    """
-    found: list[Path] = []
+    """Return the given files, and the pictures in the given folders, sorted; raise BeelineError if there are none."""
+    pictures: list[Path] = []
     for path in given:
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in PICTURES)
+            pictures += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in PICTURES)
         elif path.is_file():
-            found.append(path)
+            pictures.append(path)
         else:
             raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
-    if not found:
-        raise BeelineError(
-            f"no picture in {', '.join(map(str, given))}; known endings are {', '.join(sorted(PICTURES))}"
-        )
-    return found
+    if not pictures:
+        names = ", ".join(map(str, given))
+        raise BeelineError(f"no picture in {names}; known endings are {', '.join(sorted(PICTURES))}")
+    return pictures
 
 
 def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:
-    """Return one picture's line of the result.
-
-    Raises:
-        Undetermined: for a 200 that is no prediction. An error's body may be anything: a proxy on the way
-            writes HTML.
-    """
+    """Return one picture's row of the result; raise Undetermined for a 200 that is no prediction."""
     row = {"picture": str(path), "status": answer.status}
     try:
         body = answer.json()
     except ValueError:
         body = None
-    text = " ".join(answer.body.split())[:_SHOWN]
+    text = " ".join(answer.body.split())[:120]
     if answer.status == 200:
         if not isinstance(body, dict) or not all(isinstance(score, (int, float)) for score in body.values()):
             raise Undetermined(
                 f"{source} answers {path} with {text!r}, which is no prediction; name the address of a Beeline server"
             )
         return {**row, "predictions": body}
+    # A proxy on the way may answer with HTML.
     if not isinstance(body, dict):
         body = {"code": answer.status, "type": "NoJson", "message": f"the answer is no JSON object: {text!r}"}
     return {**row, "error": body}
@@ -92,11 +82,10 @@ def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     width = max(len(row["picture"]) for row in rows)
-    return "\n".join(f"{row['picture']:<{width}}  {_cell(row)}" for row in rows)
-
-
-def _cell(row: dict[str, Any]) -> str:
-    if row["status"] != 200:
-        error = row["error"]
-        return f"{row['status']} {error.get('type', 'Error')}: {error.get('message', error)}"
-    return "  ".join(f"{label} {score:.3f}" for label, score in row["predictions"].items())
+    lines = []
+    for row in rows:
+        text = "  ".join(f"{label} {score:.3f}" for label, score in row.get("predictions", {}).items())
+        if error := row.get("error"):
+            text = f"{row['status']} {error.get('type', 'Error')}: {error.get('message', error)}"
+        lines.append(f"{row['picture']:<{width}}  {text}")
+    return "\n".join(lines)

@@ -1,8 +1,8 @@
 """`beeline quickstart`, which is `make serve`: every stage from pictures to a running server.
 
-A stage whose input has not changed is skipped: training by the fingerprint of configuration, pictures,
-weights and code, the archive by the digests of its parts. Training and building run as separate commands,
-so that the process that stays in the foreground does not load PyTorch.
+It skips a stage whose input has not changed: training by the fingerprint of configuration, pictures, weights and code,
+the archive by the digests of its parts. Training and building run as separate commands, so that the process that stays
+in the foreground does not load PyTorch.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from beeline.errors import BeelineError, Undetermined
-from cli.console import result, say
-from cli.sources import ROOT, STORE
-
-if TYPE_CHECKING:
-    from serve.addresses import Ports
+from cli.console import Json, result, say
+from host import ROOT, signals
 
 SAMPLES = ROOT / ".beeline" / "samples"
-# A copy of one of them, under a name that does not depend on labels or format.
+# A copy of one of them; its name does not depend on labels or format.
 SAMPLE = ROOT / ".beeline" / "sample"
 
 
@@ -39,32 +37,29 @@ def quickstart(
     port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones.")] = None,
     management_port: Annotated[int | None, typer.Option(help="Port for management; 0 for a free one.")] = None,
     setup_seconds: Annotated[float, typer.Option(help="How long the set-up before this took.")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find pictures, train, export, archive, verify, serve; Ctrl-C stops everything it started."""
     from archive.inspect import card
-    from host import processes, signals
+    from host import processes
     from serve.addresses import Ports
     from serve.instance.child import summary
-    from serve.up import Request, up
+    from serve.up import Request, check_ports, up
 
     processes.end_with(os.getppid(), signal.SIGTERM)
     stages: list[tuple[str, float, str]] = [("set-up", setup_seconds, "the environment in .venv")]
-    named = [f"--data={data}" if data else "", f"--weights={weights}" if weights else ""]
+    options = [f"--{name}={path}" for name, path in (("data", data), ("weights", weights)) if path]
     with signals.as_exceptions():
         try:
+            request = Request(server, ports=Ports(port, management_port), card=lambda mar: card(mar).to_dict())
             # Check now, so that hours of training do not end with "port 8080 is taken".
-            asked = Ports(port, management_port)
-            _check_ports(asked, server)
-            trained, _ = _stage("train", *(overrides or []), *filter(None, named), "--reuse")
+            check_ports(request)
+            trained, _ = _stage("train", *(overrides or []), *options, "--reuse")
             stages += [(name, trained["stages"][name], what) for name, what in _trained(trained).items()]
             built, seconds = _stage("archive", "build", trained["run"], "--reuse")
             stages.append(("archive", seconds, _built(built)))
-            archive = Path(built["archive"])
-            request = Request(server, (archive.name,), STORE, ports=asked, card=lambda mar: card(mar).to_dict())
-            with up(request, say) as running:
-                model = str(running.state.configuration["models"][0]["model"])
-                sample = _samples(trained["samples"], running.state.inference, model)
+            with up(replace(request, wanted=(built["archive"],)), say) as running:
+                sample = _samples(trained["samples"], running.state.inference, built["name"])
                 stages.append(("serve", running.seconds, f"{server}: workers READY, a golden picture answered"))
                 values = {
                     **summary(running),
@@ -95,7 +90,12 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
     try:
         out, _ = process.communicate()
     except BaseException:
-        _stop(process)
+        # A terminal's Ctrl-C may have reached it already; give it time to clean up.
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
         raise
     if process.returncode:
         # The command has already printed its error.
@@ -105,20 +105,10 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
     return values, time.monotonic() - begun
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a command that a terminal's Ctrl-C may have reached already; give it time to clean up."""
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
-
-
 def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
-    """Copy one validation picture a label to a short name for curl; return the last label's.
+    """Copy one validation picture of each label to a short name for curl; return the last label's.
 
-    It takes the first of a few pictures that is answered with its own label, so that the first answer a newcomer
-    sees is right; `beeline evaluate` counts mistakes.
+    Of a few pictures, take the first that gets its own label, so that the first answer that a newcomer sees is right.
     """
     from serve.client import InferenceClient
 
@@ -136,19 +126,8 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
     return sample
 
 
-def _check_ports(asked: Ports, server: str) -> None:
-    """Raise now if a port is taken, not after minutes of training."""
-    from serve import addresses, properties, servers
-    from serve.gateway.nginx import choose
-
-    read = properties.load(ROOT / "config" / "config.properties", os.environ)
-    gateway = choose("auto")
-    wanted = addresses.resolve(read, asked, gateway.kind)
-    addresses.settle(wanted, servers.named(server).highest_port)
-
-
 def _trained(values: dict[str, Any]) -> dict[str, str]:
-    """Return the result of each stage of training, as one line."""
+    """Return one line on the result of each stage of training."""
     how = "unchanged" if values["reused"] else f"{values['seconds']:.0f} s of it in the epochs"
     return {
         "data": f"{values['data']}, labels {', '.join(values['labels'][:5])}; starting from {values['weights']}",
@@ -165,20 +144,20 @@ def _built(values: dict[str, Any]) -> str:
 def _greeting(stages: list[tuple[str, float, str]], values: dict[str, Any], trained: dict[str, Any]) -> str:
     model = values["models"][0]["model"]
     sample = os.path.relpath(values["sample"])
-    lines = ["", *(f"{name:<8} {seconds:7.1f} s  {what}" for name, seconds, what in stages), ""]
-    if trained["generated"]:
-        lines += [f"These are GENERATED pictures ({trained['data']}), no photographs: name yours with --data.", ""]
-    return "\n".join(
-        [
-            *lines,
-            f"ready: {values['page']} in the browser, {values['url']} for programs",
-            "",
-            "try:",
-            f"  curl -s {values['url']}/predictions/{model} -T {sample}",
-            f"  .venv/bin/beeline predict --url {values['url']} --model {model} {os.path.relpath(SAMPLES)}",
-            f'  curl -X PUT "{values["management"]}/models/{model}?min_worker=2&synchronous=true"',
-            "  .venv/bin/beeline serve status",
-            "",
-            "Ctrl-C stops everything.",
-        ]
-    )
+    note = f"These are GENERATED pictures ({trained['data']}), no photographs: name yours with --data."
+    lines = [
+        "",
+        *(f"{name:<8} {seconds:7.1f} s  {what}" for name, seconds, what in stages),
+        "",
+        *([note, ""] if trained["generated"] else []),
+        f"ready: {values['page']} in the browser, {values['url']} for programs",
+        "",
+        "try:",
+        f"  curl -s {values['url']}/predictions/{model} -T {sample}",
+        f"  .venv/bin/beeline predict --url {values['url']} --model {model} {os.path.relpath(SAMPLES)}",
+        f'  curl -X PUT "{values["management"]}/models/{model}?min_worker=2&synchronous=true"',
+        "  .venv/bin/beeline serve status",
+        "",
+        "Ctrl-C stops everything.",
+    ]
+    return "\n".join(lines)

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Start, watch, scale and stop a server on this machine.", no_args_is_help=True, add_completion=False
-)
+from beeline.errors import ConfigError
+from cli.console import Json, out, result, say
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+app = typer.Typer(help="Start, watch, scale and stop servers.", no_args_is_help=True, add_completion=False)
+
 Name = Annotated[str | None, typer.Option("--name", help="Which server, where several run.")]
-ShowLogs = Annotated[
-    str | None, typer.Option(help="Print these logs as they grow: 'all', or names as `serve logs` has, with commas.")
-]
+ShowLogs = Annotated[str | None, typer.Option(help="Logs to print as they grow: 'all', or names with commas.")]
 Nginx = Annotated[Path | None, typer.Option(help="nginx. [default: BEELINE_NGINX, the system's, the set-up's]")]
-_DEFAULT = "config/config.properties"
+Config = Annotated[Path | None, typer.Option(help="Limits and addresses. [default: config/config.properties]")]
 
 
 @app.command()
 def up(
     server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
-    model: Annotated[list[str] | None, typer.Option(help="Archive in the store; repeat it. Default: all.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Archive in the store; repeat it. [default: all]")] = None,
     mar: Annotated[list[Path] | None, typer.Option(help="A .mar file anywhere; repeat it.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
-    config: Annotated[Path | None, typer.Option(help=f"Numbers to serve with. [default: {_DEFAULT}]")] = None,
-    name: Annotated[str, typer.Option(help="A name for this server.")] = "default",
+    config: Config = None,
+    name: Annotated[str, typer.Option(help="The server's name.")] = "default",
     gateway: Annotated[str, typer.Option(help="auto (which is nginx), nginx or none.")] = "auto",
     nginx: Nginx = None,
     port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones everywhere.")] = None,
@@ -43,10 +44,7 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start a server and wait until it answers; Ctrl-C stops everything it started."""
-    import os
-
     from archive.inspect import card
-    from cli.console import result, say
     from host import signals
     from serve import up as room
     from serve.addresses import Ports
@@ -72,25 +70,20 @@ def up(
     with signals.as_exceptions():
         try:
             running = room.up(request, say, _environ(nginx))
-        except signals.Interrupted as asked:
-            say(f"stopped while starting ({asked})")
-            raise typer.Exit(asked.exit_code) from asked
-        try:
-            text = "\n".join(greeting(running))
-            result(summary(running), as_json, text)
-            if detach:
-                running.detach()
-                return
-            say("Ctrl-C stops it.")
-            running.wait()
-            say("stopped by `beeline serve down`")
-        except signals.Interrupted as asked:
-            say(f"stopping ({asked}) ...")
-            running.stop()
-            say("stopped")
-        except BaseException:
-            running.stop()
-            raise
+        except signals.Interrupted as interruption:
+            say(f"stopped while starting ({interruption})")
+            raise typer.Exit(interruption.exit_code) from interruption
+        with running:
+            try:
+                result(summary(running), as_json, "\n".join(greeting(running)))
+                if detach:
+                    running.detach()
+                    return
+                say("Ctrl-C stops it.")
+                running.wait()
+                say("stopped by `beeline serve down`")
+            except signals.Interrupted as interruption:
+                say(f"stopping ({interruption}) ...")
 
 
 @app.command()
@@ -100,36 +93,32 @@ def gateway(
         str | None,
         typer.Option(help="Instead of names: http://NAME:PORT of backends on other hosts.", envvar="BEELINE_BACKENDS"),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help=f"Addresses and limits. [default: {_DEFAULT}]")] = None,
+    config: Config = None,
     nginx: Nginx = None,
     port: Annotated[int | None, typer.Option(help="Port for page and API; 0 for a free one.")] = None,
     page_port: Annotated[int | None, typer.Option(help="A second port for page and API.")] = None,
     show_logs: ShowLogs = None,
 ) -> None:
     """Balance the load of several running servers; a server that is not ready gets no requests."""
-    import os
-
-    from beeline.errors import ConfigError
-    from cli.console import say
     from serve import up as room
     from serve.addresses import Ports
     from serve.gateway.backends import discover, logs, share
     from serve.instance import state_folder
 
-    file = (config or room.Request().config_file).resolve()
+    file, ports = (config or room.Request().config_file).resolve(), Ports(port, page=page_port)
     if bool(names) == bool(backends):
         raise ConfigError("name either servers of this machine, as in `beeline serve gateway one two`, or --backends")
-    if show_logs is not None and not backends:
-        raise ConfigError("--show-logs goes with --backends; servers of this machine have `beeline serve logs`")
-    if show_logs is not None:
-        _show(logs(state_folder(os.environ)), show_logs)
     if backends:
-        discover(backends, file, Ports(port, page=page_port), say, _environ(nginx))
-    else:
-        # The gateway's own image does not contain it.
-        from archive.inspect import card
+        if show_logs is not None:
+            _show(logs(state_folder(os.environ)), show_logs)
+        discover(backends, file, ports, say, _environ(nginx))
+        return
+    if show_logs is not None:
+        raise ConfigError("--show-logs goes with --backends; servers of this machine have `beeline serve logs`")
+    # It is not in the gateway's image.
+    from archive.inspect import card
 
-        share(names or [], file, Ports(port, page=page_port), say, lambda mar: card(mar).to_dict(), _environ(nginx))
+    share(names or [], file, ports, say, lambda mar: card(mar).to_dict(), _environ(nginx))
 
 
 @app.command()
@@ -138,35 +127,26 @@ def down(
     every: Annotated[bool, typer.Option("--all", help="Every server of this repository.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Stop a server and everything it started; clean up after a killed one."""
-    import os
+    """Stop a server and everything that it started; clean up after a killed one."""
+    from serve import instance
 
-    from cli.console import result
-    from serve.instance import down as stop
-    from serve.instance import state_folder
-
-    stopped = stop(state_folder(os.environ), name, every)
+    stopped = instance.down(instance.state_folder(os.environ), name, every)
     lines = [
-        f"{stopped_name}: swept {len(leftovers)} processes of a dead server"
-        if leftovers
-        else f"{stopped_name}: stopped"
-        for stopped_name, leftovers in stopped.items()
+        f"{each}: " + (f"stopped {len(left)} processes of a dead server" if left else "stopped")
+        for each, left in stopped.items()
     ]
-    values = {"stopped": [{"name": each, "leftovers": leftovers} for each, leftovers in stopped.items()]}
+    values = {"stopped": [{"name": each, "leftovers": left} for each, left in stopped.items()]}
     result(values, as_json, "\n".join(lines) or "nothing was running")
 
 
 @app.command()
 def status(name: Name = None, as_json: Json = False) -> None:
     """Show running servers: workers, processes, settings with their reasons, numbers of answers."""
-    import os
-
-    from cli.console import result
     from serve.instance import state_folder
     from serve.status import lines, status
 
-    seen = status(state_folder(os.environ), name)
-    result(seen, as_json, "\n".join(lines(seen)))
+    report = status(state_folder(os.environ), name)
+    result(report, as_json, "\n".join(lines(report)))
 
 
 @app.command()
@@ -177,37 +157,27 @@ def scale(
     name: Name = None,
     as_json: Json = False,
 ) -> None:
-    """Change a model's number of workers and wait until they are ready; revive a model whose workers gave up."""
-    import os
-    from dataclasses import asdict
-
-    from cli.console import result, say
+    """Change a model's number of workers and wait until they are ready; revive a model that has none."""
     from serve.instance import running, state_folder
     from serve.scale import scale as change
 
     done = change(*running(state_folder(os.environ), name), model, low, low if high is None else high, say)
     healed = " after healing" if done.healed else ""
-    result(
-        asdict(done),
-        as_json,
-        f"{done.model}: {done.workers} workers ready{healed} in {done.seconds:.1f} s; {done.golden}",
-    )
+    text = f"{done.model}: {done.workers} workers ready{healed} in {done.seconds:.1f} s; {done.golden}"
+    result(asdict(done), as_json, text)
 
 
 @app.command()
 def logs(
     name: Name = None,
     file: Annotated[
-        str | None, typer.Option(help="worker, server, console, supervisor, gateway or access. Default: all.")
+        str | None, typer.Option(help="worker, server, console, supervisor, gateway or access. [default: all]")
     ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", help="How many of each.")] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines are added.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines as they are added.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show a server's logs: the running one's, or the last one's."""
-    import os
-
-    from cli.console import out, result
     from serve.instance import logs as room
     from serve.instance import state_folder, to_read
 
@@ -226,20 +196,16 @@ def logs(
 
 
 def _environ(nginx: Path | None) -> dict[str, str]:
-    """Return the environment, with the nginx of the option `--nginx`."""
-    import os
-
+    """Return the environment with the nginx of the option `--nginx`."""
     return {**os.environ, **({"BEELINE_NGINX": str(nginx)} if nginx is not None else {})}
 
 
-def _show(folder: Path, wanted: str) -> None:
+def _show(folder: Path, names: str) -> None:
     """Print logs to stdout as they grow, without formatting, for the container engine."""
-    import sys
-
     from serve.instance import logs as room
 
     def write(line: str) -> None:
         sys.stdout.write(line)
         sys.stdout.flush()
 
-    room.show(folder, room.NAMES if wanted == "all" else [name.strip() for name in wanted.split(",")], write)
+    room.show(folder, room.NAMES if names == "all" else [name.strip() for name in names.split(",")], write)

@@ -1,4 +1,4 @@
-"""Sources of answers: a run, an archive or a URL, each behind the same call."""
+"""Where predictions come from: a run, an archive or a URL, behind one call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from beeline.errors import BeelineError
+from host import ROOT
 
 if TYPE_CHECKING:
     from beeline.answer import Answer
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 Predict = Callable[[list[bytes]], "list[Answer]"]
 
-ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "model_store"
 # Enough concurrent clients for full batches.
 CLIENTS = 16
@@ -26,14 +26,9 @@ CLIENTS = 16
 
 @contextmanager
 def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
-    """Open a URL, a `.mar` or a run's folder for predictions, and close what was started for it.
+    """Open `http://host:port`, `http://host:port/predictions/name`, an archive or a run for predictions.
 
-    Args:
-        source: `http://host:port`, `http://host:port/predictions/name`, an archive or a run.
-        model: the model's name, for a URL that does not end in it.
-
-    Raises:
-        BeelineError: when it is none of these.
+    `model` is the name of the model at a URL that does not name it. Raise BeelineError if `source` is none of these.
     """
     if source.startswith(("http://", "https://")):
         with _url(source, model) as predict:
@@ -54,12 +49,9 @@ def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
 
 @contextmanager
 def archive_of(source: Path, say: Callable[[str], None]) -> Iterator[Path]:
-    """Yield the archive at `source`, or of that name in the store. A run is built into a temporary archive.
+    """Yield the archive at `source`, or of that name in the store.
 
-    So a measurement always uses what would be shipped.
-
-    Raises:
-        BeelineError: when there is neither.
+    A run is built into a temporary archive, so that a measurement uses what would be shipped.
     """
     if not source.is_dir():
         from archive.store import locate
@@ -75,15 +67,11 @@ def archive_of(source: Path, say: Callable[[str], None]) -> Iterator[Path]:
 
 
 def default_archive() -> Path:
-    """Return the store's only archive.
-
-    Raises:
-        BeelineError: when there is none, or more than one.
-    """
+    """Return the store's only archive; raise BeelineError if there is not exactly one."""
     archives = sorted(STORE.glob("*.mar"))
     if len(archives) != 1:
-        found = ", ".join(path.name for path in archives) or "none"
-        raise BeelineError(f"model_store holds {found}; name one archive with --mar, or a server with --url")
+        names = ", ".join(path.name for path in archives) or "none"
+        raise BeelineError(f"model_store holds {names}; name one archive with --mar, or a server with --url")
     return archives[0]
 
 
@@ -110,15 +98,13 @@ def _url(url: str, model: str | None) -> Iterator[Predict]:
 
 
 def _only_model(client: InferenceClient) -> str:
-    """Return the name of the one model at the URL, by its own catalog or else by the local index."""
-    served = client.served()
-    if served is None:
+    """Return the name of the only model at the URL, as its catalog says, else the local index."""
+    names, where = client.served(), f"{client.url} serves"
+    if names is None:
         from archive.store import read_index
 
         names = sorted({entry.name for entry in read_index(STORE).values()})
         where = f"{client.url} has no catalog and model_store lists"
-    else:
-        names, where = served, f"{client.url} serves"
     if len(names) != 1:
         raise BeelineError(f"the URL names no model, and {where} {', '.join(names) or 'none'}; add --model NAME")
     return names[0]

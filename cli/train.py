@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cli.console import result, say
-
-ROOT = Path(__file__).resolve().parents[1]
-
-_SAMPLES = 5
+from cli.console import Json, result, say
+from host import ROOT
 
 
 def train(
@@ -22,7 +19,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
     import time
@@ -30,37 +27,35 @@ def train(
     from train.plan import plan
 
     begun = time.monotonic()
-    named = {"data.folder": data, "model.weights": weights, "seed": seed}
-    words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in named.items() if value is not None)]
+    options = {"data.folder": data, "model.weights": weights, "seed": seed}
+    words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
     planned = plan(words, say, generated=generated)
 
-    found_after = time.monotonic()
-
+    data_done = time.monotonic()
     from train.runs import find_run, open_run
 
-    found = find_run(planned.fingerprint, runs) if reuse else None
-    if found is not None:
-        run = open_run(found)
+    old = find_run(planned.fingerprint, runs) if reuse else None
+    if old is not None:
+        run = open_run(old)
         say(f"nothing changed since the run {run.id}")
     else:
         from train.fit import fit
 
         run = fit(planned, say, runs)
-
+    fit_done = time.monotonic()
     from train.export import export
 
-    fitted_after = time.monotonic()
     spec = export(run, planned.config.export)
     pictures = sum(run.record["data"]["val"].values())
-    drawn = " These were GENERATED pictures, no photographs." if run.record["data"]["generated"] else ""
+    note = " These were GENERATED pictures, no photographs." if run.record["data"]["generated"] else ""
     values = {
         "run": str(run.folder),
         "export": str(run.export),
-        "reused": found is not None,
+        "reused": old is not None,
         "stages": {
-            "data": round(found_after - begun, 1),
-            "fit": round(fitted_after - found_after, 1),
-            "export": round(time.monotonic() - fitted_after, 1),
+            "data": round(data_done - begun, 1),
+            "fit": round(fit_done - data_done, 1),
+            "export": round(time.monotonic() - fit_done, 1),
         },
         "accuracy": run.accuracy,
         "pictures": pictures,
@@ -73,14 +68,14 @@ def train(
         "fingerprint": run.fingerprint,
         "model_fingerprint": spec.fingerprint(),
         "samples": {
-            label: [str(one.path) for one in planned.data.val.pictures if one.truth == index][:_SAMPLES]
+            label: [str(one.path) for one in planned.data.val.pictures if one.truth == index][:5]
             for index, label in enumerate(planned.data.labels)
         },
     }
     shown = run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder
     text = (
         f"{run.id}: accuracy {run.accuracy:.4f} on {pictures} validation pictures after the last epoch, "
-        f"fitted in {run.record['seconds']:.0f} s.{drawn}\nnext: beeline archive build {shown}"
+        f"fitted in {run.record['seconds']:.0f} s.{note}\nnext: beeline archive build {shown}"
     )
     result(values, as_json, text)
 

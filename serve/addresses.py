@@ -1,4 +1,4 @@
-"""Where a server and its gateway listen: predictions, page, management, metrics, and the server behind them."""
+"""The addresses of a server and its gateway: predictions, page, management, metrics, and the server behind them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serve import ports
 from serve.ports import Address
 from serve.properties import DEFAULTS, VARIABLES, Properties
 
-OPTIONS = {
+_OPTIONS = {
     "inference": "--port",
     "page": "--page-port",
     "management": "--management-port",
@@ -33,22 +33,15 @@ class Ports:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where each part listens; a port of 0 asks for a free one.
+    """Where each part listens; a port of 0 asks for a free one."""
 
-    Attributes:
-        inference: predictions, and the page too where there is a gateway.
-        management: the management API; with a gateway, the gateway's listener for it.
-        backend: the server's own inference address: `inference` where there is no gateway.
-        control: the server's own management address: `management` where there is no gateway.
-        page: a second address of page and API.
-        metrics: the exporter's.
-        tls: page and API over TLS.
-    """
-
+    # For clients: predictions, with a gateway the page too; and management.
     inference: Address
     management: Address
+    # The server's own two; without a gateway they are the clients'.
     backend: Address
     control: Address
+    # Of a gateway: a second address of page and API, the exporter, page and API over TLS.
     page: Address | None = None
     metrics: Address | None = None
     tls: Address | None = None
@@ -64,20 +57,14 @@ class Addresses:
 
 
 def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
-    """Decide where everything listens.
+    """Decide where everything listens; `gateway` is `nginx` or `none`.
 
-    Args:
-        properties: the checked file.
-        given: the command line's ports.
-        gateway: `nginx` or `none`.
-
-    Raises:
-        ConfigError: for a port out of range, one address twice, or a private one that other machines can reach.
+    Raise ConfigError for a port out of range, an address that is used twice, or a private one that others can reach.
     """
     known: dict[str, Address] = {**DEFAULTS, **properties.addresses}
 
     def address(key: str, option: str, port: int | None, default: int | None = None) -> Address:
-        """Return an address with the option's port; without one, with the default port, else its own."""
+        """Return an address with the option's port, else with the default port, else as it is."""
         port = default if port is None else port
         if port is None:
             return known[key]
@@ -86,12 +73,12 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
         return dataclasses.replace(known[key], port=port)
 
     inference = address("inference_address", "--port", given.inference)
-    # With a free port for predictions, all others are free ones too.
+    # If predictions get a free port, everything does.
     free = 0 if given.inference == 0 else None
     management = address("management_address", "--management-port", given.management, free)
     addresses = Addresses(inference, management, backend=inference, control=management)
     if gateway != "none":
-        # With a port given for predictions, the page has no fixed one of its own, and metrics a free one.
+        # If the port for predictions is given, there is no second port for the page, and metrics get a free one.
         has_page = given.page is not None or given.inference is None
         page = address("beeline_page_address", "--page-port", given.page) if has_page else None
         spare = None if given.inference is None else 0
@@ -104,36 +91,37 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
 
 
 def settle(addresses: Addresses, highest: int) -> Addresses:
-    """Return the addresses with every port of 0 replaced by a free one, of `highest` at most; see `ports.settle`."""
-    wanted = {name: address for name, address in vars(addresses).items() if address is not None}
+    """Return the addresses with a free port for each 0; see `ports.settle`."""
+    listeners = {name: address for name, address in vars(addresses).items() if address is not None}
     # Without a gateway the server's own addresses are the public ones.
     if addresses.metrics is None:
-        del wanted["backend"], wanted["control"]
-    settled = ports.settle([(address, OPTIONS[name]) for name, address in wanted.items()], highest)
-    new = dict(zip(wanted, settled, strict=True))
+        del listeners["backend"], listeners["control"]
+    settled = ports.settle([(address, _OPTIONS[name]) for name, address in listeners.items()], highest)
+    new = dict(zip(listeners, settled, strict=True))
     return dataclasses.replace(addresses, **{"backend": new["inference"], "control": new["management"], **new})
 
 
 def _check(addresses: Addresses, gateway: str, properties: Properties) -> None:
-    private = {"management_address": addresses.management, "beeline_metrics_address": addresses.metrics}
-    public = {"inference_address": addresses.inference, "beeline_page_address": addresses.page}
-    why = "neither server gets security fixes"
-    for key, address in {**private, **(public if gateway != "nginx" else {})}.items():
+    # Neither server gets security fixes, so only nginx may face a network; and only containers' for management.
+    checked = {"management_address": addresses.management, "beeline_metrics_address": addresses.metrics}
+    if gateway != "nginx":
+        checked |= {"inference_address": addresses.inference, "beeline_page_address": addresses.page}
+    for key, address in checked.items():
+        # A variable is set for one network; a file is copied from machine to machine.
         if address is None or address.loopback or (gateway == "nginx" and key in properties.variables):
             continue
         fix = "or leave --gateway none out: nginx may face a network"
-        if key in private:
-            # A variable is set for one network; a file is copied from machine to machine.
+        if key not in ("inference_address", "beeline_page_address"):
             name = next(name for name, meant in VARIABLES.items() if meant == key)
             fix = f"or, with nginx and on a network of containers only, the environment variable {name}"
         raise ConfigError(
-            f"{properties.source(key)}: {key} is {address}, which other machines may reach, and {why}; "
-            f"use {DEFAULTS[key]}, {fix}"
+            f"{properties.source(key)}: {key} is {address}, which other machines may reach, and neither server gets "
+            f"security fixes; use {DEFAULTS[key]}, {fix}"
         )
     fixed: dict[Address, str] = {}
     for name, address in vars(addresses).items():
         if address is None or address.port == 0 or name in ("backend", "control"):
             continue
         if address in fixed:
-            raise ConfigError(f"{fixed[address]} and {name} are both on {address}; give {OPTIONS[name]} another one")
+            raise ConfigError(f"{fixed[address]} and {name} are both on {address}; give {_OPTIONS[name]} another one")
         fixed[address] = name

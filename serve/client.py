@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from beeline.answer import Answer
 
 READY = "READY"
-# Seconds to wait where a refusal names no time, and the longest wait whatever it names.
-_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 
 
 class _Http:
     """One keep-alive session to one address."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
         self._session = requests.Session()
@@ -44,25 +42,28 @@ class _Http:
         self._session.close()
 
     def request(self, method: str, path: str, timeout: float | None = None, **options: Any) -> requests.Response:
-        """Send one request; where the connection breaks, a GET or a prediction, which change nothing, is sent again.
+        """Send one request; raise Undetermined if nothing answers there, or not in time.
 
-        Raises:
-            Undetermined: when nothing answers there, or not in time.
+        A GET or a prediction changes nothing: if the connection breaks, it is sent once more.
         """
         timeout = timeout or self.timeout
+
+        def send() -> requests.Response:
+            return self._session.request(method, f"{self.url}{path}", timeout=timeout, **options)
+
         is_repeatable = method == "GET" or path.startswith("/predictions/")
         if not is_repeatable:
-            # A new connection: the server may be closing a kept one at this moment.
+            # A new connection, because the server may just be closing a kept one.
             self._session.close()
         try:
             try:
-                return self._session.request(method, f"{self.url}{path}", timeout=timeout, **options)
+                return send()
             except requests.ConnectionError as error:
-                # Both servers close the connection after every answer of 400 or more; a request that is sent at that
-                # moment fails, and another one opens a new connection.
+                # Both servers close the connection after every answer of 400 or more. A request that arrives at that
+                # moment fails; the second one opens a new connection.
                 if not is_repeatable or isinstance(error, requests.Timeout):
                     raise
-                return self._session.request(method, f"{self.url}{path}", timeout=timeout, **options)
+                return send()
         except requests.Timeout as error:
             raise Undetermined(f"{self.url} did not answer within {timeout:g} s; see `beeline serve logs`") from error
         except requests.ConnectionError as error:
@@ -74,15 +75,11 @@ class _Http:
 
 
 class InferenceClient(_Http):
-    """Asks a server, or its gateway, for predictions; each thread needs a client of its own.
+    """Asks a server, or its gateway, for predictions; each thread needs its own client.
 
-    After 429, or 503 with Retry-After, it waits for as long as the answer says and asks again.
-
-    Args:
-        url: the server's address.
-        timeout: seconds that one request may take.
-        patience: seconds for which it asks again, counted from the first refusal. Then a refusal is the answer, until
-            the server takes a picture again.
+    After 429, or 503 with Retry-After, it waits as long as the answer says and asks again, for `patience` seconds from
+    the first refusal. Then a refusal is the answer, until the server accepts a picture again. One request may take
+    `timeout` seconds.
     """
 
     def __init__(self, url: str, timeout: float = 120.0, patience: float = 60.0) -> None:
@@ -91,13 +88,9 @@ class InferenceClient(_Http):
         self._refused: float | None = None
 
     def predict(self, model: str, data: bytes, version: str | None = None) -> Answer:
-        """Send one picture's bytes; return the last answer, whatever its status is.
-
-        Raises:
-            Undetermined: when nothing answers.
-        """
+        """Send one picture's bytes; return the last answer, whatever its status is. Raise Undetermined as `request`."""
         path = f"/predictions/{quote(model)}" + (f"/{quote(version)}" if version else "")
-        # It needs numpy, which the gateway's image does not have.
+        # It needs numpy, which is not in the gateway's image.
         from beeline.answer import Answer
 
         while True:
@@ -108,38 +101,39 @@ class InferenceClient(_Http):
             time.sleep(pause)
 
     def served(self) -> list[str] | None:
-        """Return the names of the models that the gateway serves; None where there is no catalog.
-
-        Raises:
-            Undetermined: when nothing answers.
-        """
+        """Return the names of the models that the gateway serves; None if it has no catalog. Raise as `request`."""
         response = self.request("GET", "/catalog.json")
         try:
             return sorted({str(model["name"]) for model in response.json()["models"]}) if response.ok else None
         except (ValueError, KeyError, TypeError):
             return None
 
+    def unready(self) -> str | None:
+        """Return why the gateway refuses predictions, as it says at /ping; None if it is ready."""
+        try:
+            response = self.request("GET", "/ping")
+            return None if response.status_code == 200 else str(response.json()["reason"])
+        except (Undetermined, ValueError, KeyError) as error:
+            return f"the gateway does not answer: {error}"
+
     def _pause(self, response: requests.Response) -> float | None:
-        """Return how many seconds to wait before asking again; None when this is the answer."""
+        """Return how many seconds to wait before the next try; None if this is the answer."""
         after = response.headers.get("Retry-After")
         if response.status_code != 429 and (response.status_code != 503 or after is None):
             self._refused = None
             return None
-        if self.patience <= 0:
-            return None
         now = time.monotonic()
         self._refused = now if self._refused is None else self._refused
-        # HTTP also allows a date, which the gateway never sends.
-        seconds = float(after) if after is not None and after.strip().isdecimal() else _PAUSE
-        seconds = min(seconds, _LONGEST_PAUSE)
-        # Clients that were refused together must not come back together.
-        seconds += random.uniform(0, max(seconds, _PAUSE) / 2)
+        # HTTP also allows a date; the gateway never sends one. It is a second then, and never over ten.
+        seconds = min(float(after), 10.0) if after is not None and after.strip().isdecimal() else 1.0
+        # A random part, so that clients that were refused together do not come back together.
+        seconds += random.uniform(0, max(seconds, 1.0) / 2)
         return seconds if now + seconds - self._refused <= self.patience else None
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """One worker as the server describes it; `pid` is None where it does not say (MMS)."""
+    """One worker as the server describes it; MMS gives no `pid`."""
 
     id: str
     status: str
@@ -167,15 +161,21 @@ class Model:
 class ManagementClient(_Http):
     """Commands a server through its management API."""
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
-        super().__init__(url, timeout)
-
     def list(self) -> list[str]:
         """Return the names of the registered models."""
-        return [str(entry["modelName"]) for entry in self._ask("GET", "/models", params={"limit": "100"})["models"]]
+        response = self._ask("GET", "/models", params={"limit": "100"})
+        return [str(entry["modelName"]) for entry in response.json()["models"]]
+
+    def unready(self) -> str | None:
+        """Return why the server cannot be commanded yet; None if it can."""
+        try:
+            self.list()
+        except Undetermined as error:
+            return str(error)
+        return None
 
     def describe(self, model: str, version: str | None = None) -> Model | None:
-        """Return one model, the default version without `version`; None when it is not registered."""
+        """Return a model, in its default version unless one is given; None if it is not registered."""
         path = f"/models/{quote(model)}" + (f"/{quote(version)}" if version else "")
         response = self.request("GET", path)
         if response.status_code == 404:
@@ -183,49 +183,34 @@ class ManagementClient(_Http):
         return parse_describe(_json(response))
 
     def scale(self, model: str, low: int, high: int, wait: float | None = None) -> int:
-        """Ask for `low` to `high` workers; return the status at once, or after `wait` seconds at most.
+        """Ask for `low` to `high` workers; return the status at once, or after at most `wait` seconds.
 
-        MMS's answer to a request that waits says whether so many run: 200 or 210.
-
-        Raises:
-            BeelineError: with the server's own message when it cannot.
+        MMS answers a request that waits 200 if so many run, else 210. Raise BeelineError with the server's message.
         """
         query = {"min_worker": str(low), "max_worker": str(high), "synchronous": "false" if wait is None else "true"}
-        response = self.request("PUT", f"/models/{quote(model)}", timeout=wait, params=query)
-        self._check(response)
-        return response.status_code
+        return self._ask("PUT", f"/models/{quote(model)}", timeout=wait, params=query).status_code
 
     def register(self, parameters: dict[str, str | int], timeout: float) -> None:
-        """Register a model and wait for its workers, at most `timeout` seconds.
-
-        Raises:
-            BeelineError: with the server's own message when it does not.
-        """
+        """Register a model and wait for its workers; raise BeelineError with the server's message if it fails."""
         self._ask("POST", "/models", timeout=timeout, params={**parameters, "synchronous": "true"})
 
     def unregister(self, model: str, timeout: float) -> None:
         """Remove a model and its workers."""
         self._ask("DELETE", f"/models/{quote(model)}", timeout=timeout)
 
-    def _ask(self, method: str, path: str, **options: Any) -> Any:
-        return self._check(self.request(method, path, **options))
-
-    def _check(self, response: requests.Response) -> Any:
+    def _ask(self, method: str, path: str, **options: Any) -> requests.Response:
+        response = self.request(method, path, **options)
         values = _json(response)
         if response.status_code >= 400:
             raise BeelineError(
-                f"{response.request.method} {response.url} is answered {response.status_code}: "
-                f"{values.get('message', values)}; see `beeline serve logs`"
+                f"{method} {response.url} is answered {response.status_code}: {values.get('message', values)}; "
+                "see `beeline serve logs`"
             )
-        return values
+        return response
 
 
 def parse_describe(values: Any) -> Model:
-    """Read a DESCRIBE of one version: TorchServe answers a list with one object, MMS the object itself.
-
-    Raises:
-        Undetermined: when it is neither.
-    """
+    """Read a DESCRIBE of one version: TorchServe's is a list with one object, MMS's the object; else Undetermined."""
     try:
         (entry,) = values if isinstance(values, list) else [values]
         return Model(
@@ -236,10 +221,8 @@ def parse_describe(values: Any) -> Model:
             batch_size=int(entry["batchSize"]),
             max_batch_delay=int(entry["maxBatchDelay"]),
             workers=tuple(
-                WorkerStatus(
-                    str(worker["id"]), str(worker["status"]), worker["pid"] if worker.get("pid", -1) > 0 else None
-                )
-                for worker in entry.get("workers", [])
+                WorkerStatus(str(each["id"]), str(each["status"]), each["pid"] if each.get("pid", -1) > 0 else None)
+                for each in entry.get("workers", [])
             ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""A server's numbers, each with its reason: from a flag, else the environment, else the file, else a default."""
+"""A server's numbers, each with its reason: from an option, else the environment, else the file, else a default."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
 
 from archive.mar import Archive
 from beeline.errors import ConfigError
 from serve.properties import DEFAULTS, Entry, Properties, sentence
 
-# The part of a request that is not the picture in base64: the rest of the JSON, or multipart's headers.
-_ENVELOPE_BYTES = 65_536
 _DEFAULT = "default"
-_THREADS = "beeline_threads"
 # The reason of the default rate.
 RATE = "10 times job_queue_size"
-# At most this many cores share a lone picture; more were not measured.
+# A lone picture gets at most this many cores; more were not measured.
 LONE = 4
 
 
@@ -67,8 +65,8 @@ class Configuration:
 
     @property
     def max_request_size(self) -> int:
-        """Bytes of the largest request: the largest picture in base64, and the rest."""
-        return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + _ENVELOPE_BYTES
+        """Bytes of the largest request: the largest picture in base64, and 64 KiB for JSON or multipart around it."""
+        return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + 65_536
 
     @property
     def stop_grace(self) -> float:
@@ -80,23 +78,30 @@ class Configuration:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the settings with their reasons for people: a line for each model, then the file's other numbers."""
+        """Return the settings with their reasons for people: models, threads, and numbers that are given."""
         out = []
         for model in self.models:
-            settings = [(name, value) for name, value in vars(model).items() if isinstance(value, Setting)]
-            because: dict[str, list[str]] = {}
-            for name, setting in settings:
-                because.setdefault(setting.reason, []).append(f"{name} {setting.value}")
-            shown = "; ".join(f"{', '.join(numbers)} ({reason})" for reason, numbers in because.items())
-            out.append(f"{model.model} {model.version}: {shown}")
+            settings = {name: value for name, value in vars(model).items() if isinstance(value, Setting)}
+            out.append(f"{model.model} {model.version}: {_text(settings)}")
         lone = self.numbers["beeline_lone_threads"]
         out.append(
             f"threads a worker {self.threads.value} ({self.threads.reason}); OpenVINO's for a lone picture "
             f"{lone.value} ({lone.reason})"
         )
-        rest = {name: value for name, value in self.numbers.items() if name != "beeline_lone_threads"}
-        chosen = [f"{name} {value.value}" for name, value in rest.items() if value.reason != _DEFAULT]
-        return out + ([", ".join(chosen)] if chosen else [])
+        given = {
+            name: number
+            for name, number in self.numbers.items()
+            if number.reason != _DEFAULT and name != "beeline_lone_threads"
+        }
+        return out + ([_text(given)] if given else [])
+
+
+def _text(settings: Mapping[str, Setting]) -> str:
+    """Return settings for people, those with the same reason together."""
+    because: dict[str, list[str]] = {}
+    for name, setting in settings.items():
+        because.setdefault(setting.reason, []).append(f"{name} {setting.value}")
+    return "; ".join(f"{', '.join(numbers)} ({reason})" for reason, numbers in because.items())
 
 
 def resolve(
@@ -107,34 +112,29 @@ def resolve(
     cores: int,
     gpus: int,
 ) -> Configuration:
-    """Decide every number for these archives.
+    """Decide every number for these archives, on a machine with `cores` and `gpus` to use.
 
-    Args:
-        properties: the checked file.
-        archives: what is served.
-        overrides: the command line's options.
-        environ: `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in it win over the file.
-        cores: processor cores that may be used.
-        gpus: GPUs that may be used.
-
-    Raises:
-        ConfigError: for an option or a variable out of range.
+    `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in `environ` win over the file, and `overrides` over both. Raise ConfigError
+    for one that is out of range.
     """
-    forced = {
-        "batchSize": _forced(overrides.batch_size, "--batch-size", environ, "BATCH_SIZE", "batchSize"),
-        "workers": _forced(overrides.workers, "--workers", environ, "WORKERS", "minWorkers"),
-        "maxBatchDelay": _forced(overrides.max_batch_delay, "--max-batch-delay", environ, "LINGER_MS", "maxBatchDelay"),
-    }
+    forced: dict[str, Setting] = {}
+    for keys, option, value, variable in (
+        (["batchSize"], "--batch-size", overrides.batch_size, "BATCH_SIZE"),
+        (["minWorkers", "maxWorkers"], "--workers", overrides.workers, "WORKERS"),
+        (["maxBatchDelay"], "--max-batch-delay", overrides.max_batch_delay, "LINGER_MS"),
+    ):
+        text = environ.get(variable, "").strip()
+        if value is not None:
+            forced |= dict.fromkeys(keys, Setting(_checked(option, keys[0], value), option))
+        elif text:
+            forced |= dict.fromkeys(keys, Setting(_checked(variable, keys[0], text), f"environment {variable}"))
     models = tuple(_model(archive, archives, properties, forced, cores, gpus) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
-    threads = _threads(properties, cores, workers)
-    numbers = {
-        key: Setting(properties.numbers[key], properties.source(key))
-        if key in properties.numbers
-        else Setting(value, _DEFAULT)
-        for key, value in DEFAULTS.items()
-        if isinstance(value, int) and key != _THREADS
-    }
+    numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
+    numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
+    threads = numbers.pop("beeline_threads")
+    if not threads.value:
+        threads = Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
     queue = numbers["job_queue_size"].value
     if not numbers["beeline_requests_per_second"].value:
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
@@ -145,20 +145,13 @@ def resolve(
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
     """Return one model's settings from the values of `to_dict`."""
-    settings: dict[str, Any] = {
-        key: Setting(**value) if isinstance(value, dict) else value for key, value in values.items()
-    }
-    return ModelSettings(**settings)
+    return TypeAdapter(ModelSettings).validate_python(values)
 
 
-def _forced(flag: int | None, option: str, environ: Mapping[str, str], variable: str, key: str) -> Setting | None:
-    """Return the number that wins over the file, or None."""
-    text = environ.get(variable, "").strip()
-    if flag is None and not text:
-        return None
-    name, reason, value = (option, option, flag) if flag is not None else (variable, f"environment {variable}", text)
+def _checked(name: str, key: str, value: int | str) -> int:
+    """Return the value of an option or a variable for a key of an entry."""
     try:
-        return Setting(Entry.model_validate({key: value}, strict=False).numbers[key], reason)
+        return Entry.model_validate({key: value}, strict=False).numbers[key]
     except ValidationError as error:
         raise ConfigError(sentence(error, name)) from error
 
@@ -167,40 +160,36 @@ def _model(
     archive: Archive,
     archives: Sequence[Archive],
     properties: Properties,
-    forced: Mapping[str, Setting | None],
+    forced: Mapping[str, Setting],
     cores: int,
     gpus: int,
 ) -> ModelSettings:
     entry, source = _entry(archive, properties)
     absent = f"default: {source}" if not entry.numbers else _DEFAULT
-
-    def decide(key: str, default: int, why: str, force: Setting | None = None) -> Setting:
-        if force is not None:
-            return force
-        return Setting(entry.numbers[key], source) if key in entry.numbers else Setting(default, why)
-
-    wanted, why = _default_workers(cores, gpus)
-    low = decide("minWorkers", min(wanted, entry.numbers.get("maxWorkers", wanted)), why, forced["workers"])
-    high = decide("maxWorkers", low.value, "as many as at the start", forced["workers"])
+    # Each worker holds its own copy of the model and of PyTorch, over half a gigabyte.
+    usual, why = min(4, max(1, cores // 2)), f"half of {cores} cores, at most 4"
+    if gpus:
+        usual, why = gpus, f"one a GPU, {gpus} found"
+    numbers = {
+        "batchSize": Setting(8, absent),
+        "maxBatchDelay": Setting(2, absent),
+        "minWorkers": Setting(min(usual, entry.numbers.get("maxWorkers", usual)), why),
+        "responseTimeout": Setting(120, absent),
+        "startupTimeout": Setting(120, absent),
+        **{key: Setting(value, source) for key, value in entry.numbers.items()},
+        **forced,
+    }
+    low = numbers["minWorkers"]
+    high = numbers.setdefault("maxWorkers", Setting(low.value, "as many as at the start"))
     if high.value < low.value:
-        high = Setting(low.value, f"at least min_workers; {high.reason}")
-    only = sum(other.model == archive.model for other in archives) == 1
-    return ModelSettings(
-        model=archive.model,
-        version=archive.version,
-        archive=archive.path.name,
-        default_version=only or entry.default_version,
-        batch_size=decide("batchSize", 8, absent, forced["batchSize"]),
-        max_batch_delay=decide("maxBatchDelay", 2, absent, forced["maxBatchDelay"]),
-        min_workers=low,
-        max_workers=high,
-        response_timeout=decide("responseTimeout", 120, absent),
-        startup_timeout=decide("startupTimeout", 120, absent),
-    )
+        numbers["maxWorkers"] = Setting(low.value, f"at least min_workers; {high.reason}")
+    is_default = entry.default_version or sum(other.model == archive.model for other in archives) == 1
+    settings = {name: numbers[key] for name in Entry.model_fields if (key := to_camel(name)) in numbers}
+    return ModelSettings(archive.model, archive.version, archive.path.name, is_default, **settings)
 
 
 def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
-    """Return the file's entry for this archive, and its place; a model's only entry is for any version."""
+    """Return the file's entry for this archive, and the reason; a model's only entry serves any version."""
     versions = properties.models.get(archive.model, {})
     file = properties.path.name
     if archive.version in versions:
@@ -211,24 +200,10 @@ def _entry(archive: Archive, properties: Properties) -> tuple[Entry, str]:
     return Entry.model_validate({}), f"{file} has no entry for {archive.model} {archive.version}"
 
 
-def _threads(properties: Properties, cores: int, workers: int) -> Setting:
-    """Return the threads of a worker: those of the file or the environment, else each worker's share of the cores."""
-    if _THREADS in properties.numbers:
-        return Setting(properties.numbers[_THREADS], properties.source(_THREADS))
-    return Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
-
-
 def _lone_threads(models: Sequence[ModelSettings], threads: int, cores: int) -> Setting:
-    """Return the threads of a lone picture: all cores up to `LONE`, unless batches are of one picture."""
+    """Return the threads of a lone picture: all cores up to `LONE`, unless every batch is one picture."""
     if any(model.batch_size.value == 1 for model in models):
         return Setting(threads, "as many as a worker's, since batches are of one")
     if threads >= min(cores, LONE):
         return Setting(threads, "as many as a worker's")
     return Setting(min(cores, LONE), f"{cores} cores, at most {LONE}")
-
-
-def _default_workers(cores: int, gpus: int) -> tuple[int, str]:
-    if gpus:
-        return gpus, f"one a GPU, {gpus} found"
-    # Each worker holds its own copy of the model and of PyTorch, over half a gigabyte.
-    return min(4, max(1, cores // 2)), f"half of {cores} cores, at most 4"

@@ -1,8 +1,8 @@
 """The counts of one server's workers: prometheus_client's files of every process, added up.
 
 The library keeps the files of every process that has ever run. So the gateway folds the files of ended processes into
-one of each kind. A lock keeps readers away meanwhile. A record, written in one step, lists the files that the folded
-ones replace, so that nothing counts twice or not at all if the gateway is killed in between.
+one of each kind, while a lock keeps readers away. A record, written in one step, lists the files that the folded ones
+replace, so that every answer counts exactly once even if the gateway is killed in between.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,50 +30,40 @@ from host.files import locked, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
+# A model's name and version.
 Key = tuple[str, str]
-
 _KINDS = ("counter", "histogram")
 _LOCK, _RECORD = "lock", "folded.json"
-# As a worker names its files: `PID-START.json`, `counter_PID-START.db`, `histogram_PID-START.db`.
+# A worker's files are `PID-START.json`, `counter_PID-START.db`, `histogram_PID-START.db`.
 _NAME = re.compile(rf"(?:(?:{'|'.join(_KINDS)})_)?((\d+)-(\d+))\.(json|db)")
-# Reading another program's file may raise these.
+# Reading a file that no worker wrote may raise these.
 _FOREIGN = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, struct.error)
 _FOLDED = re.compile(rf"(?:{'|'.join(_KINDS)})_folded-\d+\.db")
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker that has loaded its model: `PID-START`, and its engine's choices, each a `value` and a `reason`."""
+    """One worker that has loaded its model: `PID-START`, and its engine's choices, each with `value` and `reason`."""
 
     identity: str
-    model: str
-    version: str
+    key: Key
     choice: Mapping[str, Mapping[str, str]]
-
-    @property
-    def key(self) -> Key:
-        """Return model and version."""
-        return self.model, self.version
 
 
 @dataclass
 class Counts:
-    """The contents of a metrics folder.
+    """The contents of a metrics folder."""
 
-    Attributes:
-        workers: those whose files are not folded, in the order in which their processes started.
-        ended: the identities of ended processes that still have files.
-        files: those with counts.
-        unreadable: the number of files of another form than a worker's.
-    """
-
+    # Those whose files are not folded, in the order in which their processes started.
     workers: list[Worker] = field(default_factory=list)
+    # The identities of ended processes that still have files.
     ended: set[str] = field(default_factory=set)
     files: list[Path] = field(default_factory=list)
+    # How many files no worker can have written.
     unreadable: int = 0
 
     def families(self, kind: str = "") -> list[Metric]:
-        """Return the sums over all processes, from files of one kind or of all; call it with the lock held."""
+        """Return the sums over all processes, of one kind of files or of all; call it with the lock held."""
         files = [path for path in self.files if path.name.startswith(kind)]
         try:
             return _merge(files)
@@ -97,7 +87,7 @@ class Counts:
 
 
 def lock(folder: Path) -> AbstractContextManager[None]:
-    """Return a context in which nobody folds files; it raises OSError where there is no such folder."""
+    """Return a context in which nobody folds files; it raises OSError if there is no such folder."""
     return locked(folder / _LOCK)
 
 
@@ -128,7 +118,7 @@ def scan(folder: Path) -> Counts:
 
 
 def read(folder: Path) -> Counts:
-    """Return the contents of a folder; nothing where there is no such folder."""
+    """Return the contents of a folder, which may be missing."""
     try:
         with lock(folder):
             return scan(folder)
@@ -137,44 +127,38 @@ def read(folder: Path) -> Counts:
 
 
 def answers(folder: Path) -> dict[str, dict[str, int]] | None:
-    """Return the number of answers by model and status; None where nobody counts."""
+    """Return the number of answers by model and status; None if no worker counts."""
     total: dict[str, dict[str, int]] = {}
     try:
         with lock(folder):
             counts = scan(folder)
-            families = counts.families(_KINDS[0])
+            families = counts.families("counter")
     except FileNotFoundError:
         return None
     for sample in (sample for family in families if family.name == "beeline_answers" for sample in family.samples):
-        of_model, status = total.setdefault(sample.labels["model"], {}), sample.labels.get("status", "")
-        of_model[status] = of_model.get(status, 0) + int(sample.value)
+        total.setdefault(sample.labels["model"], Counter())[sample.labels.get("status", "")] += int(sample.value)
     return total if counts.files else None
 
 
 def empty(folder: Path) -> None:
-    """Make an empty folder, before the server starts whose workers count there.
-
-    Raises:
-        BeelineError: where an earlier worker still runs, whose counts would be lost.
-    """
+    """Make an empty folder for a new server's workers; raise BeelineError if an earlier worker still counts there."""
+    if living := read(folder).living():
+        raise BeelineError(
+            f"earlier workers still count in {folder} ({', '.join(one.identity for one in living)}, each a process id "
+            "with its start); end them, then try again"
+        )
     if folder.exists():
-        if living := read(folder).living():
-            raise BeelineError(
-                f"earlier workers still count in {folder} ({', '.join(one.identity for one in living)}, each a "
-                "process id with its start); end them, then try again"
-            )
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
 
 
 def fold(folder: Path, counts: Counts) -> None:
-    """Fold the files of ended processes into one of each kind; call it with the lock held, with what `scan` returned.
+    """Fold the files of ended processes into one of each kind; call it with the lock held, with the result of `scan`.
 
-    Raises:
-        OSError: when the folder cannot be written; nothing is lost then.
+    Raise OSError if the folder cannot be written; nothing is lost then.
     """
     record = _record(folder)
-    # The files that a killed gateway had not removed yet.
+    # The files that a killed gateway did not remove.
     folded = [path.name for path in folder.iterdir() if _FOLDED.fullmatch(path.name)]
     _remove(folder, [*record["gone"], *folded], record)
     if not counts.ended:
@@ -191,7 +175,7 @@ def fold(folder: Path, counts: Counts) -> None:
             for key, value, _, _ in MmapedDict.read_all_values_from_file(str(part)):  # type: ignore[no-untyped-call]
                 sums[key] += value
         target = folder / f"{kind}_folded-{number}.db"
-        # Room on the disk for all counts; see the worker's own files.
+        # Every byte is written now, because a full disk would kill this process when it writes into a mapped file.
         write_whole(target, bytes(64 + sum(40 + len(key.encode()) for key in sums)))
         total = MmapedDict(str(target))  # type: ignore[no-untyped-call]
         for key, value in sums.items():
@@ -210,16 +194,15 @@ def _remove(folder: Path, names: Iterable[str], record: Mapping[str, Any]) -> No
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Return the names of the folded files, and of those that they replace."""
-    try:
-        values: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return values
-    except FileNotFoundError:
-        return {"number": 0, "files": [], "gone": []}
+    """Return the names of the folded files, and of the files that they replace."""
+    values: dict[str, Any] = {"number": 0, "files": [], "gone": []}
+    with suppress(FileNotFoundError):
+        values |= json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    return values
 
 
 def _merge(paths: Iterable[Path]) -> list[Metric]:
-    """Add up files; raises one of `_FOREIGN` for counts that no worker writes, as those that cannot be sent."""
+    """Add up files; raise one of `_FOREIGN` for counts that no worker writes, such as those that cannot be sent."""
     merged: list[Metric] = list(MultiProcessCollector.merge([str(path) for path in paths]))  # type: ignore[no-untyped-call]
     for sample in (sample for family in merged for sample in family.samples):
         if not math.isfinite(sample.value):
@@ -238,8 +221,7 @@ def _is_readable(path: Path) -> bool:
 
 def _worker(path: Path) -> Worker:
     values = json.loads(path.read_text(encoding="utf-8"))
-    choice = {name: {"value": made["value"], "reason": made["reason"]} for name, made in values["choice"].items()}
-    if not all(isinstance(each, str) for each in (values["model"], values["version"])):
-        raise ValueError(f"model {values['model']!r} or version {values['version']!r} is no text")
+    choice = {name: {"value": each["value"], "reason": each["reason"]} for name, each in values["choice"].items()}
+    # It raises for what is no text, and for text that cannot be sent.
     "".join((values["model"], values["version"])).encode()
-    return Worker(path.stem, values["model"], values["version"], choice)
+    return Worker(path.stem, (values["model"], values["version"]), choice)

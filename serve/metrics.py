@@ -1,6 +1,6 @@
 """The exporter of `/metrics`: the counts of all workers of a server, in Prometheus' text format.
 
-The names are the same on both servers, because the workers count and not the server.
+The workers count and not the server, so both servers have the same names.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from serve.ports import Address
 
 logger = logging.getLogger(__name__)
 
-# A lost worker is seen at once, and the smaller number that was asked for a moment later. So an unexplained loss counts
-# as a restart after this many seconds, or as soon as a new worker is there.
+# The loss of a worker may be seen a moment before the request that explains it. So an unexplained loss counts as a
+# restart after this many seconds, or as soon as a new worker is there.
 GRACE = 10.0
 
 
 class Restarts:
-    """Counts the lost workers of one model and version, from regular reports of the living and of the number wanted."""
+    """Counts the lost workers of one model and version, from reports of the living and of the number wanted."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.count = 0
@@ -45,18 +45,16 @@ class Restarts:
         self._asked_for = 0
 
     def expect(self, wanted: int) -> None:
-        """Take how many workers should run from now on."""
+        """Report how many workers should run from now on."""
         if self._wanted is not None:
             self._asked_for += max(0, self._wanted - wanted)
         self._wanted = wanted
         self._explain()
 
     def observe(self, living: Set[str], dead: Set[str] = frozenset()) -> None:
-        """Take which workers live.
+        """Report the names of the living workers and of all that have ended.
 
-        Args:
-            living: their names.
-            dead: the names of all that have ended, so that a worker counts that came and went between two reports.
+        So a worker counts that came and went between two reports.
         """
         lost = ((self._living - living) | dead) - self._lost
         new = living - self._living - self._lost
@@ -73,10 +71,6 @@ class Restarts:
             # Scaling down is done and explains no later loss.
             self._asked_for = 0
 
-    def forget(self, ended: Set[str]) -> None:
-        """Take workers that had ended before this began to count."""
-        self._lost |= ended
-
     def _explain(self) -> None:
         explained = min(self._asked_for, len(self._unexplained))
         self._asked_for -= explained
@@ -84,47 +78,40 @@ class Restarts:
 
 
 class Collector(AnyCollector):
-    """Adds up the files of a metrics folder on each scrape, with those of ended workers, so that no counter goes down.
+    """Adds up the files of a metrics folder on each scrape, those of ended workers too, so that no counter goes down.
 
-    A worker that had ended before this was made is no restart. `clock` gives seconds.
+    Workers that ended before this object was made are no restarts.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
-        self._clock = clock
         self._lock = threading.Lock()
-        self._restarts: dict[Key, Restarts] = {}
+        self._restarts = collections.defaultdict[Key, Restarts](lambda: Restarts(clock))
         with counts.lock(folder):
-            seen = counts.scan(folder)
-        for worker in seen.workers:
-            self._of(worker.key).forget({worker.identity} & seen.ended)
+            self._ended_before = counts.scan(folder).ended
 
-    def expect(self, wanted: Mapping[Key, int]) -> None:
-        """Take how many workers each model and version should have; the others keep their number."""
+    def expect(self, workers: Mapping[Key, int]) -> None:
+        """Report how many workers each model and version should have; others keep their number."""
         with self._lock:
-            for key, number in wanted.items():
-                self._of(key).expect(number)
+            for key, number in workers.items():
+                self._restarts[key].expect(number)
 
     def keep(self) -> Counts:
-        """Scan the folder, fold the files of ended workers, and return what was there.
-
-        Raises:
-            OSError: when the folder cannot be written.
-        """
+        """Scan the folder, fold the files of ended workers, and return what was there; raise OSError as `fold`."""
         with self._lock, counts.lock(self.folder):
-            seen = self._look()
-            counts.fold(self.folder, seen)
-        return seen
+            current = self._look()
+            counts.fold(self.folder, current)
+        return current
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric; called on each scrape, by any thread. No content of a file makes it raise."""
-        # One scan at a time: the result of an older one, taken later, would report new workers as gone.
+        """Yield every metric; called on each scrape, by any thread. It raises for no content of a file."""
+        # One scan at a time, because the result of an older one, used later, would report new workers as gone.
         with self._lock, counts.lock(self.folder):
-            seen = self._look()
-            families = seen.families()
+            current = self._look()
+            families = current.families()
             restarts = {key: one.count for key, one in sorted(self._restarts.items())}
         yield from families
-        living = collections.Counter(worker.key for worker in seen.living())
+        living = collections.Counter(worker.key for worker in current.living())
         running = GaugeMetricFamily(
             "beeline_workers", "Workers that have loaded their model and live.", labels=("model", "version")
         )
@@ -133,38 +120,32 @@ class Collector(AnyCollector):
             "Workers lost though no smaller number was asked for.",
             labels=("model", "version"),
         )
-        # An expected model has its line from the start, with 0 workers.
+        # An expected model has a line from the start, with 0 workers.
         for key, count in restarts.items():
             running.add_metric(key, living[key])
             lost.add_metric(key, count)
         yield running
         yield lost
         yield GaugeMetricFamily(
-            "beeline_metrics_files_unreadable", "Files among the workers' counts that hold no counts.", seen.unreadable
+            "beeline_metrics_files_unreadable",
+            "Files among the workers' counts that hold no counts.",
+            current.unreadable,
         )
 
     def _look(self) -> Counts:
         """Scan the folder, and report each model's workers, living and ended, to its `Restarts`."""
-        seen = counts.scan(self.folder)
-        for key in {*self._restarts, *(worker.key for worker in seen.workers)}:
-            names = {worker.identity for worker in seen.workers if worker.key == key}
-            self._of(key).observe(names - seen.ended, names & seen.ended)
-        return seen
-
-    def _of(self, key: Key) -> Restarts:
-        return self._restarts.setdefault(key, Restarts(clock=self._clock))
+        current = counts.scan(self.folder)
+        for key in {*self._restarts, *(worker.key for worker in current.workers)}:
+            names = {worker.identity for worker in current.workers if worker.key == key}
+            self._restarts[key].observe(names - current.ended, names & current.ended - self._ended_before)
+        return current
 
 
 @contextmanager
 def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Iterator[int]:
-    """Serve `/metrics` in threads for as long as the context lasts; give the port.
+    """Serve the collectors' `/metrics` in threads during the context; give the port, a free one for 0.
 
-    Args:
-        address: host and port; a port of 0 takes a free one.
-        collectors: what each scrape asks. Python's and the process' own metrics are left out.
-
-    Raises:
-        BeelineError: when the address cannot be listened on.
+    Raise BeelineError if nothing can listen on the address.
     """
     host, port = address
     registry = CollectorRegistry(auto_describe=True)
@@ -177,7 +158,7 @@ def serve_metrics(address: tuple[str, int], *collectors: AnyCollector) -> Iterat
             f"metrics cannot be served on {Address(host, port)} ({error.strerror or error}); "
             "stop what listens there, or give another --metrics-port"
         ) from error
-    # The library's handler waits for ever, and its server prints a traceback for each broken connection.
+    # The library's handler waits for ever, and its server prints a traceback for every broken connection.
     server.RequestHandlerClass = _Handler
     server.handle_error = _broken  # type: ignore[assignment,method-assign]
     try:

@@ -1,4 +1,4 @@
-"""Addresses with their ports on this machine: a free one, or who holds a taken one."""
+"""Addresses on this machine: free ports, and who holds a taken one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import psutil
 
 from beeline.errors import BeelineError, Undetermined
 
-# Below Linux's range for outgoing connections, one of which could take the port before the server does, and below
-# 32768, from which on MMS refuses ports.
+# Below Linux's range for outgoing connections, which could take the port before the server does, and below 32768,
+# because MMS refuses higher ports.
 _FREE = range(20_000, 32_000)
 
 
@@ -35,7 +35,7 @@ class Address:
 
     @property
     def local(self) -> Address:
-        """The address at which this machine itself reaches it: nothing can connect to 0.0.0.0."""
+        """The address to use on this machine: nothing can connect to 0.0.0.0."""
         return dataclasses.replace(self, host={"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))
 
     @property
@@ -48,12 +48,8 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Return the address written in `text`.
-
-        Raises:
-            ValueError: with what is allowed.
-        """
-        # It raises where the port is not a number.
+        """Return the address written in `text`; raise ValueError with what is allowed."""
+        # A port that is not a number raises here.
         with suppress(ValueError):
             parts = urlsplit(text)
             is_plain = parts.scheme in ("http", "https") and parts.path in ("", "/")
@@ -63,28 +59,23 @@ class Address:
 
 
 def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list[Address]:
-    """Return the addresses with every port of 0 replaced by a free one.
-
-    Args:
-        wanted: each address with the option that changes it.
-        highest: the largest port that the server takes.
+    """Return the addresses with a free port for each 0; `wanted` gives with each the option that changes it.
 
     Raises:
-        BeelineError: when a port is taken, naming it and the process that holds it, or is over `highest`.
-        Undetermined: when an address cannot be listened on at all.
+        BeelineError: if a port is over `highest`, or is taken; with the process that holds it.
+        Undetermined: if nothing can listen on an address.
     """
     settled = []
-    # All of them stay bound until the last is settled, so that no two are the same.
+    # All stay bound until the last is settled, so that no two are the same.
     with ExitStack() as held:
         for address, option in wanted:
             if address.port > highest:
                 raise BeelineError(
                     f"port {address.port} is over {highest}, this server's last; choose another with {option}"
                 )
-            # Several tries, since a free port is a guess.
             for port in random.sample(_FREE, len(_FREE)) if address.port == 0 else [address.port]:
                 try:
-                    # It sets SO_REUSEADDR, as Java does: a port that only lingers from closed connections is free.
+                    # It sets SO_REUSEADDR, as Java does: a port with nothing but closed connections is free.
                     held.enter_context(socket.create_server((address.host, port), backlog=1))
                 except OSError as error:
                     if error.errno != errno.EADDRINUSE:
@@ -103,18 +94,11 @@ def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list
 
 
 def holder(port: int) -> str:
-    """Describe the process that listens on `port`, as well as this user may know it."""
-    try:
-        connections = psutil.net_connections(kind="tcp")
-    except psutil.Error:
-        return "another process"
-    for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-            if connection.pid is None:
-                return "a process of another user"
-            try:
-                process = psutil.Process(connection.pid)
-                return f"{process.name()} (pid {process.pid})"
-            except psutil.Error:
-                return f"a process that has just ended (pid {connection.pid})"
+    """Describe the process that listens on `port`, as far as this user may know it."""
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                if connection.pid is None:
+                    return "a process of another user"
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return "another process"

@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +26,14 @@ from serve.ports import Address
 
 
 def _digits(value: object) -> object:
-    """Refuse a text that is no whole number as `config.properties` has it; pydantic itself would take 8.0 and 1_0."""
+    """Refuse a text that is no whole number; pydantic itself would take 8.0 and 1_0."""
     if isinstance(value, str) and not re.fullmatch(r"[+-]?\d+", value, re.ASCII):
         raise PydanticCustomError("whole_number", "no whole number")
     return value
 
 
 def _whole(default: int | None, low: int, high: int, unit: str) -> Any:
-    """Return a field for a whole number; `unit` is for the error's sentence."""
+    """Return a field for a whole number; `unit` is for the error message."""
     return Field(default, ge=low, le=high, description=f"a whole number of {unit}, {low} to {high}")
 
 
@@ -49,7 +50,7 @@ _Tls = Annotated[Address, BeforeValidator(lambda text: _address(text, "https"))]
 
 
 class Entry(BaseModel):
-    """What `models` says of one version of a model, strictly as JSON has it: "8" and 8.0 are no whole numbers."""
+    """The entry of `models` for one version of a model. It is strict: "8" and 8.0 are no whole numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=to_camel)
 
@@ -76,7 +77,7 @@ class Entry(BaseModel):
 
 
 class File(BaseModel):
-    """The file's keys with their defaults; 0 stands for none, from the queue's size or from the cores."""
+    """The file's keys with their defaults; a default of 0 means that `serve.config` computes one, or none."""
 
     job_queue_size: _Whole = _whole(200, 1, 100_000, "requests")
     number_of_netty_threads: _Whole = _whole(4, 1, 256, "threads")
@@ -97,7 +98,7 @@ class File(BaseModel):
     management_address: _Plain = Address("127.0.0.1", 8081)
     beeline_page_address: _Plain = Address("127.0.0.1", 8000)
     beeline_metrics_address: _Plain = Address("127.0.0.1", 8082)
-    # Where there is a certificate.
+    # Used if there is a certificate.
     beeline_tls_address: _Tls = Address("127.0.0.1", 8443, "https")
     vmargs: str = ""
     beeline_tls_certificate: str = ""
@@ -106,11 +107,11 @@ class File(BaseModel):
 
 
 DEFAULTS = {key: each.default for key, each in File.model_fields.items()}
-# A container has no file of its own to edit: each of these keys may come from the environment too.
+# Each key may also come from the environment, because in a container the file cannot be edited.
 VARIABLES = {"BEELINE_" + key.removeprefix("beeline_").upper(): key for key in DEFAULTS if key != "models"}
 
 # Keys of TorchServe that `serve up` writes, each with the source of its value.
-OWNED = {
+_OWNED = {
     "max_request_size": "it is derived from beeline_max_image_bytes; set that",
     "load_models": "it is what `serve up --model` serves",
     "model_store": "it is the option `serve up --store`",
@@ -118,11 +119,8 @@ OWNED = {
     "enable_model_api": "models are not registered while the server runs",
     "install_py_dep_per_model": "archives bring no dependencies of their own",
     "disable_system_metrics": "`serve status` shows the processes",
-    "metrics_address": "a free loopback port is taken",
-    "grpc_inference_address": "gRPC stays on loopback",
-    "grpc_management_address": "gRPC stays on loopback",
-    "grpc_inference_port": "a free loopback port is taken",
-    "grpc_management_port": "a free loopback port is taken",
+    **dict.fromkeys(("grpc_inference_address", "grpc_management_address"), "gRPC stays on loopback"),
+    **dict.fromkeys(("metrics_address", "grpc_inference_port", "grpc_management_port"), "a free port is taken"),
     "decode_input_request": "the handler parses requests itself",
     "default_workers_per_model": "it is minWorkers in models",
     "default_response_timeout": "it is responseTimeout in models, in seconds on both servers",
@@ -134,9 +132,9 @@ OWNED = {
 
 @dataclass(frozen=True)
 class Properties:
-    """The values of the file, or of the environment, which wins; keys that neither has are absent.
+    """The values that the environment, else the file has; other keys are absent.
 
-    `models` is `{name: {version: Entry}}`; `variables` names the environment variable of each value that came from one.
+    `models` is `{name: {version: Entry}}`; `variables` is `{key: environment variable}` of the values from there.
     """
 
     path: Path
@@ -154,8 +152,7 @@ class Properties:
 def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
     """Read and check the file, and the variables of `VARIABLES` in `environ`, which win over it.
 
-    Raises:
-        ConfigError: naming file, line, key, value and what is allowed.
+    Raise ConfigError with file and line, key, value and what is allowed.
     """
     try:
         elements = list(javaproperties.parse(path.read_text(encoding="utf-8")))
@@ -163,84 +160,73 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Properties:
         raise ConfigError(f"{path} is missing; restore it, or name another with --config") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); it must be a Java properties file in UTF-8") from error
-    found: dict[str, tuple[str, str]] = {}
+    entries: dict[str, tuple[str, str]] = {}
     line = 1
     for element in elements:
         if isinstance(element, javaproperties.KeyValue):
-            where = f"{path}:{line}"
-            _check_key(element.key, where)
-            if element.key in found:
-                raise ConfigError(f"{where}: {element.key} is set twice, first at {found[element.key][1]}; keep one")
-            found[element.key] = (element.value.strip(), where)
+            key, where = element.key, f"{path}:{line}"
+            if key in _OWNED:
+                raise ConfigError(f"{where}: {key} is set by `beeline serve up` ({_OWNED[key]}); remove this line")
+            if key not in DEFAULTS:
+                raise ConfigError(f"{where}: unknown key {key}{did_you_mean(key, DEFAULTS)}")
+            if key in entries:
+                raise ConfigError(f"{where}: {key} is set twice, first at {entries[key][1]}; keep one")
+            entries[key] = (element.value.strip(), where)
         line += element.source.count("\n")
     variables: dict[str, str] = {}
-    _check_variables(environ or {})
-    for name, key in VARIABLES.items():
-        value = (environ or {}).get(name, "").strip()
-        if value:
-            found[key], variables[key] = (value, f"environment {name}"), name
-    values: dict[str, Any] = {key: value for key, (value, _) in found.items()}
-    if "models" in found:
-        values["models"] = _json(*found["models"])
+    for name, value in (environ or {}).items():
+        key = VARIABLES.get(name, "")
+        if key and value.strip():
+            entries[key], variables[key] = (value.strip(), f"environment {name}"), name
+        # Other variables with this prefix mean something else, so only a near miss is a mistake.
+        near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.93) if name.startswith("BEELINE_") else []
+        if near and not key:
+            raise ConfigError(f"environment: unknown variable {name}; did you mean {near[0]!r}?")
+    values: dict[str, Any] = {key: value for key, (value, _) in entries.items()}
+    if "models" in entries:
+        values["models"] = _json(*entries["models"])
     try:
         file = File.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{found[str(error.errors()[0]['loc'][0])][1]}: {sentence(error)}") from error
+        raise ConfigError(f"{entries[str(error.errors()[0]['loc'][0])][1]}: {sentence(error)}") from error
     numbers, addresses, texts = (
-        {key: getattr(file, key) for key in found if isinstance(getattr(file, key), kind)}
+        {key: getattr(file, key) for key in entries if isinstance(getattr(file, key), kind)}
         for kind in (int, Address, str)
     )
     return Properties(path, numbers, addresses, texts, file.models, variables)
 
 
 def sentence(error: ValidationError, name: str | None = None) -> str:
-    """Return pydantic's first error: a key, or the `name` that is given, its value, and what is allowed."""
+    """Return pydantic's first error as a sentence: the key, or `name` for it, its value, and what is allowed."""
     first = error.errors()[0]
     place = [str(each) for each in first["loc"]]
     key, entry = name or ".".join(place), {to_camel(key): field for key, field in Entry.model_fields.items()}
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{did_you_mean(place[-1], entry)}"
-    # A key of the file or of an entry; between them are the names and versions of models.
+    # The place is a key, or `models`, a model, a version and an entry's key.
     field = {**File.model_fields, **entry}[place[-1] if len(place) in (1, 4) else "models"]
     allowed = first["ctx"]["error"] if first["type"] == "value_error" else field.description
     return f"{key} is {first['input']!r}; allowed: {allowed}"
 
 
-def _check_key(key: str, where: str) -> None:
-    if key in OWNED:
-        raise ConfigError(f"{where}: {key} is set by `beeline serve up` ({OWNED[key]}); remove this line")
-    if key not in DEFAULTS:
-        raise ConfigError(f"{where}: unknown key {key}{did_you_mean(key, DEFAULTS)}")
-
-
-def _check_variables(environ: Mapping[str, str]) -> None:
-    """Refuse a misspelt variable; other variables with this prefix belong to other programs."""
-    for name in environ:
-        if name.startswith("BEELINE_") and name not in VARIABLES:
-            meant = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.93)
-            if meant:
-                raise ConfigError(f"environment: unknown variable {name}; did you mean {meant[0]!r}?")
-
-
 def _json(text: str, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for index, (key, _) in enumerate(pairs):
-            if key in dict(pairs[:index]):
-                raise ConfigError(f"{where}: models has the key {key!r} twice; keep one")
-        return dict(pairs)
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise ConfigError(f"{where}: models has the key {key!r} twice; keep one")
+        return values
 
     try:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         place = text[max(0, error.pos - 20) : error.pos + 20]
         raise ConfigError(f"{where}: models is not JSON near {place!r} ({error.msg.lower()}); fix it there") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: models is nested too deeply; allowed: {{model: {{version: {{...}}}}}}") from error
 
 
 @dataclass(frozen=True)
 class Change:
-    """The file's text as it is and as it would be."""
+    """The file's text now and after the change."""
 
     path: Path
     before: str
@@ -253,11 +239,7 @@ class Change:
         return "\n".join(difflib.unified_diff(self.before.splitlines(), self.after.splitlines(), *names, lineterm=""))
 
     def write(self) -> None:
-        """Replace the file's text in one step.
-
-        Raises:
-            ConfigError: when the file has changed meanwhile, or cannot be written.
-        """
+        """Replace the file in one step; raise ConfigError if it has changed meanwhile, or cannot be written."""
         path = self.path.resolve()
         try:
             if _text(path) != self.before:
@@ -268,13 +250,10 @@ class Change:
 
 
 def change(path: Path, model: str, version: str, numbers: Mapping[str, int], threads: int | None) -> Change:
-    """Return the file with a model's numbers, and with a worker's threads where they are given.
+    """Return the file with new numbers for a model, and with a worker's threads if they are given.
 
-    Comments and other keys stay as they are; `models` stays on one line, or on lines with two spaces a level. A model's
-    only entry is changed whatever its version is, since it is the one that is read.
-
-    Raises:
-        ConfigError: for a file that cannot be read.
+    Comments and other keys stay; `models` stays on one line, or on lines that are indented by two spaces a level. A
+    model's only entry is changed whatever its version is, because it serves any version. Raise ConfigError as `load`.
     """
     versions = load(path).models.get(model, {})
     version = next(iter(versions)) if len(versions) == 1 else version
@@ -295,7 +274,7 @@ def change(path: Path, model: str, version: str, numbers: Mapping[str, int], thr
 
 
 def _put(text: str, key: str, value: str, end: str) -> str:
-    """Return the text with a new value: in place of the old, else below the comment that shows the key, else last."""
+    """Return the text with the new value: in place of the old, else below the comment with the key, else at the end."""
     at = 0
     for element in javaproperties.parse(text):
         source = element.source

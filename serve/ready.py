@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
-from serve.client import InferenceClient, ManagementClient, Model
+from serve.client import InferenceClient, ManagementClient
 from serve.instance import logs
-
-_PAUSE = 0.2
 
 
 class Busy(BeelineError):
@@ -31,12 +30,7 @@ class Watch:
 
     def workers(self) -> set[int]:
         """Return the ids of Java's living children, and count those that ended since the last call."""
-        try:
-            children = {
-                child.pid for child in psutil.Process(self.java).children() if child.status() != psutil.STATUS_ZOMBIE
-            }
-        except psutil.Error:
-            children = set()
+        children = {child.pid for child in self._below()}
         self.deaths += len(self._alive - children)
         self._alive = children
         return children
@@ -44,17 +38,25 @@ class Watch:
     def forks(self) -> int:
         """Return how many living processes Java's children have started: MMS's workers."""
         try:
-            below = psutil.Process(self.java).children(recursive=True)
-            alive = [each for each in below if each.status() != psutil.STATUS_ZOMBIE]
-            return sum(each.ppid() != self.java for each in alive)
+            return sum(each.ppid() != self.java for each in self._below(recursive=True))
         except psutil.Error:
-            # One of them ended at this instant; the next call counts again.
+            # One of them just ended; the next call counts again.
             return 0
+
+    def _below(self, recursive: bool = False) -> list[psutil.Process]:
+        living = []
+        with suppress(psutil.Error):
+            for child in psutil.Process(self.java).children(recursive):
+                # One that just ended says nothing about the others.
+                with suppress(psutil.Error):
+                    if child.status() != psutil.STATUS_ZOMBIE:
+                        living.append(child)
+        return living
 
     def why(self, patience: float = 5.0) -> str:
         """Return the log's reason for a worker's death.
 
-        A worker's own reason may reach the log some seconds after the server's; `patience` bounds the wait for it.
+        A worker's own reason may reach the log seconds after the server's; wait up to `patience` seconds for it.
         """
         deadline = time.monotonic() + patience
         while logs.worker_failure(self.folder) is None and time.monotonic() < deadline:
@@ -69,22 +71,12 @@ def wait_for_workers(
     wanted: int,
     watch: Watch,
     seconds: float,
-    check: Callable[[], None] = lambda: None,
-) -> Model:
-    """Wait until `wanted` workers of the model are READY and the list has no others.
+    check: Callable[[], None],
+) -> None:
+    """Wait until `wanted` workers of the model are READY and the server lists no others.
 
-    Args:
-        management: the server's.
-        model: its name.
-        version: None for the default one.
-        wanted: number of workers.
-        watch: made before the workers started.
-        seconds: the longest time to wait.
-        check: raises when the server has ended.
-
-    Raises:
-        BeelineError: when its workers die again and again, with the log's reason.
-        Undetermined: when the time is over.
+    `version` None means the default one. `watch` is made before the workers start; `check` raises if the server ended.
+    Raise BeelineError if workers die again and again, and Undetermined after `seconds`.
     """
     deadline = time.monotonic() + seconds
     begun = watch.deaths
@@ -98,8 +90,8 @@ def wait_for_workers(
             )
         watch.workers()
         if described.ready >= wanted and described.ready == len(described.workers):
-            return described
-        # One death may be an accident, more deaths than workers are not; a refusal is final.
+            return
+        # One death may be an accident; more deaths than workers are not. A refusal is final.
         log = watch.folder / "worker.log"
         has_refused = watch.deaths > begun and log.is_file() and "refuses to serve" in "".join(logs.tail(log, 200))
         if has_refused or watch.deaths - begun > max(wanted, 1):
@@ -112,14 +104,13 @@ def wait_for_workers(
                 f"{described.ready} of {wanted} workers of {model} are ready after {seconds:g} s; "
                 f"see {watch.folder}, or raise startupTimeout"
             )
-        time.sleep(_PAUSE)
+        time.sleep(0.2)
 
 
 def try_golden(inference: InferenceClient, archive: Archive, version: str | None) -> str:
     """Send the archive's golden picture and compare the first label; return a sentence on the result.
 
-    Raises:
-        BeelineError: when it is not answered 200 with the expected label.
+    Raise Busy for an answer of 429 or 503, and BeelineError if it is not 200 with the expected label.
     """
     if archive.golden is None:
         return f"{archive.model}: workers are READY; the archive has no golden picture to try"
@@ -131,8 +122,6 @@ def try_golden(inference: InferenceClient, archive: Archive, version: str | None
         )
     try:
         scores = answer.json()
-        if not isinstance(scores, dict):
-            raise TypeError(f"{type(scores).__name__} instead of an object")
         label = max(scores, key=lambda name: float(scores[name]))
     except (ValueError, TypeError) as error:
         raise BeelineError(

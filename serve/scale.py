@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from archive.mar import Archive
@@ -15,9 +17,8 @@ from serve.instance import Instance, State
 from serve.ready import Watch, try_golden
 from serve.servers.protocol import Say, Server
 
-_PAUSE = 0.2
-# A model counts as given up after this many seconds without any process that could become a worker. It is longer where
-# other workers serve, for healing stops them too, and the server tries again by itself after 1, 1, 2, 3, 5, 8, 13 s.
+# A model counts as given up after this many seconds without any process that could become a worker. It is longer while
+# other workers serve, since healing stops them too, and the server tries again by itself after 1, 1, 2, 3, 5, 8, 13 s.
 _GIVEN_UP = 3.0
 _GIVEN_UP_PARTLY = 30.0
 # Under load a golden picture waits in the queue like any other; only a longer silence is a reason to heal.
@@ -46,39 +47,37 @@ class _Scaling:
     management: ManagementClient
     watch: Watch
     patience: float
-    # False while the server's last answer said that fewer workers run.
+    # False if the server's last answer said that fewer workers run.
     is_done: bool = False
 
-    @property
-    def model(self) -> str:
-        return self.settings.model
+    def __post_init__(self) -> None:
+        self.model = self.settings.model
 
     def ask(self) -> None:
-        """Send the request; where the server's answer says whether so many workers run, keep that."""
-        wait = self.patience if self.kind.synchronous else None
-        try:
-            status = self.management.scale(self.model, self.low, self.high, wait)
-        except BeelineError as error:
-            if not self.kind.synchronous:
-                raise
-            raise type(error)(f"no worker of {self.model} stays up: {self.watch.why()} ({error})") from error
-        self.is_done = not self.kind.synchronous or status == 200
+        """Send the request. Only MMS's answer says whether so many workers run."""
+        if self.kind.synchronous:
+            with self._reason():
+                self.is_done = self.management.scale(self.model, self.low, self.high, self.patience) == 200
+        else:
+            self.management.scale(self.model, self.low, self.high)
+            self.is_done = True
 
     def settle(self) -> Model | None:
-        """Wait until `low` to `high` workers are READY and there are no others; return None when the model is given up.
+        """Wait until `low` to `high` workers are READY and there are no others; return None if the model is given up.
 
-        Both servers count a dead worker too: to ask for as many as are dead does nothing, and requests hang.
-        TorchServe answers 206 then; its list shows such a worker as not READY, and it has no process. MMS lists it as
+        Both servers count a dead worker too: a request for as many as are dead does nothing, and predictions hang.
+        TorchServe then answers 206; its list shows such a worker as not READY, and it has no process. MMS lists it as
         READY, but answers 210 as long as it is dead.
         """
-        deadline = time.monotonic() + self.patience
-        begun, moved = self.watch.deaths, time.monotonic()
+        begun, moved, deaths = time.monotonic(), time.monotonic(), self.watch.deaths
         while True:
-            now = _described(self.management, self.model)
+            now = self.management.describe(self.model)
+            if now is None:
+                raise BeelineError(f"the server lost {self.model}; see `beeline serve logs`, or start it again")
             if self.is_done and self.low <= now.ready == len(now.workers) <= self.high:
                 return now
             children = self.watch.workers()
-            if self.watch.deaths - begun > self.low:
+            if self.watch.deaths - deaths > self.low:
                 raise BeelineError(f"no worker of {self.model} stays up: {self.watch.why()}; see `beeline serve logs`")
             if self.kind.synchronous:
                 serving = self.watch.forks() > 0
@@ -89,26 +88,44 @@ class _Scaling:
                     moved = time.monotonic()
             if time.monotonic() - moved > (_GIVEN_UP_PARTLY if serving else _GIVEN_UP):
                 return None
-            if time.monotonic() > deadline:
+            if time.monotonic() - begun > self.patience:
                 raise Undetermined(
                     f"{now.ready} of {self.low} workers of {self.model} are ready after {self.patience:g} s; "
                     "see `beeline serve logs`"
                 )
-            time.sleep(_PAUSE)
+            time.sleep(0.2)
 
     def revive(self) -> None:
         """Start new workers, whatever became of the old ones."""
-        try:
+        with self._reason():
             self.kind.revive(self.management, self.settings, self.low, self.high, self.patience)
-        except BeelineError as error:
-            raise type(error)(f"no worker of {self.model} stays up: {self.watch.why()} ({error})") from error
         self.watch.workers()
         self.is_done = True
+
+    def outcome(self, backend: str, archive: Archive) -> tuple[Model, str] | None:
+        """Return the settled model and the golden picture's answer; None if only healing may help."""
+        now = self.settle()
+        if now is None:
+            return None
+        if self.low == 0:
+            return now, "nothing to try without workers"
+        # READY workers may give no answer at all.
+        with suppress(Undetermined), InferenceClient(backend, _GOLDEN_PATIENCE) as inference:
+            return now, try_golden(inference, archive, None)
+        return None
+
+    @contextmanager
+    def _reason(self) -> Iterator[None]:
+        """Add the workers' own reason to the server's error."""
+        try:
+            yield
+        except BeelineError as error:
+            raise type(error)(f"no worker of {self.model} stays up: {self.watch.why()} ({error})") from error
 
     def _serving(self) -> set[int]:
         """Return the processes of READY workers of all models; Java's other children are starting."""
         described = (self.management.describe(name) for name in self.management.list())
-        workers = (worker for found in described if found is not None for worker in found.workers)
+        workers = (worker for model in described if model is not None for worker in model.workers)
         return {worker.pid for worker in workers if worker.pid is not None and worker.status == READY}
 
 
@@ -121,9 +138,9 @@ def scale(
 
     Raises:
         BeelineError: for an unknown model, impossible numbers, or workers that do not stay up.
-        Undetermined: when they are not ready within `patience` seconds.
+        Undetermined: if they are not ready within `patience` seconds.
     """
-    # TorchServe keeps its workers, and forgets them, when only the smaller number is 0.
+    # TorchServe keeps its workers, and forgets them, if only the smaller number is 0.
     if not 1 <= low <= high and not low == high == 0:
         raise BeelineError(f"--min is {low} and --max {high}; allowed: 1 or more with --max at least --min, or both 0")
     if state.java is None:
@@ -132,7 +149,7 @@ def scale(
     kind = servers.named(state.server)
     watch = Watch(state.java, instance.logs)
     settings = _settings(state, model)
-    # The served copy: the archive may have been built again since.
+    # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
     with ManagementClient(state.management) as management:
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
@@ -142,44 +159,22 @@ def scale(
             scaling.revive()
         else:
             scaling.ask()
-        now, golden = _outcome(scaling, state, archive)
-        healed = golden is None
+        outcome = scaling.outcome(state.backend, archive)
+        healed = outcome is None
         if healed:
             say(f"the server has given {model} up ({watch.why()}); starting new workers")
             scaling.revive()
-            now, golden = _outcome(scaling, state, archive)
-    if now is None or golden is None:
+            outcome = scaling.outcome(state.backend, archive)
+    if outcome is None:
         raise Undetermined(
             f"{model} does not answer with {low} workers, and new workers do not answer either; "
             "see `beeline serve logs`, or start it again"
         )
-    return Scaled(model, now.ready, healed, time.monotonic() - began, golden)
-
-
-def _outcome(scaling: _Scaling, state: State, archive: Archive) -> tuple[Model | None, str | None]:
-    """Return the settled model and its golden picture's result; the result is None where only healing may help."""
-    now = scaling.settle()
-    if now is None:
-        return None, None
-    if scaling.low == 0:
-        return now, "nothing to try without workers"
-    try:
-        with InferenceClient(state.backend, _GOLDEN_PATIENCE) as inference:
-            return now, try_golden(inference, archive, None)
-    except Undetermined:
-        # READY, but without any answer.
-        return now, None
-
-
-def _described(management: ManagementClient, model: str) -> Model:
-    found = management.describe(model)
-    if found is None:
-        raise BeelineError(f"the server lost {model}; see `beeline serve logs`, or start it again")
-    return found
+    return Scaled(model, outcome[0].ready, healed, time.monotonic() - began, outcome[1])
 
 
 def _settings(state: State, model: str) -> ModelSettings:
-    """Return a model's settings; of several versions the default one, to which requests and scaling go."""
+    """Return a model's settings; of several versions those of the default one, which requests and scaling reach."""
     started = [model_settings(values) for values in state.configuration["models"]]
     for settings in sorted(started, key=lambda each: not each.default_version):
         if settings.model == model:

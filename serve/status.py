@@ -1,57 +1,57 @@
-"""The servers that run on this machine, with models, workers, processes, settings and counts of answers."""
+"""The servers that run on this machine: models, workers, processes, settings and counts of answers."""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import TypeAdapter
 
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import processes
 from serve import counts, instance
 from serve.client import InferenceClient, ManagementClient
+from serve.config import Configuration
 from serve.instance import MARK, Instance, State
 
 
 def status(home: Path, name: str | None = None) -> dict[str, Any]:
     """Return every running server, or the named one, as JSON values, and how the others ended.
 
-    Processes that dead servers left are stopped first, and listed by name.
-
-    Raises:
-        BeelineError: when the named one does not run.
+    First stop what dead servers left; list these processes by name. Raise BeelineError if the named one does not run.
     """
     swept = instance.sweep_dead(home)
-    known = instance.known(home)
-    alive = [instance.running(home, name)[0]] if name is not None else [found for found in known if found.alive()]
-    ends = {found.name: found.last_end() for found in known if name is None and not found.alive()}
+    known = [instance.running(home, name)[0]] if name is not None else instance.known(home)
+    alive = [one for one in known if one.alive()]
+    ends = {one.name: one.last_end() for one in known if one not in alive}
     return {
-        "servers": [_server(found) for found in alive],
+        "servers": [_server(one) for one in alive],
         "ended": [{"name": each, "reason": end[0], "failed": end[1]} for each, end in ends.items() if end],
         "swept": swept,
     }
 
 
-def lines(seen: dict[str, Any]) -> list[str]:
-    """Return what `status` returned as lines for people."""
+def lines(report: dict[str, Any]) -> list[str]:
+    """Return the result of `status` as lines for people."""
     out: list[str] = []
-    for server in seen["servers"]:
+    for server in report["servers"]:
         out += _server_lines(server)
-    for end in seen["ended"]:
+    for end in report["ended"]:
         out.append(f"{end['name']}: not running; {'failed: ' if end['failed'] else ''}{end['reason']}")
-    for name, pids in seen["swept"].items():
+    for name, pids in report["swept"].items():
         out.append(f"{name}: stopped {len(pids)} processes that it left ({pids})")
     return out or ["no server is running; start one with `beeline serve up`"]
 
 
-def _server(found: Instance) -> dict[str, Any]:
-    state = found.read()
+def _server(target: Instance) -> dict[str, Any]:
+    state = target.read()
     if state is None:
-        return {"name": found.name, "state": "starting or stopping"}
+        return {"name": target.name, "state": "starting or stopping"}
     models: list[dict[str, Any]] = []
     note = None
     with ManagementClient(state.management, timeout=5) as management:
@@ -76,42 +76,32 @@ def _server(found: Instance) -> dict[str, Any]:
         "processes": _processes(state),
         "answers": counts.answers(Path(state.environment[FOLDER])) or {} if FOLDER in state.environment else {},
         "configuration": state.configuration,
-        "logs": str(found.logs),
+        "logs": str(target.logs),
     }
 
 
 def _readiness(state: State) -> str:
-    """Return the state, which is the gateway's answer where there is one."""
+    """Return the state; a gateway knows it best."""
     if not state.ready or not state.gateway:
         return "ready" if state.ready else "starting"
     with InferenceClient(state.inference, timeout=5, patience=0) as client:
-        try:
-            answer = client.request("GET", "/ping")
-            return "ready" if answer.status_code == 200 else f"not ready ({answer.json()['reason']})"
-        except (Undetermined, ValueError, KeyError) as error:
-            return f"not ready (the gateway does not answer: {error})"
-
-
-def _kind(process: psutil.Process, state: State) -> str:
-    known = {state.supervisor: "supervisor", state.java: "java", state.gateway_process: "gateway"}
-    if process.pid in known:
-        return known[process.pid]
-    # By its title, since its program may have any name.
-    return "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
+        reason = client.unready()
+    return "ready" if reason is None else f"not ready ({reason})"
 
 
 def _processes(state: State) -> list[dict[str, Any]]:
     """Return id, kind and resident megabytes of the supervisor and of every marked process."""
-    found = processes.marked(MARK, state.mark, Path(state.temporary))
-    if state.supervisor is not None and psutil.pid_exists(state.supervisor):
-        found.insert(0, psutil.Process(state.supervisor))
+    kinds = {state.supervisor: "supervisor", state.java: "java", state.gateway_process: "gateway"}
+    marked = processes.marked(MARK, state.mark, Path(state.temporary))
     out = []
-    for process in found:
-        try:
-            memory, kind = process.memory_info().rss, _kind(process, state)
-        except psutil.Error:
-            continue
-        out.append({"pid": process.pid, "kind": kind, "megabytes": round(memory / 1e6, 1)})
+    for pid in (*([state.supervisor] if state.supervisor else []), *(process.pid for process in marked)):
+        # It may have ended meanwhile.
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            # nginx by its title, since its program may have any name.
+            other = "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
+            megabytes = round(process.memory_info().rss / 1e6, 1)
+            out.append({"pid": process.pid, "kind": kinds.get(pid, other), "megabytes": megabytes})
     return out
 
 
@@ -137,13 +127,6 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         out.append(f"  {process['kind']} {process['pid']}: {process['megabytes']:.0f} MB")
     for model_name, by_status in server["answers"].items():
         out.append(f"  answers of {model_name}: " + ", ".join(f"{count} x {code}" for code, count in by_status.items()))
-    for model in server["configuration"]["models"]:
-        for key, setting in model.items():
-            if isinstance(setting, dict):
-                out.append(f"  {model['model']} {key}: {setting['value']} ({setting['reason']})")
-    threads = server["configuration"]["threads"]
-    out.append(f"  threads a worker: {threads['value']} ({threads['reason']})")
-    for key, setting in server["configuration"]["numbers"].items():
-        out.append(f"  {key}: {setting['value']} ({setting['reason']})")
+    out += [f"  {line}" for line in TypeAdapter(Configuration).validate_python(server["configuration"]).lines()]
     out.append(f"  logs: {server['logs']}")
     return out

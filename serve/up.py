@@ -1,4 +1,4 @@
-"""Start a server and wait until it really answers; everything ends with this process unless it is detached."""
+"""Start a server and wait until it answers; it ends with this process unless it is detached."""
 
 from __future__ import annotations
 
@@ -30,24 +30,14 @@ from serve.servers.protocol import Places, Say, Server
 
 # Seconds for Java, before it loads a model, and for the gateway.
 _PATIENCE = 60.0
-_LOG_PATIENCE = 15.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to start.
+    """What to start: these options of `beeline serve up`.
 
-    Attributes:
-        server: `torchserve` or `mms`.
-        wanted: archives in the store by name, or paths of `.mar` files; empty means all.
-        store: the folder of archives.
-        config_file: the numbers to serve with.
-        name: the instance's.
-        overrides: numbers that win over the file.
-        ports: the command line's.
-        gateway: `auto` (which is nginx), `nginx` or `none`.
-        card: reads an archive's card for the page.
-        listed: whether to refuse archives that the store's index does not list.
+    `wanted` names archives in the store, or paths of `.mar` files; empty means all in the store. `card` reads an
+    archive's card for the page. With `listed`, archives that the store's index does not list are refused.
     """
 
     server: str = "torchserve"
@@ -63,36 +53,23 @@ class Request:
 
 
 def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> Running:
-    """Start a server and return when it is ready.
+    """Start a server and return when it is ready; `say` gets each line of progress.
 
-    Args:
-        request: what to start.
-        say: takes each line of progress.
-        environ: has variables that win over the file; the server inherits it.
+    Variables in `environ` win over the file, and the server inherits it. After an error nothing is left running.
 
     Raises:
-        BeelineError: when it cannot be done: an empty store, a taken port, a worker that refuses its archive;
-            nothing is left running then.
-        Undetermined: when Java, nginx or the server's package is missing, or nothing answers in time.
+        BeelineError: for an empty store, a taken port, a worker that refuses its archive, and other mistakes.
+        Undetermined: if Java, nginx or the server's package is missing, or nothing answers in time.
     """
     began = time.monotonic()
     kind = servers.named(request.server)
     home = instance.state_folder(environ)
     target = instance.named(home, request.name)
     archives = _archives(kind, request)
-    read = properties.load(request.config_file, environ)
-    gateway = choose(request.gateway, environ)
-    tls_files(gateway, read)
-    wanted = addresses.resolve(read, request.ports, gateway.kind)
-    resolved = config.resolve(
-        read,
-        archives,
-        request.overrides,
-        environ,
-        machine.cores(),
-        0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus()),
-    )
-    virtual_machine = java.find_java(environ)
+    read, gateway, listeners = _listeners(request, environ)
+    gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
+    resolved = config.resolve(read, archives, request.overrides, environ, machine.cores(), gpus)
+    jvm = java.find_java(environ)
     python = kind.prepare(say)
     for name, stopped in instance.sweep_dead(home).items():
         say(f"stopped {len(stopped)} processes that the dead server {name!r} left: {stopped}")
@@ -103,31 +80,44 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         )
     try:
         target.sweep()
-        settled = addresses.settle(wanted, kind.highest_port)
-        started = _Start(target, kind, resolved, settled, archives, gateway, request, read)
+        settled = addresses.settle(listeners, kind.highest_port)
+        started = _Start(target, kind, resolved, settled, archives, gateway, read, request.card)
         try:
-            running = _spawn(started, lock, virtual_machine, python, environ)
+            running = _spawn(started, lock, jvm, python, environ)
         except BaseException:
             target.sweep()
             raise
     finally:
-        # Where a supervisor runs, it holds the same lock.
+        # A supervisor that runs holds the same lock.
         os.close(lock)
     try:
         say(
             f"{kind.title} starts on {settled.backend}, with management on {settled.management}; "
-            f"Java {virtual_machine.major} ({virtual_machine.reason})"
+            f"Java {jvm.major} ({jvm.reason})"
         )
         say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
-        _wait(running, kind, resolved, archives, say)
+        _wait(running, started, say)
         running.ready()
     except BaseException:
         running.stop()
         raise
     running.seconds = time.monotonic() - began
     return running
+
+
+def check_ports(request: Request, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise what `up` would raise now for a mistake in the file or a taken port."""
+    addresses.settle(_listeners(request, environ)[2], servers.named(request.server).highest_port)
+
+
+def _listeners(request: Request, environ: Mapping[str, str]) -> tuple[properties.Properties, Choice, Addresses]:
+    """Return the checked file, the gateway, and where each part shall listen."""
+    read = properties.load(request.config_file, environ)
+    gateway = choose(request.gateway, environ)
+    tls_files(gateway, read)
+    return read, gateway, addresses.resolve(read, request.ports, gateway.kind)
 
 
 def _archives(kind: Server, request: Request) -> tuple[Archive, ...]:
@@ -154,12 +144,12 @@ class _Start:
     addresses: Addresses
     archives: tuple[Archive, ...]
     gateway: Choice
-    request: Request
     properties: properties.Properties
+    card: Card | None
 
 
-def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
-    """Write the state, lay out the files, start the supervisor with the lock and a pipe."""
+def _spawn(start: _Start, lock: int, jvm: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
+    """Write the state and the files, and start the supervisor with the lock and a pipe."""
     target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
     places = Places(instance.scratch(mark), target.logs)
@@ -175,7 +165,7 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
         gateway_program=start.gateway.sentence,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
-        command=protocol.command(kind, virtual_machine, python, places, resolved.vmargs),
+        command=protocol.command(kind, jvm, python, places, resolved.vmargs),
         environment=protocol.environment(kind, python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),
@@ -200,7 +190,7 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
         )
         runtime.lay_out(settings)
         built = {archive.path.name: archive.path for archive in start.archives}
-        catalog.write(settings, resolved, start.archives, built, kind.name, start.request.card)
+        catalog.write(settings, resolved, start.archives, built, kind.name, start.card)
     read, write = os.pipe()
     try:
         with (target.logs / "supervisor.log").open("ab") as log:
@@ -212,7 +202,7 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
                 stdout=log,
                 stderr=log,
                 pass_fds=(lock, read),
-                # So that a terminal's Ctrl-C reaches only the command in the foreground.
+                # A terminal's Ctrl-C must reach only the command in the foreground.
                 start_new_session=True,
             )
     finally:
@@ -220,12 +210,11 @@ def _spawn(start: _Start, lock: int, virtual_machine: java.Java, python: Path, e
     return Running(target, state, process, write)
 
 
-def _wait(
-    running: Running, kind: Server, resolved: config.Configuration, archives: tuple[Archive, ...], say: Say
-) -> None:
+def _wait(running: Running, start: _Start, say: Say) -> None:
     """Wait for Java, for every model's workers and its golden picture, and for the gateway."""
+    kind, resolved = start.kind, start.resolved
     with ManagementClient(running.state.management) as management:
-        _wait_for(running, "Java", lambda: _java(running, management))
+        _wait_for(running, "Java", management.unready)
         assert running.state.java is not None
         watch = Watch(running.state.java, running.instance.logs)
         watch.workers()
@@ -233,28 +222,28 @@ def _wait(
             kind.register(management, resolved)
         except BeelineError as error:
             running.check()
-            reason = watch.why(_LOG_PATIENCE)
+            reason = watch.why(patience=15)
             raise BeelineError(f"a model does not start: {reason} ({error}); see `beeline serve logs`") from error
         with InferenceClient(running.state.backend) as inference:
-            for model, archive in zip(resolved.models, archives, strict=True):
+            for model, archive in zip(resolved.models, start.archives, strict=True):
                 version = model.version if kind.versions else None
                 workers = model.min_workers.value
                 patience = model.startup_timeout.value
                 wait_for_workers(management, model.model, version, workers, watch, patience, running.check)
                 say(f"{try_golden(inference, archive, version)}; workers: {workers}")
-        silent = {(one.model, one.version) for one in resolved.models if one.min_workers.value}
-        if silent := silent - counts.read(Path(running.state.environment[FOLDER])).counting():
+        serving = {(one.model, one.version) for one in resolved.models if one.min_workers.value}
+        if silent := serving - counts.read(Path(running.state.environment[FOLDER])).counting():
             say(
                 f"warning: {', '.join(sorted(name for name, _ in silent))} is served without metrics: an older Beeline "
-                "built its archive, or its handler is another one; for metrics build it again (`beeline archive build`)"
+                "built its archive, or it has another handler; for metrics build it again (`beeline archive build`)"
             )
     if running.state.gateway:
         with InferenceClient(running.state.inference, timeout=5, patience=0) as client:
-            _wait_for(running, "the gateway", lambda: _gateway(client))
+            _wait_for(running, "the gateway", client.unready)
 
 
 def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) -> None:
-    """Wait until `missing` returns None; otherwise it says what is missing."""
+    """Wait until `missing` returns None instead of what is missing."""
     deadline = time.monotonic() + _PATIENCE
     while (reason := missing()) is not None:
         running.check()
@@ -263,24 +252,5 @@ def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) ->
         if time.monotonic() > deadline:
             raise Undetermined(f"{what} is not ready after {_PATIENCE:g} s ({reason}); see {running.instance.logs}")
         time.sleep(0.1)
-
-
-def _java(running: Running, management: ManagementClient) -> str | None:
-    """Read the state; return why Java cannot be used yet."""
+    # The supervisor has added what it started.
     running.state = running.instance.read() or running.state
-    if running.state.java is None:
-        return "it has not started"
-    try:
-        management.list()
-    except Undetermined as error:
-        return str(error)
-    return None
-
-
-def _gateway(client: InferenceClient) -> str | None:
-    """Return why the gateway does not let predictions through yet."""
-    try:
-        answer = client.request("GET", "/ping")
-    except Undetermined as error:
-        return str(error)
-    return None if answer.status_code == 200 else answer.text.strip()

@@ -1,4 +1,4 @@
-"""What several rooms' tests share: a tiny model as a real exported folder, pictures, the shared data."""
+"""What several rooms' tests share: a tiny model as a real exported folder, pictures, a fake server, the shared data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import signal
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -34,14 +36,58 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("red", "green", "blue")
 TIERS = {"server", "browser", "shared", "train", "readme", "bench", "docker", "gpu"}
 
-# Tests started in the background or under nohup have these ignored, and so would every process that
-# they start; they are to run as from a terminal.
+# In the background or under nohup these are ignored, in every process that a test starts too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+class Site(BaseHTTPRequestHandler):
+    """A fake server: it answers POST with `answers` in turn, the last one for ever, and GET with `page`."""
+
+    protocol_version = "HTTP/1.1"
+    url: str
+    page: tuple[int, bytes]
+    # Status, body and, where it has one, Retry-After.
+    answers: list[tuple[int, bytes] | tuple[int, bytes, str | None]]
+    # The paths of the POSTs, and the ports of their clients.
+    asked: list[str]
+    ports: set[int]
+
+    def do_GET(self) -> None:
+        self.reply(*self.page)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(self.path)
+        self.ports.add(self.client_address[1])
+        self.reply(*self.answers[min(len(self.asked), len(self.answers)) - 1])
+
+    def reply(self, status: int, body: bytes, retry_after: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if retry_after is not None:
+            self.send_header("Retry-After", retry_after)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def site() -> Iterator[type[Site]]:
+    handler: Any = type("Bound", (Site,), {"page": (404, b""), "answers": [], "asked": [], "ports": set()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        handler.url = f"http://127.0.0.1:{server.server_port}"
+        thread = Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
 class ColourNet(torch.nn.Module):
-    """A real graph, small enough to export in a second: it names the picture's strongest colour."""
+    """A real graph that is exported in a second: it names the picture's strongest colour."""
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Turn uint8 `[N, H, W, 3]` into logits `[N, 3]`."""
@@ -59,7 +105,6 @@ def picture(
 
 RED, GREEN, BLUE = (picture(colour) for colour in ((220, 30, 40), (20, 200, 60), (30, 40, 210)))
 
-
 _ended = itertools.count(1)
 atexit.register(close_all_multiprocess_files)
 
@@ -71,7 +116,7 @@ def worker(
     choice: Mapping[str, Mapping[str, str]] | None = None,
     pid: int | None = None,
 ) -> metrics.Metrics:
-    """Return the counts of a worker whose process is `pid`; as of one that has ended without it."""
+    """Return the counts of the worker with the process id `pid`; without one, of a worker that has ended."""
     name = f"{2**30}-{next(_ended)}" if pid is None else metrics.identity(pid)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(metrics.FOLDER, str(folder))
@@ -86,24 +131,21 @@ def post_together(url: str, bodies: Sequence[bytes], headers: dict[str, str] | N
 
 
 def until_one_batch(send: Callable[[], list[requests.Response]]) -> list[requests.Response]:
-    """Send several requests at once, again until they share one batch, and return their answers.
+    """Send several requests at once, up to five times, until they share one batch; return their answers.
 
-    One may come too late on a busy machine, and a golden picture of the gateway's may come between.
+    On a busy machine one may come too late, and the gateway's golden picture may come between.
     """
     for _ in range(5):
         responses = send()
         if all(each.headers["X-Batch-Size"] == str(len(responses)) for each in responses):
             return responses
-    pytest.fail(f"in five turns {len(responses)} requests at once never shared one batch")
+    pytest.fail(f"in five tries {len(responses)} requests at once never shared one batch")
 
 
 def post_as_one_batch(url: str, bodies: Sequence[bytes], wanted: Sequence[object]) -> list[requests.Response]:
-    """Send the bodies together until they share one batch.
+    """Send as many bodies as a batch holds, one a client, until they share a batch.
 
-    Args:
-        url: of the model's predictions, on a server whose batches are as large as `bodies` are many.
-        bodies: one a client.
-        wanted: what each client is to get, every time: the first label, or the status where that is not 200.
+    `wanted` is what each client must get every time: the first label, or the status if that is not 200.
     """
 
     def send() -> list[requests.Response]:
@@ -157,7 +199,7 @@ def write_archive(
 
 @pytest.fixture(scope="session")
 def player() -> Iterator[Playwright]:
-    """What drives browsers: one a process, since it runs a loop there, which allows no second one."""
+    """What drives browsers: one a process, because a process has room for one of its loops."""
     from playwright.sync_api import sync_playwright
 
     from tests.frontend.conftest import CHROMIUM, require_chromium
@@ -218,7 +260,7 @@ def openvino_model(colour_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def pack(folder: Path, path: Path) -> Path:
-    """Pack a model folder with the project's handler, under the name and version that its spec has."""
+    """Pack a model folder with the project's handler, under the name and version of its spec."""
     handlers = ROOT / "handlers"
     spec = ModelSpec.load(folder)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -233,7 +275,7 @@ def pack(folder: Path, path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def colour_archive(colour_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real archive: the project's handler around the smallest model that names a colour."""
+    """A real archive: the project's handler with the smallest model that names a colour."""
     return pack(colour_model, tmp_path_factory.mktemp("colours") / "colours.mar")
 
 
@@ -248,7 +290,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def edit_spec() -> Callable[[Path, dict[str, object]], ModelSpec]:
-    """Change keys of a model folder's spec and record the new checksums, as a consistent rebuild would."""
+    """Change keys of a model folder's spec and record the new checksums, as a new build would."""
 
     def edit(folder: Path, changes: dict[str, object]) -> ModelSpec:
         spec = ModelSpec.from_dict({**ModelSpec.load(folder).to_dict(), **changes})
@@ -260,9 +302,9 @@ def edit_spec() -> Callable[[Path, dict[str, object]], ModelSpec]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of a CUDA device unless they are asked for: few machines have one, and a skip may fail.
+    """Leave out the tests of a CUDA device unless `-m` names them: few machines have one, and a skip may fail.
 
-    A file names each of its marks itself, since `make` looks for a tier's files by these words.
+    Every file must name its marks, because `make` finds a tier's files by these words.
     """
     for path, name in {(item.path, mark.name) for item in items for mark in item.iter_markers()}:
         if name in TIERS and f"mark.{name}" not in path.read_text(encoding="utf-8"):
@@ -278,13 +320,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say it in red where a skipped test makes the run fail."""
+    """Say in red that a skipped test makes the run fail."""
     if os.environ.get("BEELINE_NO_SKIPS") and terminalreporter.stats.get("skipped"):
         terminalreporter.write_line("skipped tests fail this run (BEELINE_NO_SKIPS is set)", red=True)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail a run that must not skip."""
+    """Fail a run that skipped a test and must not."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("BEELINE_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,6 +1,6 @@
-"""The code that a version number stands for, told apart by its syntax trees, which are the same in every Python.
+"""Digests of the code behind each version number, from its syntax trees, which are the same in every Python.
 
-Run as `python -m tests.digests` it records today's digests in `digests.json`, that of the drawn pictures too.
+`python -m tests.digests` records today's digests in `digests.json`, also that of the drawn pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.handlers import drawn
 
 RECORD = Path(__file__).with_suffix(".json")
 RENEW = ".venv/bin/python -m tests.digests"
-# By the number's name: the number, and the files that it stands for.
+# By name: the version number, and the files that it stands for.
 VERSIONS = {
     "GEOMETRY": (pixels.GEOMETRY, [f"handlers/beeline/{name}.py" for name in ("pixels", "formats", "firewall")]),
     "RECIPE": (
@@ -38,7 +38,7 @@ VERSIONS = {
         ],
     ),
 }
-# What no result depends on, and what only some versions of Python have.
+# Fields that change no result, or that only some versions of Python have.
 _LEFT_OUT = ("annotation", "returns", "type_comment", "type_params", "type_ignores", "kind")
 
 
@@ -48,13 +48,13 @@ def tree_digest(sources: Sequence[str]) -> str:
 
 
 def today(name: str) -> dict[str, Any]:
-    """Return a number's value and the digest of what it stands for."""
+    """Return a version number and the digest of its files."""
     number, files = VERSIONS[name]
     return {"number": number, "tree": tree_digest([(ROOT / file).read_text(encoding="utf-8") for file in files])}
 
 
 def check(name: str) -> None:
-    """Compare with the record, and say what to do where the code differs."""
+    """Compare with the record; say what to do if the code differs."""
     recorded = json.loads(RECORD.read_text())[name]
     assert today(name) == recorded, (
         f"{', '.join(VERSIONS[name][1])} differ from what {name} {recorded['number']} was recorded for: raise {name} "
@@ -79,12 +79,12 @@ def _plain(value: Any) -> Any:
 
 
 def reader() -> str:
-    """Return what decodes here, to the last bit: Pillow and the kind of processor."""
+    """Return what decides how pictures decode, to the last bit: Pillow and the kind of processor."""
     return f"Pillow {formats.pillow_version()}, {platform.machine()}"
 
 
 def main() -> None:
-    """Record the digests of today; what drawn pictures decode to changes with `GEOMETRY` or with Pillow alone."""
+    """Record today's digests; the pixels of drawn pictures change only with `GEOMETRY` or Pillow."""
     before, arrays = json.loads(RECORD.read_text()), drawn.decoded()
     pictures = {"number": pixels.GEOMETRY, "reader": reader(), "arrays": drawn.digest(arrays)}
     if before["pictures"] != pictures:

@@ -1,7 +1,6 @@
-"""Every command block of the README and of docs/ is run as a newcomer would, and its output compared.
+"""Every command block of the README and of docs/ runs as a newcomer would run it, and its output is compared.
 
-Two kinds are not run here: `make test`, which runs the tests, and `shell` blocks, which need a container engine and are
-run by tests/docker/test_compose.py.
+Not here: `make test`, which runs the tests, and `shell` blocks, which need a container engine: tests/docker runs them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 def served_blocks() -> dict[str, list[tuple[str, str]]]:
-    """Return the blocks to run by the `make serve` command before them, each with the JSON that it shall print."""
+    """Return by `make serve` command the blocks that follow it, each with the JSON that it must print."""
     by_server: dict[str, list[tuple[str, str]]] = {}
     command = ""
     for (language, text), (following, shown) in itertools.pairwise([*blocks(), ("", "")]):
@@ -47,7 +46,7 @@ def served_blocks() -> dict[str, list[tuple[str, str]]]:
             command = text
         else:
             assert command, f"a server must run before\n{text}"
-            # What the README repeats of a page runs once.
+            # A block that the README repeats from a page runs once.
             commands, block = by_server.setdefault(command, []), (text, shown if following == "json" else "")
             if block not in commands:
                 commands.append(block)
@@ -56,16 +55,10 @@ def served_blocks() -> dict[str, list[tuple[str, str]]]:
 
 @contextmanager
 def serving(command: str, log: Path, environ: dict[str, str]) -> Iterator[None]:
-    """Run `make serve` as a terminal would, until it is ready; end it with Ctrl-C."""
+    """Run `make serve` as a terminal does, until it is ready; end it with Ctrl-C."""
     with log.open("w") as out:
         process = subprocess.Popen(
-            ["bash", "-c", command],
-            cwd=ROOT,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            ["bash", "-c", command], cwd=ROOT, env=environ, stdout=out, stderr=out, start_new_session=True
         )
         try:
             deadline = time.monotonic() + PATIENCE
@@ -73,22 +66,15 @@ def serving(command: str, log: Path, environ: dict[str, str]) -> Iterator[None]:
                 assert process.poll() is None, f"`{command}` ended:\n{log.read_text()}"
                 assert time.monotonic() < deadline, f"`{command}` is not ready:\n{log.read_text()}"
                 time.sleep(0.2)
-            print(log.read_text())  # noqa: T201 - what a newcomer sees, in the run's log
+            print(log.read_text())  # noqa: T201
             yield
         finally:
             os.killpg(process.pid, signal.SIGINT)
             process.wait(timeout=60)
-    assert leftovers() == []
-
-
-def leftovers() -> list[str]:
-    """Return the servers and workers of this checkout that still run."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if str(ROOT) in line and ("java" in line or "model_service_worker" in line or "-m cli" in line):
-            found.append(line)
-    return found
+    # No server and no worker of this checkout still runs.
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    names = ("java", "model_service_worker", "-m cli")
+    assert not [line for line in lines if str(ROOT) in line and any(name in line for name in names)]
 
 
 def run(command: str, environ: dict[str, str]) -> str:
@@ -102,15 +88,15 @@ def run(command: str, environ: dict[str, str]) -> str:
 
 
 def compare(output: str, shown: str) -> None:
-    """Compare JSON by its keys and their order, numbers within a tenth: another machine's last digits differ."""
-    values, wanted = json.loads(output), json.loads(shown)
-    assert list(values) == list(wanted)
-    for key, value in wanted.items():
+    """Compare JSON by keys and their order, and numbers within a tenth, because other machines' last digits differ."""
+    values, expected = json.loads(output), json.loads(shown)
+    assert list(values) == list(expected)
+    for key, value in expected.items():
         assert values[key] == (pytest.approx(value, abs=0.1) if isinstance(value, float) else value)
 
 
 def pictures(shared_data: Path) -> dict[str, str]:
-    """Return this environment with the pictures and weights that `make serve` takes."""
+    """Return this environment with the pictures and weights for `make serve`."""
     return {
         **os.environ,
         "BEELINE_DATA": str(shared_data / "hymenoptera_data"),
@@ -120,7 +106,7 @@ def pictures(shared_data: Path) -> dict[str, str]:
 
 @pytest.mark.readme
 def test_make_serve_by_itself(shared_data: Path, tmp_path: Path) -> None:
-    """It calls no other program, so that it runs where there is none."""
+    """It calls no other program, so that it runs on a PATH without any."""
     with serving("make serve", tmp_path / "serve.log", pictures(shared_data)):
         url = "http://127.0.0.1:8080/predictions/resnet18"
         for label in ("ants", "bees"):
@@ -154,8 +140,8 @@ def test_the_transcript_is_what_make_serve_prints() -> None:
         assert f'"{line.split()[0]}"' in source, line
 
 
-def test_every_block_is_of_a_kind_that_a_test_runs_or_reads() -> None:
-    """Those of `shell` stand in docs/containers.md, where a test runs them; the README repeats some."""
+def test_a_test_runs_or_reads_every_kind_of_block() -> None:
+    """A test runs the `shell` blocks of docs/containers.md; the README repeats some."""
     assert {language for language, _ in blocks()} == {"sh", "shell", "json", "text"}
     containers = (ROOT / "docs" / "containers.md").read_text(encoding="utf-8")
     lines = {line for match in BLOCK.finditer(containers) for line in match[2].splitlines()}
@@ -199,12 +185,10 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
     assert [link for link in links if not link.is_file()] == []
 
 
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
-
-
-def test_no_figure_is_missing() -> None:
-    assert not re.search(r"\| [A-Z]{3,} \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+def test_the_readme_is_short_and_lacks_no_figure() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    assert not re.search(r"\| [A-Z]{3,} \|", text)
 
 
 def test_every_file_that_the_architecture_and_the_contributing_pages_name_exists() -> None:

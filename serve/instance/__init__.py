@@ -1,7 +1,7 @@
-"""One running server on this machine: its folder, its lock, its state file.
+"""One server on this machine: its folder, its lock, its state file.
 
-The supervisor holds the lock as long as it lives, and the kernel releases it whatever ends the supervisor. So a free
-lock means a dead instance, and another process may stop what it left.
+The supervisor holds the lock while it lives, and the kernel releases it however the supervisor ends. So a free lock
+means a dead instance, and any command may stop the processes that it left.
 """
 
 from __future__ import annotations
@@ -28,20 +28,16 @@ from host.files import is_locked, try_lock, write_json
 DEFAULT_NAME = "default"
 # The variable that marks every process of an instance; its value is `<folder>:<token>`.
 MARK = "BEELINE_INSTANCE"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SCRATCH = "beeline-"
-# A supervisor kills Java after ten seconds, and workers after five.
-_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
 class State:
     """The state of a running instance; JSON in `instance.json`.
 
-    `inference` is the clients' address, `backend` the server's own, `addresses` are all of them. `gateway` is the
-    command line of the gateway process, empty without one; `gateway_program` tells people which nginx it runs.
-    `environment` has the server's own variables; `archives` are the paths of the served archives, by file name; `grace`
-    is how many seconds each process gets to end before it is killed.
+    `inference` is the clients' address, `backend` the server's own; `addresses` holds all. `gateway` is the command of
+    the gateway process, empty without one; `gateway_program` is its nginx, for people. `environment` holds the server's
+    own variables, `archives` the paths of the served archives by file name. Each process gets `grace` seconds to end.
     """
 
     name: str
@@ -72,25 +68,15 @@ class State:
         return Path(self.temporary) / "store"
 
 
-@dataclass(frozen=True)
 class Instance:
-    """A name's folder under the state folder; the instance may be running or not."""
+    """A server's folder under the state folder; the server may be running or not."""
 
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
-
-    @property
-    def logs(self) -> Path:
-        """The logs of server, workers, gateway and supervisor."""
-        return self.folder / "logs"
-
-    @property
-    def _state(self) -> Path:
-        return self.folder / "instance.json"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+        # Of server, workers, gateway and supervisor.
+        self.logs = folder / "logs"
+        self._state = folder / "instance.json"
 
     def new_mark(self) -> str:
         """Return the value that will mark this start's processes."""
@@ -114,7 +100,7 @@ class Instance:
         write_json(self._state, dataclasses.asdict(state))
 
     def read(self) -> State | None:
-        """Return the state; None where there is none, or one of another version of this code."""
+        """Return the state; None if there is none, or if another version of this code wrote it."""
         values = _read_json(self._state) or {}
         known = {field.name for field in dataclasses.fields(State)}
         try:
@@ -128,7 +114,7 @@ class Instance:
         self._state.unlink(missing_ok=True)
 
     def last_end(self) -> tuple[str, bool] | None:
-        """Return why the last run ended and whether it failed; None where none has ended."""
+        """Return why the last run ended, and whether it failed; None if no run has ended."""
         values = _read_json(self.folder / "end.json")
         return None if values is None else (str(values["reason"]), bool(values["failed"]))
 
@@ -142,18 +128,24 @@ class Instance:
         (self.folder / "end.json").unlink(missing_ok=True)
 
     def sweep(self) -> list[int]:
-        """Stop the processes that a dead supervisor left and remove its files; call it with the lock held.
-
-        Returns:
-            The ids of the processes that were stopped.
-        """
+        """Stop what a dead supervisor left and remove its files; return the process ids. Call it with the lock held."""
         state = self.read()
         scratch = Path(state.temporary) if state is not None else None
         stopped = processes.stop_marked(MARK, f"{self.folder}:", folder=scratch)
-        if state is not None:
-            remove_scratch(Path(state.temporary))
+        if scratch is not None:
+            remove_scratch(scratch)
             self.end("its supervisor was killed; the processes that it left are stopped now", failed=True)
         return stopped
+
+    def sweep_dead(self, patience: float = 0.0) -> list[int]:
+        """Sweep, unless a supervisor holds the lock; return the ids of the stopped processes."""
+        lock = self.lock(patience)
+        if lock is None:
+            return []
+        try:
+            return self.sweep()
+        finally:
+            os.close(lock)
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
@@ -163,12 +155,8 @@ def state_folder(environ: Mapping[str, str]) -> Path:
 
 
 def named(home: Path, name: str) -> Instance:
-    """Return the instance of that name, running or not.
-
-    Raises:
-        BeelineError: for a name with other characters.
-    """
-    if not _NAME.fullmatch(name):
+    """Return the instance of that name, running or not; raise BeelineError for a name that is not allowed."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise BeelineError(f"--name is {name!r}; allowed: up to 64 letters, digits, '_' and '-'")
     return Instance(home / name)
 
@@ -179,70 +167,46 @@ def known(home: Path) -> list[Instance]:
 
 
 def running(home: Path, name: str | None = None) -> tuple[Instance, State]:
-    """Return the running instance of that name, or the only one.
-
-    Raises:
-        BeelineError: when there is none, or several and no name.
-    """
-    alive = [instance for instance in known(home) if instance.alive()]
-    if name is not None:
-        wanted = [instance for instance in alive if instance.name == named(home, name).name]
-        if alive and not wanted:
-            names = [instance.name for instance in alive]
-            raise BeelineError(f"no server named {name!r} is running{did_you_mean(name, names)}")
-        alive = wanted
+    """Return the running instance of that name, or the only one; raise BeelineError if there is none, or several."""
+    alive = {instance.name: instance for instance in known(home) if instance.alive()}
     if not alive:
         raise BeelineError("no server is running; start one with `beeline serve up`")
-    if len(alive) > 1:
-        names = [instance.name for instance in alive]
-        raise BeelineError(f"{len(alive)} servers are running ({', '.join(names)}); name one with --name")
-    state = alive[0].read()
+    if name is None and len(alive) > 1:
+        raise BeelineError(f"{len(alive)} servers are running ({', '.join(alive)}); name one with --name")
+    chosen = next(iter(alive.values())) if name is None else alive.get(named(home, name).name)
+    if chosen is None:
+        raise BeelineError(f"no server named {name!r} is running{did_you_mean(str(name), alive)}")
+    state = chosen.read()
     if state is None:
-        raise BeelineError(f"the server {alive[0].name!r} is just starting or stopping; try again in a moment")
-    return alive[0], state
+        raise BeelineError(f"the server {chosen.name!r} is just starting or stopping; try again in a moment")
+    return chosen, state
 
 
 def to_read(home: Path, name: str | None = None) -> Instance:
     """Return the instance whose logs to read: the named one, else the only running one, else the last one.
 
-    Raises:
-        BeelineError: when none has ever run, or several run and no name is given.
+    Raise BeelineError if none has ever run, or if several run and `name` is None.
     """
     if name is not None:
         return named(home, name)
     if any(instance.alive() for instance in known(home)):
         return running(home)[0]
-    ended = [instance for instance in known(home) if instance.last_end() is not None]
-    if not ended:
+    ends = list(home.glob("*/end.json"))
+    if not ends:
         raise BeelineError("no server has run here yet; start one with `beeline serve up`")
-    return max(ended, key=lambda instance: (instance.folder / "end.json").stat().st_mtime)
+    return Instance(max(ends, key=lambda end: end.stat().st_mtime).parent)
 
 
 def sweep_dead(home: Path) -> dict[str, list[int]]:
     """Sweep every instance whose supervisor is dead; return the ids of the stopped processes by name."""
-    swept = {}
-    for instance in known(home):
-        lock = instance.lock(patience=0)
-        if lock is None:
-            continue
-        try:
-            stopped = instance.sweep()
-        finally:
-            os.close(lock)
-        if stopped:
-            swept[instance.name] = stopped
-    return swept
+    return {instance.name: stopped for instance in known(home) if (stopped := instance.sweep_dead())}
 
 
 def down(home: Path, name: str | None = None, every: bool = False) -> dict[str, list[int]]:
-    """Stop the server of that name, or the only one, or every one; first sweep what dead ones left.
+    """Stop the server of that name, or the only one, or every one, and what dead servers left.
 
-    Returns:
-        By name, the ids of the processes that a dead server had left.
-
-    Raises:
-        BeelineError: when there is nothing to stop, or several and neither a name nor `every`.
-        Undetermined: when one does not end.
+    Return by name the ids of the processes that a dead server had left. Raise BeelineError if there is nothing to stop,
+    or if several run and neither `name` nor `every` is given; Undetermined if one does not end.
     """
     swept = sweep_dead(home)
     targets = [instance for instance in known(home) if instance.alive()]
@@ -254,13 +218,14 @@ def down(home: Path, name: str | None = None, every: bool = False) -> dict[str, 
 
 
 def _stop(target: Instance) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    # A supervisor kills Java after ten seconds, and workers after five.
+    deadline = time.monotonic() + 30
     has_signalled = False
     while target.alive():
         state = target.read()
-        # The state names the supervisor once it alone holds the lock; before that the id may be another process'.
+        # The supervisor writes its own id; before that, the id may be another process'.
         if not has_signalled and state is not None and state.supervisor is not None:
-            # It may end at this instant; `alive` will say so.
+            # It may just have ended; `alive` will say so.
             with suppress(ProcessLookupError):
                 os.kill(state.supervisor, signal.SIGTERM)
                 has_signalled = True
@@ -273,7 +238,7 @@ def _stop(target: Instance) -> None:
 
 
 def scratch(mark: str) -> Path:
-    """Return the temporary folder of a mark; its path is short, since a socket's has 108 bytes at most."""
+    """Return the temporary folder of a mark. Its path is short, because a socket's path has at most 108 bytes."""
     return Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
 
 

@@ -1,9 +1,10 @@
-"""A server that this process started: to stop, to detach, or to wait for."""
+"""A server that this process started: stop it, detach it, or wait for it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from serve.instance import Instance, State, logs, supervisor
 
 @dataclass
 class Running:
-    """A server that was started here. As a context manager it is stopped at the end."""
+    """A server that this process started; as a context manager it stops the server at the end, unless detached."""
 
     instance: Instance
     state: State
@@ -28,20 +29,16 @@ class Running:
         self.stop()
 
     def stop(self) -> None:
-        """Stop everything of it and wait until it has ended."""
+        """Stop all its processes and wait until they have ended; nothing to do for a detached server."""
         if self.pipe >= 0:
-            self._say(supervisor.STOP)
-            os.close(self.pipe)
-            self.pipe = -1
-        self.process.wait()
-        self._sweep()
+            self._say(supervisor.STOP, last=True)
+            self.process.wait()
+            self._sweep()
 
     def detach(self) -> None:
         """Leave it running when this process ends."""
-        self._say(supervisor.DETACH)
-        os.close(self.pipe)
-        self.pipe = -1
-        # It outlives this process, so nobody waits for it here.
+        self._say(supervisor.DETACH, last=True)
+        # It outlives this process, so Popen must not warn that nobody waited for it.
         self.process.returncode = 0
 
     def wait(self) -> None:
@@ -50,7 +47,7 @@ class Running:
         self.check()
 
     def check(self) -> None:
-        """Raise BeelineError, with what is known, if it ended by itself."""
+        """Raise BeelineError, with the reason from its log, if it ended by itself."""
         if self.process.poll() is None:
             return
         self._sweep()
@@ -65,24 +62,21 @@ class Running:
         self._say(supervisor.READY)
 
     def _sweep(self) -> None:
-        """Clean up where the supervisor was killed before it could."""
-        lock = None if self.instance.last_end() else self.instance.lock()
-        if lock is not None:
-            try:
-                self.instance.sweep()
-            finally:
-                os.close(lock)
+        """Clean up if the supervisor was killed before it could."""
+        if self.instance.last_end() is None:
+            self.instance.sweep_dead(patience=1.0)
 
-    def _say(self, word: bytes) -> None:
-        try:
+    def _say(self, word: bytes, last: bool = False) -> None:
+        # Where the supervisor has ended, `check` finds out why.
+        with suppress(BrokenPipeError):
             os.write(self.pipe, word)
-        except BrokenPipeError:
-            # The supervisor has ended; `check` finds out why.
-            return
+        if last:
+            os.close(self.pipe)
+            self.pipe = -1
 
 
 def greeting(running: Running) -> list[str]:
-    """Return the address, a command to try, and the next commands, for people."""
+    """Return for people: the address, a command to try, and the next commands."""
     state = running.state
     first = state.configuration["models"][0]["model"]
     page = state.addresses["page"]
@@ -96,7 +90,7 @@ def greeting(running: Running) -> list[str]:
 
 
 def summary(running: Running) -> dict[str, object]:
-    """Return the same as JSON values."""
+    """Return for programs: addresses, models, processes, as JSON values."""
     state = running.state
     return {
         "name": state.name,
@@ -117,7 +111,6 @@ def summary(running: Running) -> dict[str, object]:
 def _last_words(folder: Path, files: tuple[str, ...]) -> str:
     for name in files:
         path = folder / f"{name}.log"
-        lines = [line for line in (logs.tail(path, 20) if path.is_file() else []) if line.strip()]
-        if lines:
+        if lines := [line for line in (logs.tail(path, 20) if path.is_file() else []) if line.strip()]:
             return lines[-1].strip()
     return "nothing"

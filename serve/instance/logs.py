@@ -15,7 +15,7 @@ from typing import IO
 
 from beeline.errors import BeelineError, did_you_mean
 
-# Of the workers; the server; Java before it logs; supervisor and prober; nginx's errors; a line of JSON a request.
+# access: one line of JSON a request. console: Java before it logs. supervisor: the prober too. gateway: nginx's errors.
 NAMES = ("worker", "server", "console", "supervisor", "gateway", "access")
 
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,]+ (?:\[\w+ *\] )?\S+ (.*)$")
@@ -23,21 +23,17 @@ _REFUSAL = re.compile(r"refuses to serve: (.+)$")
 _ERROR = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: .+)?$")
 _SERVER = re.compile(r"Failed to (?:load model|bind to address).*|^Invalid configuration: .+|^Caused by: .+")
 # TorchServe's last error hides the cause: it looks for a handler that cannot be imported among its own handlers
-# (pytorch/serve#1010), and replaces every other error by one of its own.
+# (pytorch/serve#1010), and replaces every other error with its own.
 _MASKS = ("ts.torch_handler.", "RuntimeError: 500 - ")
 
 
 def paths(folder: Path, name: str | None = None) -> list[Path]:
-    """Return the existing log files in `folder`, or the one of that name.
-
-    Raises:
-        BeelineError: for a name that is none of `NAMES`, or a missing file.
-    """
+    """Return the log files in `folder`, or the one of that name; raise BeelineError if there is none."""
     _check_names([name] if name is not None else [])
-    found = [path for path in (folder / f"{each}.log" for each in NAMES if name in (None, each)) if path.is_file()]
-    if not found:
+    existing = [path for path in (folder / f"{each}.log" for each in NAMES if name in (None, each)) if path.is_file()]
+    if not existing:
         raise BeelineError(f"{folder} holds no {name or ''} log yet; start a server with `beeline serve up`")
-    return found
+    return existing
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -47,38 +43,26 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def follow(files: list[Path], pause: float = 0.3) -> Generator[tuple[Path, str], None, None]:
-    """Yield each line that is added to one of the files from this call on, through rotation, for ever.
+    """Yield each line that is added to one of the files after this call, for ever; a file may be missing or rotated."""
+    followed = [Followed(path) for path in files]
 
-    A file may appear later.
-    """
-    return _lines([Followed(path) for path in files], pause)
-
-
-def _lines(followed: Sequence[Followed], pause: float) -> Generator[tuple[Path, str], None, None]:
-    try:
-        while True:
-            quiet = True
-            for one in followed:
-                for line in one.added():
-                    quiet = False
-                    yield one.path, line
-            if quiet:
+    def added() -> Generator[tuple[Path, str], None, None]:
+        try:
+            while True:
+                yield from ((one.path, line) for one in followed for line in one.added())
                 time.sleep(pause)
-    finally:
-        for one in followed:
-            one.close()
+        finally:
+            for one in followed:
+                one.close()
+
+    return added()
 
 
 def show(folder: Path, names: Sequence[str], write: Callable[[str], object]) -> None:
-    """Write the lines that are added to the logs from now on, in a thread that lives as long as this process.
+    """Write each line that is added to the logs after this call, in a thread that lives as long as this process.
 
-    Args:
-        folder: an instance's logs; it may appear later.
-        names: some of `NAMES`.
-        write: takes each line with its end; an access log's line is JSON and stays as it is.
-
-    Raises:
-        BeelineError: for a name that is none of `NAMES`.
+    The folder may be missing at first. `write` gets each line with its end and its log's name in front; a line of the
+    access log stays JSON. Raise BeelineError if one of `names` is not in `NAMES`.
     """
     _check_names(names)
     lines = follow([folder / f"{name}.log" for name in names])
@@ -97,15 +81,9 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def rotate(path: Path, size: int, keep: int) -> bool:
-    """Rename `path` to `path.1`, and older ones to the next number, when it is over `size` bytes.
+    """Rename a log of over `size` bytes to `path.1`, and older ones to the next number; keep `keep` old ones.
 
-    Args:
-        path: the log; its writer must open it again afterwards.
-        size: bytes.
-        keep: how many old ones stay.
-
-    Returns:
-        Whether it was renamed.
+    Return whether it was renamed: then its writer must open it again.
     """
     if not path.is_file() or path.stat().st_size <= size:
         return False
@@ -115,7 +93,7 @@ def rotate(path: Path, size: int, keep: int) -> bool:
 
 
 def failure(folder: Path) -> str | None:
-    """Return why workers or the server failed to start, as the log has it; None where it has no reason."""
+    """Return the log's reason why workers or the server failed to start; None if it has none."""
     if (reason := worker_failure(folder)) is not None:
         return reason
     for name in ("server.log", "console.log"):
@@ -126,7 +104,7 @@ def failure(folder: Path) -> str | None:
 
 
 def worker_failure(folder: Path) -> str | None:
-    """Return why workers failed to start, as they logged it; None where they have not yet."""
+    """Return the reason that a worker logged for its failure; None if none has."""
     messages = _messages(folder / "worker.log")[::-1]
     refusals = (match.group(1) for line in messages if (match := _REFUSAL.search(line)))
     errors = (line for line in messages if _ERROR.match(line) and not any(mask in line for mask in _MASKS))
@@ -140,9 +118,9 @@ def _messages(path: Path) -> list[str]:
 
 
 class Followed:
-    """A log file whose new lines are read: a file that exists is read from its end, a later one from its first line.
+    """Reads the new lines of a log file: of a file that exists those after its end, of a later file all.
 
-    A renamed file is read for another `late` seconds, where its writer buffers lines for so long.
+    It reads a renamed file for another `late` seconds, because its writer may buffer lines for so long.
     """
 
     def __init__(self, path: Path, late: float = 0.0) -> None:
@@ -150,14 +128,14 @@ class Followed:
         self.late = late
         self._renamed: float | None = None
         self._file = self._open()
-        # The line that its writer has not ended yet.
+        # The start of a line whose end is not written yet.
         self._begun = b""
         if self._file is not None:
             self._file.seek(0, os.SEEK_END)
 
     def added(self) -> Generator[str, None, None]:
-        """Yield the lines that were ended since the last call, of the old file and then of a new one."""
-        # Before reading, so that all that the old file got before it was renamed is read below.
+        """Yield the lines that were completed since the last call: the old file's, then a new file's."""
+        # Look first and read then, so that no line is missed that the old file got before it was renamed.
         newer = self._newer()
         yield from self._lines()
         if newer is None:
@@ -181,11 +159,11 @@ class Followed:
         try:
             return self.path.open("rb")
         except OSError:
-            # It does not exist yet, or was renamed just now.
+            # It does not exist yet, or was just renamed.
             return None
 
     def _newer(self) -> IO[bytes] | None:
-        """Return the file of that name if it is not the open one."""
+        """Return the file that has the name now, if it is not the open one."""
         file = self._open()
         if file is not None and self._file is not None and os.path.sameopenfile(file.fileno(), self._file.fileno()):
             file.close()

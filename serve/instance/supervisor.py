@@ -1,8 +1,8 @@
-"""The small process above a server: starts Java, adopts orphaned workers, and leaves nothing behind.
+"""The small process above a server: it starts Java, adopts orphaned workers, and leaves nothing behind.
 
-TorchServe's and MMS's own launchers leave Java running on SIGTERM, and MMS leaves workers when Java dies. So this
-process starts Java itself. It stops the whole tree on a signal, and when its pipe ends, which means that the command in
-the foreground has died. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it inherits the two descriptors.
+The launchers of TorchServe and MMS leave Java running on SIGTERM, and MMS leaves workers when Java dies. So this
+process starts Java itself. It stops the whole tree on a signal, and when its pipe closes, because then the command in
+the foreground has died. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it inherits both descriptors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -25,12 +26,10 @@ from host import processes
 from serve.instance import MARK, Instance, State, remove_scratch
 
 READY, DETACH, STOP = b"ready\n", b"detach\n", b"stop\n"
-CONSOLE = "console.log"
-# Seconds before a gateway that ended is started again: doubled each time, until it has run for a while.
+# Seconds until a gateway that ended is started again: doubled each time, until it has run for the longest pause.
 _PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _PR_SET_CHILD_SUBREAPER = 36
 logger = logging.getLogger("supervisor")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Supervisor:
@@ -42,24 +41,25 @@ class Supervisor:
         self.pipe: int | None = pipe
         self.exits: dict[int, int] = {}
         self.reason: str | None = None
+        self.failed = False
         self.gateway: int | None = None
         self._begun, self._pause = 0.0, _PAUSE / 2
         self._due: float | None = None
 
     def run(self) -> int:
-        """Supervise until the end; return the exit code, 1 when Java ended by itself."""
+        """Supervise until the end; return the exit code, 1 if Java or the gateway ended by itself."""
         wake, alarm = os.pipe()
         os.set_blocking(alarm, False)
         signal.set_wakeup_fd(alarm)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._asked)
-        signal.signal(signal.SIGCHLD, _noted)
+        # SIGCHLD must have a handler to wake the loop.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         # Orphans (MMS's forked workers, a dead worker's children) become children of this process.
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.instance.write(self.state)
-        failed = False
         try:
-            with (self.instance.logs / CONSOLE).open("ab") as console:
+            with (self.instance.logs / "console.log").open("ab") as console:
                 java = self._start(self.state.command, signal.SIGKILL, console, self.state.environment)
             self._save(java=java)
             if self.state.gateway:
@@ -73,22 +73,23 @@ class Supervisor:
                     self._listen()
                 self._reap()
                 if self.reason is None and java in self.exits:
-                    failed = True
-                    self.reason = f"Java ended by itself ({_exit(self.exits[java])})"
-                failed = self._watch_gateway() or failed
-            # The gateway first: requests under way still get their answers.
+                    self._fail(f"Java ended by itself ({_exit(self.exits[java])})")
+                self._watch_gateway()
+            # The gateway first, so that requests under way still get their answers.
             if self.gateway is not None:
                 self._stop(self.gateway)
             self._stop(java)
         except Exception as error:
-            failed = True
-            self.reason = f"the supervisor failed ({type(error).__name__}: {error})"
+            self._fail(f"the supervisor failed ({type(error).__name__}: {error})")
             raise
         finally:
             processes.stop_marked(MARK, self.state.mark, self.state.grace / 2, Path(self.state.temporary))
             remove_scratch(Path(self.state.temporary))
-            self.instance.end(self.reason or "its supervisor ended", failed)
-        return 1 if failed else 0
+            self.instance.end(self.reason or "its supervisor ended", self.failed)
+        return 1 if self.failed else 0
+
+    def _fail(self, reason: str) -> None:
+        self.reason, self.failed = reason, True
 
     def _save(self, **changes: Any) -> None:
         self.state = dataclasses.replace(self.state, **changes)
@@ -97,7 +98,7 @@ class Supervisor:
     def _start(
         self, command: list[str], end: signal.Signals, out: IO[bytes] | None = None, environment: Mapping[str, str] = {}
     ) -> int:
-        """Start a child that gets the signal `end` when this process ends; return its process id."""
+        """Start a child to which the kernel sends `end` when this process ends; return its process id."""
         process = subprocess.Popen(
             command,
             env={**os.environ, **environment, MARK: self.state.mark},
@@ -115,26 +116,24 @@ class Supervisor:
         self.gateway, self._begun = self._start(self.state.gateway, signal.SIGTERM), time.monotonic()
         self._save(gateway_process=self.gateway)
 
-    def _watch_gateway(self) -> bool:
-        """Start the gateway again after it ended; return whether it has failed, since it was never ready."""
+    def _watch_gateway(self) -> None:
+        """Start the gateway again after it ended; it is a failure if it ended before the server was ready."""
         if self._due is not None and time.monotonic() >= self._due:
             self._due = None
             self._start_gateway()
         if self.reason is not None or self.gateway is None or self.gateway not in self.exits:
-            return False
+            return
         ended = f"the gateway ended by itself ({_exit(self.exits.pop(self.gateway))})"
         if not self.state.ready:
-            self.reason = ended
-            return True
-        self._pause = (
-            _PAUSE if time.monotonic() - self._begun > _LONGEST_PAUSE else min(2 * self._pause, _LONGEST_PAUSE)
-        )
+            self._fail(ended)
+            return
+        has_run = time.monotonic() - self._begun > _LONGEST_PAUSE
+        self._pause = _PAUSE if has_run else min(2 * self._pause, _LONGEST_PAUSE)
         logger.error("%s; starting it again in %g s", ended, self._pause)
         self.gateway, self._due = None, time.monotonic() + self._pause
-        return False
 
     def _listen(self) -> None:
-        """Read the commands of the process in the foreground; its end means to stop, unless it has detached."""
+        """Read what the command in the foreground says; when it ends without having detached, stop."""
         assert self.pipe is not None
         commands = os.read(self.pipe, 4096)
         if READY in commands:
@@ -148,17 +147,12 @@ class Supervisor:
             self.reason = "the command that started it ended"
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self.exits[pid] = os.waitstatus_to_exitcode(status)
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                self.exits[ended[0]] = os.waitstatus_to_exitcode(ended[1])
 
     def _stop(self, process: int) -> None:
-        """End a child; Java ends before its workers, or it would start new ones."""
+        """End a child and wait for it. Java must end before its workers, or it would start new ones."""
         number = signal.SIGTERM
         deadline = time.monotonic() + self.state.grace
         while process not in self.exits:
@@ -173,10 +167,6 @@ class Supervisor:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or f"stopped as asked ({signal.Signals(number).name})"
-
-
-def _noted(number: int, frame: FrameType | None) -> None:
-    """Let SIGCHLD wake the loop; a signal without a handler would not."""
 
 
 def _exit(code: int) -> str:

@@ -11,11 +11,7 @@ _KINDS: dict[str, type[TorchServe] | type[Mms]] = {"torchserve": TorchServe, "mm
 
 
 def named(name: str) -> Server:
-    """Return the server of that name.
-
-    Raises:
-        ConfigError: for another name.
-    """
+    """Return the server of that name; raise ConfigError for another name."""
     if name not in _KINDS:
         raise ConfigError(f"--server is {name!r}{did_you_mean(name, _KINDS)}")
     return _KINDS[name]()

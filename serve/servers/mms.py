@@ -1,4 +1,4 @@
-"""Multi Model Server: its configuration cannot list models, so they are registered through its API."""
+"""Multi Model Server: its configuration cannot list models, so Beeline registers them through its API."""
 
 # ruff: noqa: D102 - an override is documented where it is declared
 
@@ -20,7 +20,7 @@ LOCK_FILE = ROOT / "requirements" / "mms.txt"
 
 
 class Mms(Server):
-    """Runs from an environment of its own, made from its lock file the first time."""
+    """Runs from its own environment, made from its lock file the first time."""
 
     name = "mms"
     title = "Multi Model Server"
@@ -35,9 +35,8 @@ class Mms(Server):
         self.lock_file = lock_file
 
     def prepare(self, say: Say) -> Path:
-        # Its image names a Python; then nothing is installed.
-        given = os.environ.get("BEELINE_MMS_PYTHON")
-        if given:
+        # Set in its image, where nothing is to be installed.
+        if given := os.environ.get("BEELINE_MMS_PYTHON"):
             python = Path(given)
             if not python.is_absolute() or not python.is_file() or not self._sites(python):
                 raise Undetermined(
@@ -50,18 +49,18 @@ class Mms(Server):
         return python
 
     def site(self, python: Path) -> Path:
-        found = self._sites(python)
-        if not found:
+        sites = self._sites(python)
+        if not sites:
             raise Undetermined(
                 f"the package multi-model-server is not in {python.parents[1]}; remove that folder, then try again"
             )
-        return found[0].parent
+        return sites[0].parent
 
     def _sites(self, python: Path) -> list[Path]:
         return sorted((python.parents[1] / "lib").glob(f"python3*/site-packages/{self.package}"))
 
     def environment(self, python: Path) -> dict[str, str]:
-        # It takes the first `python3` on the PATH, as archives name their runtime.
+        # It runs the first `python3` on the PATH, because that is the runtime that archives name.
         return {"PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])}
 
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
@@ -74,9 +73,9 @@ class Mms(Server):
             self._register(management, model, model.min_workers.value, model.max_workers.value)
 
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
-        # With its last worker MMS ends the process that forks workers, and never starts another: it does not even
-        # answer a request to scale up from 0. So the model is registered again; where workers fail to start, MMS has
-        # unregistered it by itself.
+        # With its last worker, MMS ends the process that forks workers and never starts another: it does not even
+        # answer a request to scale up from 0. So the model is registered again. MMS itself unregisters a model whose
+        # workers fail to start.
         if management.describe(model.model) is not None:
             management.unregister(model.model, patience)
         self._register(management, model, low, high)

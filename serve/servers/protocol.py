@@ -1,4 +1,4 @@
-"""What this room must know of a server to run it, and what TorchServe and MMS have in common."""
+"""What a server must provide so that `serve` can run it, and what TorchServe and MMS have in common."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shlex
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import javaproperties
@@ -21,41 +20,24 @@ from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
 from serve.servers.java import Java, options
 
-# Unless these thresholds are set, glibc moves them, and keeps the memory of a burst. These values also spare page
+# Unless these thresholds are set, glibc raises them and keeps the memory of a burst. These values also avoid page
 # faults: a forward pass of ResNet-18, batch 8, one thread, took 169-189 ms with them, 203-209 without, and 296-331 with
 # thresholds of 128 KiB to 4 MiB.
 MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 
 Say = Callable[[str], None]
-LOG_CONFIG = ROOT / "config" / "log4j2.xml"
 
 
-@dataclass(frozen=True)
 class Places:
-    """An instance's folders: its temporary one, the store inside it, its logs."""
+    """An instance's files: served archives, metrics, gateway, and the configuration that the server reads."""
 
-    temporary: Path
-    logs: Path
-
-    @property
-    def store(self) -> Path:
-        """The served archives and nothing else."""
-        return self.temporary / "store"
-
-    @property
-    def metrics(self) -> Path:
-        """The workers' counts; in the instance's folder, since a system may remove old files of /tmp."""
-        return self.logs.parent / "metrics"
-
-    @property
-    def gateway(self) -> Path:
-        """The gateway's runtime folder."""
-        return self.temporary / "gateway"
-
-    @property
-    def properties(self) -> Path:
-        """The runtime configuration that the server reads."""
-        return self.temporary / "config.properties"
+    def __init__(self, temporary: Path, logs: Path) -> None:
+        self.temporary, self.logs = temporary, logs
+        self.store = temporary / "store"
+        self.gateway = temporary / "gateway"
+        self.properties = temporary / "config.properties"
+        # Not in the temporary folder, because a system may remove old files from /tmp.
+        self.metrics = logs.parent / "metrics"
 
 
 class Server(ABC):
@@ -64,94 +46,78 @@ class Server(ABC):
     Attributes:
         main: Java's entry class.
         package: the Python package that has the jars in its folder `frontend`.
+        arguments: its own options, in addition to `command` below.
         versions: whether it serves several versions of one model.
         highest_port: the largest port that it takes.
-        synchronous: whether only its answer to a synchronous request says that workers are loaded (MMS calls them
-            READY from the beginning).
+        synchronous: whether only its answer to a synchronous request says that workers are loaded (MMS lists them as
+            READY from the start).
     """
 
     name: str
     title: str
     main: str
     package: str
+    arguments: Sequence[str] = ()
     versions: bool
     highest_port: int
     synchronous: bool
 
     @abstractmethod
     def prepare(self, say: Say) -> Path:
-        """Return the Python that runs the workers; where the lock file has changed, install it first.
+        """Return the Python that runs the workers; install it first if its lock file has changed.
 
-        Raises:
-            Undetermined: when the server's package is missing.
+        Raise Undetermined if the server's package is missing.
         """
 
     @abstractmethod
     def site(self, python: Path) -> Path:
-        """Return the folder in which the server's package is installed."""
+        """Return the folder that holds the server's package."""
 
     @abstractmethod
     def environment(self, python: Path) -> dict[str, str]:
-        """Return the server's own variables for Java and the workers, besides those of `environment` below."""
-
-    def arguments(self) -> Sequence[str]:
-        """Return the server's own options, besides those of `command`."""
-        return ()
+        """Return this server's own variables for Java and the workers, in addition to `environment` below."""
 
     @abstractmethod
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
-        """Return the server's own configuration, besides that of `write_properties`."""
+        """Return this server's own configuration, in addition to `write_properties` below."""
 
     def register(self, management: ManagementClient, configuration: Configuration) -> None:  # noqa: B027
-        """Load the models, once the API answers, where the server does not load them by itself.
-
-        Raises:
-            BeelineError: when a model's workers do not start.
-        """
+        """Load the models once the API answers, unless the server loads them itself; raise BeelineError as `revive`."""
 
     @abstractmethod
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
         """Give a model new workers, whatever became of the old ones; requests under way may be lost.
 
-        Raises:
-            BeelineError: when they do not start.
-            Undetermined: when it takes longer than `patience` seconds.
+        Raise BeelineError if they do not start, and Undetermined after `patience` seconds.
         """
 
 
 def command(server: Server, java: Java, python: Path, places: Places, vmargs: str) -> list[str]:
     """Return the command line that starts the server, as its own launcher would.
 
-    The launcher is not used: it has one process id file for all servers of a user, leaves Java behind when it is
-    stopped, and prints what it should log.
+    Beeline does not use the launcher: it has one process id file for all servers of a user, leaves Java running when it
+    is stopped, and prints what it should log.
     """
     site = server.site(python)
     # Java reads options from these variables too.
     variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
-    theirs = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
+    user_options = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
     return [
         str(java.command),
         f"-Dmodel_server_home={site}",
         f"-Djava.io.tmpdir={places.temporary}",
-        f"-Dlog4j.configurationFile={LOG_CONFIG.as_uri()}",
-        # Out of memory, a server that half works is worse than one that ends, which the supervisor sees.
+        f"-Dlog4j.configurationFile={(ROOT / 'config' / 'log4j2.xml').as_uri()}",
+        # Without memory Java shall end, which the supervisor sees, and not half work.
         "-XX:+ExitOnOutOfMemoryError",
         # A killed Java would leave its performance file in the system's temporary folder.
         "-XX:-UsePerfData",
-        # Newer Javas warn of what Netty does for speed.
+        # Newer Javas warn about what Netty does for speed.
         *(("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow") if java.major >= 24 else ()),
-        *options(machine.cores(), theirs),
+        *options(machine.cores(), user_options),
         *shlex.split(vmargs),
-        "-cp",
-        str(site / server.package / "frontend" / "*"),
-        server.main,
-        "--python",
-        str(python),
-        "-f",
-        str(places.properties),
-        "-s",
-        str(places.store),
-        *server.arguments(),
+        *("-cp", str(site / server.package / "frontend" / "*"), server.main),
+        *("--python", str(python), "-f", str(places.properties), "-s", str(places.store)),
+        *server.arguments,
     ]
 
 
@@ -163,21 +129,21 @@ def write_properties(server: Server, configuration: Configuration, addresses: Ad
         "management_address": str(addresses.control),
         "model_store": str(places.store),
         "max_request_size": str(configuration.max_request_size),
-        # The handler parses bodies; in the server's parser one bad body would fail its whole batch.
+        # The handler parses bodies, because in the server's parser one bad body would fail its whole batch.
         "decode_input_request": "false",
     }
     for key in ("job_queue_size", "max_response_size", "number_of_netty_threads", "netty_client_threads"):
         common[key] = str(numbers[key].value)
     if addresses.metrics is not None:
-        # Behind a gateway, which lets in as many requests as the server should hold. After a deadline or a reload more
-        # may wait here for a while; for a full queue the server's answer would be 503, as for one that is not ready.
+        # A gateway lets in as many requests as the server should hold. After a deadline or a reload more may wait here
+        # for a while, and a server answers 503 both for a full queue and if it is not ready.
         common["job_queue_size"] = str(2 * numbers["job_queue_size"].value)
     with places.properties.open("w", encoding="utf-8") as file:
         javaproperties.dump({**common, **server.properties(configuration, places)}, file, timestamp=False)
 
 
 def environment(server: Server, python: Path, configuration: Configuration, places: Places) -> dict[str, str]:
-    """Return the variables of the server's processes, besides those of `clean`."""
+    """Return the variables of the server's processes, in addition to `clean`."""
     threads = str(configuration.threads.value)
     numbers = configuration.numbers
     return {
@@ -200,10 +166,7 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without the variables that would change a server or its workers.
-
-    Both servers let variables override their configuration file; Python's would add code that is in no archive.
-    """
+    """Return the environment without variables that override the servers' files, or add code that is in no archive."""
     dropped = ("TS_", "MMS_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "MODEL_SERVER_HOME")
     return {key: value for key, value in environ.items() if not key.startswith(dropped)}
 
@@ -211,12 +174,8 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
 def lay_out(
     server: Server, configuration: Configuration, addresses: Addresses, archives: Sequence[Archive], places: Places
 ) -> None:
-    """Make the temporary folder with the archives and the runtime configuration, and an empty folder for metrics.
-
-    Raises:
-        BeelineError: where an earlier worker still counts.
-    """
-    # nginx's workers pass through here, as nobody where root starts it; they can list and read nothing else.
+    """Make the temporary folder with archives and configuration, and an empty folder for metrics, as `counts.empty`."""
+    # nginx's workers, which run as nobody if root starts it, must pass through here; they can list and read nothing.
     places.temporary.mkdir(mode=0o700)
     places.temporary.chmod(0o711)
     places.store.mkdir(mode=0o700)
@@ -227,9 +186,9 @@ def lay_out(
 
 
 def keep(source: Path, target: Path) -> None:
-    """Keep an archive as it is now, whatever is built later: a build replaces the file and never rewrites it."""
+    """Keep an archive as it is now: a later build replaces the file and never rewrites it."""
     try:
         target.hardlink_to(source)
     except OSError:
-        # Another file system, or a file that is not this user's.
+        # On another file system, or another user's file.
         shutil.copyfile(source, target)

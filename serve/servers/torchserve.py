@@ -1,4 +1,4 @@
-"""TorchServe: it loads its models by itself and reads their numbers from its configuration."""
+"""TorchServe: it loads its models itself and reads their numbers from its configuration."""
 
 # ruff: noqa: D102 - an override is documented where it is declared
 
@@ -8,16 +8,15 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic.alias_generators import to_camel
 
 from beeline.errors import Undetermined
 from host import ROOT
 from serve.client import ManagementClient
-from serve.config import Configuration, ModelSettings
+from serve.config import Configuration, ModelSettings, Setting
 from serve.servers.protocol import Places, Say, Server
-
-_WORKER_PATH = ROOT / "serve" / "worker"
 
 
 class TorchServe(Server):
@@ -27,6 +26,8 @@ class TorchServe(Server):
     title = "TorchServe"
     main = "org.pytorch.serve.ModelServer"
     package = "ts"
+    # No snapshots; and no token, because only this machine reaches the management address.
+    arguments = ("-ncs", "--disable-token-auth")
     versions = True
     highest_port = 65_535
     synchronous = False
@@ -37,18 +38,14 @@ class TorchServe(Server):
 
     def site(self, python: Path) -> Path:
         # Found without importing it.
-        found = importlib.util.find_spec(self.package)
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
             raise Undetermined("the package torchserve is not installed here; run `make setup`")
-        return Path(found.submodule_search_locations[0]).parent
+        return Path(spec.submodule_search_locations[0]).parent
 
     def environment(self, python: Path) -> dict[str, str]:
-        # Hides this repository from the workers.
-        return {"PYTHONPATH": str(_WORKER_PATH)}
-
-    def arguments(self) -> Sequence[str]:
-        # No snapshots; and no token, since only this machine reaches the management address.
-        return ("-ncs", "--disable-token-auth")
+        # It hides this repository from the workers.
+        return {"PYTHONPATH": str(ROOT / "serve" / "worker")}
 
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
         return {
@@ -59,7 +56,7 @@ class TorchServe(Server):
             "enable_metrics_api": "false",
             "install_py_dep_per_model": "false",
             "disable_system_metrics": "true",
-            # Metrics and gRPC take free ports of loopback, so that two servers never want the same one.
+            # Metrics and gRPC get free ports on loopback, so that two servers never want the same one.
             "metrics_address": "http://127.0.0.1:0",
             "grpc_inference_address": "127.0.0.1",
             "grpc_inference_port": "0",
@@ -82,14 +79,7 @@ def models_json(configuration: Configuration) -> str:
     """Return TorchServe's `models` value with the resolved numbers."""
     models: dict[str, dict[str, dict[str, object]]] = {}
     for model in configuration.models:
-        models.setdefault(model.model, {})[model.version] = {
-            "defaultVersion": model.default_version,
-            "marName": model.archive,
-            "minWorkers": model.min_workers.value,
-            "maxWorkers": model.max_workers.value,
-            "batchSize": model.batch_size.value,
-            "maxBatchDelay": model.max_batch_delay.value,
-            "responseTimeout": model.response_timeout.value,
-            "startupTimeout": model.startup_timeout.value,
-        }
+        numbers = {to_camel(name): each.value for name, each in vars(model).items() if isinstance(each, Setting)}
+        entry = {"defaultVersion": model.default_version, "marName": model.archive, **numbers}
+        models.setdefault(model.model, {})[model.version] = entry
     return json.dumps(models)

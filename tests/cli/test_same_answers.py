@@ -1,4 +1,4 @@
-"""One trained model, asked as a run, as an archive and on both servers: the same answers, and a steady worker."""
+"""One trained model as a run, as an archive and on both servers: the same answers, and a steady worker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import psutil
 import pytest
 import requests
 
+from archive.build import build
 from archive.sandbox import Sandbox
 from beeline.answer import Answer
 from cli.sources import open_source
@@ -26,15 +27,16 @@ from train.predictor import RunPredictor
 
 pytestmark = [pytest.mark.shared, pytest.mark.server]
 
-# Small pictures are sent so in many more placements: tests/handlers/test_over_http.py.
-CASES = 10
+# Batches of broken and good pictures; tests/handlers/test_over_http.py sends small ones in many more placements.
+BATCHES = 5
 
 
 @pytest.fixture(scope="module")
 def trained(shared_data: Path) -> Path:
-    """The run of the real pictures: trained here, or by an earlier test of the same configuration."""
+    """The run on the real pictures: trained here, or by an earlier test with the same configuration."""
     weights = shared_data / "weights" / "resnet18-imagenet-pq.pth"
     words = ["train", "--reuse", "--data", str(shared_data / "hymenoptera_data"), "--weights", str(weights), "--json"]
+    # It may train for minutes, for longer than `beeline` of the other tests waits.
     done = subprocess.run([sys.executable, "-m", "cli", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Path(json.loads(done.stdout.splitlines()[-1])["run"])
@@ -42,17 +44,14 @@ def trained(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def mar(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from archive.build import build
-
     return build(trained / "export", tmp_path_factory.mktemp("store")).path
 
 
 @pytest.fixture(scope="module", params=["torchserve", "mms"])
 def running(mar: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000)
-    asked = Request(
-        server=request.param, store=mar.parent, name=f"same-{request.param}", overrides=overrides, ports=Ports(0)
-    )
+    name = f"same-{request.param}"
+    asked = Request(request.param, store=mar.parent, name=name, overrides=overrides, ports=Ports(0))
     with up(asked, print) as server:
         yield server
 
@@ -73,7 +72,7 @@ def worker(running: Running) -> psutil.Process:
     assert running.state.java is not None
     children = psutil.Process(running.state.java).children(recursive=True)
     workers = [child for child in children if "model_service_worker" in " ".join(child.cmdline())]
-    # Multi Model Server's worker forks one that answers.
+    # Multi Model Server's worker forks the one that answers.
     (found,) = [one for one in workers if not any(other.ppid() == one.pid for other in workers)]
     return found
 
@@ -101,20 +100,19 @@ def test_the_server_agrees_with_the_run(running: Running, photographs: list[byte
 def test_broken_pictures_among_photographs_harm_nobody(
     running: Running, photographs: list[bytes], of_the_run: list[str], shared_data: Path
 ) -> None:
-    awkward = shared_data / "awkward"
     broken = {
-        awkward / "synthetic" / "bee_cut_50pct.jpg": 422,
-        awkward / "synthetic" / "not_an_image.jpg": 415,
-        awkward / "synthetic" / "empty.jpg": 400,
-        awkward / "synthetic" / "bomb_20000x20000_rgb.png": 413,
-        awkward / "pillow" / "broken_data_stream.png": 422,
-        awkward / "pillow" / "decompression_bomb.gif": 413,
+        "synthetic/bee_cut_50pct.jpg": 422,
+        "synthetic/not_an_image.jpg": 415,
+        "synthetic/empty.jpg": 400,
+        "synthetic/bomb_20000x20000_rgb.png": 413,
+        "pillow/broken_data_stream.png": 422,
+        "pillow/decompression_bomb.gif": 413,
     }
-    bad = [(path.read_bytes(), status) for path, status in broken.items()]
+    bad = [((shared_data / "awkward" / name).read_bytes(), status) for name, status in broken.items()]
     good = list(zip(photographs, of_the_run, strict=True))
     choose, before = random.Random(7), worker(running)
     url = f"{running.state.inference}/predictions/resnet18"
-    for _ in range(CASES):
+    for _ in range(BATCHES):
         sent = [choose.choice(bad) if choose.random() < 0.5 else choose.choice(good) for _ in range(8)]
         post_as_one_batch(url, [data for data, _ in sent], [wanted for _, wanted in sent])
     assert worker(running).pid == before.pid
@@ -133,7 +131,7 @@ def test_the_workers_memory_comes_back(running: Running, shared_data: Path) -> N
     before = memory(process, "VmRSS")
     for _ in range(3):
         send(awkward)
-    # The same last batch as before, since the memory of its forward pass is kept for the next one.
+    # The same last batch as before, because the memory of its forward pass is kept for the next one.
     send(awkward[:8])
     after, peak = memory(process, "VmRSS"), memory(process, "VmHWM")
     print(f"{running.state.server}: {before:.0f} MB before, {after:.0f} after, peak {peak:.0f}")  # noqa: T201

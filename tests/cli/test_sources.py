@@ -1,74 +1,24 @@
-"""Which model a URL means, and answers of servers and proxies that are none of ours."""
+"""Which model a URL means, and answers of servers and proxies that are not Beeline's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from beeline.errors import BeelineError, Undetermined
 from cli.main import app
-from tests.conftest import RED
+from tests.conftest import RED, Site
 
 HTML = b"<html>\n<h1>502 Bad Gateway</h1></html>"
-
-
-class Site(BaseHTTPRequestHandler):
-    """A stand-in for a gateway: answers /catalog.json with `catalog` and predictions with `answers`, in turn."""
-
-    protocol_version = "HTTP/1.1"
-    catalog: tuple[int, bytes]
-    answers: list[tuple[int, bytes]]
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.reply(*self.catalog)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.asked.append(self.path)
-        self.reply(*self.answers[min(len(self.asked), len(self.answers)) - 1])
-
-    def reply(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if status == 429:
-            self.send_header("Retry-After", "0")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Stay quiet."""
-
-
-@pytest.fixture
-def site() -> Iterator[tuple[str, type[Site]]]:
-    answers = [(200, b'{"red": 0.9, "blue": 0.1}')]
-    handler = type("Bound", (Site,), {"catalog": (404, b""), "answers": answers, "asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", handler
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def red(tmp_path: Path) -> Path:
-    """A folder with one folder a label, one picture in it."""
-    (tmp_path / "data" / "red").mkdir(parents=True)
-    (tmp_path / "data" / "red" / "red.png").write_bytes(RED)
-    return tmp_path / "data"
+GOOD = (200, b'{"red": 0.9, "blue": 0.1}')
 
 
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of the test's own with an index of one model."""
+    """A store whose index has one model."""
     folder = tmp_path / "store"
     folder.mkdir()
     entry = {"sha256": "", "name": "local", "version": "1.0", "fingerprint": "", "bytes": 1}
@@ -77,78 +27,76 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def data(tmp_path: Path, site: type[Site]) -> Path:
+    """A folder with one folder a label, one picture in it; the site answers it."""
+    site.answers = [GOOD]
+    (tmp_path / "data" / "red").mkdir(parents=True)
+    (tmp_path / "data" / "red" / "red.png").write_bytes(RED)
+    return tmp_path / "data"
+
+
 def call(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def names(*models: str) -> tuple[int, bytes]:
-    return 200, json.dumps({"models": [{"name": name} for name in models]}).encode()
+def both(url: str, data: Path) -> list[list[object]]:
+    """Return the two commands that ask a URL."""
+    return [["predict", "--url", f"{url}/predictions/x", data], ["evaluate", url, "--data", data, "--model", "x"]]
 
 
-def test_the_urls_own_catalog_names_the_model(site: tuple[str, type[Site]], red: Path) -> None:
-    url, server = site
-    server.catalog = names("resnet18", "resnet18")
-    assert call("predict", "--url", url, red).exit_code == 0
-    assert server.asked == ["/predictions/resnet18"]
+@pytest.mark.parametrize(
+    ("page", "model"),
+    [
+        ((200, b'{"models": [{"name": "resnet18"}, {"name": "resnet18"}]}'), "resnet18"),
+        # Without a catalog the local index names it.
+        ((404, b'{"code": 404}'), "local"),
+        ((200, HTML), "local"),
+    ],
+)
+def test_the_urls_only_model_is_asked(site: type[Site], data: Path, page: tuple[int, bytes], model: str) -> None:
+    site.page = page
+    assert call("predict", "--url", site.url, data).exit_code == 0
+    assert site.asked == [f"/predictions/{model}"]
 
 
-def test_several_models_are_named_in_the_error(site: tuple[str, type[Site]], red: Path) -> None:
-    url, server = site
-    server.catalog = names("resnet18", "efficientnet_b0")
-    error = call("evaluate", url, "--data", red).exception
+def test_several_models_or_none_are_an_error_and_one_may_be_named(site: type[Site], data: Path, store: Path) -> None:
+    site.page = (200, b'{"models": [{"name": "resnet18"}, {"name": "efficientnet_b0"}]}')
+    error = call("evaluate", site.url, "--data", data).exception
     assert isinstance(error, BeelineError)
-    assert str(error) == (f"the URL names no model, and {url} serves efficientnet_b0, resnet18; add --model NAME")
-    assert call("predict", "--url", url, "--model", "resnet18", red).exit_code == 0
-    assert call("predict", "--url", f"{url}/predictions/resnet18/1.0/", red).exit_code == 0
-    assert server.asked == ["/predictions/resnet18", "/predictions/resnet18/1.0"]
-
-
-@pytest.mark.parametrize("catalog", [(404, b'{"code": 404}'), (200, HTML)])
-def test_without_a_catalog_the_local_index_does(
-    site: tuple[str, type[Site]], red: Path, catalog: tuple[int, bytes]
-) -> None:
-    url, server = site
-    server.catalog = catalog
-    assert call("predict", "--url", url, red).exit_code == 0
-    assert server.asked == ["/predictions/local"]
-
-
-def test_with_neither_the_error_says_so(site: tuple[str, type[Site]], red: Path, store: Path) -> None:
+    assert str(error) == f"the URL names no model, and {site.url} serves efficientnet_b0, resnet18; add --model NAME"
+    assert call("predict", "--url", site.url, "--model", "resnet18", data).exit_code == 0
+    assert call("predict", "--url", f"{site.url}/predictions/resnet18/1.0/", data).exit_code == 0
+    assert site.asked == ["/predictions/resnet18", "/predictions/resnet18/1.0"]
+    site.page = (404, b"")
     (store / "index.json").unlink()
-    error = call("predict", "--url", site[0], red).exception
-    assert f"{site[0]} has no catalog and model_store lists none; add --model NAME" in str(error)
+    error = call("predict", "--url", site.url, data).exception
+    assert f"{site.url} has no catalog and model_store lists none; add --model NAME" in str(error)
 
 
-def test_an_error_page_of_a_proxy_is_the_pictures_error(site: tuple[str, type[Site]], red: Path) -> None:
-    url, server = site
-    server.answers = [(502, HTML)]
-    done = call("predict", "--url", f"{url}/predictions/x", red, "--json")
+def test_a_proxys_error_page_is_the_pictures_error(site: type[Site], data: Path) -> None:
+    site.answers = [(502, HTML)]
+    done = call(*both(site.url, data)[0], "--json")
     assert done.exit_code == 1
-    row = json.loads(done.stdout.splitlines()[-1])["pictures"][0]
-    assert row["error"] == {
-        "code": 502,
-        "type": "NoJson",
-        "message": "the answer is no JSON object: '<html> <h1>502 Bad Gateway</h1></html>'",
-    }
-    shown = call("predict", "--url", f"{url}/predictions/x", red)
-    assert "502 NoJson: the answer is no JSON object" in shown.stdout
+    message = "the answer is no JSON object: '<html> <h1>502 Bad Gateway</h1></html>'"
+    error = json.loads(done.stdout.splitlines()[-1])["pictures"][0]["error"]
+    assert error == {"code": 502, "type": "NoJson", "message": message}
+    assert f"502 NoJson: {message}" in call(*both(site.url, data)[0]).stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize("body", [HTML, b"[]", b'"red"', b'{"red": "high"}', b""])
-def test_a_200_that_is_no_prediction_is_one_sentence(site: tuple[str, type[Site]], red: Path, body: bytes) -> None:
-    url, server = site
-    server.answers = [(200, body)]
-    for words in (["predict", "--url", f"{url}/predictions/x", red], ["evaluate", url, "--data", red, "--model", "x"]):
+def test_a_200_that_is_no_prediction_is_one_sentence(site: type[Site], data: Path, body: bytes) -> None:
+    site.answers = [(200, body)]
+    for words in both(site.url, data):
         error = call(*words).exception
         assert isinstance(error, Undetermined), error
         assert "; name " in str(error)
 
 
-def test_predict_and_evaluate_come_back_when_they_are_sent_away(site: tuple[str, type[Site]], red: Path) -> None:
-    url, server = site
-    for words in (["predict", "--url", f"{url}/predictions/x", red], ["evaluate", url, "--data", red, "--model", "x"]):
-        server.asked = []
-        server.answers = [(429, b"{}"), (200, b'{"red": 0.9, "blue": 0.1}')]
+def test_predict_and_evaluate_send_a_refused_picture_again(site: type[Site], data: Path) -> None:
+    for words in both(site.url, data):
+        site.asked.clear()
+        site.answers = [(429, b"{}", "0"), GOOD]
         done = call(*words, "--json")
         assert done.exit_code == 0, done.exception
-        assert len(server.asked) == 2
+        assert len(site.asked) == 2

@@ -1,4 +1,4 @@
-"""What the room's tests share: fake archives with a handler of a few lines, a state folder of their own."""
+"""What the room's tests share: fake archives with a handler of a few lines, and their own state folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from host import processes
 from serve.instance import MARK
 from tests.conftest import write_archive
 
-# A handler of its own, so that the room's tests stand without the project's: it answers what it is told.
+# Not the project's handler, so that these tests do not depend on it. It always gives the same answer.
 FAKE = """
 import importlib.util, json, os
 
@@ -37,7 +36,7 @@ MakeArchive = Callable[..., Path]
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait until it holds, a minute at most."""
+    """Wait until it holds, for a minute at most."""
     deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline, "it did not come true in 60 s"
@@ -46,7 +45,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="session")
 def make_fake() -> MakeArchive:
-    """Write a fake archive; `gate` is a file without which its workers die, `retry` seconds until they are given up."""
+    """Write a fake archive. Without the file `gate` its workers die; after `retry` seconds they are given up."""
 
     def make(
         store: Path,
@@ -72,7 +71,7 @@ def make_fake() -> MakeArchive:
 
 @pytest.fixture(scope="session")
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state folder of the tests' own; whatever a failed test left is ended with the session."""
+    """The tests' state folder; what a failed test left running is stopped at the end."""
     home = tmp_path_factory.mktemp("state").resolve()
     yield home
     processes.stop_marked(MARK, str(home), grace=0)
@@ -80,13 +79,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def environ(state_home: Path) -> dict[str, str]:
-    """The environment without this project's own variables, and with the tests' state folder."""
+    """The environment without this project's variables, and with the tests' state folder."""
     ours = ("BEELINE_", "BATCH_SIZE", "WORKERS", "LINGER_MS")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return {**kept, "BEELINE_STATE": str(state_home)}
-
-
-@pytest.fixture
-def marked_left(state_home: Path) -> Callable[[], list[psutil.Process]]:
-    """Return every live process that carries a mark of the tests' state folder."""
-    return lambda: processes.marked(MARK, str(state_home))

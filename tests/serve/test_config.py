@@ -1,4 +1,4 @@
-"""Flag over environment over file over default, each number with its reason."""
+"""Option over environment over file over default, each number with its reason."""
 
 from __future__ import annotations
 
@@ -33,26 +33,19 @@ def resolved(
     return resolve(given_properties, archives, overrides or Overrides(), environ or {}, cores, gpus)
 
 
-def test_flag_over_environment_over_file_over_default() -> None:
+def test_option_over_environment_over_file_over_default() -> None:
     file, environ = {"batchSize": 4}, {"BATCH_SIZE": "16"}
     assert resolved().models[0].batch_size.value == 8
     assert resolved(file).models[0].batch_size == Setting(4, "config.properties")
     assert resolved(file, environ=environ).models[0].batch_size == Setting(16, "environment BATCH_SIZE")
-    flag = resolved(file, Overrides(batch_size=32), environ).models[0].batch_size
-    assert flag == Setting(32, "--batch-size")
-
-
-def test_workers_and_delay_have_their_variables_too() -> None:
+    option = resolved(file, Overrides(batch_size=32), environ).models[0].batch_size
+    assert option == Setting(32, "--batch-size")
     model = resolved({"minWorkers": 1, "maxWorkers": 4}, environ={"WORKERS": "3", "LINGER_MS": "25"}).models[0]
     assert (model.min_workers.value, model.max_workers.value, model.max_batch_delay.value) == (3, 3, 25)
 
 
-def test_a_model_without_an_entry_says_so() -> None:
-    reason = resolved().models[0].batch_size.reason
-    assert reason == "default: config.properties has no entry for fake 1.0"
-
-
-def test_a_lone_entry_fits_another_version_and_says_so() -> None:
+def test_a_model_without_an_entry_says_so_and_a_lone_entry_serves_any_version() -> None:
+    assert resolved().models[0].batch_size.reason == "default: config.properties has no entry for fake 1.0"
     newer = resolved({"batchSize": 4}, archives=(archive(version="2.0"),)).models[0]
     assert newer.batch_size == Setting(4, "config.properties, its entry for fake 1.0")
 
@@ -64,12 +57,9 @@ def test_threads_never_exceed_the_cores(cores: int, workers: int) -> None:
     assert threads >= 1
 
 
-def test_threads_are_shared_by_the_workers_of_all_models() -> None:
+def test_threads_are_a_workers_share_of_the_cores_unless_they_are_given(tmp_path: Path) -> None:
     both = resolved(overrides=Overrides(workers=2), archives=(archive(), archive("other")), cores=8)
     assert both.threads == Setting(2, "8 cores / 4 workers")
-
-
-def test_threads_that_are_given_win_over_the_share_of_the_cores(tmp_path: Path) -> None:
     file = tmp_path / "config.properties"
     file.write_text("beeline_threads=3\n")
     assert resolved(properties=load(file)).threads == Setting(3, "config.properties")
@@ -85,37 +75,18 @@ def test_a_lone_picture_gets_the_cores_up_to_four(cores: int, lone: int) -> None
     assert any(f"OpenVINO's for a lone picture {lone} ({cores} cores" in line for line in configuration.lines())
 
 
-def test_a_lone_picture_never_gets_fewer_threads_than_a_batch_nor_more_where_all_come_alone() -> None:
+def test_a_lone_picture_gets_as_many_threads_as_a_batch_or_more_unless_all_come_alone() -> None:
     workers = Overrides(workers=2)
     assert resolved(overrides=workers, cores=16).numbers["beeline_lone_threads"] == Setting(8, "as many as a worker's")
     alone = resolved(overrides=Overrides(workers=2, batch_size=1), cores=2).numbers["beeline_lone_threads"]
     assert alone == Setting(1, "as many as a worker's, since batches are of one")
-
-
-def test_a_lone_pictures_threads_may_be_given() -> None:
-    said = Properties(Path("config.properties"), numbers={"beeline_lone_threads": 1})
-    assert resolved(properties=said, cores=8).numbers["beeline_lone_threads"] == Setting(1, "config.properties")
-
-
-@pytest.mark.parametrize("value", ["0", "many", "257"])
-def test_impossible_threads_are_one_sentence(tmp_path: Path, value: str) -> None:
-    file = tmp_path / "config.properties"
-    file.write_text(f"beeline_threads={value}\n")
-    with pytest.raises(
-        ConfigError, match=f"beeline_threads is '{value}'; allowed: a whole number of threads, 1 to 256"
-    ):
-        load(file)
+    file = Properties(Path("config.properties"), numbers={"beeline_lone_threads": 1})
+    assert resolved(properties=file, cores=8).numbers["beeline_lone_threads"] == Setting(1, "config.properties")
 
 
 @pytest.mark.parametrize(("cores", "gpus", "workers"), [(1, 0, 1), (2, 0, 1), (6, 0, 3), (64, 0, 4), (64, 2, 2)])
 def test_default_workers_come_from_the_machine(cores: int, gpus: int, workers: int) -> None:
     assert resolved(cores=cores, gpus=gpus).models[0].min_workers.value == workers
-
-
-def test_one_limit_makes_the_servers_limit_with_room_for_base64() -> None:
-    configuration = resolved()
-    picture = configuration.numbers["beeline_max_image_bytes"].value
-    assert configuration.max_request_size >= picture * 4 / 3 + 4096
 
 
 @pytest.mark.parametrize(
@@ -133,27 +104,18 @@ def test_an_impossible_number_is_one_sentence(overrides: Overrides, environ: dic
     assert said in str(caught.value)
 
 
-def test_the_rate_of_one_client_comes_from_the_queue() -> None:
-    numbers = resolved().numbers
-    assert numbers["beeline_requests_per_second"] == Setting(
-        10 * numbers["job_queue_size"].value, "10 times job_queue_size"
-    )
-    said = Properties(Path("config.properties"), numbers={"beeline_requests_per_second": 7})
-    assert resolved(properties=said).numbers["beeline_requests_per_second"].value == 7
-
-
-def test_the_resolved_configuration_is_plain_json() -> None:
-    values = json.loads(json.dumps(resolved().to_dict()))
-    assert values["models"][0]["batch_size"]["reason"]
-
-
-def test_a_variable_of_the_environment_is_named_as_the_reason(tmp_path: Path) -> None:
+def test_each_number_has_its_reason_and_limits_follow_from_others(tmp_path: Path) -> None:
     file = tmp_path / "config.properties"
     file.write_text("beeline_drain_seconds=5\nbeeline_stop_seconds=6\nbeeline_log_files=7\n")
     found = resolved(properties=load(file, {"BEELINE_DRAIN_SECONDS": "3", "BEELINE_JOB_QUEUE_SIZE": "40"}))
     assert found.numbers["beeline_drain_seconds"] == Setting(3, "environment BEELINE_DRAIN_SECONDS")
     assert found.numbers["beeline_stop_seconds"] == Setting(6, "config.properties")
     assert found.numbers["beeline_requests_per_second"] == Setting(400, "10 times job_queue_size")
-    # Whoever ends its processes waits for both, and a little longer.
+    assert found.numbers["beeline_max_image_bytes"] == Setting(20_000_000, "default")
+    # Processes get the time to drain and to stop, and a little more.
     assert found.stop_grace > 3 + 6
-    assert resolved().numbers["beeline_drain_seconds"] == Setting(0, "default")
+    # The largest picture fits as base64 in JSON.
+    assert found.max_request_size >= 20_000_000 * 4 / 3 + 4096
+    given_rate = Properties(file, numbers={"beeline_requests_per_second": 7})
+    assert resolved(properties=given_rate).numbers["beeline_requests_per_second"].value == 7
+    assert json.loads(json.dumps(found.to_dict()))["models"][0]["batch_size"]["reason"]

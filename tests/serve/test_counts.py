@@ -1,4 +1,4 @@
-"""Reading what workers counted, folding the files of those that have ended, and nothing else that lies beside them."""
+"""Counts: workers' files are read, those of ended workers are folded, and foreign files are only counted."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import json
 import math
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.registry import Collector
 
 from beeline.answer import Answer
 from beeline.errors import BeelineError
 from beeline.metrics import identity
 from serve import counts
+from serve.metrics import Collector
 from tests.conftest import worker
 
 BATCH = [Answer(200, "OK", "{}")] * 3
@@ -43,13 +41,15 @@ def sums(folder: Path) -> dict[Any, float]:
     }
 
 
+def chose(device: str) -> dict[str, dict[str, str]]:
+    return {"device": {"value": device, "reason": "asked for"}}
+
+
 def test_what_the_handler_writes_is_read(tmp_path: Path) -> None:
-    chose = {"device": {"value": "cpu", "reason": "asked for"}}
-    worker(tmp_path, choice=chose, pid=os.getpid()).count(BATCH, [2000.0], {"forward": 3.0})
+    worker(tmp_path, choice=chose("cpu"), pid=os.getpid()).count(BATCH, [2000.0], {"forward": 3.0})
     found = counts.read(tmp_path)
-    (one,) = found.living()
-    assert (one.identity, one.key, one.choice) == (identity(os.getpid()), ("colours", "1.0"), chose)
-    assert found.unreadable == 0
+    assert found.living() == [counts.Worker(identity(os.getpid()), ("colours", "1.0"), chose("cpu"))]
+    assert (found.unreadable, found.counting()) == (0, {("colours", "1.0")})
     assert sums(tmp_path)["beeline_queue_seconds_sum", frozenset({("model", "colours"), ("version", "1.0")})] == 2
 
 
@@ -61,53 +61,48 @@ def test_answers_of_all_workers_are_added_up_folded_ones_too(tmp_path: Path) -> 
     assert counts.answers(tmp_path) == {"colours": {"200": 6, "415": 1}, "other": {"500": 1}}
 
 
-def test_whatever_lies_beside_them_is_passed_over_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "1-1.json").write_text('{"pid": 1, "mod')
-    (tmp_path / "2-1.json").write_text("[" * 100_000)
-    (tmp_path / "3-1.json").write_bytes(b"\xff\xfe")
-    (tmp_path / "4-1.json").write_text("[]")
-    (tmp_path / "5-1.json").write_text('{"model": "a", "version": "1", "choice": {"device": "cpu"}}')
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "gauge_all_1.db").write_bytes(bytes(100))
-    (tmp_path / "counter_1-1.db").write_text("mine")
-    (tmp_path / "counter_2-1.db").touch()
-    (tmp_path / "histogram_1-1.db").write_bytes(b"\x40" + bytes(7) + b"\x08" + bytes(3) + b"no JSON!" + bytes(90))
+def test_foreign_files_are_skipped_and_counted(tmp_path: Path) -> None:
+    workers = [b'{"pid": 1, "mod', b"[" * 100_000, b"\xff\xfe", b"[]"]
+    workers += [b'{"model": "a", "version": "1", "choice": {"device": "cpu"}}']
+    workers += [
+        b'{"model": %s, "version": "1", "choice": {}}' % model for model in (b"5", b'["x"]', b"null", rb'"\ud800"')
+    ]
+    files = {f"{number}-1.json": content for number, content in enumerate(workers)}
+    files |= {"notes.txt": b"mine", "gauge_all_1.db": bytes(100), "counter_1-1.db": b"mine", "counter_2-1.db": b""}
+    files["histogram_1-1.db"] = b"\x40" + bytes(7) + b"\x08" + bytes(3) + b"no JSON!" + bytes(90)
+    for name, content in {**files, "draft.tmp": b"being written"}.items():
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "histogram_2-1.db").mkdir()
     (tmp_path / "histogram_3-1.db").symlink_to(tmp_path / "nothing")
-    # A reader would wait for ever for somebody who writes.
+    # A reader would wait for ever for a writer.
     os.mkfifo(tmp_path / "counter_3-1.db")
-    (tmp_path / "draft.tmp").write_text("being written")
     found = counts.read(tmp_path)
     list(found.families())
-    assert (found.workers, found.unreadable) == ([], 13)
+    assert (found.workers, found.unreadable) == ([], 17)
     worker(tmp_path).count(BATCH, [], {})
     fold(tmp_path)
     assert counts.answers(tmp_path) == {"colours": {"200": 3}}
     found = counts.read(tmp_path)
-    # What has the name of an ended worker's is removed with it, and no fold follows for ever.
-    assert (found.ended, found.unreadable) == (set(), 8)
+    # Files with the name of an ended worker are removed, so that the folding comes to an end.
+    assert (found.ended, found.unreadable) == (set(), 12)
 
 
-def test_without_a_folder_there_are_none(tmp_path: Path) -> None:
+def test_without_a_folder_or_without_files_of_counts_nobody_counts(tmp_path: Path) -> None:
     assert counts.read(tmp_path / "nothing") == counts.Counts()
     assert counts.answers(tmp_path / "nothing") is None
-
-
-def test_a_worker_that_cannot_count_is_no_answer_of_none(tmp_path: Path) -> None:
     worker(tmp_path, pid=os.getpid())
     for path in tmp_path.glob("*.db"):
         path.unlink()
-    assert counts.answers(tmp_path) is None
-    assert len(counts.read(tmp_path).living()) == 1
+    found = counts.read(tmp_path)
+    assert (len(found.living()), found.counting(), counts.answers(tmp_path)) == (1, set(), None)
 
 
 def test_a_worker_lives_as_long_as_its_process(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    with process:
+    with subprocess.Popen(["sleep", "1000"]) as process:
         worker(tmp_path, pid=process.pid)
         assert len(counts.read(tmp_path).living()) == 1
         process.kill()
-        # A zombie is no worker: nobody has waited for it yet.
+        # Nobody has waited for it yet: a zombie is no worker.
         deadline = time.monotonic() + 10
         while identity(process.pid) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -124,10 +119,7 @@ def test_a_process_with_a_dead_workers_id_is_no_worker(tmp_path: Path, monkeypat
     assert counts.answers(tmp_path) == {"colours": {"200": 3}}
 
 
-def test_the_choices_are_the_latest_living_workers(tmp_path: Path) -> None:
-    def chose(value: str) -> dict[str, dict[str, str]]:
-        return {"device": {"value": value, "reason": "asked for"}}
-
+def test_the_choices_are_those_of_the_latest_living_workers(tmp_path: Path) -> None:
     worker(tmp_path, choice=chose("cuda:1"), pid=os.getpid())
     worker(tmp_path, choice=chose("cuda:0"), pid=os.getppid())
     worker(tmp_path, choice=chose("cuda:2"))
@@ -173,7 +165,7 @@ def test_a_gateway_killed_at_any_step_of_folding_loses_and_doubles_nothing(
     assert number > 5
 
 
-def test_the_folder_is_emptied_when_none_of_its_workers_lives(tmp_path: Path) -> None:
+def test_the_folder_is_emptied_unless_one_of_its_workers_lives(tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     counts.empty(folder)
     worker(folder)
@@ -203,48 +195,20 @@ def test_an_error_of_the_disk_loses_no_count(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("labels", "value"),
     [
-        (["beeline_answers", "beeline_answers_total", {"model": "a", "version": "1", "status": "200"}, ""], math.nan),
-        (["beeline_answers", "beeline_answers_total", {"model": "a", "version": "1", "status": "200"}, ""], math.inf),
-        (["beeline_answers", "beeline_answers_total", {"model": "\ud800", "version": "1", "status": "200"}, ""], 1.0),
-        (["beeline_answers", "beeline_answers_total", {"version": "1", "status": "200"}, ""], 1.0),
+        ({"model": "a", "version": "1", "status": "200"}, math.nan),
+        ({"model": "a", "version": "1", "status": "200"}, math.inf),
+        ({"model": "\ud800", "version": "1", "status": "200"}, 1.0),
+        ({"version": "1", "status": "200"}, 1.0),
     ],
 )
-def test_counts_that_no_worker_writes_are_unreadable(tmp_path: Path, key: list[Any], value: float) -> None:
+def test_counts_that_no_worker_writes_are_unreadable(tmp_path: Path, labels: dict[str, str], value: float) -> None:
     worker(tmp_path, pid=os.getpid()).count(BATCH, [], {})
     foreign = MmapedDict(str(tmp_path / "counter_1-1.db"))
-    foreign.write_value(json.dumps(key), value, 0.0)
+    foreign.write_value(json.dumps(["beeline_answers", "beeline_answers_total", labels, ""]), value, 0.0)
     foreign.close()
     assert counts.answers(tmp_path) == {"colours": {"200": 3}}
-    with counts.lock(tmp_path):
-        found = counts.scan(tmp_path)
-        generate_latest(registry(found.families()))
-    assert found.unreadable == 1
-
-
-def registry(families: Iterable[Metric]) -> CollectorRegistry:
-    """Return a registry that gives these families."""
-
-    class Given(Collector):
-        def collect(self) -> Iterable[Metric]:
-            return families
-
-    made = CollectorRegistry()
-    made.register(Given())
-    return made
-
-
-@pytest.mark.parametrize("model", ["5", '["x"]', "null", r'"\ud800"'])
-def test_a_worker_whose_model_is_no_text_is_unreadable(tmp_path: Path, model: str) -> None:
-    (tmp_path / "1-1.json").write_text(f'{{"model": {model}, "version": "1", "choice": {{}}}}')
-    found = counts.read(tmp_path)
-    assert (found.workers, found.unreadable) == ([], 1)
-
-
-def test_a_worker_without_files_of_counts_is_not_counting(tmp_path: Path) -> None:
-    worker(tmp_path, pid=os.getpid())
-    assert counts.read(tmp_path).counting() == {("colours", "1.0")}
-    for path in tmp_path.glob("*.db"):
-        path.unlink()
-    assert counts.read(tmp_path).counting() == set()
+    registry = CollectorRegistry()
+    registry.register(Collector(tmp_path))
+    assert b"beeline_metrics_files_unreadable 1.0" in generate_latest(registry)

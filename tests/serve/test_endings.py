@@ -1,4 +1,4 @@
-"""Real TorchServe and real Multi Model Server, ended in every way: nothing of them is left."""
+"""Real TorchServe and Multi Model Server, ended in every way: nothing of them is left."""
 
 from __future__ import annotations
 
@@ -20,29 +20,22 @@ from tests.serve.conftest import MakeArchive, wait_until
 
 pytestmark = pytest.mark.server
 COMMAND = [sys.executable, "-c", "from cli.serve import app; app()"]
+# Every way for one server; for the other those after which its own processes are in another state.
+WAYS = [("torchserve", way) for way in ("SIGINT", "SIGTERM", "SIGKILL", "java", "supervisor", "starting", "down")]
+WAYS += [("mms", way) for way in ("java", "starting")]
 
 
-# Every way to the supervisor on one server; on the other those that meet its own processes in another state.
-ENDS = [("torchserve", way) for way in ("SIGINT", "SIGTERM", "SIGKILL", "java", "supervisor", "starting", "down")]
-ENDS += [("mms", way) for way in ("SIGTERM", "java", "starting")]
-
-
-@pytest.mark.parametrize(("server", "way"), ENDS)
+@pytest.mark.parametrize(("server", "way"), WAYS)
 def test_nothing_is_left_however_it_ends(
     server: str, way: str, make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path, state_home: Path
 ) -> None:
     name = f"{server}-{way}"
     archive = make_fake(tmp_path, expected="red")
-    foreground = subprocess.Popen(
-        [*COMMAND, "up", "--server", server, "--mar", str(archive), "--port", "0", "--name", name, "--json"],
-        cwd=ROOT,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [*COMMAND, "up", "--server", server, "--mar", str(archive), "--port", "0", "--name", name, "--json"]
     found = instance.named(state_home, name)
-    with foreground:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as foreground:
         assert foreground.stdout is not None
         if way == "starting":
             wait_until(lambda: (state := found.read()) is not None and state.java is not None)
@@ -78,7 +71,7 @@ def test_a_detached_server_outlives_its_command_until_down(
     started = json.loads(done.stdout.splitlines()[-1])
     with InferenceClient(started["url"]) as client:
         answer = client.predict("fake", b"anything")
-    # What an archive forgot would be found in this repository, which is installed where the workers run.
+    # Workers must not find this repository, which is installed in their environment.
     assert answer.json() == {"red": 0.9, "other": 0.1, "ours": 0}
     assert down(state_home, "detached") == {"detached": []}
     assert processes.marked(MARK, f"{state_home / 'detached'}:") == []

@@ -9,8 +9,8 @@ import pytest
 from beeline.errors import ConfigError
 from serve.ports import Address
 from serve.properties import DEFAULTS, VARIABLES, load
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ENTRY = 'models={"fake": {"1.0": {%s}}}'
 
 
@@ -29,8 +29,10 @@ def test_the_projects_own_file_is_valid() -> None:
         ("job_queue_sise=3", ":1: unknown key job_queue_sise; did you mean 'job_queue_size'?"),
         ("# one\n\nload_models=all", ":3: load_models is set by `beeline serve up`"),
         ("max_request_size=1", "derived from beeline_max_image_bytes"),
-        ("job_queue_size=many", "job_queue_size is 'many'; allowed: a whole number of requests, 1 to 100000"),
-        ("job_queue_size=0", "job_queue_size is '0'; allowed"),
+        *(
+            (f"beeline_log_files={text}", f"beeline_log_files is '{text}'; allowed: a whole number of files, 1 to 100")
+            for text in ("", "0", "101", "1.5", "8.0", "1_0", "two", "True")
+        ),
         ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is set twice"),
         ("inference_address=8080", "inference_address is '8080'; allowed: http://HOST:PORT"),
         ("inference_address=http://127.0.0.1:99999", "allowed: http://HOST:PORT"),
@@ -38,22 +40,17 @@ def test_the_projects_own_file_is_valid() -> None:
         ('models={"fake": {"1.0": {"batchSize": 8, "batchSize": 9}}}', "models has the key 'batchSize' twice"),
         ("models=[]", "models is []; allowed: a JSON object"),
         ('models={"vmargs": 3}', "models.vmargs is 3; allowed: a JSON object {model:"),
-        ('models={"fake": {"1.0": 3}}', "models.fake.1.0 is 3; allowed"),
         (ENTRY % '"batchsize": 8', "unknown key models.fake.1.0.batchsize; did you mean 'batchSize'?"),
-        (ENTRY % '"batchSize": "8"', "models.fake.1.0.batchSize is '8'; allowed: a whole number of requests"),
-        (ENTRY % '"batchSize": true', "models.fake.1.0.batchSize is True"),
-        (ENTRY % '"batchSize": 8.5', "models.fake.1.0.batchSize is 8.5"),
-        (ENTRY % '"batchSize": 8.0', "models.fake.1.0.batchSize is 8.0"),
-        (ENTRY % '"batchSize": null', "models.fake.1.0.batchSize is None"),
+        *(
+            (
+                ENTRY % f'"batchSize": {text}',
+                f"models.fake.1.0.batchSize is {value}; allowed: a whole number of requests",
+            )
+            for text, value in (('"8"', "'8'"), ("true", True), ("8.5", 8.5), ("8.0", 8.0), ("null", None))
+        ),
         (ENTRY % '"batch_size": 8', "unknown key models.fake.1.0.batch_size; did you mean 'batchSize'?"),
-        (
-            ENTRY % '"maxBatchDelay": 0',
-            "models.fake.1.0.maxBatchDelay is 0; allowed: a whole number of milliseconds, 1",
-        ),
-        (
-            ENTRY % '"minWorkers": 3, "maxWorkers": 2',
-            "models.fake.1.0 is {'minWorkers': 3, 'maxWorkers': 2}; allowed: maxWorkers of at least minWorkers (3)",
-        ),
+        (ENTRY % '"maxBatchDelay": 0', "maxBatchDelay is 0; allowed: a whole number of milliseconds, 1 to 60000"),
+        (ENTRY % '"minWorkers": 3, "maxWorkers": 2', "; allowed: maxWorkers of at least minWorkers (3)"),
         (ENTRY % '"marName": "fake"', "models.fake.1.0.marName is 'fake'; allowed: the name of a .mar file"),
         (ENTRY % '"defaultVersion": 1', "models.fake.1.0.defaultVersion is 1; allowed: true or false"),
         ("beeline_max_image_bytes=\\u00zz", "cannot be read"),
@@ -69,12 +66,9 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, text: str, said: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_continued_lines_and_comments_are_javas(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.properties is missing"):
         load(tmp_path / "nothing.properties")
-
-
-def test_continued_lines_and_comments_are_javas(tmp_path: Path) -> None:
     path = tmp_path / "config.properties"
     path.write_text('! a comment\nvmargs = -Xmx1g \\\n  -Xss1m\nmodels: {"fake": {"1.0": \\\n  {"minWorkers": 2}}}\n')
     properties = load(path)
@@ -90,9 +84,9 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         "BEELINE_DRAIN_SECONDS": "0",
         "BEELINE_INFERENCE_ADDRESS": "http://0.0.0.0:8080",
         "BEELINE_VMARGS": "-Xmx2g",
-        # Empty is not given: a Compose file passes each variable on.
+        # A Compose file passes on empty variables.
         "BEELINE_STOP_SECONDS": " ",
-        # Without its prefix it is somebody else's.
+        # Another program's, without the prefix.
         "JOB_QUEUE_SIZE": "8",
     }
     properties = load(path, environ)
@@ -112,18 +106,13 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
             "many",
             "job_queue_size is 'many'; allowed: a whole number of requests, 1 to 100000",
         ),
-        ("BEELINE_STOP_SECONDS", "0", "beeline_stop_seconds is '0'; allowed: a whole number of seconds, 1 to 3600"),
         (
             "BEELINE_DRAIN_SECONDS",
             "601",
             "beeline_drain_seconds is '601'; allowed: a whole number of seconds, 0 to 600",
         ),
         ("BEELINE_METRICS_ADDRESS", "8082", "beeline_metrics_address is '8082'; allowed: http://HOST:PORT"),
-        (
-            "BEELINE_MANAGEMENT_ADDRESS",
-            "https://0.0.0.0:1",
-            "management_address is 'https://0.0.0.0:1'; allowed: http:",
-        ),
+        ("BEELINE_MANAGEMENT_ADDRESS", "https://a:1", "management_address is 'https://a:1'; allowed: http:"),
         ("BEELINE_TLS_ADDRESS", "http://0.0.0.0:1", "beeline_tls_address is 'http://0.0.0.0:1'; allowed: https:"),
     ],
 )
@@ -139,7 +128,13 @@ def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path, name: str, v
         load(path, {name: value})
 
 
-def test_every_key_but_the_models_has_a_variable_of_its_own() -> None:
+def test_every_key_but_models_has_a_variable_and_a_misspelt_one_is_refused(tmp_path: Path) -> None:
     assert sorted(VARIABLES.values()) == sorted(set(DEFAULTS) - {"models"})
-    # Others of ours mean something else.
-    assert not {"BEELINE_STATE", "BEELINE_BACKENDS", "BEELINE_SERVER", "BEELINE_DEVICE"} & set(VARIABLES)
+    # These mean something else.
+    others = dict.fromkeys(("BEELINE_STATE", "BEELINE_BACKENDS", "BEELINE_SERVER", "BEELINE_DEVICE"), "x")
+    assert not set(others) & set(VARIABLES)
+    path = tmp_path / "config.properties"
+    path.write_text("")
+    assert load(path, others).variables == {}
+    with pytest.raises(ConfigError, match="unknown variable BEELINE_JOB_QUEUE_SISE; did you mean 'BEELINE_JOB_QUEUE_"):
+        load(path, {"BEELINE_JOB_QUEUE_SISE": "8"})

@@ -1,4 +1,4 @@
-"""Lost workers against those that were asked to go, in whatever order both are seen."""
+"""Lost workers and workers that were asked to go, in whatever order both are seen."""
 
 from __future__ import annotations
 
@@ -6,102 +6,68 @@ from serve.metrics import GRACE, Restarts
 
 
 class Watch:
-    """Restarts under a clock that the test turns."""
+    """Restarts under a clock that the test moves."""
 
-    def __init__(self, wanted: int | None, *living: str) -> None:
+    def __init__(self, wanted: int | None, living: str) -> None:
         self.now = 0.0
         self.restarts = Restarts(clock=lambda: self.now)
         if wanted is not None:
             self.restarts.expect(wanted)
-        self.see(*living)
+        self.see(living)
 
-    def see(self, *living: str, dead: str = "", after: float = 1) -> int:
+    def see(self, living: str, dead: str = "", after: float = 1) -> int:
+        """Report workers, each a letter; return the restarts."""
         self.now += after
         self.restarts.observe(set(living), set(dead))
         return self.restarts.count
 
-    def later(self, *living: str) -> int:
-        return self.see(*living, after=GRACE)
+    def later(self, living: str) -> int:
+        return self.see(living, after=GRACE)
 
 
-def test_a_worker_whose_place_is_taken_is_one_restart_at_once() -> None:
-    watch = Watch(2, "a", "b")
-    assert watch.see("a", "b") == 0
-    assert watch.see("b", "c") == 1
-    assert watch.see("b", "c") == 1
-    assert watch.later("b", "c") == 1
+def test_a_lost_worker_is_one_restart_when_a_new_one_comes_or_after_a_while() -> None:
+    replaced = Watch(2, "ab")
+    assert [replaced.see("ab"), replaced.see("bc"), replaced.see("bc"), replaced.later("bc")] == [0, 1, 1, 1]
+    missing = Watch(2, "ab")
+    assert [missing.see("a"), missing.later("a")] == [0, 1]
+    # A worker that comes late replaces one that is counted already.
+    assert missing.later("ac") == 1
+    nothing_wanted = Watch(None, "ab")
+    assert [nothing_wanted.see("a"), nothing_wanted.later("a")] == [0, 1]
 
 
-def test_a_worker_whose_place_stays_empty_is_one_restart_after_a_while() -> None:
-    watch = Watch(2, "a", "b")
-    assert watch.see("a") == 0
-    assert watch.later("a") == 1
-    # The one that comes late takes the place of one that is counted already.
-    assert watch.later("a", "c") == 1
-
-
-def test_scaling_down_is_none_whichever_is_seen_first() -> None:
-    told_first = Watch(4, "a", "b", "c", "d")
-    told_first.restarts.expect(2)
-    told_first.see("a", "b", "c")
-    assert told_first.later("a", "b") == 0
-    assert told_first.later("a", "b") == 0
-
-    seen_first = Watch(4, "a", "b", "c", "d")
-    seen_first.see("a", "b")
+def test_scaling_is_no_restart_in_whatever_order_it_is_seen() -> None:
+    asked_first = Watch(4, "abcd")
+    asked_first.restarts.expect(2)
+    assert [asked_first.see("abc"), asked_first.later("ab"), asked_first.later("ab")] == [0, 0, 0]
+    seen_first = Watch(4, "abcd")
+    seen_first.see("ab")
     seen_first.restarts.expect(2)
-    assert seen_first.later("a", "b") == 0
+    assert seen_first.later("ab") == 0
+    down_and_up = Watch(2, "ab")
+    down_and_up.restarts.expect(1)
+    down_and_up.restarts.expect(2)
+    assert down_and_up.see("ac", dead="b") == 0
+    up = Watch(1, "a")
+    up.restarts.expect(3)
+    assert [up.see("abc"), up.later("abc")] == [0, 0]
 
 
-def test_scaling_down_excuses_no_more_than_were_asked_to_go() -> None:
-    watch = Watch(4, "a", "b", "c", "d")
+def test_scaling_down_explains_as_many_losses_as_were_asked_for_and_none_later() -> None:
+    watch = Watch(4, "abcd")
     watch.restarts.expect(2)
-    watch.see("a")
-    assert watch.later("a") == 1
-    assert watch.see("a", "e") == 1
-    assert watch.see("e", "f") == 2
+    assert [watch.see("a"), watch.later("a"), watch.see("ae"), watch.see("ef")] == [0, 1, 1, 2]
+    # One of the two that are to go has crashed before.
+    crashed = Watch(3, "abc")
+    assert [crashed.later("ab"), crashed.later("ab")] == [0, 1]
+    crashed.restarts.expect(1)
+    assert [crashed.see("a"), crashed.see("d")] == [1, 2]
 
 
-def test_scaling_down_excuses_nothing_later() -> None:
-    # One of the two that are to go had crashed before.
-    watch = Watch(3, "a", "b", "c")
-    assert watch.later("a", "b") == 0
-    assert watch.later("a", "b") == 1
-    watch.restarts.expect(1)
-    assert watch.see("a") == 1
-    assert watch.see("d") == 2
-
-
-def test_scaling_down_and_up_between_two_looks_is_none() -> None:
-    watch = Watch(2, "a", "b")
-    watch.restarts.expect(1)
-    watch.restarts.expect(2)
-    assert watch.see("a", "c", dead="b") == 0
-
-
-def test_scaling_up_is_none() -> None:
+def test_a_worker_that_comes_and_goes_between_two_looks_counts_and_only_once() -> None:
     watch = Watch(1, "a")
-    watch.restarts.expect(3)
-    assert watch.see("a", "b", "c") == 0
-    assert watch.later("a", "b", "c") == 0
-
-
-def test_one_that_came_and_went_between_two_looks_is_counted() -> None:
-    watch = Watch(1, "a")
-    assert watch.see("c", dead="ab") == 1
-    assert watch.later("c") == 2
-
-
-def test_a_worker_is_lost_only_once() -> None:
-    watch = Watch(1, "a")
-    assert watch.see("b", dead="a") == 1
-    # Somebody else's process with its id may look like it for a moment.
-    assert watch.see("b", "a") == 1
-    assert watch.see("b", dead="a") == 1
-    assert watch.see("b", dead="a", after=GRACE) == 1
-
-
-def test_without_a_wanted_number_every_loss_counts() -> None:
-    watch = Watch(None, "a", "b")
-    watch.see("a")
-    assert watch.later("a") == 1
+    assert [watch.see("c", dead="ab"), watch.later("c")] == [1, 2]
+    once = Watch(1, "a")
+    assert once.see("b", dead="a") == 1
+    # Another process with its id may look like it for a moment.
+    assert [once.see("ba"), once.see("b", dead="a"), once.see("b", dead="a", after=GRACE)] == [1, 1, 1]

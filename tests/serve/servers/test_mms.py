@@ -1,4 +1,4 @@
-"""Multi Model Server's own environment: made from the lock file, once."""
+"""Multi Model Server's own environment: made once from its lock file, or named."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from serve.servers.mms import Mms
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Record what would be run instead of running it; `venv` makes the folders that uv would."""
+    """Record uv's commands instead of running them; `venv` makes its folders."""
     recorded: list[list[str]] = []
     monkeypatch.delenv("BEELINE_MMS_PYTHON", raising=False)
 
     def run(command: list[str], **options: object) -> None:
         recorded.append(command[1:])
         if command[1] == "venv":
-            python = Path(command[-1]) / "bin" / "python"
-            python.parent.mkdir()
-            python.touch()
-            (Path(command[-1]) / "lib" / "python3.11" / "site-packages" / "mms").mkdir(parents=True)
+            environment(Path(command[-1]))
 
     monkeypatch.setattr(subprocess, "run", run)
     return recorded
+
+
+def environment(folder: Path) -> Path:
+    """Make the folders of an environment with the server; return its Python."""
+    (folder / "lib" / "python3.11" / "site-packages" / "mms").mkdir(parents=True)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").touch()
+    return folder / "bin" / "python"
 
 
 def test_it_is_installed_once_with_hashes_and_bytecode(tmp_path: Path, calls: list[list[str]]) -> None:
@@ -43,22 +48,15 @@ def test_it_is_installed_once_with_hashes_and_bytecode(tmp_path: Path, calls: li
     assert len(calls) == 2
 
 
-def test_its_python_is_first_on_the_path(tmp_path: Path) -> None:
-    python = tmp_path / "bin" / "python"
-    assert Mms(tmp_path).environment(python)["PATH"].startswith(f"{tmp_path / 'bin'}:")
-
-
-def test_a_python_that_is_named_is_taken_and_nothing_installed(
+def test_a_named_python_is_used_and_nothing_is_installed(
     tmp_path: Path, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python = tmp_path / "mms" / "bin" / "python"
-    (tmp_path / "mms" / "lib" / "python3.11" / "site-packages" / "mms").mkdir(parents=True)
-    python.parent.mkdir()
-    python.touch()
+    python = environment(tmp_path / "mms")
     monkeypatch.setenv("BEELINE_MMS_PYTHON", str(python))
     server = Mms(tmp_path / "venv", tmp_path / "no lock file")
     assert server.prepare(print) == python
     assert server.site(python) == tmp_path / "mms" / "lib" / "python3.11" / "site-packages"
+    assert server.environment(python)["PATH"].startswith(f"{python.parent}:")
     assert calls == []
     assert not server.venv.exists()
 
@@ -71,6 +69,6 @@ def test_a_python_without_the_server_is_one_sentence(
     with pytest.raises(Undetermined) as caught:
         Mms(tmp_path / "venv", tmp_path / "mms.txt").prepare(print)
     assert str(caught.value).startswith(f"BEELINE_MMS_PYTHON is {given!r}, which is no Python with multi-model-server")
-    # That folder is somebody's, and not ours to have removed.
+    # The folder is not Beeline's.
     assert "remove" not in str(caught.value)
     assert calls == []

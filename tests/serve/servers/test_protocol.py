@@ -1,4 +1,4 @@
-"""What the servers are given: command lines, runtime configuration, environment."""
+"""What the servers get: command lines, runtime configuration, environment, archives."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from serve.servers.java import Java
 from serve.servers.mms import Mms
 from serve.servers.protocol import Places
 from serve.servers.torchserve import TorchServe, models_json
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ADDRESSES = addresses.resolve(Properties(Path("config.properties")), Ports(), "none")
 
 
@@ -43,7 +43,7 @@ def written(
     return javaproperties.loads(places.properties.read_text())
 
 
-def test_torchserve_gets_its_numbers_from_its_file(resolved: config.Configuration, places: Places) -> None:
+def test_torchserve_reads_its_models_from_its_file(resolved: config.Configuration, places: Places) -> None:
     values = written(TorchServe(), resolved, places)
     entry = json.loads(values["models"])["fake"]["1.0"]
     assert (entry["batchSize"], entry["minWorkers"], entry["maxBatchDelay"]) == (4, 2, 7)
@@ -55,16 +55,15 @@ def test_torchserve_gets_its_numbers_from_its_file(resolved: config.Configuratio
 
 @pytest.mark.parametrize("kind", [TorchServe(), Mms()])
 @pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400")])
-def test_behind_a_gateway_the_queue_has_room_for_what_is_left_in_it(
+def test_behind_a_gateway_the_servers_queue_is_twice_as_long(
     kind: protocol.Server, gateway: str, queue: str, resolved: config.Configuration, places: Places
 ) -> None:
-    """The gateway says 429 for a full one; the server's own 503 would be taken for one that is not ready."""
+    """The gateway answers 429 for a full queue; the server's own 503 would mean that it is not ready."""
     at = addresses.resolve(Properties(Path("config.properties")), Ports(), gateway)
     assert written(kind, resolved, places, at)["job_queue_size"] == queue
 
 
-def test_the_projects_file_in_torchserves_form_says_the_same_as_ours(places: Places) -> None:
-    """TorchServe can read `config/config.properties` itself: what it would see there is what we hand it."""
+def test_torchserve_gets_the_same_numbers_as_from_the_projects_file_itself() -> None:
     path = ROOT / "config" / "config.properties"
     archives = (Archive(Path("/store/resnet18.mar"), "resnet18", "1.0"),)
     resolved = config.resolve(load(path), archives, config.Overrides(), {}, 2, 0)
@@ -73,38 +72,32 @@ def test_the_projects_file_in_torchserves_form_says_the_same_as_ours(places: Pla
     assert {key: ours[key] for key in theirs} == theirs
 
 
-def test_mms_has_no_models_and_counts_seconds(resolved: config.Configuration, places: Places) -> None:
+def test_mms_gets_no_models_and_its_timeout_in_seconds(resolved: config.Configuration, places: Places) -> None:
     values = written(Mms(), resolved, places)
     assert "models" not in values
     assert values["default_response_timeout_seconds"] == "120"
     assert "default_response_timeout" not in values
 
 
-def test_the_command_keeps_to_the_instances_own_folders(resolved: config.Configuration, places: Places) -> None:
+def test_the_command_has_the_instances_folders_and_the_users_options(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A collector that the environment names is the only one.
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+UseParallelGC")
+    monkeypatch.setattr("host.machine.cores", lambda: 2)
     java = Java(Path("/java/bin/java"), 17, "test")
     command = protocol.command(TorchServe(), java, Path(sys.executable), places, "-Xmx1g -Xss1m")
     assert command[0] == "/java/bin/java"
-    assert f"-Djava.io.tmpdir={places.temporary}" in command
+    assert {f"-Djava.io.tmpdir={places.temporary}", "-XX:TieredStopAtLevel=1", "--disable-token-auth"} <= set(command)
     assert command[command.index("-Xmx1g") : command.index("-Xmx1g") + 2] == ["-Xmx1g", "-Xss1m"]
-    assert "--disable-token-auth" in command
-
-
-def test_a_collector_named_in_the_environment_is_the_only_one(
-    resolved: config.Configuration, places: Places, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+UseParallelGC")
-    monkeypatch.setattr("host.machine.cores", lambda: 2)
-    command = protocol.command(TorchServe(), Java(Path("/java"), 17, "test"), Path(sys.executable), places, "")
-    assert "-XX:TieredStopAtLevel=1" in command
     assert "-XX:+UseSerialGC" not in command
 
 
-def test_what_would_lead_a_server_astray_is_dropped() -> None:
+def test_threads_and_limits_reach_the_workers_and_misleading_variables_do_not(
+    resolved: config.Configuration, places: Places
+) -> None:
     environ = {"TS_CONFIG_FILE": "x", "MMS_CONFIG_FILE": "x", "PYTHONPATH": "x", "PYTHONHASHSEED": "0", "HOME": "/h"}
     assert protocol.clean(environ) == {"PYTHONHASHSEED": "0", "HOME": "/h"}
-
-
-def test_threads_and_limits_reach_the_workers(resolved: config.Configuration, places: Places) -> None:
     environment = protocol.environment(TorchServe(), Path(sys.executable), resolved, places)
     assert environment["BEELINE_THREADS"] == environment["OMP_NUM_THREADS"] == "1"
     assert environment["BEELINE_LONE_THREADS"] == "2"
@@ -112,7 +105,9 @@ def test_threads_and_limits_reach_the_workers(resolved: config.Configuration, pl
     assert environment["TMPDIR"] == environment["TEMP"] == str(places.temporary)
 
 
-def test_an_archive_stays_as_it_was_when_it_is_built_anew(resolved: config.Configuration, tmp_path: Path) -> None:
+def test_a_served_archive_stays_as_it_was_when_it_is_built_again(
+    resolved: config.Configuration, tmp_path: Path
+) -> None:
     archive = Archive(tmp_path / "fake.mar", "fake", "1.0")
     archive.path.write_text("old")
     places = Places(tmp_path / "scratch", tmp_path / "logs")
@@ -120,6 +115,6 @@ def test_an_archive_stays_as_it_was_when_it_is_built_anew(resolved: config.Confi
     (tmp_path / "new.mar").write_text("new")
     (tmp_path / "new.mar").replace(archive.path)
     assert (places.store / "fake.mar").read_text() == "old"
-    # Others may pass through to the gateway's folder, and neither list nor read.
+    # Other users may pass through to the gateway's folder, and neither list nor read.
     assert places.temporary.stat().st_mode & 0o066 == 0
     assert places.store.stat().st_mode & 0o077 == 0
