@@ -103,10 +103,8 @@ def build(
         if source is not None:
             export = exported_folder(source)
         else:
-            from archive.artifact import load_network
-            from archive.export import ExportRequest, export_folder
-            from archive.labels import read_labels
-            from archive.presets import find_preset
+            from archive.artifact import load_network, read_labels
+            from archive.export import ExportRequest, export_folder, find_preset
 
             assert model is not None
             if labels is None:
@@ -114,7 +112,7 @@ def build(
                     f"the model {model} comes without labels; add --labels FILE, one a line in output order"
                 )
             chosen = find_preset(preset, architecture).override(
-                resize, crop, interpolation, _numbers("mean", mean), _numbers("std", std)
+                _numbers("mean", mean), _numbers("std", std), resize=resize, crop=crop, interpolation=interpolation
             )
             request = ExportRequest(
                 name=name or architecture or model.stem,
