@@ -1,15 +1,12 @@
-"""An exported folder to a `.mar` in the store, by torch-model-archiver; the same input gives the same bytes."""
+"""From an exported folder to a `.mar` in the store. The same input gives the same bytes."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import json
-import os
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -19,40 +16,36 @@ from pathlib import Path
 import yaml
 
 from archive import verify
-from archive.mar import CONFIG_FILE, CREATED, HANDLER, MANIFEST
+from archive.mar import CONFIG_FILE, HANDLER, MANIFEST, manifest
 from archive.store import STORE, Entry, expected_sha256, put
 from beeline import pixels
-from beeline.errors import ArchiveError, ConfigError, Undetermined, did_you_mean
+from beeline.errors import ArchiveError, ConfigError, did_you_mean
 from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
 from host.files import SHORT, sha256
 
 HANDLERS = Path(__file__).resolve().parents[1] / "handlers"
-_ARCHIVER = "model_archiver.model_packaging"
-# TorchServe would let a model-config.yaml override these, which belong into `config/config.properties`.
-_OWNED_KEYS = {
-    "batchSize",
-    "maxBatchDelay",
-    "minWorkers",
-    "maxWorkers",
-    "jobQueueSize",
-    "responseTimeout",
-    "startupTimeout",
-}
-_CONFIG_KEYS = {"deviceType": (str,), "deviceIds": (list,), "maxRetryTimeoutInSec": (int,), "useJobTicket": (bool,)}
+_CONFIG_KEYS = {"deviceType": str, "deviceIds": list, "maxRetryTimeoutInSec": int, "useJobTicket": bool}
+_BATCHING_KEYS = (
+    "batchSize", "maxBatchDelay", "minWorkers", "maxWorkers", "jobQueueSize", "responseTimeout", "startupTimeout"
+)  # fmt: skip
+# A model-config.yaml with these keys is refused, for these reasons.
 _REFUSED_KEYS = {
-    "clientTimeoutInMills": "clients whose time is over would wait forever without an answer",
-    "asyncCommunication": "batches of two and more hang",
-    "useVenv": "the worker would install packages when it starts",
+    **dict.fromkeys(
+        _BATCHING_KEYS, "which would override config/config.properties; leave it out and set it there, under models"
+    ),
+    "clientTimeoutInMills": "with which a client gets no answer after the timeout and waits forever; leave it out",
+    "asyncCommunication": "with which batches of two and more hang; leave it out",
+    "useVenv": "with which the worker installs packages when it starts; leave it out",
 }
-# The oldest time that a zip file can tell.
+# The oldest date that a zip file can hold.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Built:
-    """An archive in the store, and the seconds that building it took.
+    """An archive in the store, and the seconds that the build took.
 
-    `verified` is None when verification was left out; `reused` says that the very same archive was there already.
+    `verified` is None if verification was left out; `reused` means that the store held the same archive already.
     """
 
     path: Path
@@ -77,30 +70,28 @@ def build(
 ) -> Built:
     """Build `<name>.mar` from an exported folder, verify it, and only then put it into the store.
 
-    The same input gives the same bytes, in any working folder, at any time, with any umask and file times.
+    The same input gives the same bytes: in any working folder, at any time, with any umask and file times.
 
     Args:
         export: holds the model, `model_spec.json` and `golden/`.
-        store: the folder for archives, made if it is missing.
-        handler: a file with one subclass of `VisionHandler`, instead of it.
-        config: a `model-config.yaml` to put in.
-        check: verify before the archive replaces an older one.
-        reuse: leave an archive of the same bytes in the store as it is, without verifying it again.
-        handlers: the source root of what ships.
-        measured: for the index: the time of each engine and precision that was compared.
+        store: the folder of archives; it is made if it is missing.
+        handler: a file with one subclass of `VisionHandler`, which replaces the default handler.
+        config: a `model-config.yaml` to include.
+        check: verify the archive before it replaces an older one.
+        reuse: if the store holds an archive of the same bytes, keep it and do not verify it again.
+        handlers: the folder with the handler's source code.
+        measured: see `Entry`.
 
     Raises:
-        BeelineError: why it cannot be built or does not verify; the store is left as it was.
+        BeelineError: why it cannot be built or verified; the store is unchanged.
     """
     start = time.perf_counter()
     spec = _check_export(export)
     store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=store) as name:
-        scratch = Path(name)
-        payload = scratch / "payload"
-        entry_file = _stage(payload, spec, export, handlers, handler, config)
-        draft = scratch / f"{spec.name}.mar"
-        _normalise(_archive(scratch, spec, entry_file, has_config=config is not None), draft)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=store) as scratch:
+        payload, draft = Path(scratch) / "payload", Path(scratch) / f"{spec.name}.mar"
+        entry_file = _collect(payload, spec, export, handlers, handler, config)
+        _write(draft, payload, manifest(spec, entry_file, has_config=config is not None))
         digest, size = sha256(draft), draft.stat().st_size
         path = store / draft.name
         if reuse and path.is_file() and expected_sha256(path) == digest == sha256(path):
@@ -111,7 +102,7 @@ def build(
 
 
 def _verify(draft: Path, path: Path) -> verify.Verified:
-    """Verify the draft; results and errors name the path that it will get."""
+    """Verify the draft; the result and errors name its final path."""
     try:
         return dataclasses.replace(verify.verify(draft), mar=path)
     except ArchiveError as error:
@@ -119,153 +110,103 @@ def _verify(draft: Path, path: Path) -> verify.Verified:
 
 
 def _check_export(export: Path) -> ModelSpec:
-    """Read the spec, and check that model, geometry code and goldens are those of the export."""
+    """Read the spec, and check that the model, the geometry code and the goldens match it."""
     spec = ModelSpec.load(export)
-    for name, expected in spec.model.digests.items():
-        model = export / name
-        if not model.is_file():
-            raise ArchiveError(f"{model} is missing; export the model again")
-        actual = sha256(model)
-        if actual != expected:
-            raise ArchiveError(
-                f"{model} has sha256 {actual[:SHORT]}, its spec says {expected[:SHORT]}; export the model again"
-            )
+    for name, expected in {**spec.model.digests, f"{GOLDEN}/{EXPECTED}": None}.items():
+        path = export / name
+        if not path.is_file():
+            raise ArchiveError(f"{path} is missing; export the model again")
+        if expected and (actual := sha256(path)) != expected:
+            raise ArchiveError(f"{path} has sha256 {actual[:SHORT]}, its spec says {expected[:SHORT]}; export it again")
     if spec.geometry_version != pixels.GEOMETRY:
-        made_with = (
-            "before geometry had a version" if spec.geometry_version is None else f"with {spec.geometry_version}"
-        )
+        version = spec.geometry_version
+        made = "before geometry had a version" if version is None else f"with geometry version {version}"
         raise ArchiveError(
-            f"{export} was exported {made_with}, and beeline/pixels.py has version {pixels.GEOMETRY}; export the model "
+            f"{export} was exported {made}, and beeline/pixels.py has version {pixels.GEOMETRY}; export the model "
             "again: `beeline train` for a run, `beeline archive build --model` for a file"
         )
-    if not (export / GOLDEN / EXPECTED).is_file():
-        raise ArchiveError(f"{export / GOLDEN / EXPECTED} is missing; export the model again")
     return spec
 
 
-def _stage(
+def _collect(
     payload: Path, spec: ModelSpec, export: Path, handlers: Path, handler: Path | None, config: Path | None
 ) -> str:
-    """Lay out the archive's files in `payload` with their checksums; return the handler's file name."""
+    """Copy the archive's files into `payload` and write their checksums; return the handler's file name."""
     shutil.copytree(handlers, payload, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-    entry_file = HANDLER
     if handler is not None:
-        entry_file = _check_handler(handler, payload)
-        shutil.copyfile(handler, payload / entry_file)
-    for name in spec.model.digests:
-        shutil.copyfile(export / name, payload / name)
-    shutil.copyfile(export / FILE_NAME, payload / FILE_NAME)
+        _check_handler(handler, payload)
+        shutil.copyfile(handler, payload / handler.name)
     (payload / GOLDEN).mkdir()
     pictures = json.loads((export / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
-    for name in (EXPECTED, *(Path(str(picture["file"])).name for picture in pictures)):
-        shutil.copyfile(export / GOLDEN / name, payload / GOLDEN / name)
+    goldens = (EXPECTED, *(Path(str(picture["file"])).name for picture in pictures))
+    for name in (*spec.model.digests, FILE_NAME, *(f"{GOLDEN}/{golden}" for golden in goldens)):
+        shutil.copyfile(export / name, payload / name)
     if config is not None:
         check_config(config)
         shutil.copyfile(config, payload / CONFIG_FILE)
-    files = {
-        path.relative_to(payload).as_posix(): sha256(path) for path in sorted(payload.rglob("*")) if path.is_file()
-    }
-    record = {"schema": 1, "fingerprint": spec.fingerprint(), "files": dict(sorted(files.items()))}
+    digests = {path.relative_to(payload).as_posix(): sha256(path) for path in payload.rglob("*") if path.is_file()}
+    record = {"schema": 1, "fingerprint": spec.fingerprint(), "files": dict(sorted(digests.items()))}
     (payload / CHECKSUMS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return entry_file
+    return HANDLER if handler is None else handler.name
 
 
 def check_config(path: Path) -> None:
-    """Refuse keys that would be ignored or do harm in a user's model-config.yaml; TorchServe ignores unknown ones.
-
-    Raises:
-        ConfigError: naming the key, its value and the fix.
-    """
+    """Raise `ConfigError` for a key of a model-config.yaml that does harm or that TorchServe ignores."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as YAML ({why}); mend it or leave --model-config out") from error
+        raise ConfigError(f"{path} cannot be read as YAML ({why}); correct it or leave --model-config out") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: keys and values, as deviceType: cpu")
     for key, value in values.items():
-        if key in _OWNED_KEYS:
-            raise ConfigError(
-                f"{path} sets {key} to {value!r}, which would override config/config.properties; "
-                "set it there, under models"
-            )
         if key in _REFUSED_KEYS:
-            raise ConfigError(f"{path} sets {key} to {value!r}; leave it out: {_REFUSED_KEYS[key]}")
+            raise ConfigError(f"{path} sets {key} to {value!r}, {_REFUSED_KEYS[key]}")
         if key not in _CONFIG_KEYS:
-            raise ConfigError(
-                f"{path} has the unknown key {key!r}{did_you_mean(str(key), _CONFIG_KEYS | dict.fromkeys(_OWNED_KEYS))}"
-            )
-        if type(value) not in _CONFIG_KEYS[key]:
-            kind = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}[_CONFIG_KEYS[key][0]]
-            raise ConfigError(f"{path} sets {key} to {value!r}; allowed: {kind}")
+            hint = did_you_mean(str(key), (*_CONFIG_KEYS, *_BATCHING_KEYS))
+            raise ConfigError(f"{path} has the unknown key {key!r}{hint}")
+        kind = _CONFIG_KEYS[key]
+        if type(value) is not kind:
+            allowed = {str: "text", list: "a list", int: "a whole number", bool: "true or false"}[kind]
+            raise ConfigError(f"{path} sets {key} to {value!r}; allowed: {allowed}")
 
 
-def _check_handler(handler: Path, payload: Path) -> str:
-    """Check a user's handler file without running it: one class, and no function that servers would call instead."""
-    name = handler.name
-    if (
-        handler.suffix != ".py"
-        or not handler.stem.isidentifier()
-        or (payload / name).exists()
-        or (payload / handler.stem).exists()
-    ):
-        raise ArchiveError(
-            f"the handler {handler} cannot have that name; name it like a Python module, not like a file of handlers/"
-        )
+def _check_handler(handler: Path, payload: Path) -> None:
+    """Check a user's handler without running it: one class, and no function that servers would call instead."""
+    taken = any((payload / name).exists() for name in (handler.name, handler.stem))
+    if handler.suffix != ".py" or not handler.stem.isidentifier() or taken:
+        raise ArchiveError(f"the handler {handler} cannot have that name; take a new name of a Python module")
     try:
-        body = ast.parse(handler.read_text(encoding="utf-8"), name).body
+        body = ast.parse(handler.read_text(encoding="utf-8"), handler.name).body
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"the handler {handler} cannot be read as Python ({error}); mend it") from error
+        raise ArchiveError(f"the handler {handler} cannot be read as Python ({error}); correct it") from error
     classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
     if len(classes) != 1:
-        raise ArchiveError(
-            f"the handler {handler} defines the classes {', '.join(classes) or 'none'}; both servers need exactly one: "
-            "a subclass of VisionHandler"
-        )
+        names = ", ".join(classes) or "none"
+        raise ArchiveError(f"the handler {handler} defines the classes {names}; define one subclass of VisionHandler")
     if any(isinstance(node, ast.FunctionDef) and node.name == "handle" for node in body):
-        raise ArchiveError(
-            f"the handler {handler} has a function handle, which servers call instead of its class; rename it"
-        )
-    return name
+        raise ArchiveError(f"the handler {handler} has a function handle, which servers call instead; rename it")
 
 
-def _archive(scratch: Path, spec: ModelSpec, entry_file: str, has_config: bool) -> Path:
-    """Run torch-model-archiver, with relative names and its own temporary folder.
+def _write(mar: Path, payload: Path, manifest_values: dict[str, object]) -> None:
+    """Write the manifest and then the files with a fixed order, dates and permissions.
 
-    It copies through `<temporary folder>/<model name>`, which two builds of one name would share, and it splits its
-    list of files at commas. Only a *folder* among the extra files keeps the tree below it.
+    The manifest is torch-model-archiver's. That tool is not run, because it writes the time of the build, and files in
+    the order of the file system. Nothing is compressed: weights hardly shrink, and the bytes of deflate depend on the
+    version of zlib.
     """
-    temporary, out = scratch / "tmp", scratch / "raw"
-    temporary.mkdir()
-    out.mkdir()
-    command = [sys.executable, "-m", _ARCHIVER, "--model-name", spec.name, "--version", spec.version]
-    command += ["--serialized-file", f"payload/{spec.model.file}", "--handler", f"payload/{entry_file}"]
-    command += ["--extra-files", "payload", "--export-path", "raw", "--archive-format", "zip-store"]
-    command += ["--config-file", f"payload/{CONFIG_FILE}"] if has_config else []
-    environment = {**os.environ, "TMPDIR": str(temporary.resolve())}
-    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
-    raw = out / f"{spec.name}.mar"
-    if done.returncode or not raw.is_file():
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise Undetermined(f"torch-model-archiver failed ({last}); run `make setup` if it is not installed")
-    return raw
 
+    def entry(name: str) -> zipfile.ZipInfo:
+        info = zipfile.ZipInfo(name, _EPOCH)
+        info.create_system = 3
+        info.external_attr = (stat.S_IFREG | 0o644) << 16
+        return info
 
-def _normalise(raw: Path, out: Path) -> None:
-    """Write the archive again with a fixed order, dates and permissions.
-
-    Nothing is compressed: weights hardly shrink, and deflate's bytes depend on the version of zlib.
-    """
-    with zipfile.ZipFile(raw) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
-        names = sorted(name for name in source.namelist() if name != MANIFEST)
-        for name in (MANIFEST, *names):
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.create_system = 3
-            info.external_attr = (stat.S_IFREG | 0o644) << 16
-            if name == MANIFEST:
-                manifest = {**json.loads(source.read(name)), "createdOn": CREATED}
-                target.writestr(info, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-                continue
-            info.file_size = source.getinfo(name).file_size
-            with source.open(name) as reader, target.open(info, "w") as writer:
+    files = {path.relative_to(payload).as_posix(): path for path in payload.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(mar, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(entry(MANIFEST), json.dumps(manifest_values, indent=2, sort_keys=True) + "\n")
+        for name in sorted(files):
+            info = entry(name)
+            info.file_size = files[name].stat().st_size
+            with files[name].open("rb") as reader, archive.open(info, "w") as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)

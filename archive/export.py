@@ -1,46 +1,115 @@
-"""A network to an exported folder: uint8 graph, model_spec.json and golden pictures, proved to work."""
+"""From a network to an exported folder: preprocessing, the uint8 graph, model_spec.json and golden pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from archive import goldens
 from archive.goldens.mistakes import check_names
 from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
-from archive.presets import rgb
 from beeline import pixels
 from beeline.engines.torch import TorchEngine
-from beeline.errors import ArchiveError
+from beeline.errors import ArchiveError, did_you_mean
 from beeline.spec import FILE_NAME, GOLDEN, Accuracy, Artifact, Geometry, ModelSpec, Provenance
 from host.files import sha256, whole_folder
 
-# Parallel sums depend on how they are split. With a fixed number of threads the same model gives the same golden
-# pictures on any number of cores.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# The result of a parallel sum depends on how it is split. With a fixed number of threads the same model gives the same
+# golden pictures on any number of cores.
 _THREADS = 2
 
 
 @dataclass(frozen=True)
-class ExportRequest:
-    """What an exported folder says about its network that the network itself does not show.
+class Preset:
+    """Geometry in pixels; `mean` and `std` per RGB channel, of values scaled to 0..1."""
 
-    `mean` and `std` are per RGB channel, of pixel values scaled to 0..1. `output` says what the network
-    returns, `logits` or `probabilities`. `golden_pictures` is a folder of the user's own pictures, instead of
-    made ones; `blind_to` names mistakes that the goldens need not notice (see `archive.goldens.mistakes`).
+    geometry: Geometry
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def override(
+        self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **geometry: Any
+    ) -> Preset:
+        """Return the preset with the values that are given; `geometry` are fields of `Geometry`."""
+        changes = {key: value for key, value in geometry.items() if value is not None}
+        return Preset(replace(self.geometry, **changes), mean or self.mean, std or self.std)
+
+
+_PRESETS = {
+    # The evaluation transform of most ImageNet models.
+    "imagenet": Preset(Geometry(256, 224), IMAGENET_MEAN, IMAGENET_STD),
+    # Pixels scaled to -1..1, as TensorFlow models take them.
+    "half": Preset(Geometry(256, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    # Pixels scaled to 0..1.
+    "unit": Preset(Geometry(256, 224), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    # OpenAI's CLIP image encoders.
+    "clip": Preset(
+        Geometry(224, 224, "bicubic"), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    ),
+}
+
+
+def find_preset(name: str, architecture: str | None = None) -> Preset:
+    """Return the preset `name`.
+
+    Args:
+        name: `imagenet`, `half`, `unit` or `clip`; `torchvision` for the preprocessing of the default weights of
+            `architecture`; or a torchvision weights name such as `ResNet50_Weights.IMAGENET1K_V2`. Nothing is
+            downloaded.
+        architecture: the name of a torchvision model, for `torchvision`.
+
+    Raises:
+        ArchiveError: for an unknown name or architecture.
+    """
+    if name in _PRESETS:
+        return _PRESETS[name]
+    if name != "torchvision" and "." not in name:
+        raise ArchiveError(f"the preset is {name!r}{did_you_mean(name, (*_PRESETS, 'torchvision'))}")
+    if name == "torchvision" and architecture is None:
+        raise ArchiveError("the preset 'torchvision' needs an architecture; add --architecture, as resnet18")
+    import torchvision
+
+    try:
+        if name == "torchvision":
+            weights = torchvision.models.get_model_weights(architecture).DEFAULT
+        else:
+            weights = torchvision.models.get_weight(name)
+        transform = weights.transforms()
+        geometry = Geometry(transform.resize_size[0], transform.crop_size[0], transform.interpolation.value)
+        return Preset(geometry, tuple(transform.mean), tuple(transform.std))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        source = architecture if name == "torchvision" else name
+        raise ArchiveError(
+            f"torchvision knows no classification preprocessing for {source!r} ({error}); give --resize, --crop, "
+            "--mean and --std with --preset imagenet"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the network itself does not show about an export.
+
+    `mean` and `std` are per RGB channel, of pixel values scaled to 0..1. `output` is what the network returns, `logits`
+    or `probabilities`. `golden_pictures` is a folder of the user's own pictures. `blind_to` names mistakes that the
+    golden pictures need not notice (see `archive.goldens.mistakes`).
     """
 
     name: str
     version: str
     labels: tuple[str, ...]
     geometry: Geometry
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Sequence[float]
+    std: Sequence[float]
     architecture: str = "unknown"
     output: str = "logits"
     top_k: int = 5
@@ -50,80 +119,63 @@ class ExportRequest:
     blind_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Turn lists into tuples; raise `ArchiveError` for an impossible mean or deviation, or an unknown mistake."""
-        object.__setattr__(self, "labels", tuple(self.labels))
-        object.__setattr__(self, "mean", rgb("mean", self.mean))
-        object.__setattr__(self, "std", rgb("std", self.std))
+        """Raise `ArchiveError` for an impossible mean or deviation, or an unknown mistake."""
+        for key, values, allowed in (("mean", self.mean, "numbers"), ("std", self.std, "numbers over 0")):
+            if len(values) != 3 or (key == "std" and min(values) <= 0):
+                raise ArchiveError(
+                    f"{key} is {list(values)}; allowed: three {allowed}, one for each of R, G and B, as 0.5,0.5,0.5"
+                )
         check_names(self.blind_to)
 
 
 def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_uint8: bool = False) -> ModelSpec:
-    """Write `out` with the model, `model_spec.json` and `golden/`; replaces an earlier export there.
+    """Write the model, `model_spec.json` and `golden/` into `out`, over an earlier export; return the spec.
 
     The same network and request give the same bytes, in every process and folder of one machine.
 
-    Args:
-        network: float32 normalised NCHW to `[N, classes]`; a module, a TorchScript module or an exported
-            program. It is not changed.
-        request: everything else.
-        out: the folder.
-        takes_uint8: the network takes uint8 `[N, crop, crop, 3]` and normalises by itself.
-
-    Returns:
-        The spec that was written.
+    `network` maps normalised float32 NCHW to `[N, classes]` and is not changed. It may be a module, a TorchScript
+    module or an exported program. With `takes_uint8` it takes uint8 `[N, crop, crop, 3]` and normalises by itself.
 
     Raises:
-        ArchiveError: naming what does not fit: labels and outputs, a number that is not finite, a fixed
-            batch size, goldens that would not notice a mistake.
+        ArchiveError: names what does not fit: labels and outputs, a number that is not finite, a fixed batch size,
+            golden pictures that would not notice a mistake.
         SpecError: when the request breaks the schema.
     """
-    _check_replaceable(out)
-    # Everything in the request is checked before anything takes time.
-    _spec(request, Artifact(PROGRAM_FILE, "exported_program", "0" * 64))
-    with _fixed_threads(), whole_folder(out) as draft:
-        graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)
-        _check_outputs(graph, request)
-        model = graph.save(draft)
-        spec = _spec(request, Artifact(model.name, graph.format, sha256(model), request.architecture))
-        spec.save(draft / FILE_NAME)
-        engine = TorchEngine(draft, spec, device="cpu", threads=_THREADS)
-        _check_saved(graph, engine, request.geometry.crop)
-        goldens.make(
-            draft,
-            spec,
-            engine.forward,
-            graph.differentiable,
-            photometry=(request.mean, request.std),
-            pictures=request.golden_pictures,
-            blind_to=request.blind_to,
-        )
-    return spec
-
-
-def _check_replaceable(out: Path) -> None:
-    """Let an earlier export be replaced, and nothing else be lost with it."""
-    ours = {PROGRAM_FILE, TORCHSCRIPT_FILE, FILE_NAME, GOLDEN}
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
-        raise ArchiveError(f"{out} exists and is no exported folder; name another, or remove it")
-
-
-def _spec(request: ExportRequest, artifact: Artifact) -> ModelSpec:
-    return ModelSpec(
+    own = {PROGRAM_FILE, TORCHSCRIPT_FILE, FILE_NAME, GOLDEN}
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - own):
+        raise ArchiveError(f"{out} exists and is not an exported folder; name another, or remove it")
+    # The spec checks the whole request before anything takes time.
+    spec = ModelSpec(
         name=request.name,
         version=request.version,
-        labels=request.labels,
+        labels=tuple(request.labels),
         geometry=request.geometry,
-        model=artifact,
+        model=Artifact(PROGRAM_FILE, "exported_program", "0" * 64),
         geometry_version=pixels.GEOMETRY,
         output=request.output,
         top_k=request.top_k,
         accuracy=request.accuracy,
         provenance=request.provenance,
     )
+    with _fixed_threads(), whole_folder(out) as draft:
+        graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)
+        noise, outputs = _check_outputs(graph, request)
+        model = graph.save(draft)
+        spec = replace(spec, model=Artifact(model.name, graph.format, sha256(model), request.architecture))
+        spec.save(draft / FILE_NAME)
+        engine = TorchEngine(draft, spec, device="cpu", threads=_THREADS)
+        apart = float(np.abs(engine.forward(noise) - outputs).max())
+        if apart > 1e-3 * max(1.0, float(np.abs(outputs).max())):
+            raise ArchiveError(
+                f"the saved model's outputs differ from the network's by {apart:.3g}; report this network"
+            )
+        exported = goldens.Model(spec, engine.forward, graph.differentiable, (request.mean, request.std))
+        goldens.make(draft, exported, request.golden_pictures, request.blind_to)
+    return spec
 
 
-def _check_outputs(graph: Graph, request: ExportRequest) -> None:
-    """Run noise through the network, one picture alone and among others, and judge what comes out."""
+def _check_outputs(graph: Graph, request: ExportRequest) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Run noise through the network, one picture alone and with others, check the outputs and return both."""
     crop = request.geometry.crop
     noise = np.random.default_rng(0).integers(0, 256, (3, crop, crop, 3), dtype=np.uint8)
     try:
@@ -132,47 +184,29 @@ def _check_outputs(graph: Graph, request: ExportRequest) -> None:
         why = " ".join(str(error).split())[-200:]
         raise ArchiveError(
             f"the network does not run on 1 and 3 pictures of {crop} x {crop} ({why}); check --crop, that the batch "
-            "size is not fixed, and --uint8-input when the network takes uint8 NHWC itself"
+            "size is not fixed, and --uint8-input if the network takes uint8 NHWC itself"
         ) from error
     if not isinstance(together, Tensor) or together.ndim != 2 or together.dtype != torch.float32:
         got = f"{together.dtype} {list(together.shape)}" if isinstance(together, Tensor) else type(together).__name__
         raise ArchiveError(f"the network returns {got} for 3 pictures; allowed: float32 [3, classes]")
     if together.shape[1] != len(request.labels):
-        raise ArchiveError(
-            f"the model has {together.shape[1]} outputs and there are {len(request.labels)} labels; "
-            "name one label for each output, in order"
-        )
+        outputs, labels = together.shape[1], len(request.labels)
+        raise ArchiveError(f"the model has {outputs} outputs and there are {labels} labels; name one for each output")
     if not torch.isfinite(together).all():
         raise ArchiveError("the network returns numbers that are not finite for noise; check its weights")
     if not torch.allclose(alone[0], together[0], rtol=1e-3, atol=1e-3):
+        apart = float((alone[0] - together[0]).abs().max())
         raise ArchiveError(
-            "the network's answer for a picture depends on its neighbours in the batch "
-            f"({(alone[0] - together[0]).abs().max():.3g} apart); put it into evaluation mode before saving it"
+            f"the answer for a picture depends on its neighbours in the batch ({apart:.3g} apart); call eval() on the "
+            "network before you save it"
         )
-    _check_kind(together, request.output)
-
-
-def _check_kind(rows: Tensor, output: str) -> None:
-    """Tell logits from probabilities: rows of probabilities lie in 0..1 and sum to 1."""
-    sums = bool((rows.sum(1) - 1).abs().max() < 1e-3)
-    probable = sums and bool(rows.min() >= 0) and bool(rows.max() <= 1 + 1e-6)
-    if probable != (output == "probabilities"):
-        found = (
-            "probabilities (each row sums to 1)" if probable else f"no probabilities (rows sum to {rows[0].sum():.3g})"
-        )
-        fix = "probabilities" if probable else "logits"
-        raise ArchiveError(f"the output is said to be {output!r} but the network returns {found}; say --output {fix}")
-
-
-def _check_saved(graph: Graph, engine: TorchEngine, crop: int) -> None:
-    """Compare the saved file with the network in memory on noise."""
-    noise = np.random.default_rng(1).integers(0, 256, (2, crop, crop, 3), dtype=np.uint8)
-    wanted = graph(torch.from_numpy(noise)).numpy()
-    apart = float(np.abs(engine.forward(noise) - wanted).max())
-    if apart > 1e-3 * max(1.0, float(np.abs(wanted).max())):
-        raise ArchiveError(
-            f"the saved model's outputs are {apart:.3g} away from the network's; report this with the architecture"
-        )
+    sums_to_one = bool((together.sum(1) - 1).abs().max() < 1e-3)
+    probable = sums_to_one and bool(together.min() >= 0) and bool(together.max() <= 1 + 1e-6)
+    kind = "probabilities" if probable else "logits"
+    if kind != request.output:
+        why = "each row sums to 1" if probable else f"rows sum to {together[0].sum():.3g}"
+        raise ArchiveError(f"--output is {request.output!r}, the network returns {kind} ({why}); say --output {kind}")
+    return noise, together.numpy()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The graph that is saved: it takes uint8 pictures and normalises them; saving it twice gives the same bytes."""
+"""The graph that an archive holds: it normalises uint8 pictures. The same network gives the same bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Differentiable = Callable[[Tensor], Tensor]
 
 
 class Uint8Input(nn.Module):
-    """Wraps a network of float32 normalised NCHW into one that takes uint8 `[N, crop, crop, 3]` RGB."""
+    """Makes a network of normalised float32 NCHW one of uint8 `[N, crop, crop, 3]` RGB."""
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], crop: int) -> None:
         super().__init__()
@@ -34,46 +34,42 @@ class Uint8Input(nn.Module):
         shift = -torch.tensor(mean, dtype=torch.float64) / deviation
         self.network = network
         self.crop = crop
-        # One vector for a row of pixels takes 0.04 ms a picture of 224 x 224 on one core; three values at a time take
-        # 0.2 ms.
+        # A vector as long as a row of pixels: 224 x 224 pixels take 0.04 ms on one core, and 0.2 ms with three values.
         self.register_buffer("scale", (1 / (255 * deviation)).repeat(crop).float())
         self.register_buffer("shift", shift.repeat(crop).float())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise `pixels` (uint8, or floats of 0..255 for gradients) and run the network."""
         rows = pixels.flatten(2).to(torch.float32)
-        # TorchScript knows that buffers are tensors, and cannot read an annotation of them here.
+        # TorchScript knows that buffers are tensors but cannot read an annotation that says so.
         rows = torch.addcmul(self.shift, rows, self.scale)  # type: ignore[arg-type]
-        # As NCHW this is channels-last, the layout in which convolutions are fastest.
+        # The result is NCHW in channels-last order, in which convolutions are fastest.
         planes = rows.view(-1, self.crop, self.crop, 3).permute(0, 3, 1, 2)
         scores: Tensor = self.network(planes)
         return scores
 
 
 class Graph:
-    """A network that is ready to be saved, with the function whose gradients move the golden pictures."""
+    """A network that is ready to be saved.
+
+    `differentiable` runs it on floats of 0..255, `[N, crop, crop, 3]`, with gradients to them.
+    """
 
     def __init__(
         self, network: Network, mean: Sequence[float], std: Sequence[float], crop: int, takes_uint8: bool = False
     ) -> None:
-        """Wrap `network`, which is not changed.
+        """Wrap a copy of `network`: a module, a scripted or traced module, or an exported program.
 
-        Args:
-            network: a module, a scripted or traced module, or an exported program.
-            mean: per RGB channel, of values scaled to 0..1.
-            std: likewise.
-            crop: the side of the input in pixels.
-            takes_uint8: the network takes uint8 NHWC itself, so it is not wrapped.
+        `mean` and `std` are per RGB channel, of values scaled to 0..1; `crop` is the side of the input in pixels. With
+        `takes_uint8` the network takes uint8 NHWC and normalises by itself, so it is not wrapped.
         """
         self.crop = crop
-        self.scripted = isinstance(network, torch.jit.ScriptModule)
-        self.file = TORCHSCRIPT_FILE if self.scripted else PROGRAM_FILE
-        self.format = "torchscript" if self.scripted else "exported_program"
+        self.format = "torchscript" if isinstance(network, torch.jit.ScriptModule) else "exported_program"
         inner = network.module() if isinstance(network, ExportedProgram) else _frozen_copy(network)
         self.module = inner if takes_uint8 else Uint8Input(inner, mean, std, crop)
-        self._float_input: Differentiable = self.module
+        self.differentiable: Differentiable = self.module
         if takes_uint8 and isinstance(network, ExportedProgram):
-            self._float_input = _WithoutChecks(network.module(check_guards=False)).run
+            self.differentiable = _WithoutChecks(network.module(check_guards=False)).run
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Run on uint8 `[N, crop, crop, 3]`, without gradients."""
@@ -81,60 +77,49 @@ class Graph:
             scores: Tensor = self.module(pixels)
         return scores
 
-    def differentiable(self, pixels: Tensor) -> Tensor:
-        """Run on floats of 0..255, `[N, crop, crop, 3]`, with gradients to them."""
-        scores: Tensor = self._float_input(pixels)
-        return scores
-
     def save(self, folder: Path) -> Path:
         """Write the model file into `folder` and return its path.
 
-        Raises:
-            ArchiveError: when the network cannot be exported for any batch size.
+        Raise `ArchiveError` for a network that cannot be exported for every batch size.
         """
-        path = folder / self.file
-        with _quiet():
-            if self.scripted:
-                _save_torchscript(self.module, path)
-            else:
-                torch.export.save(self._program(), path)
-        return path
-
-    def _program(self) -> ExportedProgram:
-        # Two pictures, since PyTorch takes a dimension of 1 for a constant.
-        example = torch.zeros(2, self.crop, self.crop, 3, dtype=torch.uint8)
-        try:
-            program = torch.export.export(
-                self.module, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
-            )
-        except Exception as error:
-            raise ArchiveError(
-                f"the network cannot be exported for every batch size ({_first_line(error)}); make its batch "
-                "dimension dynamic, or bring it as TorchScript"
-            ) from error
-        _forget_origin(program)
-        return program
+        with quiet():
+            if self.format == "torchscript":
+                return _save_torchscript(self.module, folder / TORCHSCRIPT_FILE)
+            # Two pictures, since PyTorch treats a dimension of 1 as a constant.
+            example = torch.zeros(2, self.crop, self.crop, 3, dtype=torch.uint8)
+            try:
+                sizes = ({0: Dim("batch", min=1)},)
+                program = torch.export.export(self.module, (example,), dynamic_shapes=sizes, strict=False)
+            except Exception as error:
+                why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                raise ArchiveError(
+                    f"the network cannot be exported for every batch size ({why}); make its batch dimension dynamic, "
+                    "or bring it as TorchScript"
+                ) from error
+            _remove_origin(program)
+            torch.export.save(program, folder / PROGRAM_FILE)
+        return folder / PROGRAM_FILE
 
 
 class _WithoutChecks(torch.fx.Interpreter):
-    """Runs a program's graph on floats: the graph itself accepts only uint8, which has no gradients."""
+    """Runs a program on floats. The program itself checks that its input is uint8, which has no gradients."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run everything but the checks of types."""
+        """Run everything except checks of types."""
         if target is torch.ops.aten._assert_tensor_metadata.default:
             return None
         return super().call_function(target, args, kwargs)
 
 
 def _frozen_copy(network: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode on the CPU, without gradients, its filters in channels-last order.
+    """Return a copy in evaluation mode on the CPU, without gradients, with filters in channels-last order.
 
     In that order ResNet-18 takes 22 ms instead of 38 for one picture on one core, with equal results.
     """
     if isinstance(network, torch.jit.ScriptModule):
-        # The parameters of a deep copy are not leaves; those of a saved and loaded copy are.
+        # The parameters of a deep copy are not leaves. Those of a copy that was saved and loaded are.
         buffer = io.BytesIO()
-        with _quiet():
+        with quiet():
             torch.jit.save(network, buffer)
             buffer.seek(0)
             inner: nn.Module = torch.jit.load(buffer, map_location="cpu")  # type: ignore[no-untyped-call]
@@ -146,30 +131,28 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
     return inner.eval()
 
 
-def _forget_origin(program: ExportedProgram) -> None:
+def _remove_origin(program: ExportedProgram) -> None:
     """Remove what depends on the machine: stack traces with paths, module stacks, the example's pixels."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
-                kept = {key: node.meta[key] for key in ("val",) if key in node.meta}
-                node.meta.clear()
-                node.meta.update(kept)
+                node.meta = {key: node.meta[key] for key in ("val",) if key in node.meta}
     program.example_inputs = None
 
 
-def _save_torchscript(module: nn.Module, path: Path) -> None:
-    """Save a scripted module without its debug records, which hold the paths of its sources.
+def _save_torchscript(module: nn.Module, path: Path) -> Path:
+    """Save a scripted module without its debug records, which hold the paths of its sources; return `path`.
 
-    The name of the second `Uint8Input` that a process compiles has a number, which is removed.
+    A second `Uint8Input` that a process compiles has a number in its name, which is removed.
     """
     draft = path.with_name("draft.pt")
     scripted = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
     scripted.save(str(draft))
     reader = torch._C.PyTorchFileReader(str(draft))
     writer = torch._C.PyTorchFileWriter(str(path))
-    written_anyway = ("version", "byteorder", ".data/serialization_id")
+    written_by_torch = ("version", "byteorder", ".data/serialization_id")
     for name in reader.get_all_records():
-        if not name.endswith(".debug_pkl") and name not in written_anyway:
+        if not name.endswith(".debug_pkl") and name not in written_by_torch:
             record = reader.get_record(name)
             if name == "data.pkl" or name.endswith(".py"):
                 record = _MANGLED.sub(rb"\1", record)
@@ -178,21 +161,17 @@ def _save_torchscript(module: nn.Module, path: Path) -> None:
     writer.write_end_of_file()
     del reader
     draft.unlink()
+    return path
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence two known warnings.
+def quiet() -> Iterator[None]:
+    """Silence two known warnings of PyTorch.
 
-    TorchScript is deprecated, but users bring it. When PyTorch saves channels-last filters, it calls them "no complete
-    tensor", which matters only off the CPU (and the saved file is run before it is used).
+    TorchScript is deprecated, but users have such files. Channels-last filters are "no complete tensor" when they are
+    saved, which matters only off the CPU (and the saved file is run before it is used).
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -1,9 +1,8 @@
-"""The card of an archive: its model, where that comes from, and its files; nothing of it is run."""
+"""The card of an archive: its model, where the model comes from, and its files. No code of the archive is run."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from archive.mar import Contents, check
 from beeline.spec import GOLDEN, Agreement
 from host.files import SHORT, sha256
 
-_FIRST = 8
+_LABELS = 8
 _DECODING = {
     "full": "",
     "scaled": ", large JPEGs decoded at a part of their size",
@@ -22,7 +21,7 @@ _DECODING = {
 
 @dataclass(frozen=True)
 class Card(Contents):
-    """An archive's facts; `parts` are bytes by part, `handler_version` the digest of the code that ships in it."""
+    """An archive's facts. `parts` are bytes by part; `handler_version` is the digest of the code in the archive."""
 
     mar: Path
     sha256: str
@@ -47,31 +46,25 @@ class Card(Contents):
         """Return the card's lines, each a name and its text."""
         spec = self.spec
         size, accuracy, source = spec.geometry, spec.accuracy, spec.provenance
-        first = ", ".join(spec.labels[:_FIRST]) + (", ..." if len(spec.labels) > _FIRST else "")
-        measured = (
-            f"top-1 {accuracy.top1:.3f} on {accuracy.pictures} pictures ({accuracy.data})"
-            if accuracy
-            else "not measured"
-        )
-        pictures = source.data + (", generated: no photographs" if source.generated else "")
-        sure = ", ".join(f"{picture['top'][0][0]} {picture['top'][0][1]:.2f}" for picture in self.pictures)
+        labels = ", ".join((*spec.labels[:_LABELS], *(["..."] if len(spec.labels) > _LABELS else [])))
+        measured = "not measured"
+        if accuracy:
+            measured = f"top-1 {accuracy.top1:.3f} on {accuracy.pictures} pictures ({accuracy.data})"
+        steps = f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"
+        answers = ", ".join(f"{picture['top'][0][0]} {picture['top'][0][1]:.2f}" for picture in self.pictures)
         return [
             ("archive", f"{self.mar.name}, {_size(self.bytes)}"),
             ("model", f"{spec.name} {spec.version}, {spec.model.architecture}"),
-            ("labels", f"{len(spec.labels)}: {first}"),
+            ("labels", f"{len(spec.labels)}: {labels}"),
             ("answers", f"the best {min(spec.top_k, len(spec.labels))}, from {spec.output}"),
-            (
-                "input",
-                f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"
-                + _DECODING[size.decoding],
-            ),
+            ("input", steps + _DECODING[size.decoding]),
             ("engine", f"{spec.engine}, {spec.precision}, {spec.model.format.replace('_', ' ')}"),
             ("accuracy", measured),
             *([("agreement", _agreement(spec.agreement))] if spec.agreement else []),
-            ("data", pictures),
+            ("data", source.data + (", generated: no photographs" if source.generated else "")),
             ("weights", source.weights),
             ("licence", source.licence),
-            ("golden", f"{len(self.pictures)} pictures within {spec.tolerance:g}: {sure}"),
+            ("golden", f"{len(self.pictures)} pictures within {spec.tolerance:g}: {answers}"),
             ("they notice", ", ".join(self.detects) or "not recorded"),
             ("handler", f"{self.handler}, {self.handler_version}"),
             ("parts", ", ".join(f"{part} {_size(count)}" for part, count in self.parts.items())),
@@ -81,36 +74,31 @@ class Card(Contents):
 
 
 def card(mar: Path) -> Card:
-    """Read an archive's card, after comparing every file with the archive's record.
+    """Return an archive's card, after a comparison of every file with the archive's checksums.
 
     Raises:
-        ArchiveError: when it is unsafe, damaged or was changed.
+        ArchiveError: when the archive is unsafe, damaged or was changed.
     """
     contents = check(mar)
     code = sorted(f"{name} {digest}\n" for name, digest in contents.digests.items() if name.endswith(".py"))
     version = hashlib.sha256("".join(code).encode()).hexdigest()[:SHORT]
     parts = {"model": 0, "handler": 0, "golden": 0, "other": 0}
     for name, size in contents.sizes.items():
-        parts[_part(name, contents.spec.model.digests)] += size
+        if name in contents.spec.model.digests:
+            parts["model"] += size
+        elif name.endswith(".py"):
+            parts["handler"] += size
+        else:
+            parts["golden" if name.startswith(f"{GOLDEN}/") else "other"] += size
     return Card(
         **vars(contents), mar=mar, sha256=sha256(mar), bytes=mar.stat().st_size, handler_version=version, parts=parts
     )
 
 
-def _part(name: str, model: Collection[str]) -> str:
-    if name in model:
-        return "model"
-    if name.endswith(".py"):
-        return "handler"
-    if name.startswith(f"{GOLDEN}/"):
-        return "golden"
-    return "other"
-
-
-def _agreement(found: Agreement) -> str:
+def _agreement(agreement: Agreement) -> str:
     return (
-        f"{found.top1:.1%} the same first label as fp32 on {found.pictures} pictures ({found.data}); probabilities "
-        f"moved by at most {found.moved_99:.3f} on 99 of 100, {found.moved:.3f} on one"
+        f"{agreement.top1:.1%} the same first label as fp32 on {agreement.pictures} pictures ({agreement.data}); "
+        f"probabilities moved by at most {agreement.moved_99:.3f} on 99 of 100, {agreement.moved:.3f} on one"
     )
 
 

@@ -1,7 +1,7 @@
-"""The one reader of a `.mar`: its model's name and version, its record of every file, and its files unpacked.
+"""The one reader of `.mar` files: the model's name and version, the checksums of all files, and the files themselves.
 
-`read` takes any archive, as a server would; `check` and `unpack` refuse unsafe ones. Nothing of an archive is run here,
-and nothing but the standard library is needed.
+`read` accepts any archive, like a server. `check`, `opened` and `unpack` refuse unsafe ones. No code of an archive is
+run. Every error is an `ArchiveError` that names the first thing that is wrong.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,18 @@ from host.files import SHORT
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG_FILE = "model-config.yaml"
-# torch-model-archiver writes the time of the build; ours is fixed.
-CREATED = "01/01/1980 00:00:00"
 HANDLER = "vision_handler.py"
-# The spec of schema 1 holds this file's digest.
+# A spec of schema 1 holds the digest of this file.
 _GEOMETRY_CODE = "beeline/pixels.py"
 # Deflate reaches 1032 to 1 on zeros; weights, code and pictures stay below 10 to 1.
 RULES = zips.Rules(ArchiveError, "copy or build it again", 2_000, 4 << 30, 100, plain=True)
-# What reading a damaged archive, or JSON of another form, raises.
+# What a damaged archive, or JSON of another shape, raises when it is read.
 _BROKEN = (*zips.BROKEN, KeyError, TypeError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden picture: its file in the archive, and the label that the model must put first for it."""
+    """A golden picture: its file in the archive, and the first label of the expected answer."""
 
     file: str
     label: str
@@ -43,7 +41,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Archive:
-    """One `.mar` with its model's name and version; one without golden pictures was not built by Beeline."""
+    """One `.mar` with its model's name and version. Without golden pictures, it was not built by Beeline."""
 
     path: Path
     model: str
@@ -56,24 +54,20 @@ class Archive:
         return self.goldens[0] if self.goldens else None
 
     def golden_bytes(self, golden: Golden | None = None) -> bytes:
-        """Return a golden picture, the first one unless another is given.
-
-        Raises:
-            ArchiveError: when there is none, or the archive changed since it was read.
-        """
+        """Return the bytes of a golden picture, by default of the first one."""
         golden = golden or self.golden
         if golden is None:
-            raise ArchiveError(f"{self.path} has no golden picture to try; build it with `beeline archive build`")
+            raise ArchiveError(f"{self.path} has no golden picture; build it with `beeline archive build`")
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return archive.read(golden.file)
         except _BROKEN as error:
-            raise ArchiveError(f"{self.path} lost {golden.file} ({error}); build it again") from error
+            raise ArchiveError(f"{self.path} no longer holds {golden.file} ({error}); build it again") from error
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What lies in an archive: its spec, handler, golden pictures, and bytes and digest of each file."""
+    """What an archive holds. `sizes` (bytes) and `digests` (sha256) are by file name."""
 
     spec: ModelSpec
     handler: str
@@ -84,11 +78,7 @@ class Contents:
 
 
 def read(path: Path) -> Archive:
-    """Read the model's name and version and the golden pictures of any archive, ours or not.
-
-    Raises:
-        ArchiveError: when it is no archive.
-    """
+    """Read the model's name and version and the golden pictures of any archive, whoever built it."""
     listing = f"{GOLDEN}/{EXPECTED}"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -103,13 +93,10 @@ def read(path: Path) -> Archive:
 
 
 def check_record(path: Path) -> None:
-    """Refuse files that the archive's record does not list, before they can be imported.
+    """Compare the files of an archive with its checksums, before a server can import them.
 
-    A worker checks the same record, but only after Python has looked for torch and numpy in its folder.
-    An archive without a record was not built by Beeline and is served as it is.
-
-    Raises:
-        ArchiveError: naming the first file that is not as the record lists it.
+    A worker makes the same check, but by then Python has already looked for torch and numpy in the archive's folder.
+    An archive without checksums was not built by Beeline and is served unchecked.
     """
     with zipfile.ZipFile(path) as archive:
         names = {info.filename for info in archive.infolist() if not info.is_dir()}
@@ -122,53 +109,41 @@ def check_record(path: Path) -> None:
 
 
 def check(mar: Path) -> Contents:
-    """Compare every file of an archive with the archive's record of it, the spec and the manifest included.
-
-    Raises:
-        ArchiveError: naming the first thing that is unsafe, missing or differs, with both digests.
-    """
+    """Compare every file of an archive with its checksums, and the spec and the manifest with the files."""
     with opened(mar) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         record = _json(archive, CHECKSUMS, mar)
-        spec = _spec(archive, mar)
+        try:
+            spec = ModelSpec.from_dict(_json(archive, FILE_NAME, mar))
+        except SpecError as error:
+            raise ArchiveError(f"{mar}: {FILE_NAME}: {error}") from error
         digests = _check_files(archive, mar, record, set(sizes))
         _check_identity(mar, record, spec, digests)
-        handler = _check_manifest(_bytes(archive, MANIFEST, mar), spec, sizes)
+        handler = _check_manifest(mar, _json(archive, MANIFEST, mar), spec, sizes)
         expected = _json(archive, f"{GOLDEN}/{EXPECTED}", mar)
     pictures = expected.get("pictures")
     if not isinstance(pictures, list) or not pictures:
-        raise ArchiveError(f"{mar} lists no golden picture; export the model again")
+        raise ArchiveError(f"{mar}: {GOLDEN}/{EXPECTED} lists no golden picture; export the model again")
     return Contents(spec, handler, tuple(pictures), tuple(expected.get("detects", ())), sizes, digests)
 
 
 @contextmanager
 def opened(mar: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive for reading, after every name, size and type in it was judged.
-
-    Raises:
-        ArchiveError: naming the first entry that is unsafe, or how the file is broken.
-    """
-    _check_there(mar)
+    """Open an archive for reading, after a check of every name, size and type in it."""
+    if not mar.is_file():
+        raise ArchiveError(f"the archive {mar} is missing; build it with `beeline archive build`, or name another")
     with zips.opened(mar, RULES) as archive:
         yield archive
 
 
 def unpack(mar: Path, folder: Path) -> None:
-    """Unpack an archive into `folder`, which must be empty.
-
-    Raises:
-        ArchiveError: as `opened`; nothing outside `folder` is ever touched.
-    """
-    _check_there(mar)
-    zips.unpack(mar, folder, RULES)
+    """Unpack an archive into the empty `folder`, after the checks of `opened`. Nothing outside `folder` is touched."""
+    with opened(mar) as archive:
+        archive.extractall(folder)
 
 
 def renamed(mar: Path, model: str, folder: Path) -> Path:
-    """Copy an archive into a folder under another model's name; nothing is compressed.
-
-    Returns:
-        The new file, which has the model's name.
-    """
+    """Copy an archive into a folder, with another model name; return the new file, `<model>.mar`."""
     target = folder / f"{model}.mar"
     with opened(mar) as old, zipfile.ZipFile(target, "w") as new:
         for info in old.infolist():
@@ -182,13 +157,7 @@ def renamed(mar: Path, model: str, folder: Path) -> Path:
 
 
 def manifest(spec: ModelSpec, handler: str, has_config: bool) -> dict[str, Any]:
-    """Return an archive's manifest, as torch-model-archiver 0.12 writes it, with a fixed date.
-
-    Args:
-        spec: of the model.
-        handler: the file name of the handler.
-        has_config: whether the archive holds a `model-config.yaml`.
-    """
+    """Return the manifest as torch-model-archiver 0.12 writes it, except that the date is fixed."""
     model = {
         "modelName": spec.name,
         "modelVersion": spec.version,
@@ -196,36 +165,19 @@ def manifest(spec: ModelSpec, handler: str, has_config: bool) -> dict[str, Any]:
         "handler": handler,
         **({"configFile": CONFIG_FILE} if has_config else {}),
     }
-    return {"createdOn": CREATED, "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
-
-
-def _check_there(mar: Path) -> None:
-    if not mar.is_file():
-        raise ArchiveError(f"the archive {mar} is missing; build it with `beeline archive build`, or name another")
-
-
-def _bytes(archive: zipfile.ZipFile, name: str, mar: Path) -> bytes:
-    try:
-        return archive.read(name)
-    except KeyError as error:
-        raise ArchiveError(f"{mar} holds no {name}; build it with `beeline archive build`") from error
+    return {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
 
 
 def _json(archive: zipfile.ZipFile, name: str, mar: Path) -> dict[str, Any]:
     try:
-        values = json.loads(_bytes(archive, name, mar))
+        values = json.loads(archive.read(name))
+    except KeyError as error:
+        raise ArchiveError(f"{mar} holds no {name}; build it with `beeline archive build`") from error
     except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{mar}: {name} is no JSON ({error}); build it again") from error
+        raise ArchiveError(f"{mar}: {name} is not JSON ({error}); build it again") from error
     if not isinstance(values, dict):
-        raise ArchiveError(f"{mar}: {name} holds a {type(values).__name__}; build it again")
+        raise ArchiveError(f"{mar}: {name} holds a {type(values).__name__}, expected an object; build it again")
     return values
-
-
-def _spec(archive: zipfile.ZipFile, mar: Path) -> ModelSpec:
-    try:
-        return ModelSpec.from_dict(_json(archive, FILE_NAME, mar))
-    except SpecError as error:
-        raise ArchiveError(f"{mar}: {FILE_NAME}: {error}") from error
 
 
 def _check_files(archive: zipfile.ZipFile, mar: Path, record: dict[str, Any], names: set[str]) -> dict[str, str]:
@@ -235,11 +187,9 @@ def _check_files(archive: zipfile.ZipFile, mar: Path, record: dict[str, Any], na
     covered = names - {CHECKSUMS, MANIFEST}
     for name in sorted(covered | set(files)):
         if name not in files:
-            raise ArchiveError(
-                f"{mar} holds {name}, which {CHECKSUMS} does not list; it was added since: build it again"
-            )
+            raise ArchiveError(f"{mar} holds {name}, which {CHECKSUMS} does not list; build it again")
         if name not in covered:
-            raise ArchiveError(f"{mar} lacks {name}, which {CHECKSUMS} lists; it was removed since: build it again")
+            raise ArchiveError(f"{mar} lacks {name}, which {CHECKSUMS} lists; build it again")
         digest = hashlib.sha256()
         with archive.open(name) as file:
             while piece := file.read(1 << 20):
@@ -250,41 +200,31 @@ def _check_files(archive: zipfile.ZipFile, mar: Path, record: dict[str, Any], na
 
 
 def _check_identity(mar: Path, record: dict[str, Any], spec: ModelSpec, digests: dict[str, str]) -> None:
-    """Compare the spec's fingerprint, and the digests that it holds, with the archive's files."""
-    named = dict(spec.model.digests)
-    if spec.geometry_sha256 is not None:
-        named[_GEOMETRY_CODE] = spec.geometry_sha256
-    for what, expected, actual in (
-        ("the spec's fingerprint", record.get("fingerprint"), spec.fingerprint()),
-        *((name, expected, digests.get(name)) for name, expected in named.items()),
-    ):
-        if expected != actual:
-            raise _differs(mar, what, str(expected), str(actual))
+    """Compare the spec's fingerprint with the record, and the digests that the spec holds with the archive's files."""
+    if record.get("fingerprint") != spec.fingerprint():
+        raise _differs(mar, "the spec's fingerprint", str(record.get("fingerprint")), spec.fingerprint())
+    old = {} if spec.geometry_sha256 is None else {_GEOMETRY_CODE: spec.geometry_sha256}
+    for name, expected in {**spec.model.digests, **old}.items():
+        if expected != digests.get(name):
+            raise _differs(mar, name, expected, str(digests.get(name)))
 
 
-def _check_manifest(raw: bytes, spec: ModelSpec, files: Collection[str]) -> str:
-    """Compare every key of the manifest with the spec, since some keys make a server install packages."""
-    try:
-        actual: dict[str, Any] = dict(json.loads(raw))
-        model = dict(actual.pop("model"))
-        handler = str(model["handler"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArchiveError(f"{MANIFEST} cannot be read ({type(error).__name__}: {error}); build it again") from error
+def _check_manifest(mar: Path, actual: dict[str, Any], spec: ModelSpec, files: Mapping[str, int]) -> str:
+    """Compare every key of the manifest with the spec; return the handler's file. Some keys make a server run pip."""
+    model = actual.get("model")
+    handler = str(model.get("handler")) if isinstance(model, dict) else ""
+    if handler not in files or not handler.endswith(".py"):
+        raise ArchiveError(f"{mar}: {MANIFEST} names the handler {handler!r}, which is not there; build it again")
     expected = manifest(spec, handler, CONFIG_FILE in files)
+    # The archive may be from another version of the archiver.
     expected["archiverVersion"] = actual.get("archiverVersion")
-    for prefix, right, found in (("model.", expected.pop("model"), model), ("", expected, actual)):
+    for prefix, right, found in (("model.", expected.pop("model"), actual.pop("model")), ("", expected, actual)):
         for key in (*right, *found):
             if right.get(key) != found.get(key):
-                raise ArchiveError(
-                    f"{MANIFEST} has {prefix}{key} {found.get(key)!r}, expected {right.get(key)!r}; "
-                    "it was changed since: build it again"
-                )
-    if handler not in files or not handler.endswith(".py"):
-        raise ArchiveError(f"{MANIFEST} names the handler {handler!r}, which is not in the archive; build it again")
+                name, value = f"{MANIFEST} has {prefix}{key}", found.get(key)
+                raise ArchiveError(f"{mar}: {name} {value!r}, expected {right.get(key)!r}; build it again")
     return handler
 
 
-def _differs(mar: Path, what: str, expected: str, actual: str) -> ArchiveError:
-    return ArchiveError(
-        f"{mar}: {what} has sha256 {actual[:SHORT]}, expected {expected[:SHORT]}; it was changed since: build it again"
-    )
+def _differs(mar: Path, name: str, expected: str, actual: str) -> ArchiveError:
+    return ArchiveError(f"{mar}: {name} has sha256 {actual[:SHORT]}, expected {expected[:SHORT]}; build it again")

@@ -1,4 +1,4 @@
-"""Sample pictures of a model for the page: chosen from its data when it is built, kept in the store."""
+"""Sample pictures of a model for the page: chosen from its data at the build, kept in the store."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from host.files import whole_folder
 
 FOLDER, LIST = "samples", "samples.json"
 MOST, MOST_A_LABEL, MAX_BYTES = 12, 2, 2_000_000
-# The formats that browsers show; TIFF, which the worker takes too, is not one.
+# The formats that browsers show. The worker also takes TIFF, which they do not.
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp"}
 _HEAD = 16
+# A file and its label, or None without one.
+Labelled = tuple[Path, str | None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture's bytes, file ending and label; None without a label."""
+    """One picture's bytes, file ending, and label or None."""
 
     data: bytes
     ending: str
@@ -33,58 +35,50 @@ class Sample:
 
 
 def named_samples(folder: Path) -> list[Sample]:
-    """Return the samples of a folder that the user named.
-
-    Raises:
-        ArchiveError: when it holds none.
-    """
+    """Return the samples of a folder that the user named; raise `ArchiveError` if there are none."""
     chosen = choose(in_folder(folder))
     if not chosen:
         raise ArchiveError(
-            f"the samples' folder {folder} holds no whole picture under {MAX_BYTES / 1e6:g} MB that browsers "
+            f"the samples' folder {folder} holds no complete picture under {MAX_BYTES / 1e6:g} MB that browsers "
             "show (JPEG, PNG, GIF, WebP, AVIF, BMP); add some, or leave it out"
         )
     return chosen
 
 
-def choose(pictures: Iterable[tuple[Path, str | None]]) -> list[Sample]:
-    """Return up to `MOST` pictures, `MOST_A_LABEL` a label: the first good ones of each label in turn.
+def choose(pictures: Iterable[Labelled]) -> list[Sample]:
+    """Return up to `MOST` pictures: the first good picture of each label, then the second, up to `MOST_A_LABEL`.
 
-    With more than `MOST` labels, those at even distances come first. A picture without a label counts as a label of its
+    Of more than `MOST` labels, those at even distances come first. A picture without a label counts as a label of its
     own. The same pictures in the same order give the same samples.
-
-    Args:
-        pictures: files and their labels.
     """
-    groups: dict[object, list[tuple[Path, str | None]]] = defaultdict(list)
+    by_label: dict[object, list[Labelled]] = defaultdict(list)
     for path, label in pictures:
-        groups[path if label is None else (label,)].append((path, label))
-    queues = [iter(group) for group in _evenly(list(groups.values()))]
+        by_label[path if label is None else (label,)].append((path, label))
+    groups = list(by_label.values())
+    first = [index * len(groups) // MOST for index in range(MOST)] if len(groups) > MOST else []
+    order = dict.fromkeys((*first, *range(len(groups))))
+    queues = [iter(groups[index]) for index in order]
     chosen: list[Sample] = []
     for _ in range(MOST_A_LABEL):
         for queue in queues:
-            if len(chosen) < MOST and (good := next(filter(None, (_read(*one) for one in queue)), None)):
+            if len(chosen) < MOST and (good := next(filter(None, (_read(*each) for each in queue)), None)):
                 chosen.append(good)
     return chosen
 
 
-def in_folder(folder: Path) -> list[tuple[Path, str | None]]:
-    """Return the files of a folder of pictures, or of a folder with one folder a label, with their labels.
-
-    Raises:
-        ArchiveError: when it is no folder.
-    """
+def in_folder(folder: Path) -> list[Labelled]:
+    """Return the files of a folder. The label is the name of the file's folder inside it."""
     if not folder.is_dir():
-        raise ArchiveError(f"the samples' folder {folder} is not there; name a folder of pictures, or leave it out")
-    found: list[tuple[Path, str | None]] = []
+        raise ArchiveError(f"the samples' folder {folder} is missing; name a folder of pictures, or leave it out")
+    files: list[Labelled] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "__")):
             continue
         if path.is_dir():
-            found += [(file, path.name) for file in sorted(path.rglob("*")) if not file.name.startswith(".")]
+            files += [(file, path.name) for file in sorted(path.rglob("*")) if not file.name.startswith(".")]
         else:
-            found.append((path, None))
-    return found
+            files.append((path, None))
+    return files
 
 
 def place(store: Path, spec: ModelSpec) -> Path:
@@ -93,20 +87,15 @@ def place(store: Path, spec: ModelSpec) -> Path:
 
 
 def replace(store: Path, spec: ModelSpec, samples: Sequence[Sample], source: str) -> Path | None:
-    """Replace a model's samples in one step; without new ones, remove the old ones.
+    """Replace a model's samples in one step, and return their folder; without new ones, remove the old ones.
 
-    Args:
-        store: the folder of archives.
-        spec: of the model.
-        samples: the pictures.
-        source: the name of the data set that they are from.
+    `source` is the name of their data set.
     """
     target = place(store, spec)
-    if not samples and not target.exists():
-        return None
     if not samples:
-        with tempfile.TemporaryDirectory(prefix=".samples-", dir=store) as scratch:
-            target.rename(Path(scratch) / "old")
+        if target.exists():
+            with tempfile.TemporaryDirectory(prefix=".samples-", dir=store) as scratch:
+                target.rename(Path(scratch) / "old")
         return None
     with whole_folder(target) as fresh:
         rows = []
@@ -119,23 +108,15 @@ def replace(store: Path, spec: ModelSpec, samples: Sequence[Sample], source: str
     return target
 
 
-def _evenly(groups: list[list[tuple[Path, str | None]]]) -> list[list[tuple[Path, str | None]]]:
-    """Return the groups with `MOST` of them at even distances first."""
-    first = [index * len(groups) // MOST for index in range(MOST)] if len(groups) > MOST else []
-    rest = sorted(set(range(len(groups))) - set(first))
-    return [groups[index] for index in (*first, *rest)]
-
-
 def _read(path: Path, label: str | None) -> Sample | None:
-    """Return a picture that the worker and a browser can show; None for any other file."""
+    """Return a picture that the worker takes and a browser shows; None for any other file."""
     try:
         if not path.is_file() or not 0 < path.stat().st_size < MAX_BYTES:
             return None
-        with path.open("rb") as file:
-            ending = _ENDINGS.get(formats.kind_of(file.read(_HEAD)) or "")
+        data = path.read_bytes()
+        ending = _ENDINGS.get(formats.kind_of(data[:_HEAD]) or "")
         if ending is None:
             return None
-        data = path.read_bytes()
         pixels.open_rgb(data)
     except (RequestError, OSError):
         return None
@@ -143,7 +124,7 @@ def _read(path: Path, label: str | None) -> Sample | None:
 
 
 def _names(samples: Sequence[Sample]) -> list[str]:
-    """Return `<label>-<n>.<ending>` for each: letters, digits and `_.-`, and no two alike on any file system."""
+    """Return `<label>-<n>.<ending>` for each: of letters, digits and `_.-`, and different on any file system."""
     counts: dict[str, int] = defaultdict(int)
     names = []
     for sample in samples:

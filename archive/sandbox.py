@@ -1,4 +1,4 @@
-"""A `.mar`'s handler in a clean process, without a server: it predicts, shows its real traceback, and is timed."""
+"""The handler of a `.mar` in a clean process without a server: it predicts, is timed, and shows its own traceback."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from archive import mar as reader
@@ -28,40 +28,36 @@ from beeline.spec import CHECKSUMS, FILE_NAME, ModelSpec
 from host import processes
 
 SERVERS = ("torchserve", "mms")
-BATCH_SIZE = 16
-ROOMS = ("archive", "bench", "cli", "host", "serve", "train")
-# What the code in any archive may count on: what handlers/ imports, and psutil, which both servers require. An engine's
-# runtime, and torchvision for JPEGs on a CUDA device, come with the archives that need them.
+# What every worker has: the packages that handlers/ imports, and psutil, which both servers require. Some archives also
+# need the runtime of an engine, or torchvision for JPEGs on a CUDA device.
 WORKER_PACKAGES = ("torch", "numpy", "pillow", "psutil")
-# What brings the import PIL where it took Pillow's place, and what that one reads AVIF by.
-_IN_PLACE = ("pillow-simd", "pillow-avif-plugin")
-_LOAD_SECONDS = 300.0
-_BATCH_SECONDS = 300.0
+# What `make simd` installs instead of Pillow.
+_PILLOW_SIMD = ("pillow-simd", "pillow-avif-plugin")
+_SECONDS = 300.0
 _TAIL = 2_000
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class WorkerTraceback(Exception):
-    """The traceback as the worker process printed it; the cause of the `ArchiveError` that it led to."""
+    """The traceback that the worker process printed; the cause of an `ArchiveError`."""
 
     def __str__(self) -> str:
-        """Return the worker's traceback."""
         return "\n" + str(self.args[0]).rstrip()
 
 
 class OutOfMemory(ArchiveError):
-    """A batch that did not fit into memory: as the handler said it, or as the kernel, which ended the process."""
+    """A batch does not fit into memory: the handler says so, or the kernel kills the process."""
 
 
 class Sandbox:
-    """Loads an archive in a process of its own, answers batches and times them; a context manager.
+    """A context manager that loads an archive in its own process, answers batches and times them.
 
-    The process sees what a server's worker sees: the unpacked archive and the packages that both servers'
-    workers have, and nothing of this repository. Its device and threads come from `BEELINE_DEVICE` and
-    `BEELINE_THREADS`, as in a server.
+    The process sees what a server's worker sees: the unpacked archive, and the packages that workers of both servers
+    have, but nothing of this repository. Its device and threads come from `BEELINE_DEVICE` and `BEELINE_THREADS`, as
+    in a server.
 
     Attributes:
-        choice: device, precision, threads ..., each a value and its reason.
+        choice: device, precision, threads and so on, each a value and its reason.
         load_time: seconds, those of the process's start included.
     """
 
@@ -69,23 +65,16 @@ class Sandbox:
         self,
         mar: Path,
         server: str = "torchserve",
-        batch_size: int = BATCH_SIZE,
-        load_seconds: float = _LOAD_SECONDS,
-        batch_seconds: float = _BATCH_SECONDS,
+        batch_size: int = 16,
+        load_seconds: float = _SECONDS,
+        batch_seconds: float = _SECONDS,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Nothing is started yet.
+        """Prepare; `with` starts the process.
 
-        Args:
-            mar: the archive, or a folder in which it was unpacked already.
-            server: whose context the handler gets, `torchserve` or `mms`.
-            batch_size: the most pictures that one call of the handler gets.
-            load_seconds: how long loading may take.
-            batch_seconds: how long one batch, or one measurement, may take.
-            environment: over this process's own.
-
-        Raises:
-            ArchiveError: for an unknown server.
+        `server` says whose context the handler gets, `torchserve` or `mms`. One call of the handler gets at most
+        `batch_size` pictures. Loading may take `load_seconds`, and a batch or a measurement `batch_seconds`.
+        `environment` is added to this process's own.
         """
         if server not in SERVERS:
             raise ArchiveError(f"the server is {server!r}{did_you_mean(server, SERVERS)}")
@@ -103,34 +92,32 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         """Unpack, start the process and load the handler, which replays its golden pictures.
 
-        Raises:
-            ArchiveError: why it does not load; its cause is the worker's traceback.
+        Raise `ArchiveError` if it does not load; the cause is the worker's traceback.
         """
         self._scratch = Path(tempfile.mkdtemp(prefix="beeline-sandbox-"))
         try:
-            folder = self.mar
-            if not self.mar.is_dir():
-                folder = self._scratch / "model"
-                folder.mkdir()
-                with reader.opened(self.mar) as archive:
-                    recorded = CHECKSUMS in archive.namelist()
-                if recorded:
-                    # Nothing of it runs that its own record does not know. An archive without one is somebody
-                    # else's, whose handler may be wanted here for its traceback.
-                    reader.check(self.mar)
-                reader.unpack(self.mar, folder)
+            folder = self._scratch / "model"
+            folder.mkdir()
+            with reader.opened(self.mar) as archive:
+                built_here = CHECKSUMS in archive.namelist()
+            # The handler of another archive runs too: somebody may want to see its traceback.
+            if built_here:
+                reader.check(self.mar)
+            reader.unpack(self.mar, folder)
             start = time.monotonic()
-            self._start()
-            command = {
-                "do": "load",
-                "folder": str(folder.resolve()),
-                "server": self.server,
-                "batch_size": self.batch_size,
-                "packages": package_folders(),
-                "hidden": hidden_packages(_runtime(folder)),
-                "rooms": ROOMS,
-            }
-            self._send(command)
+            options = ["-I", "-S", "-X", "utf8", *(["-B"] if sys.dont_write_bytecode else [])]
+            command = [sys.executable, *options, str(Path(__file__).resolve().with_name("sandbox_worker.py"))]
+            self._process = processes.start_group(command, self._scratch / "log", self._scratch, self._environment)
+            self._send(
+                {
+                    "do": "load",
+                    "folder": str(folder.resolve()),
+                    "server": self.server,
+                    "batch_size": self.batch_size,
+                    "packages": package_folders(),
+                    "hidden": hidden_packages(_runtime(folder)),
+                }
+            )
             self.choice = self._reply("does not load", self._seconds[0])["choice"]
             self.load_time = time.monotonic() - start
         except BaseException:
@@ -138,40 +125,28 @@ class Sandbox:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the process."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def predict(self, pictures: Sequence[bytes], headers: dict[str, str] | None = None) -> list[Answer]:
-        """Answer pictures, `batch_size` at a time, each as the raw body of a request.
-
-        Args:
-            pictures: encoded pictures.
-            headers: request headers, the same for each.
+    def predict(self, pictures: Sequence[bytes]) -> list[Answer]:
+        """Answer encoded pictures, `batch_size` at a time, each as the raw body of a request.
 
         Raises:
-            ArchiveError: when the handler raises or returns another number of answers; its cause is the
-                worker's traceback.
+            ArchiveError: when the handler raises or returns another number of answers; the cause is the worker's
+                traceback.
         """
         answers: list[Answer] = []
         for start in range(0, len(pictures), self.batch_size):
-            batch = pictures[start : start + self.batch_size]
-            self._send({"do": "predict", "headers": [headers or {}] * len(batch)}, batch)
+            self._send({"do": "predict"}, pictures[start : start + self.batch_size])
             answers += [Answer(**answer) for answer in self._reply("fails on a batch")["answers"]]
         return answers
 
     def take(self, pictures: Sequence[bytes], memory: int | None = None) -> dict[str, Any]:
-        """Take the pictures that are timed from now on.
-
-        Args:
-            pictures: encoded pictures.
-            memory: bytes that the process may take on the CPU; None for no limit.
+        """Set the encoded pictures to time from now on, and the bytes that the process may allocate on the CPU.
 
         Returns:
-            `model`, `version`, `classes`, the number of labels, and `refused`: what the model says against the
-            first picture that it does not take, or None.
+            `model`, `version`, `classes` (the number of labels), and `refused`: the model's reason against the first
+            picture that it refuses, or None.
 
         Raises:
             ArchiveError: for a handler without the project's stages.
@@ -182,16 +157,12 @@ class Sandbox:
     def time_stages(self, batch: int, repeats: int, seconds: float) -> dict[str, list[float]]:
         """Time forward pass, copies, decoding and the whole handler at one batch size.
 
-        Args:
-            batch: the pictures of a batch.
-            repeats: the samples of each stage.
-            seconds: after which three of them are enough.
-
         Returns:
-            By stage, each sample the mean milliseconds of a batch over one pass of the pictures.
+            By stage, `repeats` samples or, after `seconds`, at least three. Each is the mean milliseconds of a batch
+            over one pass through the pictures.
 
         Raises:
-            OutOfMemory: when it does not fit. ArchiveError: when the handler fails otherwise. Undetermined: when
+            OutOfMemory: when the batch does not fit. ArchiveError: when the handler fails otherwise. Undetermined: when
                 its process ends or hangs.
         """
         self._send({"do": "stages", "batch": batch, "repeats": repeats, "seconds": seconds})
@@ -199,42 +170,26 @@ class Sandbox:
         return samples
 
     def time_batches(self, batch_sizes: Sequence[int], seconds: float, lone: int) -> Iterator[dict[str, Any]]:
-        """Time decoding and the forward pass at each batch size, for so many seconds in all.
-
-        Args:
-            batch_sizes: in this order.
-            seconds: after which the larger ones are left out.
-            lone: threads of a picture that comes alone, for which a worker may hold a second model.
+        """Time decoding and the forward pass at each batch size in turn, for `seconds`; the rest is left out.
 
         Yields:
-            `batch` and its median `ms`, as they come; then `cost`: `memory` in bytes, `load_seconds`, and on a CUDA
-            device `device_memory` and `device_free`; where there is a second model, `cost` with it again.
+            `batch` and its median `ms`, one size at a time. Then `cost`: `memory` in bytes, `load_seconds`, and on a
+            CUDA device `device_memory` and `device_free`. If a worker holds a second model with `lone` threads for
+            pictures that come alone, `cost` again with that model.
 
         Raises:
             As `time_stages`.
         """
-        command = {"do": "batches", "batch_sizes": list(batch_sizes), "seconds": seconds, "lone": lone}
-        self._send(command)
+        self._send({"do": "batches", "batch_sizes": list(batch_sizes), "seconds": seconds, "lone": lone})
         while not (reply := self._timed("fails on a batch")).get("end"):
             yield reply
 
     def close(self) -> None:
-        """End the process, at once and with all it started; what it unpacked is removed."""
+        """End the process and everything that it started, and remove the unpacked files."""
         if self._process is not None:
             processes.end_group(self._process)
             self._process = None
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def log(self) -> str:
-        """Return the end of what the worker wrote to its log."""
-        path = self._scratch / "log"
-        return path.read_text(encoding="utf-8", errors="replace")[-_TAIL:] if path.exists() else ""
-
-    def _start(self) -> None:
-        options = ["-I", "-S", "-X", "utf8", *(["-B"] if sys.dont_write_bytecode else [])]
-        worker = Path(__file__).resolve().with_name("sandbox_worker.py")
-        command = [sys.executable, *options, str(worker)]
-        self._process = processes.start_group(command, self._scratch / "log", self._scratch, self._environment)
 
     def _send(self, command: dict[str, Any], bodies: Sequence[bytes] = ()) -> None:
         stream = self._running().stdin
@@ -245,10 +200,10 @@ class Sandbox:
                 stream.write(body)
             stream.flush()
         except BrokenPipeError:
-            return  # it ended, which the reply says
+            return  # The process ended; `_reply` says so.
 
     def _timed(self, what: str) -> dict[str, Any]:
-        """Return a measurement's reply; a process that ends otherwise than for lack of memory decides nothing."""
+        """Return the reply to a measurement. If the process ends, but not for lack of memory, nothing is determined."""
         try:
             return self._reply(what, fix="allow a smaller largest batch with --most")
         except _Ended as error:
@@ -270,7 +225,7 @@ class Sandbox:
         return self._process
 
     def _read_line(self, process: subprocess.Popen[bytes], seconds: float, fix: str) -> bytes:
-        """Return the next line of the worker's replies; nothing when it died or takes too long."""
+        """Return the next line of the worker's replies; nothing if the worker ended."""
         assert process.stdout is not None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._buffer:
@@ -287,52 +242,47 @@ class Sandbox:
 
     def _failed(self, reply: dict[str, Any], what: str) -> ArchiveError:
         message = " ".join(str(reply["message"]).split())
-        told = message if reply["ours"] else f"{reply['error']}: {message[:300]}"
+        reason = message if reply["ours"] else f"{reply['error']}: {message[:300]}"
         hint = ""
         if reply["error"] == "ModuleNotFoundError":
             hint = f"; a worker has {', '.join(WORKER_PACKAGES)} and what is in the archive"
         kind = OutOfMemory if reply["memory"] else ArchiveError
-        error = kind(f"the handler of {self.mar} {what}: {told}{hint}")
+        error = kind(f"the handler of {self.mar} {what}: {reason}{hint}")
         error.__cause__ = WorkerTraceback(reply["traceback"])
         return error
 
     def _died(self, process: subprocess.Popen[bytes], what: str) -> ArchiveError:
         code = process.wait()
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        # Nobody else ends a worker with SIGKILL than the kernel that ran out of memory.
+        # SIGKILL comes from a kernel that ran out of memory.
         kind = OutOfMemory if code == -signal.SIGKILL else _Ended
         error = kind(f"the handler of {self.mar} {what}: its process ended with {ended}; run it with --debug")
-        error.__cause__ = WorkerTraceback(self.log() or "the worker wrote nothing")
+        log = (self._scratch / "log").read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+        error.__cause__ = WorkerTraceback(log or "the worker wrote nothing")
         return error
 
 
 class _Ended(ArchiveError):
-    """The process ended by itself, or somebody ended it."""
+    """The process ended, and not for lack of memory."""
 
 
 def package_folders() -> list[str]:
-    """Return the folders of installed packages that this process imports from; none of this repository."""
+    """Return the folders of installed packages from which this process imports, without this repository's."""
     installed = {str(Path(folder).resolve()) for folder in (*site.getsitepackages(), site.getusersitepackages())}
     return [folder for folder in sys.path if folder and str(Path(folder).resolve()) in installed]
 
 
 def hidden_packages(runtime: Iterable[str] = ()) -> list[str]:
-    """Return the top-level names that are installed here but that no worker can count on.
-
-    Args:
-        runtime: what the archive's engine imports besides `WORKER_PACKAGES`.
-    """
+    """Return the top-level imports that are installed here but not in a worker with the packages of `runtime`."""
     installed = owners()
-    # Some runtimes come in several distributions, as onnxruntime and onnxruntime-gpu.
+    # Some runtimes have several distributions, such as onnxruntime and onnxruntime-gpu.
     needed = (owner for name in runtime for owner in installed.get(name, {name}))
-    allowed = _with_requirements((*WORKER_PACKAGES, *_IN_PLACE, *needed))
-    return sorted(
-        name for name, brought in installed.items() if not any(_normal(owner) in allowed for owner in brought)
-    )
+    allowed = _with_requirements((*WORKER_PACKAGES, *_PILLOW_SIMD, *needed))
+    return sorted(name for name, by in installed.items() if not any(_normal(owner) in allowed for owner in by))
 
 
 def owners() -> dict[str, set[str]]:
-    """Return which distributions bring each top-level import; Python 3.10's own answer leaves out most wheels."""
+    """Return the distributions of each top-level import. Python 3.10's own function leaves out most wheels."""
     names: dict[str, set[str]] = {}
     for distribution in metadata.distributions():
         declared = set((distribution.read_text("top_level.txt") or "").split())
@@ -344,22 +294,16 @@ def owners() -> dict[str, set[str]]:
 
 
 def _with_requirements(names: Iterable[str]) -> set[str]:
-    """Return these distributions with everything they require, extras left out."""
+    """Return these distributions and everything they require, without extras."""
     known: set[str] = set()
     waiting = [_normal(name) for name in names]
     while waiting:
         name = waiting.pop()
-        if name in known:
-            continue
-        known.add(name)
-        try:
-            lines = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:
-            continue
-        for line in lines:
-            match = _NAME.match(line)
-            if match and "extra ==" not in line:
-                waiting.append(_normal(match.group()))
+        if name not in known:
+            known.add(name)
+            with suppress(metadata.PackageNotFoundError):
+                lines = [line for line in metadata.requires(name) or [] if "extra ==" not in line]
+                waiting += [_normal(match.group()) for match in map(_NAME.match, lines) if match]
     return known
 
 
@@ -368,7 +312,7 @@ def _normal(name: str) -> str:
 
 
 def _runtime(folder: Path) -> tuple[str, ...]:
-    """Return the distributions that an unpacked archive's engine and decoding are; of somebody else's, none."""
+    """Return the packages of an unpacked archive's engine and decoding; none if Beeline did not build the archive."""
     if not (folder / FILE_NAME).is_file():
         return ()
     spec = ModelSpec.load(folder)

@@ -1,9 +1,9 @@
-"""The contexts that a sandbox gives to a handler in place of a server's.
+"""The contexts that a handler gets in a sandbox.
 
-They offer what `ts/context.py` (TorchServe 0.12) and `mms/context.py` (Multi Model Server 1.1) do, with the same names
-and arguments; the tests compare both. Standard library only, as `archive.sandbox_worker`.
+They have the methods and arguments of `ts/context.py` (TorchServe 0.12) and `mms/context.py` (Multi Model Server 1.1);
+tests compare them. Standard library only, like `archive.sandbox_worker`.
 """
-# ruff: noqa: D102 - the contexts' methods are the servers', which document them
+# ruff: noqa: D102 - both servers document these methods
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERSION = "fake, by beeline archive"
 
 
 class FakeRequest:
-    """One request's headers, and the status and headers that the handler answers with."""
+    """One request: its headers, and the status and the headers of the answer."""
 
     def __init__(self, request_header: dict[str, Any]) -> None:
         self._status_code = 200
@@ -49,7 +49,7 @@ class FakeRequest:
 
 
 class FakeMetrics:
-    """Takes what a handler reports and forgets it: the methods that both servers' metrics have."""
+    """Metrics that are not kept: the methods that both servers have."""
 
     request_ids: dict[int, str] | None = None
 
@@ -65,7 +65,7 @@ class FakeMetrics:
 
 
 class FakeContext:
-    """Multi Model Server's context, which is also the larger part of TorchServe's."""
+    """Multi Model Server's context; TorchServe's has the same and more."""
 
     server = "mms"
 
@@ -84,7 +84,7 @@ class FakeContext:
             "model_dir": model_dir,
             "gpu_id": gpu,
             "batch_size": batch_size,
-            # Both servers call themselves that.
+            # The name in both servers.
             "server_name": "MMS",
             "server_version": mms_version,
         }
@@ -106,7 +106,7 @@ class FakeContext:
 
     @property
     def metrics(self) -> Any:
-        """Where metrics go; None on Multi Model Server until the first batch."""
+        """None on Multi Model Server until the first batch."""
         return self._metrics
 
     @metrics.setter
@@ -149,7 +149,7 @@ class FakeContext:
         self.request_processor[idx].add_response_property(key, value)
 
     def begin_batch(self, headers: Iterable[dict[str, Any]]) -> None:
-        """Put a batch's requests in place, as the servers do before they call the handler."""
+        """Set the requests of a batch, as the servers do before they call the handler."""
         self.request_processor = [FakeRequest(dict(header)) for header in headers]
         self.request_ids = {index: f"fake-{index}" for index in range(len(self.request_processor))}
         if self.metrics is None:
@@ -158,7 +158,7 @@ class FakeContext:
 
 
 class FakeTorchServeContext(FakeContext):
-    """TorchServe's context: a model configuration, sequence ids, and metrics from the start."""
+    """TorchServe's context, with a model configuration, sequence ids, and metrics from the start."""
 
     server = "torchserve"
 

@@ -1,9 +1,8 @@
-"""The clean process of a sandbox: loads a model folder's handler as a server does, answers batches and times them.
+"""The clean process of a sandbox: it loads the handler of a model folder like a server, answers batches and times them.
 
-Run by path, with `-I -S` (see `archive.sandbox`), so that nothing of this repository can be imported; hence the
-standard library only, and `beeline` is the archive's own. It reads one JSON line a command from stdin, each
-followed by the bytes it announces, and writes one or more JSON lines a reply to the descriptor that stdout was;
-stdout itself becomes stderr, since handlers print.
+`archive.sandbox` runs this file by path with `-I -S`, so that nothing of this repository can be imported. It uses only
+the standard library, and `beeline` is the archive's own. A command on stdin is one JSON line and the bytes that it
+announces. A reply is one or more JSON lines on the first stdout; handlers print, and their stdout is stderr.
 """
 
 from __future__ import annotations
@@ -25,14 +24,16 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-# No import: the folder of this file is not on the path.
+# Not an import, since the folder of this file is not on the path.
 CONTEXTS = runpy.run_path(str(Path(__file__).with_name("sandbox_context.py")))["CONTEXTS"]
-# The first calls at a new batch size choose kernels and grow the heap.
+# The first calls with a new batch size choose kernels and grow the heap.
 _WARM_UP = 2
 _LEAST_REPEATS = 3
-# More repeats than this add nothing to a line through six points.
+# More repeats add nothing to a line through six points.
 _MOST_REPEATS = 5
-# How PyTorch, cuBLAS and C++ say it where they have no class for it.
+# The packages of this repository, which no worker has.
+_ROOMS = ("archive", "bench", "cli", "host", "serve", "train")
+# The words of PyTorch, cuBLAS and C++ in errors that have no class of their own.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
-    def tell(values: dict[str, Any]) -> None:
+    def send(values: dict[str, Any]) -> None:
         replies.write(json.dumps(values) + "\n")
         replies.flush()
 
@@ -52,14 +53,14 @@ def main() -> None:
         bodies = [sys.stdin.buffer.read(size) for size in command.pop("sizes")]
         try:
             for reply in getattr(worker, command.pop("do"))(bodies, **command):
-                tell(reply)
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises, SystemExit too, is the reply
-            tell(
+                send(reply)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is the reply, also SystemExit
+            send(
                 {
                     "error": type(error).__name__,
                     "message": str(error),
                     "traceback": traceback.format_exc(),
-                    # An error of ours has its own sentence.
+                    # The message of such an error is a whole sentence.
                     "ours": any(base.__name__ == "BeelineError" for base in type(error).__mro__),
                     "memory": out_of_memory(error),
                 }
@@ -70,32 +71,19 @@ class Worker:
     """One loaded handler with its context; each public method is a command and yields its replies."""
 
     def load(
-        self,
-        bodies: list[bytes],
-        folder: str,
-        server: str,
-        batch_size: int,
-        packages: list[str],
-        hidden: list[str],
-        rooms: list[str],
+        self, bodies: list[bytes], folder: str, server: str, batch_size: int, packages: list[str], hidden: list[str]
     ) -> Iterator[dict[str, Any]]:
-        """Import the handler module, find its one class and initialise it.
+        """Import the handler's module from the unpacked archive in `folder`, and initialise its one class.
 
-        Args:
-            bodies: none.
-            folder: the unpacked archive.
-            server: whose context the handler gets.
-            batch_size: what that says.
-            packages: folders to import from.
-            hidden: top-level names that no worker has.
-            rooms: names of this repository, which must not be there.
+        Imports come from the folders in `packages`, except the top-level names in `hidden`. `batch_size` goes into the
+        context of `server`.
         """
         started = time.perf_counter()
         sys.path[:] = [folder, *sys.path, *packages]
         _hide(frozenset(hidden), frozenset(packages))
         os.chdir(folder)
-        # TorchServe and Multi Model Server put nothing else on the path: what the archive lacks must fail here.
-        for room in rooms:
+        # TorchServe and Multi Model Server put nothing else on the path: what an archive lacks must fail here.
+        for room in _ROOMS:
             spec = importlib.util.find_spec(room)
             if spec is not None and not str(spec.origin or "").startswith(folder):
                 raise ImportError(f"{room} of this repository is on the clean worker's path ({spec.origin})")
@@ -114,11 +102,11 @@ class Worker:
         self.handler.initialize(self.context)
         self.load_seconds = time.perf_counter() - started
         choice = getattr(getattr(self.handler, "engine", None), "choice", {})
-        yield {"choice": {name: [made.value, made.reason] for name, made in choice.items()}}
+        yield {"choice": {name: [each.value, each.reason] for name, each in choice.items()}}
 
-    def predict(self, bodies: list[bytes], headers: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-        """Answer one batch: a body and headers a request."""
-        self.context.begin_batch(headers)
+    def predict(self, bodies: list[bytes]) -> Iterator[dict[str, Any]]:
+        """Answer one batch."""
+        self.context.begin_batch([{}] * len(bodies))
         answers = self.handler.handle(_rows(bodies), self.context)
         if not isinstance(answers, list) or len(answers) != len(bodies):
             got = f"{len(answers)} answers" if isinstance(answers, list) else f"a {type(answers).__name__}"
@@ -127,45 +115,33 @@ class Worker:
         for index, answer in enumerate(answers):
             status, phrase = self.context.get_response_status(index)
             body = answer if isinstance(answer, str) else json.dumps(answer)
-            sent = self.context.get_response_headers(index)
-            replies.append({"status": status, "phrase": phrase or "", "body": body, "headers": sent})
+            headers = self.context.get_response_headers(index)
+            replies.append({"status": status, "phrase": phrase or "", "body": body, "headers": headers})
         yield {"answers": replies}
 
     def pictures(self, bodies: list[bytes], memory: int | None) -> Iterator[dict[str, Any]]:
-        """Take the pictures that are timed, and decode each to see whether the model takes it.
+        """Take the pictures to time, and decode each to see whether the model accepts it.
 
-        Args:
-            bodies: encoded pictures.
-            memory: bytes that this process may take on the CPU; None for no limit.
+        `memory` is how many bytes this process may allocate on the CPU; None is no limit.
         """
         name = type(self.handler).__name__
         if not all(callable(getattr(self.handler, stage, None)) for stage in ("preprocess", "inference", "handle")):
-            raise ValueError(f"{name} is no VisionHandler, whose stages are timed one by one")
+            raise ValueError(f"{name} is no VisionHandler, and only the stages of one can be timed")
         if memory is not None and self.handler.engine.choice["device"].value == "cpu":
-            # Private memory that can be written, which is what a batch takes; a refused allocation is an
-            # exception, too little memory in the machine is the end of some process.
+            # Private writable memory, which is what a batch takes. A refused allocation is an exception; without the
+            # limit, a machine that runs out of memory kills some process.
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         errors = [getattr(row, "error", None) for row in self.handler.preprocess(_rows(bodies)).rows]
         refused = next((str(error) for error in errors if error is not None), None)
         self.bodies = bodies
         self.failures: list[BaseException] = []
         for stage in ("preprocess", "inference"):
-            setattr(self.handler, stage, self._remembering(getattr(self.handler, stage)))
+            setattr(self.handler, stage, self._recorded(getattr(self.handler, stage)))
         spec = self.handler.spec
         yield {"model": spec.name, "version": spec.version, "classes": len(spec.labels), "refused": refused}
 
     def stages(self, bodies: list[bytes], batch: int, repeats: int, seconds: float) -> Iterator[dict[str, Any]]:
-        """Time each stage at one batch size.
-
-        Args:
-            bodies: none; those of `pictures` are timed.
-            batch: pictures of a batch.
-            repeats: samples of a stage.
-            seconds: after which three of them are enough.
-
-        Yields:
-            `samples`: by stage, each sample the mean milliseconds of a batch over one pass of the pictures.
-        """
+        """Time each stage at one batch size; see `Sandbox.time_stages`."""
         stages = self._stages(batch)
         for stage in stages.values():
             for call in range(_WARM_UP):
@@ -176,7 +152,7 @@ class Worker:
         for repeat in range(repeats):
             if repeat >= _LEAST_REPEATS and time.perf_counter() - start > seconds:
                 break
-            # In turns, so that a slow moment of the machine does not fall on one stage alone.
+            # All stages in each repeat, so that a slow moment of the machine does not fall on one stage alone.
             for name, stage in stages.items():
                 samples[name].append(1000 * sum(stage(call) for call in range(calls)) / calls)
         yield {"samples": samples}
@@ -184,16 +160,9 @@ class Worker:
     def batches(
         self, bodies: list[bytes], batch_sizes: list[int], seconds: float, lone: int
     ) -> Iterator[dict[str, Any]]:
-        """Time decoding and the forward pass by batch size, and tell what this process takes.
+        """Time decoding and the forward pass by batch size, and measure what this process takes.
 
-        Args:
-            bodies: none; those of `pictures` are timed.
-            batch_sizes: in this order, until time is up.
-            seconds: how long.
-            lone: threads for a picture that comes alone, for which a worker on OpenVINO holds a second model.
-
-        Yields:
-            `batch` and its median `ms`, a size at a time; then `cost`, the last one of which counts; then `end`.
+        See `Sandbox.time_batches`; the last reply is `end`.
         """
         start = time.perf_counter()
         for call in range(_WARM_UP):
@@ -207,7 +176,8 @@ class Worker:
                 break
         yield {"cost": self._cost(self.load_seconds)}
         engine = self.handler.engine
-        # After the measurements: a batch of one is timed with the threads of every other.
+        # A worker on OpenVINO holds a second model for lone pictures. It loads after the measurements, since a batch of
+        # one is timed with the same threads as the others.
         if self.handler.spec.engine == "openvino" and lone > int(engine.choice["threads"].value):
             start = time.perf_counter()
             second = type(engine)(self.folder, self.handler.spec, threads=lone)
@@ -216,19 +186,19 @@ class Worker:
         yield {"end": True}
 
     def _cost(self, seconds: float) -> dict[str, Any]:
-        """Return what a worker takes that loaded in so many seconds: its memory, and on a CUDA device that one's."""
+        """Return the memory of this process and of its CUDA device, with the seconds that it took to load."""
         import psutil
-        import torch  # TorchServe's workers import it, whatever their engine is.
+        import torch  # TorchServe's workers import it with every engine.
 
         cost = {"memory": psutil.Process().memory_info().rss, "load_seconds": seconds}
         if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return cost
         free, total = torch.cuda.mem_get_info()
-        # The context itself, which PyTorch does not count; and the largest picture, in bytes and in floats.
-        besides = 600 << 20
+        # PyTorch does not count the context itself. The largest picture is added, in bytes and in floats.
+        uncounted = 600 << 20
         if self.handler.spec.geometry.decoding == "cuda":
-            besides += 15 * self.handler.limits.max_pixels
-        return {**cost, "device_memory": torch.cuda.max_memory_reserved() + besides, "device_free": min(free, total)}
+            uncounted += 15 * self.handler.limits.max_pixels
+        return {**cost, "device_memory": torch.cuda.max_memory_reserved() + uncounted, "device_free": min(free, total)}
 
     def _batch(self, size: int, call: int) -> list[bytes]:
         return [self.bodies[(call * size + index) % len(self.bodies)] for index in range(size)]
@@ -237,7 +207,7 @@ class Worker:
         self.handler.inference(self.handler.preprocess(rows))
 
     def _stages(self, batch: int) -> dict[str, Callable[[int], float]]:
-        """Return each stage as a function of the number of the call, which returns the seconds it took."""
+        """Return each stage as a function from the number of a call to the seconds that it takes."""
         handler = self.handler
         calls = max(1, len(self.bodies) // batch)
         pictures = [self._batch(batch, call) for call in range(calls)]
@@ -262,8 +232,8 @@ class Worker:
             "handler": handle,
         }
 
-    def _remembering(self, stage: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep what a stage raises: the handler answers each request alone then, which is another measurement."""
+    def _recorded(self, stage: Callable[..., Any]) -> Callable[..., Any]:
+        """Record what a stage raises, since the handler then answers each request alone, which must not be timed."""
 
         def run(value: Any) -> Any:
             try:
@@ -276,25 +246,24 @@ class Worker:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that the batch did not fit into memory."""
+    """Return whether an error means that the batch did not fit into memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def forward_of(engine: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Return the forward pass alone, and what brings a stacked batch to its device first."""
+    """Return the forward pass alone, and a function that first copies a stacked batch to its device."""
     if engine.choice["device"].value == "cpu" or not hasattr(engine, "on_device"):
-        # ONNX Runtime copies there and back by itself.
+        # ONNX Runtime copies to the device and back by itself.
         return engine.forward, lambda pixels: pixels
     import torch
 
     device = torch.device(engine.choice["device"].value)
 
     def forward(pixels: Any) -> None:
-        # The engine's own `forward` copies there and back.
+        # The engine's own `forward` copies to the device and back. This call only queues kernels.
         engine.on_device(pixels)
-        # Kernels are only queued by the call.
         torch.cuda.synchronize(device)
 
     return forward, lambda pixels: torch.from_numpy(pixels).to(device)
@@ -311,9 +280,9 @@ def _timed(work: Callable[[Any], Any], value: Any) -> float:
 
 
 def _hide(names: frozenset[str], folders: frozenset[str]) -> None:
-    """Make installed packages that no worker has look as if they were not there.
+    """Hide installed packages that no worker has.
 
-    Only where packages are installed: setuptools, which PyTorch's compiler imports, brings some of the same names.
+    Only in the folders of installed packages: setuptools, which PyTorch's compiler imports, has some of the same names.
     """
 
     class WorkerPathFinder(PathFinder):

@@ -1,4 +1,7 @@
-"""The one store: a folder of archives, and index.json, which says what each was when it was built."""
+"""The one store: a folder of archives with index.json, which holds the sha256 of each archive as it was built.
+
+Every function here raises `ArchiveError` for an index that cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ from host.files import SHORT, locked, sha256, write_json
 STORE = ROOT / "model_store"
 INDEX = "index.json"
 _SCHEMA = 1
-# TorchServe takes a list of archives that are separated by commas and end at a space.
+# TorchServe separates the archives in its list with commas and stops at a space.
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of one archive.
+    """One archive in the index.
 
-    Where engines and precisions were compared to choose one, `measured` holds the milliseconds a picture of each, or
-    why it was refused. It is not in the archive, since times would change its bytes.
+    `measured` is for an engine that was chosen automatically: by engine and precision the milliseconds a picture, or
+    the reason for a refusal. The archive does not hold it, because times would change its bytes.
     """
 
     sha256: str
@@ -49,18 +52,18 @@ class Listed:
 
 
 def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
-    """Return the archives named by `wanted`, else every one in `store`.
+    """Return the archives named by `wanted`, or all archives in `store`.
 
     Args:
-        store: a folder of `.mar` files, with or without an `index.json`.
-        wanted: each a file name in the store with or without `.mar`, or the path of a `.mar` anywhere.
-        listed: whether the index must list each with its sha256.
+        store: a folder of `.mar` files, with or without an index.
+        wanted: file names in the store, with or without `.mar`, or paths of `.mar` files anywhere.
+        listed: whether the index must hold the sha256 of each.
 
     Raises:
-        ArchiveError: for an empty store, a missing or unreadable archive, one that differs from the index
-            or is not in it and must be, or two of the same model and version.
+        ArchiveError: for an empty store; for an archive that is missing, unreadable, not as the index or its own
+            checksums say, or not listed although it must be; for two archives of the same model and version.
     """
-    paths = [_path(store, name) for name in dict.fromkeys(wanted)] if wanted else sorted(store.glob("*.mar"))
+    paths = list(dict.fromkeys(_path(store, name) for name in wanted)) if wanted else sorted(store.glob("*.mar"))
     if not paths:
         raise ArchiveError(f"{store} holds no archive; build one with `beeline archive build`, or name another --store")
     for path in paths:
@@ -68,20 +71,17 @@ def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False)
             raise ArchiveError(f"{path} cannot be served under that name; use only letters, digits, '.', '_' and '-'")
     archives = tuple(mar.read(path) for path in paths)
     seen: dict[tuple[str, str], Path] = {}
-    for archive in archives:
-        _check(archive.path, listed)
-        key = (archive.model, archive.version)
-        if key in seen:
-            raise ArchiveError(
-                f"{seen[key]} and {archive.path} are both {archive.model} {archive.version}; name one with --model"
-            )
-        seen[key] = archive.path
+    for each in archives:
+        _check(each.path, listed)
+        other = seen.setdefault((each.model, each.version), each.path)
+        if other != each.path:
+            raise ArchiveError(f"{other} and {each.path} are both {each.model} {each.version}; name one with --model")
     return archives
 
 
 def locate(given: Path, store: Path = STORE) -> Path:
     """Return the path of an archive given by its path, or by its name in the store; it need not exist."""
-    named = store / (given.name if given.suffix == ".mar" else f"{given.name}.mar")
+    named = store / _file(given.name)
     return named if not given.exists() and len(given.parts) == 1 and named.exists() else given
 
 
@@ -91,11 +91,7 @@ def names(archives: Iterable[Archive]) -> tuple[str, ...]:
 
 
 def read_index(store: Path) -> dict[str, Entry]:
-    """Return the index by file name; empty where there is none.
-
-    Raises:
-        ArchiveError: when it cannot be read.
-    """
+    """Return the index by file name; an empty one if the file is missing."""
     try:
         return {file: Entry(**entry) for file, entry in _entries(store).items()}
     except TypeError as error:
@@ -103,21 +99,13 @@ def read_index(store: Path) -> dict[str, Entry]:
 
 
 def expected_sha256(path: Path) -> str | None:
-    """Return the sha256 of an archive in the index of its folder; None when it is not listed.
-
-    Raises:
-        ArchiveError: when the index cannot be read.
-    """
+    """Return the sha256 of an archive in the index of its folder, None if the index does not list it."""
     expected: str | None = _entries(path.parent).get(path.name, {}).get("sha256")
     return expected
 
 
 def changed(path: Path) -> str | None:
-    """Return why an archive is not the one that the index lists, None where it is, or is not listed.
-
-    Raises:
-        ArchiveError: when the index cannot be read.
-    """
+    """Return how an archive differs from the index; None if it does not, or is not listed."""
     expected = expected_sha256(path)
     if expected is None or (actual := sha256(path)) == expected:
         return None
@@ -128,11 +116,7 @@ def changed(path: Path) -> str | None:
 
 
 def put(store: Path, draft: Path, file: str, entry: Entry) -> None:
-    """Move a finished archive into the store under its name and list it; builds may run at the same time.
-
-    Raises:
-        ArchiveError: when the index cannot be read.
-    """
+    """Move a finished archive into the store as `file` and list it. Several processes may do so at the same time."""
     with locked(store / ".lock"):
         index = {**read_index(store), file: entry}
         draft.chmod(0o644)
@@ -142,16 +126,12 @@ def put(store: Path, draft: Path, file: str, entry: Entry) -> None:
 
 
 def listing(store: Path) -> list[Listed]:
-    """Compare the index with the folder, archive by archive, by name.
-
-    Raises:
-        ArchiveError: when the folder or the index cannot be read.
-    """
+    """Compare the index with the archives in the folder, by name; raise `ArchiveError` for a missing folder."""
     if not store.is_dir():
         raise ArchiveError(f"the store {store} is missing; build an archive, or name another --store")
     index = read_index(store)
     files = {path.name for path in store.glob("*.mar")}
-    found = []
+    archives = []
     for name in sorted(files | set(index)):
         if name not in index:
             state, reason = "unlisted", "the index does not list it; `beeline archive verify` checks it"
@@ -161,8 +141,8 @@ def listing(store: Path) -> list[Listed]:
             state, reason = "changed", difference
         else:
             state, reason = "ok", "as it was built"
-        found.append(Listed(name, state, reason, index.get(name)))
-    return found
+        archives.append(Listed(name, state, reason, index.get(name)))
+    return archives
 
 
 def _entries(store: Path) -> dict[str, dict[str, Any]]:
@@ -181,22 +161,23 @@ def _unreadable(store: Path, error: Exception) -> ArchiveError:
     return ArchiveError(f"{store / INDEX} cannot be read ({error}); remove it and build its archives again")
 
 
+def _file(name: str) -> str:
+    return name if name.endswith(".mar") else f"{name}.mar"
+
+
 def _path(store: Path, name: str) -> Path:
-    given = Path(name)
-    if given.suffix == ".mar" and len(given.parts) > 1:
-        path = given.resolve()
-        known: list[str] = []
-    else:
-        path = store / (name if given.suffix == ".mar" else f"{name}.mar")
-        known = [entry.stem for entry in store.glob("*.mar")]
+    """Return the path of an archive given by its name in the store, or by a path that ends in `.mar`."""
+    elsewhere = name.endswith(".mar") and "/" in name
+    path = Path(name).resolve() if elsewhere else store / _file(name)
     if path.is_file():
         return path
+    known = [] if elsewhere else [entry.stem for entry in store.glob("*.mar")]
     hint = did_you_mean(path.stem, known) if known else "; build it with `beeline archive build`"
     raise ArchiveError(f"{path} is missing{hint}")
 
 
 def _check(path: Path, listed: bool) -> None:
-    """Compare an archive with the index in its folder, or, where that does not list it, with its own record."""
+    """Compare an archive with the index in its folder or, if that does not list it, with its own checksums."""
     if reason := changed(path):
         raise ArchiveError(f"{path} {reason}")
     if expected_sha256(path) is not None:

@@ -1,10 +1,8 @@
-"""Verify an archive: safe, whole, and answering its golden pictures in a clean worker process."""
+"""Verify an archive: it is safe, complete, and answers its golden pictures in a clean worker process."""
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from host.files import sha256
 
 @dataclass(frozen=True)
 class Verified:
-    """A verified archive: its model, how many golden pictures agreed, the engine's choices and the seconds it took."""
+    """A verified archive. `pictures` is the number of golden pictures, `choice` see `Sandbox`."""
 
     mar: Path
     sha256: str
@@ -48,14 +46,14 @@ class Verified:
 
 
 def verify(mar: Path, server: str = "torchserve") -> Verified:
-    """Check an archive from its zip headers to its answers, and stop at the first thing that does not hold.
+    """Check an archive from its zip headers to its answers, and stop at the first thing that is wrong.
 
-    First the archive is safe to unpack, every file is as its record says, and the file is as the store's index says.
-    Then a clean process loads it as `server` does, which replays the golden pictures on the engine. Last, the golden
-    pictures are sent through the handler as requests.
+    First the archive must be safe to unpack, and equal to its checksums and to the store's index. Then a clean process
+    loads it like a worker of `server`, which replays the golden pictures on the engine. Finally the handler must answer
+    the golden pictures as requests.
 
     Raises:
-        ArchiveError: one sentence naming the first thing that differs, with what was expected.
+        ArchiveError: names the first thing that differs, and what was expected.
         Undetermined: when the handler gives no reply.
     """
     start = time.perf_counter()
@@ -63,39 +61,31 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
     digest = sha256(mar)
     if reason := store.changed(mar):
         raise ArchiveError(f"{mar} {reason}")
-    with tempfile.TemporaryDirectory(prefix="beeline-verify-") as scratch:
-        folder = Path(scratch)
-        reader.unpack(mar, folder)
-        names = [str(picture["file"]) for picture in contents.pictures]
-        with Sandbox(folder, server=server) as sandbox:
-            answers = sandbox.predict([(folder / GOLDEN / name).read_bytes() for name in names])
+    with Sandbox(mar, server=server) as sandbox:
+        with reader.opened(mar) as archive:
+            bodies = [archive.read(f"{GOLDEN}/{picture['file']}") for picture in contents.pictures]
+        answers = sandbox.predict(bodies)
     for picture, answer in zip(contents.pictures, answers, strict=True):
-        _compare(mar, contents, picture, answer)
+        if reason := _difference(contents, picture, answer):
+            raise ArchiveError(f"{mar}: {GOLDEN}/{picture['file']} {reason}; build it again")
     seconds = time.perf_counter() - start
-    return Verified(mar, digest, contents.spec, server, len(names), sandbox.choice, sandbox.load_time, seconds)
+    return Verified(mar, digest, contents.spec, server, len(answers), sandbox.choice, sandbox.load_time, seconds)
 
 
-def _compare(mar: Path, contents: reader.Contents, picture: dict[str, Any], answer: Answer) -> None:
-    """Compare the handler's answer with the expected one; a user's handler may answer in a form of its own."""
-    name = f"{GOLDEN}/{picture['file']}"
+def _difference(contents: reader.Contents, picture: dict[str, Any], answer: Answer) -> str | None:
+    """Return how the handler's answer differs from the expected one. A user's handler may answer in another form."""
     if answer.status != 200:
-        raise ArchiveError(
-            f"{mar}: {name} is answered {answer.status} ({answer.body[:200]}), expected 200; build it again"
-        )
+        return f"is answered {answer.status} ({answer.body[:200]}), expected 200"
     if contents.handler != reader.HANDLER:
-        return
-    got = answer.json()
-    expected: Sequence[tuple[str, float]] = picture["top"]
+        return None
+    actual: dict[str, float] = answer.json()
+    expected: list[tuple[str, float]] = picture["top"]
     best, probability = expected[0]
-    if next(iter(got), None) != best:
-        found = next(iter(got.items()), ("nothing", 0.0))
-        raise ArchiveError(
-            f"{mar}: {name} is answered {found[0]!r} ({found[1]:.3f}), expected {best!r} ({probability:.3f}); "
-            "build it again"
-        )
+    label, value = next(iter(actual.items()), ("nothing", 0.0))
+    if label != best:
+        return f"is answered {label!r} ({value:.3f}), expected {best!r} ({probability:.3f})"
+    tolerance = contents.spec.tolerance
     for label, probability in expected:
-        if label in got and abs(got[label] - probability) > contents.spec.tolerance:
-            raise ArchiveError(
-                f"{mar}: {name} gives {label!r} {got[label]:.3f}, expected {probability:.3f} within "
-                f"{contents.spec.tolerance}; build it again"
-            )
+        if label in actual and abs(actual[label] - probability) > tolerance:
+            return f"gives {label!r} {actual[label]:.3f}, expected {probability:.3f} within {tolerance}"
+    return None

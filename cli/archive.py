@@ -90,16 +90,14 @@ def build(
             _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
-            from archive.artifact import load_network
-            from archive.export import ExportRequest, export_folder
-            from archive.labels import read_labels
-            from archive.presets import find_preset
+            from archive.artifact import load_network, read_labels
+            from archive.export import ExportRequest, export_folder, find_preset
 
             assert model is not None
             if labels is None:
                 raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
             chosen = find_preset(preset, architecture).override(
-                resize, crop, interpolation, _numbers("mean", mean), _numbers("std", std)
+                _numbers("mean", mean), _numbers("std", std), resize=resize, crop=crop, interpolation=interpolation
             )
             request = ExportRequest(
                 name=name or architecture or model.stem,

@@ -32,10 +32,7 @@ VERSIONS = {
     ),
     "EXPORT": (
         train.export.EXPORT,
-        [
-            f"archive/{name}.py"
-            for name in ("export", "graph", "goldens/__init__", "goldens/mistakes", "goldens/patterns")
-        ],
+        [f"archive/{name}.py" for name in ("export", "graph", "goldens/__init__", "goldens/mistakes")],
     ),
 }
 # Fields that change no result, or that only some versions of Python have.

@@ -1,4 +1,8 @@
-"""The golden pictures of an export: made or given, stored with the model's answers, proved to notice mistakes."""
+"""The golden pictures of an export: made or given, stored with the model's answers, and proved to notice mistakes.
+
+The project ships no photographs. Made pictures are smooth random colours, changed by gradient ascent until the model is
+sure of their class. They need not look like anything: other preprocessing must give another answer.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from archive.goldens import mistakes
-from archive.goldens.patterns import Pattern, ascend
+from archive.goldens.mistakes import Mistake
 from archive.graph import Differentiable
 from beeline import pixels
 from beeline.answer import probabilities, top_labels
@@ -22,7 +29,7 @@ from beeline.errors import ArchiveError, RequestError
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec
 
-# The least top-1 probability of a golden picture; rounding could change a less sure answer.
+# The least top-1 probability of a golden picture; rounding could change a less certain answer.
 FLOOR = 0.65
 MAX_PICTURES = 16
 _TOP = 5
@@ -30,79 +37,107 @@ _ATTEMPTS = 3
 _QUALITY = 95
 # EXIF: a quarter turn clockwise makes the picture upright.
 _TURNED = 6
-
-# Shorter side as a part of the spec's `resize`, longer side as a part of the shorter, landscape or not, and how it is
-# stored. None is square and none has the size that resize makes, so that both steps matter.
+# Shorter side as a part of the spec's `resize`, longer side as a multiple of the shorter, landscape or not, and how it
+# is stored. None is square and none has the size that resize gives, so both steps matter.
 _SHAPES = (
     (1.5, 1.2, True, "jpg"),
     (0.5, 1.25, False, "png"),
     (0.7, 1.4, True, "turned.jpg"),
     (0.75, 1.3, False, "jpg"),
 )
+# Sure but not saturated: at 0.88 a small change of the input still moves the probability.
+_AIM = 0.88
+_GOOD_ENOUGH = (0.8, 0.95)
+_STEPS = 60
+_RATE = 0.3
+# Cells of colour along the shorter side. With fewer, the ascent takes three times as many steps.
+_CELLS = 40
+# With slightly noisy pixels the ascent finds pictures whose answer does not depend on a decoder's rounding.
+_NOISE = 3.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """The exported model: its spec, its forward pass in fp32, the same with gradients, and its normalisation."""
+
+    spec: ModelSpec
+    forward: Forward
+    differentiable: Differentiable
+    photometry: mistakes.Photometry
+
+    def rows(self, pictures: Sequence[Encoded]) -> NDArray[np.float64]:
+        """Return the probabilities of pictures, `[N, classes]`."""
+        crops = np.stack([pixels.decode(picture.data, self.spec.geometry) for picture in pictures])
+        return probabilities(self.forward(crops), self.spec.output)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One picture as it lies in the folder: its file ending and its bytes."""
+    """One golden picture: its file ending and its bytes."""
 
     ending: str
     data: bytes
 
 
-def make(
-    folder: Path,
-    spec: ModelSpec,
-    forward: Forward,
-    differentiable: Differentiable,
-    photometry: mistakes.Photometry,
-    pictures: Path | None = None,
-    blind_to: Sequence[str] = (),
-) -> None:
+@dataclass(frozen=True)
+class Pattern:
+    """One picture to make: its class, its size in pixels, its seed and how it is stored.
+
+    `against` is a mistake on crops `[N, crop, crop, 3]` that the picture must expose.
+    """
+
+    target: int
+    width: int
+    height: int
+    seed: int
+    ending: str
+    against: Mistake | None = None
+
+
+def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence[str] = ()) -> None:
     """Write `folder/golden` with pictures and `expected.json`, and prove that they notice each required mistake.
 
     Args:
         folder: of the export.
-        spec: of the saved model.
-        forward: the saved model in fp32.
-        differentiable: the same on floats of 0..255, with gradients.
-        photometry: mean and standard deviation that the model's normalisation uses.
-        pictures: a folder of the user's own, instead of made ones.
-        blind_to: mistakes that need not be noticed: a model may see no colour.
+        model: the one that was saved there.
+        own: a folder of the user's pictures; None makes some.
+        blind_to: mistakes that the pictures need not notice, since some models see no colour.
 
     Raises:
-        ArchiveError: when pictures are missing, unclear to the model, or blind to a mistake.
+        ArchiveError: when pictures are missing, unclear to the model, or do not notice a mistake.
     """
-    encoded = _given(pictures, spec) if pictures else _made(spec, forward, differentiable)
+    encoded = _given(own, model.spec) if own else _made(model)
     for attempt in range(1, _ATTEMPTS + 1):
-        _write(folder, spec, forward, encoded, [])
-        noticed = mistakes.noticed(folder, spec, forward, [picture.data for picture in encoded], photometry)
+        _write(folder, model, encoded, [])
+        data = [picture.data for picture in encoded]
+        noticed = mistakes.noticed(folder, model.spec, model.forward, data, model.photometry)
         missed = [name for name in mistakes.REQUIRED if noticed.get(name) is False and name not in blind_to]
-        if not missed or pictures or attempt == _ATTEMPTS:
+        if not missed or own or attempt == _ATTEMPTS:
             break
-        encoded += _sharper(missed, attempt, spec, forward, differentiable, photometry)
+        # One more picture for each missed mistake that has gradients.
+        against = mistakes.on_crops(model.photometry)
+        target = (attempt - 1) % len(model.spec.labels)
+        chosen = [against[name] for name in missed if name in against]
+        patterns = [_pattern(model, 2, target, 100 * attempt + i, each) for i, each in enumerate(chosen)]
+        encoded += [picture for picture in _draw(model, patterns) if picture]
     if missed:
         raise ArchiveError(
             f"the golden pictures would not notice {mistakes.MISTAKES[missed[0]]}; give pictures of your own that "
             f"depend on it with --golden DIR, or say --blind-to {missed[0]} if this model cannot tell"
         )
-    _write(folder, spec, forward, encoded, [name for name, seen in noticed.items() if seen])
+    _write(folder, model, encoded, [name for name, seen in noticed.items() if seen])
 
 
-def _made(spec: ModelSpec, forward: Forward, differentiable: Differentiable) -> list[Encoded]:
-    """Make pictures of up to four classes, the first and the last included; drop those that the model is unsure of."""
-    classes = len(spec.labels)
+def _made(model: Model) -> list[Encoded]:
+    """Make pictures of up to four classes, the first and the last included, of which the model is sure."""
+    classes = len(model.spec.labels)
     targets = (0, classes - 1, classes // 3, 2 * classes // 3)
     clear: dict[int, Encoded] = {}
     for attempt in range(_ATTEMPTS):
         numbers = [number for number in range(len(targets)) if number not in clear]
-        patterns = [
-            Pattern(targets[number], *_size(spec.geometry, number), seed=10 * attempt + number) for number in numbers
-        ]
-        painted = _ascend(differentiable, spec, patterns) if patterns else []
-        for number, picture in zip(numbers, painted, strict=True):
-            encoded = _encode(picture, _SHAPES[number][3])
-            if _clear([encoded], spec, forward):
-                clear[number] = encoded
+        patterns = [_pattern(model, number, targets[number], 10 * attempt + number) for number in numbers]
+        pictures = zip(numbers, _draw(model, patterns), strict=True)
+        clear |= {number: picture for number, picture in pictures if picture}
     if len(clear) < 2:
         raise ArchiveError(
             f"fewer than two made pictures get a top-1 probability over {FLOOR} from this model; is it trained? "
@@ -111,40 +146,105 @@ def _made(spec: ModelSpec, forward: Forward, differentiable: Differentiable) -> 
     return [clear[number] for number in sorted(clear)]
 
 
-def _sharper(
-    missed: Sequence[str],
-    attempt: int,
-    spec: ModelSpec,
-    forward: Forward,
-    differentiable: Differentiable,
-    photometry: mistakes.Photometry,
-) -> list[Encoded]:
-    """Make one more picture against each mistake that went unnoticed."""
-    against = mistakes.on_crops(photometry)
-    names = [name for name in missed if name in against]
-    patterns = [
-        Pattern(
-            (attempt - 1) % len(spec.labels), *_size(spec.geometry, 2), seed=100 * attempt + i, against=against[name]
-        )
-        for i, name in enumerate(names)
-    ]
-    painted = _ascend(differentiable, spec, patterns) if patterns else []
-    return _clear([_encode(picture, "turned.jpg") for picture in painted], spec, forward)
+def _pattern(model: Model, number: int, target: int, seed: int, against: Mistake | None = None) -> Pattern:
+    part, longer, landscape, ending = _SHAPES[number]
+    short = max(8, round(model.spec.geometry.resize * part))
+    long = round(short * longer)
+    width, height = (long, short) if landscape else (short, long)
+    return Pattern(target, width, height, seed, ending, against)
 
 
-def _ascend(differentiable: Differentiable, spec: ModelSpec, patterns: list[Pattern]) -> list[NDArray[np.uint8]]:
+def _draw(model: Model, patterns: Sequence[Pattern]) -> list[Encoded | None]:
+    """Make and encode pictures; None for each of which the model is not sure."""
+    if not patterns:
+        return []
     try:
-        return ascend(differentiable, spec.output, spec.geometry, patterns)
+        painted = _ascend(model, patterns)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:160]
         raise ArchiveError(
             f"no golden pictures can be made, since no gradient passes this model ({why}); give pictures of your own "
             "with --golden DIR"
         ) from error
+    encoded = [_encode(picture, pattern.ending) for picture, pattern in zip(painted, patterns, strict=True)]
+    return [picture if model.rows([picture]).max() >= FLOOR else None for picture in encoded]
+
+
+def _ascend(model: Model, patterns: Sequence[Pattern]) -> list[NDArray[np.uint8]]:
+    """Return an upright picture for each pattern, uint8 `[height, width, 3]` RGB; the model may not be sure of it.
+
+    Raise `RuntimeError` if no gradient reaches the pictures.
+    """
+    run, output, geometry = model.differentiable, model.spec.output, model.spec.geometry
+    grids = [_start(pattern).requires_grad_() for pattern in patterns]
+    optimiser = torch.optim.Adam(grids, lr=_RATE)
+    active = list(range(len(patterns)))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_STEPS):
+        crops = torch.cat([_crop(_paint(grids[i], patterns[i]), geometry) for i in active])
+        crops = crops + _NOISE * torch.randn(crops.shape, generator=generator)
+        likely, unlikely = _logarithms(run(crops), output, [patterns[i].target for i in active])
+        chances = likely.exp()
+        # Cross-entropy to _AIM also pulls back a probability that is too high.
+        loss = -(_AIM * likely + (1 - _AIM) * unlikely).sum()
+        exposed = torch.ones(len(active), dtype=torch.bool)
+        for place, i in enumerate(active):
+            mistake = patterns[i].against
+            if mistake is not None:
+                fooled, wary = _logarithms(run(mistake(crops[place : place + 1])), output, [patterns[i].target])
+                loss = loss - wary.sum()
+                exposed[place] = bool(fooled.exp() < chances[place] - 0.3)
+        done = (chances > _GOOD_ENOUGH[0]) & (chances < _GOOD_ENOUGH[1]) & exposed
+        active = [i for place, i in enumerate(active) if not done[place]]
+        if not active:
+            break
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not any(grid.grad is not None and bool(grid.grad.any()) for grid in grids):
+            raise RuntimeError("every gradient is zero")
+        optimiser.step()
+    with torch.no_grad():
+        painted = [_paint(grid, pattern)[0].round() for grid, pattern in zip(grids, patterns, strict=True)]
+    return [np.ascontiguousarray(picture.to(torch.uint8).numpy()) for picture in painted]
+
+
+def _start(pattern: Pattern) -> Tensor:
+    short = min(pattern.width, pattern.height)
+    rows, columns = (max(2, round(_CELLS * side / short)) for side in (pattern.height, pattern.width))
+    generator = torch.Generator().manual_seed(pattern.seed)
+    return torch.randn(1, 3, rows, columns, generator=generator) * 0.7
+
+
+def _paint(grid: Tensor, pattern: Pattern) -> Tensor:
+    """Grid to picture: `[1, height, width, 3]`, floats of 0..255."""
+    smooth = functional.interpolate(grid, size=(pattern.height, pattern.width), mode="bicubic", align_corners=False)
+    return torch.sigmoid(smooth).permute(0, 2, 3, 1) * 255
+
+
+def _crop(picture: Tensor, geometry: Geometry) -> Tensor:
+    """Resize and crop like `beeline.pixels`, but with gradients."""
+    planes = picture.permute(0, 3, 1, 2)
+    height, width = planes.shape[2:]
+    scale = geometry.resize / min(height, width)
+    size = (max(geometry.resize, int(height * scale)), max(geometry.resize, int(width * scale)))
+    planes = functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
+    # Rounded like torchvision, halves to even: the model answers a picture that is shifted by a pixel differently.
+    top, left = (round((side - geometry.crop) / 2) for side in size)
+    return planes[:, :, top : top + geometry.crop, left : left + geometry.crop].permute(0, 2, 3, 1)
+
+
+def _logarithms(rows: Tensor, output: str, targets: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of each row's probability of its target, and of all other classes together.
+
+    A logarithm keeps its gradient where a probability is rounded to 0 or 1.
+    """
+    logarithms = rows.clamp_min(1e-12).log() if output == "probabilities" else rows.log_softmax(1)
+    chosen = functional.one_hot(torch.tensor(targets), rows.shape[1]).bool()
+    return logarithms[chosen], logarithms.masked_fill(chosen, -torch.inf).logsumexp(1)
 
 
 def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
-    """Read the user's pictures, and add a copy of the first one that EXIF turns."""
+    """Read the user's pictures, and add a copy of the first one that is turned by EXIF."""
     if not folder.is_dir():
         raise ArchiveError(f"the folder of golden pictures {folder} is missing; name a folder of pictures")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -158,25 +258,20 @@ def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
             upright = pixels.open_rgb(path.read_bytes())
         except RequestError as error:
             raise ArchiveError(f"the golden picture {path} cannot be used: {error}") from error
-        ending = path.suffix.lstrip(".").lower() or "jpg"
-        encoded.append(Encoded(ending, path.read_bytes()))
+        encoded.append(Encoded(path.suffix.lstrip(".").lower() or "jpg", path.read_bytes()))
         if len(encoded) == 1:
             upright.thumbnail((4 * spec.geometry.resize,) * 2)
             turned = _encode(np.asarray(upright), "turned.jpg")
     return [*encoded, turned]
 
 
-def _write(folder: Path, spec: ModelSpec, forward: Forward, encoded: Sequence[Encoded], detects: Sequence[str]) -> None:
-    """Write the pictures with the model's answers, and replay them once.
-
-    Raises:
-        ArchiveError: when the model is not sure of a picture.
-    """
+def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequence[str]) -> None:
+    """Write the pictures with the model's answers, of which it must be sure, and replay them once."""
     target = folder / GOLDEN
     target.mkdir(exist_ok=True)
     entries = []
-    for number, (picture, row) in enumerate(zip(encoded, _rows(encoded, spec, forward), strict=True)):
-        top = top_labels(row, spec, _TOP)
+    for number, (picture, row) in enumerate(zip(encoded, model.rows(encoded), strict=True)):
+        top = top_labels(row, model.spec, _TOP)
         if not top[0][1] >= FLOOR:
             raise ArchiveError(
                 f"golden picture {number} ({picture.ending}) gets {top[0][0]!r} with only {top[0][1]:.2f}; "
@@ -188,27 +283,7 @@ def _write(folder: Path, spec: ModelSpec, forward: Forward, encoded: Sequence[En
         entries.append({"file": name, "sha256": digest, "top": [[label, value] for label, value in top]})
     expected = {"schema": 1, "detects": list(detects), "pictures": entries}
     (target / EXPECTED).write_text(json.dumps(expected, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    replay(folder, spec, forward)
-
-
-def _rows(encoded: Sequence[Encoded], spec: ModelSpec, forward: Forward) -> NDArray[np.float64]:
-    crops = np.stack([pixels.decode(picture.data, spec.geometry) for picture in encoded])
-    return probabilities(forward(crops), spec.output)
-
-
-def _clear(encoded: list[Encoded], spec: ModelSpec, forward: Forward) -> list[Encoded]:
-    if not encoded:
-        return []
-    rows = _rows(encoded, spec, forward)
-    return [picture for picture, row in zip(encoded, rows, strict=True) if row.max() >= FLOOR]
-
-
-def _size(geometry: Geometry, number: int) -> tuple[int, int]:
-    """Return width and height of the picture of that number."""
-    part, longer, landscape, _ = _SHAPES[number]
-    short = max(8, round(geometry.resize * part))
-    long = round(short * longer)
-    return (long, short) if landscape else (short, long)
+    replay(folder, model.spec, model.forward)
 
 
 def _encode(picture: NDArray[np.uint8], ending: str) -> Encoded:
@@ -221,6 +296,6 @@ def _encode(picture: NDArray[np.uint8], ending: str) -> Encoded:
     if ending == "turned.jpg":
         image = image.transpose(Image.Transpose.ROTATE_90)
         exif[mistakes.ORIENTATION] = _TURNED
-    # Colours in full resolution: the goldens are small, and the model looks at their colours.
+    # Colours in full resolution: the pictures are small, and the model looks at their colours.
     image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0, exif=exif)
     return Encoded(ending, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Mistakes made on purpose: a mistake that the golden pictures do not notice could be served unseen."""
+"""Deliberate mistakes: one that the golden pictures do not notice could be served without anybody seeing it."""
 
 from __future__ import annotations
 
@@ -25,49 +25,50 @@ MISTAKES = {
     "exif": "the EXIF orientation ignored",
     "geometry": "the picture squashed instead of resized and cropped",
 }
-# An export that does not notice these is refused. `geometry` is only recorded: a square picture cannot show it.
+# The golden pictures must notice these. `geometry` is only recorded, since a square picture cannot show it.
 REQUIRED = ("labels", "channels", "normalisation", "exif")
-# What a conversion of the model can get wrong. The others concern the geometry code, which every archive of an export
-# shares, whatever its engine.
+# What a conversion of the model can get wrong. The others concern the geometry code, which is the same for all engines.
 OF_THE_MODEL = ("labels", "channels", "normalisation")
 ORIENTATION = 0x0112
 
+# On crops `[N, crop, crop, 3]` of 0..255.
+Mistake = Callable[[Tensor], Tensor]
 # Mean and standard deviation, per RGB channel.
 Photometry = tuple[Sequence[float], Sequence[float]]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise `ArchiveError` naming the first mistake that is not known."""
+    """Raise `ArchiveError` for the first mistake that is not known."""
     for name in names:
         if name not in MISTAKES:
-            raise ArchiveError(f"goldens may be blind to {name!r}{did_you_mean(name, MISTAKES)}")
+            raise ArchiveError(f"--blind-to is {name!r}{did_you_mean(name, MISTAKES)}")
 
 
 def noticed(
     folder: Path, spec: ModelSpec, forward: Forward, pictures: Sequence[bytes], photometry: Photometry
 ) -> dict[str, bool]:
-    """Make each possible mistake, and return whether the replay of the goldens fails for it.
+    """Make each mistake that is possible, and return whether the replay of the golden pictures fails for it.
 
     Args:
-        folder: of the export, with its golden pictures, which replay without a mistake.
+        folder: of the export. Its golden pictures replay without a mistake.
         spec: of the model.
         forward: the model.
-        pictures: the golden pictures' bytes, in order.
-        photometry: what the model's normalisation uses.
+        pictures: the bytes of the golden pictures, in order.
+        photometry: of the model's normalisation.
     """
     crops = np.stack([pixels.decode(data, spec.geometry) for data in pictures])
     shifted = dataclasses.replace(spec, labels=spec.labels[1:] + spec.labels[:1])
-    found = {"labels": _fails(folder, shifted, forward, crops)}
+    results = {"labels": _fails(folder, shifted, forward, crops)}
     for name, mistaken in _mistaken(pictures, crops, spec.geometry, photometry).items():
         changed = not np.array_equal(mistaken, crops)
-        # A model without normalisation cannot lack it. Grey pictures look the same with swapped channels: blind.
+        # A model without normalisation cannot lose it. Grey pictures are the same with swapped channels: not noticed.
         if changed or name in ("channels", "exif"):
-            found[name] = changed and _fails(folder, spec, forward, mistaken)
-    return found
+            results[name] = changed and _fails(folder, spec, forward, mistaken)
+    return results
 
 
-def on_crops(photometry: Photometry) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the mistakes that can be made with gradients, on crops `[N, crop, crop, 3]` of 0..255."""
+def on_crops(photometry: Photometry) -> dict[str, Mistake]:
+    """Return the mistakes that have gradients."""
     mean, std = (torch.tensor(values, dtype=torch.float32) for values in photometry)
     return {
         "channels": lambda crops: crops.flip(-1),
@@ -79,10 +80,10 @@ def on_crops(photometry: Photometry) -> dict[str, Callable[[Tensor], Tensor]]:
 def _mistaken(
     pictures: Sequence[bytes], crops: NDArray[np.uint8], geometry: Geometry, photometry: Photometry
 ) -> dict[str, NDArray[np.uint8]]:
-    """Return the crops as each mistake would show them to the model.
+    """Return the crops that the model gets with each mistake.
 
-    Without normalisation the network inside the graph would see `x / 255`. The graph always normalises, so it
-    is given the pixels whose normalised values are `x / 255`.
+    Without normalisation the network inside the graph gets `x / 255`. The graph always normalises, so here it gets the
+    pixels whose normalised values are `x / 255`.
     """
     mean, std = (np.asarray(values) for values in photometry)
     unscaled = np.rint(crops * std + 255 * mean).clip(0, 255).astype(np.uint8)
@@ -97,7 +98,7 @@ def _mistaken(
 
 
 def _fails(folder: Path, spec: ModelSpec, forward: Forward, crops: NDArray[np.uint8]) -> bool:
-    # Twice the tolerance: a narrow failure here could pass in another precision.
+    # Twice the tolerance: what fails narrowly here could pass in another precision.
     strict = dataclasses.replace(spec, tolerance=min(0.5, 2 * spec.tolerance))
     try:
         replay(folder, strict, lambda _: forward(crops))
@@ -107,7 +108,7 @@ def _fails(folder: Path, spec: ModelSpec, forward: Forward, crops: NDArray[np.ui
 
 
 def _without_exif(data: bytes) -> bytes:
-    """Return the stored pixels as a PNG without any orientation."""
+    """Return the stored pixels as a PNG without an orientation."""
     with Image.open(io.BytesIO(data)) as image:
         if image.getexif().get(ORIENTATION, 1) == 1:
             return data

@@ -1,4 +1,4 @@
-"""A fast variant of an exported folder: another engine or precision, proved to answer as the fp32 reference does."""
+"""Fast variants of an exported folder: another engine or precision, proved to answer like the fp32 reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from archive.goldens import mistakes
-from archive.goldens.mistakes import Photometry
 from archive.variants import agreement, convert
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
@@ -27,7 +26,7 @@ from beeline.golden import Forward, replay
 from beeline.spec import DECODINGS, EXPECTED, FILE_NAME, GOLDEN, Artifact, ModelSpec
 
 Say = Callable[[str], None]
-# A real mistake could pass goldens that may move by more.
+# With a larger tolerance the golden pictures could miss a real mistake.
 _MOST_TOLERANCE = 0.15
 _MARGIN = 1.5
 _BATCH, _SAMPLES = 8, 7
@@ -35,7 +34,7 @@ _BATCH, _SAMPLES = 8, 7
 
 @dataclass(frozen=True)
 class Converter:
-    """What makes the artifact of one engine, and by precision the packages that it needs besides the engine's own."""
+    """What makes the artifact of one engine; by precision, the packages that it needs besides the engine's own."""
 
     convert: Callable[[Path, ModelSpec, Path, str, Pictures, Gate], Artifact]
     packages: Mapping[str, tuple[str, ...]]
@@ -51,13 +50,12 @@ CONVERTERS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant: its engine and precision."""
+    """An engine and a precision."""
 
     engine: str
     precision: str
 
     def __str__(self) -> str:
-        """Return it as a card says it."""
         return f"{self.engine} {self.precision}"
 
 
@@ -70,17 +68,13 @@ def known() -> list[Variant]:
 
 
 def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> str | None:
-    """Return why a variant cannot be made on this machine, or not be `timed`, with the fix; None where it can."""
+    """Return why this machine cannot make a variant (or time it, if `timed`), with the fix; None if it can."""
     if decoding == "cuda" and variant.engine in engines.ON_CPUS:
         return f"--decoding is 'cuda', and {variant.engine} runs on CPUs; take full or scaled, or --engine torch"
-    needed = [engines.runtime(variant.engine)]
-    if variant != REFERENCE:
-        needed += CONVERTERS[variant.engine].packages[variant.precision]
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
+    packages = () if variant == REFERENCE else CONVERTERS[variant.engine].packages[variant.precision]
+    absent = [name for name in (engines.runtime(variant.engine), *packages) if importlib.util.find_spec(name) is None]
     if absent:
-        return (
-            f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed here; install what is missing"
-        )
+        return f"not installed here: {', '.join(absent)}; install what is missing"
     if variant.engine == "torch_compile":
         from beeline.engines.torch_compile import check_compiler
 
@@ -91,19 +85,15 @@ def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> st
     if variant.precision in ("fp16", "bf16"):
         import torch
 
-        if variant.engine.startswith("torch") and (
-            torch.cuda.is_available() or (variant.precision == "bf16" and not timed)
-        ):
+        on_torch, bf16 = variant.engine.startswith("torch"), variant.precision == "bf16"
+        if on_torch and (torch.cuda.is_available() or (bf16 and not timed)):
             return None
-        if variant.precision == "fp16":
-            return "fp16 is for CUDA devices, and none is there; take --precision bf16 or fp32"
+        if not bf16:
+            return "fp16 is for CUDA devices, and there is none here; take --precision bf16 or fp32"
         if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
-            # PyTorch takes 473 ms for a ResNet-18 then, 64 in fp32. OpenVINO computes in fp32, so nothing would judge
-            # bf16.
-            return (
-                "this processor cannot multiply in bf16; build it on a machine like the one that serves, or take "
-                "--precision fp32"
-            )
+            # PyTorch then takes 473 ms for a ResNet-18, and 64 in fp32. OpenVINO computes in fp32, so the gate would
+            # not judge bf16.
+            return "this processor has no bf16; build it on a machine like the one that serves, or take fp32"
     return None
 
 
@@ -116,30 +106,29 @@ def prepare(
     decoding: str,
     say: Say,
 ) -> tuple[Path, dict[str, float | str] | None]:
-    """Return the folder to build from, and for `auto` the milliseconds of each variant or why it was refused.
+    """Return the folder to build from, and for `auto` the results of `fastest`.
 
     Args:
         export: of the fp32 model for PyTorch.
         scratch: a folder for variants.
         asked: engine and precision; each may be `auto`.
-        pictures: to judge by, and to calibrate with.
-        gate: the part of equal first labels, and how far probabilities may move on 99 of 100 pictures.
-        decoding: `full`, `scaled` for JPEGs at a part of their size, or `cuda` for JPEGs on the model's device.
-        say: takes each line of progress.
+        pictures: a folder to judge by, and one to calibrate with.
+        gate: the fields of `Gate`.
+        decoding: see `Geometry`.
+        say: gets each line of progress.
 
     Raises:
         ConfigError: for an unknown value, a variant that cannot be made here, or missing pictures.
-        ArchiveError: when the gate refuses it.
+        ArchiveError: when the gate refuses the variant.
     """
-    engine, precision = asked
-    candidates = _candidates(engine, precision)
+    candidates = _candidates(*asked)
     if decoding not in DECODINGS:
         raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")
     spec = ModelSpec.load(export)
     geometry = dataclasses.replace(spec.geometry, decoding=decoding)
     judged, calibration = pictures
     if candidates == [REFERENCE] and geometry == spec.geometry:
-        if pictures != (None, None):
+        if judged or calibration:
             raise ConfigError(
                 "--pictures and --calibration are for a fast variant, and this is the fp32 reference: add --engine, "
                 "--precision or --decoding, or leave them out"
@@ -147,8 +136,8 @@ def prepare(
         return export, None
     if calibration is not None and all(each.precision != "int8" for each in candidates):
         raise ConfigError(
-            f"--calibration is {calibration}, and only int8 is calibrated; leave it out: --pictures judge, or add "
-            "--precision int8"
+            f"--calibration is {calibration}, and only int8 is calibrated; leave it out, since the gate judges by "
+            "--pictures, or add --precision int8"
         )
     lone = candidates[0] if len(candidates) == 1 else None
     if lone and (why := left_out(lone, decoding, timed=False)):
@@ -157,23 +146,16 @@ def prepare(
         raise ConfigError("a variant is judged by pictures; name a folder of photographs with --pictures")
     calibrates = any(each.precision == "int8" and left_out(each, decoding) is None for each in candidates)
     decoded = agreement.read(judged, calibration, geometry, calibrates)
-    photometry = convert.photometry(export, spec)
-    if lone:
-        folder = scratch / "variant"
-        folder.mkdir()
-        say(f"making {lone} and comparing it with fp32 on {len(decoded.judged)} pictures ...")
-        make(export, folder, lone, decoded, Gate(*gate), photometry)
-        return folder, None
-    say(f"trying {len(candidates)} variants on {len(decoded.judged)} pictures ...")
-    return fastest(export, scratch, decoded, Gate(*gate), photometry, candidates, say)
+    if not lone:
+        say(f"trying {len(candidates)} variants on {len(decoded.judged)} pictures ...")
+        return fastest(export, scratch, decoded, Gate(*gate), candidates, say)
+    say(f"making {lone} and comparing it with fp32 on {len(decoded.judged)} pictures ...")
+    make(export, scratch / "variant", lone, decoded, Gate(*gate))
+    return scratch / "variant", None
 
 
 def _candidates(engine: str, precision: str | None) -> list[Variant]:
-    """Return the variants of an engine and a precision, each perhaps `auto`.
-
-    Raises:
-        ConfigError: for an unknown one, or where no engine has both.
-    """
+    """Return the variants of an engine and a precision, each of which may be `auto`."""
     choices = known()
     for word, option, names in (
         (engine, "--engine", {each.engine for each in choices}),
@@ -182,31 +164,25 @@ def _candidates(engine: str, precision: str | None) -> list[Variant]:
         if word not in (None, "auto", *names):
             raise ConfigError(f"{option} is {word!r}{did_you_mean(str(word), ('auto', *sorted(names)))}")
     precision = precision or ("auto" if engine == "auto" else "fp32")
-    found = [each for each in choices if engine in ("auto", each.engine) and precision in ("auto", each.precision)]
-    if not found:
-        raise ConfigError(f"there is no {engine} {precision} here; allowed: {', '.join(map(str, choices))}")
-    return found
+    chosen = [each for each in choices if engine in ("auto", each.engine) and precision in ("auto", each.precision)]
+    if not chosen:
+        raise ConfigError(f"there is no {engine} {precision}; allowed: {', '.join(map(str, choices))}")
+    return chosen
 
 
-def make(
-    export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Gate, photometry: Photometry
-) -> ModelSpec:
-    """Write a variant of an exported folder into `out`, an empty folder, and return its spec.
+def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Gate) -> ModelSpec:
+    """Write a variant of an exported folder into the new folder `out`, and return its spec.
 
-    Args:
-        export: with the fp32 model for PyTorch and its golden pictures.
-        out: where the variant goes.
-        variant: engine and precision.
-        pictures: of the model's geometry, decoded as the variant is to decode.
-        gate: the limits that the variant must keep.
-        photometry: of the model's normalisation, to prove that the goldens still notice its absence.
+    `export` holds the fp32 model for PyTorch. The variant will decode pictures as `pictures` were decoded.
 
     Raises:
-        ArchiveError: when it cannot be converted, or is too far from the reference on the pictures or the goldens.
+        ArchiveError: when the model cannot be converted, or is too far from the reference on the pictures or the
+            golden pictures.
     """
     spec = ModelSpec.load(export)
     if Variant(spec.engine, spec.precision) != REFERENCE:
-        raise ArchiveError(f"{export} is {spec.engine} {spec.precision} already; variants are made of the fp32 export")
+        raise ArchiveError(f"{export} is {spec.engine} {spec.precision} already; a variant is made of the fp32 export")
+    out.mkdir()
     try:
         artifact = CONVERTERS[variant.engine].convert(export, spec, out, variant.precision, pictures, gate)
     except (BeelineError, OSError, MemoryError):
@@ -214,55 +190,35 @@ def make(
     except Exception as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise ArchiveError(f"{spec.model.file} cannot be made into {variant} ({why}); take another --engine") from error
-    made = dataclasses.replace(
-        spec,
-        model=artifact,
-        geometry=pictures.geometry,
-        engine=variant.engine,
-        precision=variant.precision,
-        tolerance=0.5,
-    )
-    # On the device that a worker here would take; some precisions need a CUDA device.
-    engine = engines.load(out, made)
-    if engine.choice["precision"].value != variant.precision:
-        computed = engine.choice["precision"].value
+    draft = dataclasses.replace(spec, model=artifact, geometry=pictures.geometry, tolerance=0.5, **vars(variant))
+    # On the device that a worker would take here; some precisions need a CUDA device.
+    engine = engines.load(out, draft)
+    computed = engine.choice["precision"].value
+    if computed != variant.precision:
         raise ArchiveError(
             f"{variant} is refused: this machine computes it in {computed}, so nothing would judge it; build it on a "
             "machine like the one that serves"
         )
-    forward = engine.forward
-    reference = engines.load(export, spec, device="cpu").forward
-    expected = agreement.scores(reference, pictures.judged, spec.output)
-    found = agreement.measure(expected, agreement.scores(forward, pictures.served, spec.output), pictures.source)
-    agreement.check(found, gate, str(variant))
+    expected = agreement.scores(engines.load(export, spec, device="cpu").forward, pictures.judged, spec.output)
+    actual = agreement.scores(engine.forward, pictures.served, spec.output)
+    measured = agreement.measure(expected, actual, pictures.source)
+    agreement.check(measured, gate, str(variant))
     shutil.copytree(export / GOLDEN, out / GOLDEN)
-    made = _with_tolerance(out, dataclasses.replace(made, agreement=found), forward, photometry, variant)
-    made.save(out / FILE_NAME)
-    return made
+    photometry = convert.photometry(export, spec)
+    draft = dataclasses.replace(draft, agreement=measured)
+    final = _with_tolerance(out, draft, engine.forward, photometry, variant)
+    final.save(out / FILE_NAME)
+    return final
 
 
 def fastest(
-    export: Path,
-    scratch: Path,
-    pictures: Pictures,
-    gate: Gate,
-    photometry: Photometry,
-    among: Sequence[Variant],
-    say: Say,
+    export: Path, scratch: Path, pictures: Pictures, gate: Gate, among: Sequence[Variant], say: Say
 ) -> tuple[Path, dict[str, float | str]]:
-    """Make and time every variant; return the folder of the fastest that passes the gate, and what became of each.
-
-    Args:
-        export: the fp32 export, which is tried too.
-        scratch: a folder for the variants.
-        pictures: see `make`.
-        gate: see `make`.
-        photometry: see `make`.
-        among: what to try.
-        say: takes each line of progress.
+    """Make and time the variants in `among`.
 
     Returns:
-        The folder, and by variant the milliseconds a picture in batches of eight on one thread, or why it was refused.
+        The folder of the fastest that passes the gate. By variant, the milliseconds a picture in batches of eight on
+        one thread, or why it was refused.
 
     Raises:
         ArchiveError: when none passes.
@@ -270,24 +226,23 @@ def fastest(
     results: dict[str, float | str] = {}
     passed: list[tuple[float, Path]] = []
     for variant in among:
-        folder = export
         if why := left_out(variant, pictures.geometry.decoding):
             results[str(variant)] = f"left out: {why}"
             say(f"  {variant} is left out: {why}")
             continue
+        folder = export
         try:
             if variant != REFERENCE or pictures.geometry != ModelSpec.load(export).geometry:
                 folder = scratch / f"{variant.engine}-{variant.precision}"
-                folder.mkdir()
-                make(export, folder, variant, pictures, gate, photometry)
-            took = 1000 * _seconds_a_picture(folder, pictures)
+                make(export, folder, variant, pictures, gate)
+            milliseconds = 1000 * _seconds_a_picture(folder, pictures)
         except (ArchiveError, ConfigError) as error:
             results[str(variant)] = str(error)
             say(f"  {variant}: {error}")
             continue
-        results[str(variant)] = round(took, 2)
-        passed.append((took, folder))
-        say(f"  {variant}: {took:.1f} ms a picture")
+        results[str(variant)] = round(milliseconds, 2)
+        passed.append((milliseconds, folder))
+        say(f"  {variant}: {milliseconds:.1f} ms a picture")
     if not passed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in results.items())
         raise ArchiveError(f"{reasons}; take --engine auto, which includes the reference")
@@ -295,34 +250,31 @@ def fastest(
 
 
 def _seconds_a_picture(folder: Path, pictures: Pictures) -> float:
-    """Return the median seconds of a forward pass a picture: batches of eight, one thread, a worker's device here."""
+    """Return the median seconds a picture of a forward pass, with one thread, on the device a worker takes here."""
     forward = engines.load(folder, ModelSpec.load(folder), threads=1).forward
     batch = pictures.judged[:_BATCH]
     forward(batch)
-    took = []
+    samples = []
     for _ in range(_SAMPLES):
         start = time.perf_counter()
         forward(batch)
-        took.append(time.perf_counter() - start)
-    return statistics.median(took) / len(batch)
+        samples.append(time.perf_counter() - start)
+    return statistics.median(samples) / len(batch)
 
 
 def _with_tolerance(
-    folder: Path, spec: ModelSpec, forward: Forward, photometry: Photometry, variant: Variant
+    folder: Path, spec: ModelSpec, forward: Forward, photometry: mistakes.Photometry, variant: Variant
 ) -> ModelSpec:
-    """Return the spec with the variant's tolerance, after proving that the goldens still notice mistakes within it.
+    """Return the spec with the variant's tolerance, and prove that the golden pictures still notice mistakes.
 
-    The tolerance is half as much again as the goldens move here, since they may move more on another CPU. What the
-    goldens notice through this engine is recorded with them.
-
-    Raises:
-        ArchiveError: when the tolerance would be too large, or hide a mistake that a conversion can make.
+    The tolerance is 1.5 times the largest move of a golden probability here, since it may be larger on another CPU. The
+    mistakes that the pictures notice on this engine are recorded with them.
     """
     path = folder / GOLDEN / EXPECTED
     record = json.loads(path.read_text(encoding="utf-8"))
-    data = [(folder / GOLDEN / str(entry["file"])).read_bytes() for entry in record["pictures"]]
+    bodies = [(folder / GOLDEN / str(entry["file"])).read_bytes() for entry in record["pictures"]]
     replay(folder, spec, forward)
-    rows = probabilities(forward(np.stack([pixels.decode(each, spec.geometry) for each in data])), spec.output)
+    rows = probabilities(forward(np.stack([pixels.decode(body, spec.geometry) for body in bodies])), spec.output)
     moved = max(
         abs(float(row[spec.labels.index(label)]) - float(value))
         for row, entry in zip(rows, record["pictures"], strict=True)
@@ -330,11 +282,9 @@ def _with_tolerance(
     )
     tolerance = max(ModelSpec.tolerance, math.ceil(100 * _MARGIN * moved) / 100)
     if tolerance > _MOST_TOLERANCE:
-        raise ArchiveError(
-            f"{variant} is refused: a golden picture's probability moves by {moved:.3f}; take a higher precision"
-        )
+        raise ArchiveError(f"{variant} is refused: a golden probability moves by {moved:.3f}; take a higher precision")
     spec = dataclasses.replace(spec, tolerance=tolerance)
-    seen = mistakes.noticed(folder, spec, forward, data, photometry)
+    seen = mistakes.noticed(folder, spec, forward, bodies, photometry)
     lost = [name for name in mistakes.OF_THE_MODEL if name in record["detects"] and seen.get(name) is False]
     if lost:
         raise ArchiveError(

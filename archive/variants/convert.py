@@ -1,57 +1,59 @@
-"""An exported model to the artifact of each engine, and what its graph normalises with.
+"""From an exported model to the artifact of each engine, in int8 by NNCF where it is asked for.
 
-Each conversion takes the folder of the export with its fp32 model and spec, an existing folder for the artifact, a
-precision, and the pictures and gate of `archive.variants.int8.quantised`. It returns what it wrote.
+The converters have one signature: the folder of the export, its spec, an existing folder for the artifact, a precision,
+and the pictures and the gate of `quantised`. They return what they wrote. They raise `ArchiveError`, or whatever the
+library raises for a model that it cannot convert.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import shutil
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from archive.goldens.mistakes import Photometry
 from archive.variants.agreement import Gate, Pictures
-from archive.variants.int8 import quantised
+from beeline.answer import probabilities
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, ModelSpec
 from host.files import sha256
 
+# OpenVINO and NNCF report their use through this package if they can import it.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 _ONNX, _OPENVINO, _OPENVINO_WEIGHTS = "model.onnx", "model.xml", "model.bin"
+# At most so many pictures calibrate int8, and so many others control it; more do not change the ranges any further.
+_CALIBRATION, _CONTROL = 200, 200
+# How much of a picture's mark is how far its probabilities move. It ranks layers that cost no picture its label.
+_NEAR = 1e-3
+# A runnable graph and one picture, uint8 `[1, crop, crop, 3]`, to its scores.
+Scores = Callable[[Any, NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def to_torch(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
-    """Copy the model into `out`: only the spec says what the worker computes in."""
+def to_torch(folder: Path, spec: ModelSpec, out: Path, *unused: object) -> Artifact:
+    """Copy the model. Only the spec says in which precision the worker computes."""
     for name in spec.model.digests:
         shutil.copyfile(folder / name, out / name)
     return spec.model
 
 
-def to_torch_compile(
-    folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate
-) -> Artifact:
-    """Copy the model into `out`, as `to_torch`.
-
-    Raises:
-        ArchiveError: for TorchScript, which `torch.compile` does not look into.
-    """
-    if spec.model.format != "exported_program":
-        raise ArchiveError(
-            f"{spec.model.file} is {spec.model.format}, which torch.compile cannot read; take --engine torch, or bring "
-            "the model as an exported program"
-        )
-    return to_torch(folder, spec, out, precision, pictures, gate)
+def to_torch_compile(folder: Path, spec: ModelSpec, out: Path, *unused: object) -> Artifact:
+    """Copy the model."""
+    _require_program(spec, "which torch.compile cannot read")
+    return to_torch(folder, spec, out)
 
 
 def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
-    """Write `model.xml` and `model.bin` into `out`.
-
-    bf16 differs from fp32 in how the worker computes, not in the file.
-
-    Raises:
-        Exception: whatever OpenVINO raises for a model that it cannot read.
-    """
+    """Write `model.xml` and `model.bin`. bf16 is the same file as fp32; only the worker computes differently."""
     import openvino
     import torch
 
@@ -63,35 +65,27 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
         model = openvino.convert_model(module(folder, spec), example_input=example)
     model.reshape(openvino.PartialShape([-1, crop, crop, 3]))
     _number(model)
+
+    def compiled(model: Any) -> Any:
+        # NNCF also passes compiled models.
+        return model if callable(model) else openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
     if precision == "int8":
-        model = quantised(model, pictures, gate, spec.output, _compiled, lambda compiled, one: compiled(one)[0])
+        model = quantised(model, pictures, gate, spec.output, compiled, lambda runnable, one: runnable(one)[0])
         _number(model)
     openvino.save_model(model, out / _OPENVINO, compress_to_fp16=False)
-    return Artifact(
-        _OPENVINO,
-        "openvino",
-        sha256(out / _OPENVINO),
-        spec.model.architecture,
-        weights=_OPENVINO_WEIGHTS,
-        weights_sha256=sha256(out / _OPENVINO_WEIGHTS),
-    )
+    graph, weights = sha256(out / _OPENVINO), sha256(out / _OPENVINO_WEIGHTS)
+    return Artifact(_OPENVINO, "openvino", graph, spec.model.architecture, _OPENVINO_WEIGHTS, weights)
 
 
 def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
-    """Write `model.onnx` into `out`, one file with the weights inside.
-
-    Raises:
-        ArchiveError: for TorchScript. Exception: whatever PyTorch raises for a model that it cannot write.
-    """
+    """Write `model.onnx`, one file with the weights inside."""
+    import onnxruntime
     import torch
 
     from beeline.engines.onnxruntime import INPUT
 
-    if spec.model.format != "exported_program":
-        raise ArchiveError(
-            f"{spec.model.file} is {spec.model.format}, and PyTorch writes only exported programs as ONNX; take "
-            "--engine torch, or bring the model as an exported program"
-        )
+    _require_program(spec, "which PyTorch cannot write as ONNX")
     with warnings.catch_warnings():
         # PyTorch warns about its own code.
         warnings.simplefilter("ignore")
@@ -99,20 +93,82 @@ def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
     if program is None:
         raise ArchiveError(f"PyTorch made no ONNX of {spec.model.file}; take --engine torch")
     model: Any = program.model_proto
-    _forget_origin(model)
+    _remove_origin(model)
+
+    def session(model: Any) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def feed(one: NDArray[np.uint8]) -> dict[str, Any]:
+        return {INPUT: one}
+
     if precision == "int8":
         model = quantised(
-            model,
-            pictures,
-            gate,
-            spec.output,
-            _session,
-            lambda session, one: session.run(None, {INPUT: one})[0],
-            lambda one: {INPUT: one},
+            model, pictures, gate, spec.output, session, lambda runnable, one: runnable.run(None, feed(one))[0], feed
         )
-        _forget_origin(model)
+        _remove_origin(model)
     (out / _ONNX).write_bytes(model.SerializeToString(deterministic=True))
     return Artifact(_ONNX, "onnx", sha256(out / _ONNX), spec.model.architecture)
+
+
+def quantised(
+    model: Any,
+    pictures: Pictures,
+    gate: Gate,
+    output: str,
+    runnable: Callable[[Any], Any],
+    scores: Scores,
+    feed: Callable[[NDArray[np.uint8]], Any] = lambda one: one,
+) -> Any:
+    """Return the graph in int8. Layers stay in fp32 if the gate needs that, on pictures that did not calibrate.
+
+    Args:
+        model: an fp32 graph that NNCF knows.
+        pictures: of those to calibrate with, every second one calibrates and the others control, since a graph is
+            better on the pictures that its ranges are from. Those to judge by are not used.
+        gate: the limits for the controlling pictures. The gate itself judges by other pictures.
+        output: what the model returns, as its spec says.
+        runnable: makes a graph runnable.
+        scores: runs the result of `runnable`, or what NNCF makes of the graph.
+        feed: turns a picture into what NNCF gives to the graph.
+    """
+    # PyTorch's part for extensions, which NNCF imports, warns if CUDA's compiler is installed without a CUDA device.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nncf
+    ones = [crop[None] for crop in pictures.calibration[0::2][:_CALIBRATION]]
+    reference = runnable(model)
+    # Each with its probabilities, since NNCF ranks layers by a subset: the pictures that lose most.
+    control = [
+        (crop[None], probabilities(scores(reference, crop[None]), output)[0])
+        for crop in pictures.calibration[1::2][:_CONTROL]
+    ]
+
+    def validate(candidate: Any, data: Any) -> tuple[float, list[float]]:
+        """Return one plus the gate's slack over these pictures, since NNCF divides by it, and a mark for each."""
+        ready = runnable(candidate)
+        pairs = [(probabilities(scores(ready, one), output)[0], expected) for one, expected in data]
+        moved = np.array([np.abs(actual - expected).max() for actual, expected in pairs])
+        same = np.array([actual.argmax() == expected.argmax() for actual, expected in pairs])
+        marks = (same & (moved <= gate.moved)) - _NEAR * moved
+        return 1 + gate.slack(same, moved) - _NEAR * float(moved.mean()), marks.tolist()
+
+    # NNCF compares with the graph in fp32, which moves nothing and has all the slack.
+    most = gate.slack(np.ones(len(control), bool), np.zeros(len(control)))
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+    # NNCF's progress bars and its warnings about its libraries tell users nothing.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nncf.quantize_with_accuracy_control(
+            model,
+            calibration_dataset=nncf.Dataset(ones, feed),
+            validation_dataset=nncf.Dataset(control, lambda each: feed(each[0])),
+            validation_fn=validate,
+            max_drop=most + _NEAR,
+            subset_size=len(ones),
+        )
 
 
 def module(folder: Path, spec: ModelSpec) -> Any:
@@ -126,13 +182,13 @@ def module(folder: Path, spec: ModelSpec) -> Any:
 
 
 def photometry(folder: Path, spec: ModelSpec) -> Photometry:
-    """Return the mean and the deviation that the graph normalises with, per RGB channel, of values of 0..1.
+    """Return the mean and the deviation of the graph's normalisation, per RGB channel, of values of 0..1.
 
-    They are in the buffers that `archive.graph.Uint8Input` adds. A network that takes uint8 itself has no such buffers;
-    mean 0 and deviation 1 stand for that.
+    They are in the buffers of `archive.graph.Uint8Input`. A network that takes uint8 itself has no such buffers, for
+    which mean 0 and deviation 1 stand.
     """
-    made = module(folder, spec)
-    buffers = dict(made.state_dict() if callable(made.state_dict) else made.state_dict)
+    model = module(folder, spec)
+    buffers = dict(model.state_dict() if callable(model.state_dict) else model.state_dict)
     if "scale" not in buffers or "shift" not in buffers:
         return ((0.0,) * 3, (1.0,) * 3)
     deviation = [1 / (255 * float(value)) for value in buffers["scale"].flatten()[:3]]
@@ -140,21 +196,21 @@ def photometry(folder: Path, spec: ModelSpec) -> Photometry:
     return (mean, deviation)
 
 
+def _require_program(spec: ModelSpec, why: str) -> None:
+    if spec.model.format != "exported_program":
+        raise ArchiveError(
+            f"{spec.model.file} is {spec.model.format}, {why}; take --engine torch, or an exported program"
+        )
+
+
 def _number(model: Any) -> None:
-    """Number the operations: OpenVINO's own names depend on what the process made before."""
+    """Number the operations. OpenVINO's own names depend on what the process made before."""
     model.set_friendly_name("model")
     for number, operation in enumerate(model.get_ordered_ops()):
         operation.set_friendly_name(f"{operation.get_type_name().lower()}_{number}")
 
 
-def _compiled(model: Any) -> Any:
-    import openvino
-
-    # NNCF passes a compiled model to be judged.
-    return model if callable(model) else openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def _forget_origin(model: Any) -> None:
+def _remove_origin(model: Any) -> None:
     """Remove from an ONNX model what differs between processes or versions, and number its operations."""
     model.producer_name, model.producer_version, model.doc_string = "beeline", "", ""
     graph = model.graph
@@ -170,11 +226,3 @@ def _forget_origin(model: Any) -> None:
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *model.functions):
         part.doc_string = ""
         del part.metadata_props[:]
-
-
-def _session(model: Any) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

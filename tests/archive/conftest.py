@@ -1,32 +1,32 @@
-"""A tiny network with its export and archive, and a way to change archives without anybody's help."""
+"""A tiny network with its export and archive, and archives with any files."""
 
 from __future__ import annotations
 
 import json
-import stat
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from archive.build import Built, build
 from archive.export import ExportRequest, export_folder
+from archive.graph import quiet
 from beeline.spec import Geometry, Provenance
 from tests.serve.conftest import make_fake
 
 __all__ = ["make_fake"]
 
 LABELS = ("ants", "bees", "crickets")
-HANDLER = "vision_handler.py"
 Files = dict[str, bytes]
 MakeMar = Callable[..., Path]
+MakePlain = Callable[[str], Path]
 
 
 class TinyNet(torch.nn.Module):
-    """Float32 normalised `[N, 3, H, W]` to three logits; looks at where which colour is, as real ones do."""
+    """Float32 normalised `[N, 3, H, W]` to three logits, which depend on the place of each colour."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
@@ -38,9 +38,19 @@ class TinyNet(torch.nn.Module):
             self.head.bias.zero_()
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Return logits."""
         scores: torch.Tensor = self.head(self.pool(pictures).flatten(1))
         return scores
+
+
+class Changed(TinyNet):
+    """The tiny network with a change of its scores."""
+
+    def __init__(self, change: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, pictures: torch.Tensor) -> Any:
+        return self.change(super().forward(pictures))
 
 
 def tiny_request(**changes: object) -> ExportRequest:
@@ -56,6 +66,12 @@ def tiny_request(**changes: object) -> ExportRequest:
         "provenance": Provenance(data="none", weights="random", licence="MIT"),
     }
     return ExportRequest(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+def tiny_program(batch: int = 2) -> torch.export.ExportedProgram:
+    """Return the tiny network as a user's exported program; with a batch of 1 that size is fixed."""
+    sizes = None if batch == 1 else ({0: torch.export.Dim("batch", min=1)},)
+    return torch.export.export(TinyNet().eval(), (torch.zeros(batch, 3, 32, 32),), dynamic_shapes=sizes)
 
 
 @pytest.fixture(scope="session")
@@ -81,25 +97,20 @@ def tiny_files(tiny_built: Built) -> Files:
 
 @pytest.fixture
 def make_mar(tmp_path: Path) -> MakeMar:
-    """Zip files as they are given, honest or not."""
+    """Zip any files, valid or not."""
 
-    def make(files: Files | list[tuple[zipfile.ZipInfo | str, bytes]], name: str = "made.mar") -> Path:
-        entries = list(files.items()) if isinstance(files, dict) else files
-        path = tmp_path / name
-        with zipfile.ZipFile(path, "w") as archive:
-            for entry, data in entries:
-                info = zipfile.ZipInfo(entry) if isinstance(entry, str) else entry
-                if isinstance(entry, str):
-                    info.external_attr = (stat.S_IFREG | 0o644) << 16
-                archive.writestr(info, data)
-        return path
+    def make(files: Files | list[tuple[zipfile.ZipInfo | str, bytes]]) -> Path:
+        with zipfile.ZipFile(tmp_path / "made.mar", "w") as archive:
+            for entry, data in files.items() if isinstance(files, dict) else files:
+                archive.writestr(entry, data)
+        return tmp_path / "made.mar"
 
     return make
 
 
 @pytest.fixture
-def make_plain(make_mar: MakeMar) -> Callable[[str], Path]:
-    """Zip a handler of a few lines, without a model, as a runner loads it."""
+def make_plain(make_mar: MakeMar) -> MakePlain:
+    """Zip a handler of a few lines, without a model."""
 
     def make(source: str) -> Path:
         manifest = {"runtime": "python", "model": {"modelName": "plain", "handler": "plain.py"}}
@@ -110,7 +121,6 @@ def make_plain(make_mar: MakeMar) -> Callable[[str], Path]:
 
 @pytest.fixture
 def jit() -> Iterator[None]:
-    """Let a test use TorchScript, which PyTorch calls deprecated and users still bring."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+    """Allow TorchScript, which PyTorch calls deprecated and users still have."""
+    with quiet():
         yield

@@ -1,28 +1,27 @@
-"""`beeline archive` from a user's model file to answers, and its one-sentence errors."""
+"""`beeline archive`: from a user's model file to answers, and errors of one sentence."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner, Result
 
 from archive.build import Built
 from beeline.errors import ArchiveError, BeelineError
-from cli.archive import app
-from tests.archive.conftest import LABELS, TinyNet
+from cli import archive, main
+from tests.archive.conftest import LABELS, MakePlain, tiny_program
 from tests.conftest import RED
 
-MakePlain = Callable[[str], Path]
+OLD = Path(__file__).with_name("schema-1.mar")
 
 
-def call(*words: object) -> Result:
+def call(*words: object, app: typer.Typer = archive.app) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
@@ -33,18 +32,16 @@ def last_json(result: Result) -> dict[str, Any]:
 
 
 @pytest.fixture
-def brought(tmp_path: Path) -> list[object]:
-    """The words that build a user's own exported program, in a folder of its own."""
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(TinyNet().eval(), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, tmp_path / "mine.pt2")
+def build(tmp_path: Path) -> list[object]:
+    """The words that build a user's own exported program."""
+    torch.export.save(tiny_program(), tmp_path / "mine.pt2")
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     words = ["build", "--model", tmp_path / "mine.pt2", "--labels", tmp_path / "labels.txt"]
     return [*words, "--resize", 36, "--crop", 32, "--store", tmp_path / "store"]
 
 
-def test_a_model_file_becomes_an_archive_that_is_listed_and_answers(brought: list[object], tmp_path: Path) -> None:
-    built = last_json(call(*brought, "--licence", "MIT", "--json"))
+def test_a_model_file_becomes_an_archive_that_is_listed_and_answers(build: list[object], tmp_path: Path) -> None:
+    built = last_json(call(*build, "--licence", "MIT", "--json"))
     assert built["name"] == "mine"
     assert built["verified"]["pictures"] == 4
     mar = tmp_path / "store" / "mine.mar"
@@ -70,16 +67,11 @@ def test_an_exported_folder_or_the_run_around_it_is_built(tiny_export: Path, tin
         assert built["verified"] is None
 
 
-def test_the_card_is_for_people_too(tiny_built: Built) -> None:
-    shown = call("inspect", tiny_built.path)
-    assert shown.exit_code == 0
-    assert "labels       3: ants, bees, crickets" in shown.stdout
-
-
-def test_verify_says_what_holds(tiny_built: Built) -> None:
-    said = call("verify", tiny_built.path, "--server", "mms")
-    assert said.exit_code == 0
-    assert "tiny 1.0 holds; 4 golden pictures agree on cpu" in said.stdout
+def test_inspect_and_verify_also_answer_in_text(tiny_built: Built) -> None:
+    assert "labels       3: ants, bees, crickets" in call("inspect", tiny_built.path).stdout
+    verified = call("verify", tiny_built.path, "--server", "mms")
+    assert verified.exit_code == 0
+    assert "tiny 1.0 holds; 4 golden pictures agree on cpu" in verified.stdout
 
 
 def test_list_fails_when_an_archive_is_not_as_it_was_built(tiny_export: Path, tmp_path: Path) -> None:
@@ -92,7 +84,7 @@ def test_list_fails_when_an_archive_is_not_as_it_was_built(tiny_export: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         ([], "neither a folder nor --model is given"),
         (["runs/x", "--model", "m.pt"], "both a folder and --model are given"),
@@ -100,33 +92,31 @@ def test_list_fails_when_an_archive_is_not_as_it_was_built(tiny_export: Path, tm
         (["--model", "m.pt"], "add --labels FILE"),
     ],
 )
-def test_a_build_without_its_input_is_one_sentence(words: list[str], told: str) -> None:
+def test_a_build_without_its_input_is_one_sentence(words: list[str], reason: str) -> None:
     result = call("build", *words)
     assert isinstance(result.exception, BeelineError)
-    assert told in str(result.exception)
+    assert reason in str(result.exception)
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "reason"),
     [
         (["--mean", "1,x,2"], "--mean is '1,x,2'"),
         (["--preset", "imagnet"], "did you mean 'imagenet'"),
         (["--output", "logit"], "output is 'logit'"),
         (["--name", "my model"], "name is 'my model'"),
         (["--crop", "0"], "geometry.crop is 0"),
+        (["--labels", "two.txt"], "3 outputs and there are 2 labels"),
     ],
 )
-def test_a_wrong_option_names_its_value(brought: list[object], extra: list[str], told: str) -> None:
-    result = call(*brought, *extra)
+def test_a_wrong_option_names_its_value(
+    build: list[object], extra: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two.txt").write_text("ants\nbees\n")
+    result = call(*build, *extra)
     assert isinstance(result.exception, BeelineError), result.exception
-    assert told in str(result.exception)
-
-
-def test_labels_of_the_wrong_length_say_both_numbers(brought: list[object], tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("ants\nbees\n")
-    result = call(*brought)
-    assert isinstance(result.exception, ArchiveError)
-    assert "3 outputs and there are 2 labels" in str(result.exception)
+    assert reason in str(result.exception)
 
 
 def test_run_shows_the_handlers_own_traceback(make_plain: MakePlain, tmp_path: Path) -> None:
@@ -138,6 +128,19 @@ def test_run_shows_the_handlers_own_traceback(make_plain: MakePlain, tmp_path: P
     assert 'plain.py", line 3, in initialize' in result.stderr
 
 
-def test_the_command_imports_no_torch_until_it_is_called() -> None:
-    program = "import sys, cli.archive; sys.exit(sorted({'torch', 'archive', 'numpy'} & set(sys.modules)) or 0)"
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_an_archive_of_schema_1_verifies_and_its_card_shows_the_digest_of_the_geometry_code() -> None:
+    assert last_json(call("verify", OLD, "--server", "mms", "--json"))["pictures"] == 4
+    card = last_json(call("inspect", OLD, "--json"))
+    assert (card["spec"]["schema"], len(card["spec"]["geometry_sha256"])) == (1, 64)
+    assert "geometry_version" not in card["spec"]
+
+
+def test_an_archive_of_schema_1_predicts_and_evaluates(tmp_path: Path) -> None:
+    with zipfile.ZipFile(OLD) as mar:
+        for picture in json.loads(mar.read("golden/expected.json"))["pictures"]:
+            place = tmp_path / picture["top"][0][0] / picture["file"]
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(mar.read(f"golden/{picture['file']}"))
+    assert last_json(call("evaluate", OLD, "--data", tmp_path, "--json", app=main.app))["top1"] == 1
+    picture = min((tmp_path / "ants").iterdir())
+    assert "ants" in call("predict", "--mar", OLD, picture, "--json", app=main.app).stdout

@@ -1,4 +1,4 @@
-"""Exporting: the folder's contents, the same bytes anywhere, and what is refused."""
+"""Exporting: presets, the saved graph, the folder's contents, the same bytes anywhere, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,56 +7,72 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from torchvision.transforms.v2 import functional
 
-from archive.export import export_folder
+from archive.export import IMAGENET_MEAN, IMAGENET_STD, export_folder, find_preset
+from archive.graph import Graph, Network
 from beeline import golden
 from beeline.engines.torch import TorchEngine
-from beeline.errors import ArchiveError, SpecError
+from beeline.errors import ArchiveError
 from beeline.spec import Geometry, ModelSpec
-from tests.archive.conftest import LABELS, TinyNet, tiny_request
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Probable(TinyNet):
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return super().forward(pictures).softmax(1)
+from tests.archive.conftest import LABELS, Changed, TinyNet, tiny_program, tiny_request
+from tests.conftest import ROOT
 
 
-class Sociable(TinyNet):
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return super().forward(pictures - pictures.mean(0, keepdim=True))
+def probable() -> TinyNet:
+    return Changed(lambda scores: scores.softmax(1))
 
 
-class Endless(TinyNet):
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return super().forward(pictures) / 0
+def test_the_preset_imagenet_is_that_of_torchvisions_first_resnets() -> None:
+    assert find_preset("imagenet") == find_preset("ResNet18_Weights.IMAGENET1K_V1")
 
 
-class Pair(TinyNet):
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        scores = super().forward(pictures)
-        return scores, scores
+def test_torchvision_gives_the_preprocessing_of_the_architectures_default_weights() -> None:
+    transform = torchvision.models.Swin_T_Weights.DEFAULT.transforms()
+    geometry = Geometry(transform.resize_size[0], transform.crop_size[0], "bicubic")
+    assert find_preset("torchvision", "swin_t").geometry == geometry
+
+
+def test_an_override_wins_and_leaves_the_rest() -> None:
+    preset = find_preset("imagenet").override(resize=72, crop=64, interpolation=None, mean=[0, 0, 0])
+    assert preset.geometry == Geometry(72, 64, "bilinear")
+    assert (preset.mean, preset.std) == ([0, 0, 0], IMAGENET_STD)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "reason"),
+    [
+        ("imagnet", None, "did you mean 'imagenet'"),
+        ("torchvision", None, "needs an architecture"),
+        ("torchvision", "resnet1000", "resnet1000"),
+        ("ResNet18_Weights.V9", None, "ResNet18_Weights.V9"),
+        ("torchvision", "fcn_resnet50", "fcn_resnet50"),
+    ],
+)
+def test_an_unknown_preset_is_one_sentence_with_the_fix(name: str, architecture: str | None, reason: str) -> None:
+    with pytest.raises(ArchiveError, match=reason):
+        find_preset(name, architecture)
+
+
+@pytest.mark.parametrize(("key", "values"), [("std", (1, 0, 1)), ("mean", (1, 0))])
+def test_an_impossible_mean_or_deviation_is_refused(key: str, values: Sequence[float]) -> None:
+    with pytest.raises(ArchiveError, match=rf"{key} is .*allowed: three numbers"):
+        tiny_request(**{key: values})
 
 
 def test_the_folder_holds_what_a_worker_needs(tiny_export: Path) -> None:
     spec = ModelSpec.load(tiny_export)
-    assert spec.labels == LABELS
-    assert spec.geometry == Geometry(36, 32)
+    assert (spec.labels, spec.geometry) == (LABELS, Geometry(36, 32))
     names = {path.relative_to(tiny_export).as_posix() for path in tiny_export.rglob("*") if path.is_file()}
-    assert names == {
-        "model.pt2",
-        "model_spec.json",
-        "golden/0.jpg",
-        "golden/1.png",
-        "golden/2.jpg",
-        "golden/3.jpg",
-        "golden/expected.json",
-    }
+    goldens = {f"golden/{name}" for name in ("0.jpg", "1.png", "2.jpg", "3.jpg", "expected.json")}
+    assert names == {"model.pt2", "model_spec.json", *goldens}
     assert golden.replay(tiny_export, spec, TorchEngine(tiny_export, spec, device="cpu").forward) == 4
 
 
@@ -89,63 +105,106 @@ def test_the_model_file_names_no_path_of_this_machine(tmp_path: Path, scripted: 
 
 
 @pytest.mark.parametrize(
-    ("network", "changes", "told"),
+    ("network", "changes", "reason"),
     [
-        (TinyNet(), {"labels": ("ants", "bees")}, "3 outputs and there are 2 labels"),
-        (TinyNet(4), {}, "4 outputs and there are 3 labels"),
-        (Endless(), {}, "not finite"),
-        (Sociable(), {}, "depends on its neighbours"),
-        (Pair(), {}, "returns tuple .*allowed: float32"),
-        (TinyNet().double(), {}, "does not run"),
-        (Probable(), {}, "say --output probabilities"),
-        (TinyNet(), {"output": "probabilities"}, "say --output logits"),
+        (lambda: TinyNet(4), {}, "4 outputs and there are 3 labels"),
+        (lambda: Changed(lambda scores: scores / 0), {}, "not finite"),
+        (lambda: Changed(lambda scores: scores - scores.mean(0, keepdim=True)), {}, "depends on its neighbours"),
+        (lambda: Changed(lambda scores: (scores, scores)), {}, "returns tuple .*allowed: float32"),
+        (lambda: TinyNet().double(), {}, "does not run"),
+        (probable, {}, "say --output probabilities"),
+        (TinyNet, {"output": "probabilities"}, "say --output logits"),
+        (lambda: tiny_program(batch=1), {}, "batch size is not fixed"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(
-    tmp_path: Path, network: torch.nn.Module, changes: dict[str, object], told: str
+    tmp_path: Path, network: Callable[[], Network], changes: dict[str, object], reason: str
 ) -> None:
-    with pytest.raises(ArchiveError, match=told):
-        export_folder(network, tiny_request(**changes), tmp_path / "export")
+    threads = torch.get_num_threads()
+    with pytest.raises(ArchiveError, match=reason):
+        export_folder(network(), tiny_request(**changes), tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_labels_that_occur_twice_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="occurs twice"):
-        export_folder(TinyNet(), tiny_request(labels=("ants", "bees", "bees")), tmp_path / "export")
+    assert torch.get_num_threads() == threads
 
 
 def test_probabilities_are_exported_as_such(tmp_path: Path) -> None:
-    spec = export_folder(Probable(), tiny_request(output="probabilities"), tmp_path / "export")
+    spec = export_folder(probable(), tiny_request(output="probabilities"), tmp_path / "export")
     assert spec.output == "probabilities"
     engine = TorchEngine(tmp_path / "export", spec, device="cpu")
     assert golden.replay(tmp_path / "export", spec, engine.forward) >= 2
 
 
-def test_a_users_program_is_wrapped_and_exported_again(tmp_path: Path) -> None:
-    batch = torch.export.Dim("batch", min=1)
-    example = torch.zeros(2, 3, 32, 32)
-    program = torch.export.export(TinyNet().eval(), (example,), dynamic_shapes=({0: batch},))
-    spec = export_folder(program, tiny_request(), tmp_path / "export")
-    assert spec.model.format == "exported_program"
-
-
-def test_a_program_of_one_batch_size_is_refused(tmp_path: Path) -> None:
-    program = torch.export.export(TinyNet().eval(), (torch.zeros(1, 3, 32, 32),))
-    with pytest.raises(ArchiveError, match="batch size is not fixed"):
-        export_folder(program, tiny_request(), tmp_path / "export")
-
-
 def test_only_an_export_is_ever_replaced(tmp_path: Path) -> None:
-    out = tmp_path / "thesis"
-    out.mkdir()
-    (out / "chapter1.txt").write_text("years of work")
-    with pytest.raises(ArchiveError, match="is no exported folder"):
-        export_folder(TinyNet(), tiny_request(), out)
-    assert (out / "chapter1.txt").read_text() == "years of work"
+    (tmp_path / "chapter1.txt").write_text("years of work")
+    with pytest.raises(ArchiveError, match="is not an exported folder"):
+        export_folder(TinyNet(), tiny_request(), tmp_path)
+    assert (tmp_path / "chapter1.txt").read_text() == "years of work"
 
 
-def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(ArchiveError):
-        export_folder(TinyNet(4), tiny_request(), tmp_path / "export")
-    assert torch.get_num_threads() == before
+def graph_of(network: Network, takes_uint8: bool = False) -> Graph:
+    return Graph(network, IMAGENET_MEAN, IMAGENET_STD, 32, takes_uint8)
+
+
+def noise(count: int) -> torch.Tensor:
+    pictures = np.random.default_rng(3).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return torch.from_numpy(pictures)
+
+
+def test_the_graph_normalises_like_torchvision_and_the_network_does_not_change() -> None:
+    network = TinyNet().train()
+    graph = graph_of(network)
+    planes = functional.to_dtype(noise(4).permute(0, 3, 1, 2), torch.float32, scale=True)
+    expected = network(functional.normalize(planes, list(IMAGENET_MEAN), list(IMAGENET_STD)))
+    torch.testing.assert_close(graph(noise(4)), expected, rtol=1e-5, atol=1e-5)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_the_saved_file_answers_like_the_graph_and_has_the_same_bytes_each_time(
+    tmp_path: Path, scripted: bool, jit: None
+) -> None:
+    network = torch.jit.script(TinyNet().eval()) if scripted else TinyNet()
+    graph = graph_of(network)
+    path = graph.save(tmp_path)
+    assert path.name == ("model.pt" if scripted else "model.pt2")
+    loaded = torch.jit.load(str(path)) if scripted else torch.export.load(path).module()
+    for count in (1, 2, 7):
+        torch.testing.assert_close(loaded(noise(count)), graph(noise(count)))
+    saved = path.read_bytes()
+    assert b"mangle" not in saved
+    for _ in range(2):
+        assert graph_of(network).save(tmp_path).read_bytes() == saved
+
+
+def test_filters_are_stored_channels_last(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    path = graph_of(network).save(tmp_path)
+    filters = next(p for p in torch.export.load(path).module().parameters() if p.ndim == 4)
+    assert filters.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_network_that_fixes_its_batch_is_refused(tmp_path: Path) -> None:
+    class Fixed(TinyNet):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return super().forward(pictures.reshape(2, 3, 32, 32))
+
+    with pytest.raises(ArchiveError, match="for every batch size"):
+        graph_of(Fixed()).save(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["module", "program", "script"])
+def test_gradients_reach_the_pixels_of_a_network_that_takes_uint8_itself(kind: str, jit: None) -> None:
+    inner = graph_of(TinyNet())
+    network: torch.nn.Module | torch.export.ExportedProgram = inner.module
+    if kind == "program":
+        batch = torch.export.Dim("batch", min=1)
+        network = torch.export.export(inner.module, (noise(2),), dynamic_shapes=({0: batch},))
+    if kind == "script":
+        network = torch.jit.script(inner.module)
+    graph = graph_of(network, takes_uint8=True)
+    pixels = noise(2).float().requires_grad_()
+    graph.differentiable(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad.abs().sum() > 0
+    torch.testing.assert_close(graph(noise(2)), inner(noise(2)))

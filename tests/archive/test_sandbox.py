@@ -1,22 +1,25 @@
-"""The sandbox: a handler in a clean process, what that may import, its answers, its real traceback, its times."""
+"""The sandbox: a handler in a clean process, its context, imports, answers, traceback and times."""
 
 from __future__ import annotations
 
-import os
+import ast
+import inspect
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from archive.build import Built
-from archive.sandbox import OutOfMemory, Sandbox, WorkerTraceback, hidden_packages, owners, package_folders
+from archive.sandbox import OutOfMemory, Sandbox, WorkerTraceback, hidden_packages, owners
+from archive.sandbox_context import FakeContext, FakeMetrics, FakeRequest, FakeTorchServeContext
+from archive.sandbox_worker import forward_of, out_of_memory
 from beeline.errors import ArchiveError, Undetermined
-from tests.archive.conftest import Files, MakeMar
+from beeline.settings import Choice
+from serve import servers
+from tests.archive.conftest import Files, MakeMar, MakePlain
 from tests.conftest import BLUE, GREEN, RED, ROOT, pack
-
-MakePlain = Callable[[str], Path]
 
 ECHO = """
 import json, sys
@@ -24,6 +27,7 @@ import json, sys
 class Echo:
     def initialize(self, context):
         self.server = "torchserve" if hasattr(context, "model_yaml_config") else "mms"
+        assert (context.metrics is None) == (self.server == "mms")
         print("handlers print, and it must not break the protocol")
 
     def handle(self, data, context):
@@ -31,8 +35,14 @@ class Echo:
             if not row["body"]:
                 context.set_response_status(400, "Bad Request", i)
             context.set_response_header(i, "X-Rows", str(len(data)))
+            assert context.get_request_header(i, "Accept") is None
+        assert context.metrics.request_ids == context.request_ids
         return [json.dumps([self.server, bytes(row["body"]).decode()]) for row in data]
 """
+
+
+def initialises(line: str) -> str:
+    return f"import os, time\nclass A:\n    def initialize(self, context):\n        {line}\n"
 
 
 def test_an_archive_answers_pictures_like_a_server(tiny_built: Built) -> None:
@@ -49,7 +59,7 @@ def test_an_archive_answers_pictures_like_a_server(tiny_built: Built) -> None:
 
 
 @pytest.mark.parametrize("server", ["torchserve", "mms"])
-def test_the_handler_gets_the_context_of_the_server_that_was_asked_for(make_plain: MakePlain, server: str) -> None:
+def test_the_handler_gets_the_context_of_the_server(make_plain: MakePlain, server: str) -> None:
     with Sandbox(make_plain(ECHO), server=server, batch_size=2) as sandbox:
         answers = sandbox.predict([b"a", b"", b"c"])
     assert [answer.json() for answer in answers] == [[server, "a"], [server, ""], [server, "c"]]
@@ -58,7 +68,7 @@ def test_the_handler_gets_the_context_of_the_server_that_was_asked_for(make_plai
 
 
 @pytest.mark.parametrize(
-    ("source", "told", "shown"),
+    ("source", "reason", "shown"),
     [
         ("import nothing_of_that_name\n", "ModuleNotFoundError: .*a worker has torch", 'plain.py", line 1'),
         ("import torchvision\n", "No module named 'torchvision'", "import torchvision"),
@@ -66,22 +76,14 @@ def test_the_handler_gets_the_context_of_the_server_that_was_asked_for(make_plai
         ("import archive\n", "No module named 'archive'", "import archive"),
         ("import serve.client\n", "No module named 'serve'", "import serve"),
         ("class A: ...\nclass B: ...\n", "defines the classes A, B", "exactly one"),
-        (
-            "class A:\n    def initialize(self, context):\n        return 1 / 0\n",
-            "does not load: ZeroDivisionError: division by zero",
-            "return 1 / 0",
-        ),
-        (
-            "class A:\n    def initialize(self, context): raise SystemExit('no')\n",
-            "does not load: SystemExit: no",
-            "no",
-        ),
+        (initialises("return 1 / 0"), "does not load: ZeroDivisionError: division by zero", "return 1 / 0"),
+        (initialises("raise SystemExit('no')"), "does not load: SystemExit: no", "no"),
     ],
 )
-def test_a_handler_that_does_not_load_shows_its_real_traceback(
-    make_plain: MakePlain, source: str, told: str, shown: str
+def test_a_handler_that_does_not_load_shows_its_own_traceback(
+    make_plain: MakePlain, source: str, reason: str, shown: str
 ) -> None:
-    with pytest.raises(ArchiveError, match=told) as caught, Sandbox(make_plain(source)):
+    with pytest.raises(ArchiveError, match=reason) as caught, Sandbox(make_plain(source)):
         raise AssertionError("it must not load")
     assert isinstance(caught.value.__cause__, WorkerTraceback)
     assert "Traceback (most recent call last)" in str(caught.value.__cause__)
@@ -90,112 +92,97 @@ def test_a_handler_that_does_not_load_shows_its_real_traceback(
 
 
 @pytest.mark.parametrize(
-    ("body", "told", "shown"),
+    ("body", "reason", "shown"),
     [
         ("return [self.missing for _ in data]", "AttributeError", "return [self.missing for _ in data]"),
         ("return []", "returned 0 answers for 1 requests", "ValueError"),
         ("return 'text'", "returned a str for 1 requests", "ValueError"),
         ("import os; os._exit(3)", "ended with exit code 3", "worker wrote nothing"),
-        (
-            "import os, signal; print('last words', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
-            "SIGKILL",
-            "last words",
-        ),
+        ("import os; print('last words', flush=True); os.kill(os.getpid(), 9)", "SIGKILL", "last words"),
     ],
 )
-def test_a_handler_that_fails_on_a_batch_shows_why(make_plain: MakePlain, body: str, told: str, shown: str) -> None:
+def test_a_handler_that_fails_on_a_batch_shows_why(make_plain: MakePlain, body: str, reason: str, shown: str) -> None:
     source = f"class A:\n    def initialize(self, context): ...\n    def handle(self, data, context):\n        {body}\n"
-    with Sandbox(make_plain(source)) as sandbox, pytest.raises(ArchiveError, match=told) as caught:
+    with Sandbox(make_plain(source)) as sandbox, pytest.raises(ArchiveError, match=reason) as caught:
         sandbox.predict([b"x"])
     assert shown in str(caught.value.__cause__)
 
 
-def test_a_failed_self_test_is_its_own_sentence(tiny_files: Files, make_mar: MakeMar) -> None:
+def test_an_archive_that_was_changed_does_not_run(tiny_files: Files, make_mar: MakeMar) -> None:
     mar = make_mar({**tiny_files, "golden/1.png": b"changed"})
-    for server in ("torchserve", "mms"):
-        with (
-            pytest.raises(ArchiveError, match=r"golden/1\.png has sha256 [0-9a-f]{12}, expected [0-9a-f]{12}"),
-            Sandbox(mar, server),
-        ):
-            raise AssertionError("it must not load")
-
-
-def test_a_handler_that_hangs_is_ended(make_plain: MakePlain) -> None:
-    source = "import time\nclass A:\n    def initialize(self, context): time.sleep(600)\n"
-    with pytest.raises(Undetermined, match=r"no reply within 0\.5 s"), Sandbox(make_plain(source), load_seconds=0.5):
+    with pytest.raises(ArchiveError, match=r"golden/1\.png has sha256 [0-9a-f]{12}, expected"), Sandbox(mar):
         raise AssertionError("it must not load")
 
 
-def test_nothing_is_left_behind(make_plain: MakePlain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("line", "error", "reason"),
+    [
+        ("time.sleep(600)", Undetermined, r"no reply within 0\.5 s"),
+        ("os.kill(os.getpid(), 9)", OutOfMemory, "ended with signal SIGKILL"),
+    ],
+)
+def test_a_handler_that_hangs_or_that_the_kernel_kills(
+    make_plain: MakePlain, line: str, error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason), Sandbox(make_plain(initialises(line)), load_seconds=0.5):
+        raise AssertionError("it must not load")
+
+
+def test_the_handler_and_its_children_end_with_the_sandbox(
+    make_plain: MakePlain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     child = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-    source = f"{child}class A:\n    def initialize(self, context): ...\n"
-    with Sandbox(make_plain(source)):
+    with Sandbox(make_plain(child + initialises("pass"))) as sandbox:
         started = psutil.Process().children(recursive=True)
         assert len(started) == 2
+        assert sandbox.predict([]) == []
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
     assert list(scratch.iterdir()) == []
-    assert Path.cwd() == Path(os.getcwd())  # noqa: PTH109 - the sandbox's folder is gone, this process stays
-
-
-def test_a_sandbox_outside_its_block_and_an_unknown_server_are_refused(make_plain: MakePlain) -> None:
-    mar = make_plain(ECHO)
-    with Sandbox(mar) as sandbox:
-        assert sandbox.predict([]) == []
     with pytest.raises(ArchiveError, match="is closed"):
         sandbox.predict([b"x"])
+
+
+def test_an_unknown_server_is_refused() -> None:
     with pytest.raises(ArchiveError, match="'torchserv'; did you mean 'torchserve'"):
-        Sandbox(mar, server="torchserv")
+        Sandbox(Path("any.mar"), server="torchserv")
 
 
-def test_nothing_of_this_repository_is_on_the_workers_path() -> None:
-    folders = [Path(folder).resolve() for folder in package_folders()]
-    assert folders
-    assert ROOT not in folders
-    assert ROOT / "handlers" not in folders
-    assert all(folder.name in ("site-packages", "dist-packages") for folder in folders)
-
-
-def test_what_only_this_environment_has_is_hidden_and_what_torch_needs_is_not() -> None:
+def test_a_worker_sees_what_torch_and_the_archives_engine_need_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hidden = set(hidden_packages())
-    assert {"torchvision", "lightning", "typer", "yaml", "ts", "pytest"} <= hidden
+    assert {"torchvision", "lightning", "typer", "yaml", "ts", "pytest", "openvino"} <= hidden
     assert not {"torch", "numpy", "PIL", "sympy", "filelock", "typing_extensions", "psutil"} & hidden
-
-
-def test_an_engines_runtime_is_seen_where_the_archive_needs_it() -> None:
-    assert "openvino" in hidden_packages()
     assert "openvino" not in hidden_packages(("openvino",))
-
-
-def test_pillow_simd_in_pillows_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = {**owners(), "PIL": {"pillow-simd"}}
-    monkeypatch.setattr("archive.sandbox.owners", lambda: installed)
+    simd = {**owners(), "PIL": {"pillow-simd"}}
+    monkeypatch.setattr("archive.sandbox.owners", lambda: simd)
     assert "PIL" not in hidden_packages()
 
 
-def test_batches_are_timed_and_what_a_worker_takes_is_told(tiny_built: Built) -> None:
+def test_batches_are_timed_and_the_cost_of_a_worker_is_measured(tiny_built: Built) -> None:
     with Sandbox(tiny_built.path, environment={"BEELINE_THREADS": "1", "BEELINE_DEVICE": "cpu"}) as sandbox:
         about = sandbox.take([RED, b"no picture"])
         replies = list(sandbox.time_batches((1, 4), seconds=20.0, lone=2))
     assert (about["model"], about["version"], about["classes"]) == ("tiny", "1.0", 3)
     assert about["refused"].startswith("the body starts with")
+    # One cost: on PyTorch there is no second model for lone pictures.
     assert [reply.get("batch") for reply in replies] == [1, 4, None]
     assert all(reply["ms"] > 0 for reply in replies[:2])
-    # On PyTorch there is no second model for lone pictures.
     assert replies[2]["cost"]["memory"] > 100 << 20
     assert replies[2]["cost"]["load_seconds"] > 0
 
 
-@pytest.mark.parametrize(("threads", "lone", "models"), [(1, 2, 2), (2, 3, 2), (2, 2, 1)])
+@pytest.mark.parametrize(("threads", "lone", "models"), [(1, 2, 2), (2, 2, 1)])
 def test_a_worker_on_openvino_costs_a_second_model(
     openvino_model: Path, tmp_path: Path, threads: int, lone: int, models: int
 ) -> None:
     mar = pack(openvino_model, tmp_path / "colours.mar")
-    told = {"BEELINE_THREADS": str(threads), "BEELINE_LONE_THREADS": str(threads)}
-    with Sandbox(mar, environment=told) as sandbox:
+    environment = {"BEELINE_THREADS": str(threads), "BEELINE_LONE_THREADS": str(threads)}
+    with Sandbox(mar, environment=environment) as sandbox:
         sandbox.take([RED])
         costs = [reply for reply in sandbox.time_batches((2,), seconds=20.0, lone=lone) if "cost" in reply]
     assert len(costs) == models
@@ -205,7 +192,88 @@ def test_a_worker_on_openvino_costs_a_second_model(
         assert costs[1]["cost"]["load_seconds"] > costs[0]["cost"]["load_seconds"]
 
 
-def test_a_process_that_the_kernel_kills_is_out_of_memory(make_plain: MakePlain) -> None:
-    source = "import os\nclass A:\n    def initialize(self, context): os.kill(os.getpid(), 9)\n"
-    with pytest.raises(OutOfMemory, match="ended with signal SIGKILL"), Sandbox(make_plain(source)):
-        raise AssertionError("it must not load")
+def parameters(function: object) -> list[tuple[str, object]]:
+    assert callable(function)
+    return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def public(kind: type) -> dict[str, object]:
+    return {name: member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
+
+
+def compare(fake: type, real: type) -> None:
+    fakes, reals = public(fake), public(real)
+    for name, member in reals.items():
+        assert name in fakes, f"the fake lacks {name}"
+        if isinstance(member, property):
+            assert isinstance(fakes[name], property)
+        elif callable(member):
+            assert parameters(fakes[name]) == parameters(member), name
+    assert {name for name in fakes if callable(fakes[name])} - set(reals) <= {"begin_batch"}
+
+
+def test_it_has_the_methods_and_attributes_of_torchserves_context() -> None:
+    from ts.context import Context, RequestProcessor
+
+    compare(FakeTorchServeContext, Context)
+    compare(FakeRequest, RequestProcessor)
+    assert [name for name, _ in parameters(FakeTorchServeContext)] == [name for name, _ in parameters(Context)]
+    real = Context("model", "/folder", {}, 8, None, "1")
+    fake = FakeTorchServeContext("model", "/folder", {}, 8, None, "1")
+    unused = {"header_key_sequence_id", "header_key_sequence_start", "header_key_sequence_end"}
+    attributes = {name for name in vars(real) if not name.startswith("_")} - unused
+    assert attributes <= {name for name in vars(fake) if not name.startswith("_")}
+    assert fake.system_properties == real.system_properties
+
+
+def test_the_metrics_have_the_parameters_of_torchserves() -> None:
+    from ts.metrics.metric_cache_abstract import MetricCacheAbstract
+
+    for name, member in public(FakeMetrics).items():
+        if callable(member):
+            real = [key for key, _ in parameters(getattr(MetricCacheAbstract, name))]
+            assert [key for key, _ in parameters(member)] == real[: len(parameters(member))], name
+
+
+@pytest.mark.server
+def test_it_has_the_methods_of_multi_model_servers_context() -> None:
+    servers.named("mms").prepare(print)
+    source = min(ROOT.glob(".venv-mms/lib/python3*/site-packages/mms/context.py")).read_text()
+    # Read and not imported, since it is in another environment.
+    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    for fake, name in ((FakeContext, "Context"), (FakeRequest, "RequestProcessor")):
+        for node in classes[name].body:
+            if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+                member = getattr(fake, node.name)
+                function = member.fset if node.decorator_list and len(node.args.args) == 2 else member
+                function = function.fget if isinstance(function, property) else function
+                names = [argument.arg for argument in node.args.args]
+                assert [key for key, _ in parameters(function)] == names, node.name
+    assert not hasattr(FakeContext("model", "/folder", {}, 8, None), "model_yaml_config")
+
+
+def engine(device: str, **more: object) -> SimpleNamespace:
+    """Return a stand-in. Only an engine with `on_device` takes pixels on its device; others copy them by themselves."""
+    return SimpleNamespace(choice={"device": Choice(device, "asked for")}, forward=len, **more)
+
+
+def test_the_forward_pass_is_timed_without_copies_where_the_engine_can() -> None:
+    for each in (engine("cuda:0"), engine("cpu"), engine("cpu", on_device=len)):
+        forward, place = forward_of(each)
+        assert (forward, place(7)) == (each.forward, 7)
+    assert forward_of(engine("cuda:0", on_device=len))[0] != len
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "std::bad_alloc",
+    ],
+)
+def test_the_words_of_libraries_for_too_little_memory(text: str) -> None:
+    assert out_of_memory(RuntimeError(text))
+    assert not out_of_memory(ValueError(text))
+    assert not out_of_memory(RuntimeError("shape '[2, 3]' is invalid"))

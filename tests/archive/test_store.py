@@ -28,12 +28,17 @@ def place(store: Path, name: str, data: bytes) -> Entry:
     return entry
 
 
-def test_what_is_put_is_listed_and_readable_by_others(tmp_path: Path) -> None:
+def write_index(store: Path, **digests: object) -> None:
+    # None is an entry without a sha256.
+    archives = {f"{name}.mar": {} if digest is None else {"sha256": digest} for name, digest in digests.items()}
+    (store / INDEX).write_text(json.dumps({"schema": 1, "archives": archives}))
+
+
+def test_put_lists_an_archive_that_others_can_read(tmp_path: Path) -> None:
     entry = place(tmp_path, "ants", b"model")
     assert read_index(tmp_path) == {"ants.mar": entry}
     assert json.loads((tmp_path / INDEX).read_text())["schema"] == 1
-    assert (tmp_path / "ants.mar").stat().st_mode & 0o777 == 0o644
-    assert (tmp_path / INDEX).stat().st_mode & 0o777 == 0o644
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("ants.mar", INDEX)} == {0o644}
     assert expected_sha256(tmp_path / "ants.mar") == entry.sha256
     assert expected_sha256(tmp_path / "bees.mar") is None
 
@@ -45,84 +50,62 @@ def test_builds_at_the_same_time_lose_no_entry(tmp_path: Path) -> None:
     assert {item.state for item in listing(tmp_path)} == {"ok"}
 
 
-def test_each_state_is_said_with_its_reason(tmp_path: Path) -> None:
+def test_the_listing_gives_each_state_with_its_reason(tmp_path: Path) -> None:
+    assert listing(tmp_path) == []
     for name in ("changed", "missing", "ok"):
         place(tmp_path, name, name.encode())
     (tmp_path / "changed.mar").write_bytes(b"other")
     (tmp_path / "missing.mar").unlink()
     (tmp_path / "unlisted.mar").write_bytes(b"from elsewhere")
-    found = {item.file: item for item in listing(tmp_path)}
-    assert {file: item.state for file, item in found.items()} == {
-        f"{state}.mar": state for state in ("changed", "missing", "ok", "unlisted")
-    }
-    assert found["changed.mar"].reason.startswith(
-        f"has sha256 {sha256(tmp_path / 'changed.mar')[:12]}, index.json says"
-    )
-    assert found["unlisted.mar"].entry is None
-
-
-def test_an_empty_store_is_empty_and_a_missing_one_is_said(tmp_path: Path) -> None:
-    assert listing(tmp_path) == []
+    items = {item.file: item for item in listing(tmp_path)}
+    states = ("changed", "missing", "ok", "unlisted")
+    assert {file: item.state for file, item in items.items()} == {f"{state}.mar": state for state in states}
+    digest = sha256(tmp_path / "changed.mar")[:12]
+    assert items["changed.mar"].reason.startswith(f"has sha256 {digest}, index.json says")
+    assert items["unlisted.mar"].entry is None
     with pytest.raises(ArchiveError, match="is missing"):
         listing(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"schema": 2, "archives": {}}', '{"schema": 1}', '{"schema": 1, "archives": {"a": {}}}']
+    "text", ["", "{", "[]", "{}", '{"schema": 2, "archives": {}}', '{"schema": 1, "archives": 3}', "[" * 99_999]
 )
-def test_an_index_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str) -> None:
+def test_an_index_that_cannot_be_read_is_one_sentence(tmp_path: Path, make_fake: MakeArchive, text: str) -> None:
+    make_fake(tmp_path)
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(ArchiveError, match=r"index\.json cannot be read"):
+    for use in (read_index, find_archives):
+        with pytest.raises(ArchiveError, match=r"index\.json cannot be read"):
+            use(tmp_path)
+    write_index(tmp_path, ants=None)
+    with pytest.raises(ArchiveError, match=r"index\.json cannot be read .*missing 5 required"):
         read_index(tmp_path)
 
 
 def test_every_archive_of_a_store_in_order(tmp_path: Path, make_fake: MakeArchive) -> None:
     make_fake(tmp_path, "pears")
     make_fake(tmp_path, "apples", expected="red")
-    found = find_archives(tmp_path)
-    assert [archive.model for archive in found] == ["apples", "pears"]
-    assert [archive.golden for archive in found] == [Golden("golden/0.png", "red"), None]
-    assert found[0].golden_bytes() == b"no picture"
+    archives = find_archives(tmp_path)
+    assert [archive.model for archive in archives] == ["apples", "pears"]
+    assert [archive.golden for archive in archives] == [Golden("golden/0.png", "red"), None]
+    assert archives[0].golden_bytes() == b"no picture"
 
 
-def test_archives_are_named_by_model_file_or_path(tmp_path: Path, make_fake: MakeArchive) -> None:
+def test_archives_are_named_by_model_file_or_path(
+    tmp_path: Path, make_fake: MakeArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_fake(tmp_path / "store")
     elsewhere = make_fake(tmp_path / "elsewhere", "other")
-    assert find_archives(tmp_path / "store", ["fake"])[0].path == path
-    assert find_archives(tmp_path / "store", ["fake.mar"])[0].path == path
-    assert find_archives(tmp_path / "store", [str(elsewhere)])[0].model == "other"
-
-
-def test_an_empty_store_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveError, match=r"holds no archive; build one with `beeline archive build`"):
-        find_archives(tmp_path)
-
-
-def test_a_missing_archive_suggests_the_nearest(tmp_path: Path, make_fake: MakeArchive) -> None:
-    make_fake(tmp_path)
+    monkeypatch.chdir(elsewhere.parent)
+    assert [archive.path for archive in find_archives(path.parent, ["fake", "fake.mar"])] == [path]
+    assert [archive.model for archive in find_archives(path.parent, ["./other.mar"])] == ["other"]
     with pytest.raises(ArchiveError, match=r"faek\.mar is missing; did you mean 'fake'\?"):
-        find_archives(tmp_path, ["faek"])
-
-
-def test_an_archive_that_differs_from_the_index_is_refused(tmp_path: Path, make_fake: MakeArchive) -> None:
-    path = make_fake(tmp_path)
-    digest = sha256(path)
-    index = tmp_path / "index.json"
-    index.write_text(json.dumps({"schema": 1, "archives": {"fake.mar": {"sha256": digest}}}))
-    assert find_archives(tmp_path)[0].path == path
-    make_fake(tmp_path, label="green")
-    with pytest.raises(ArchiveError, match=rf"index\.json says {digest[:12]}; it was changed after it was built"):
-        find_archives(tmp_path)
-
-
-def test_an_archive_that_the_index_does_not_list_is_served(tmp_path: Path, make_fake: MakeArchive) -> None:
-    make_fake(tmp_path)
-    (tmp_path / "index.json").write_text('{"schema": 1, "archives": {}}')
-    assert len(find_archives(tmp_path)) == 1
+        find_archives(path.parent, ["faek"])
 
 
 @pytest.mark.parametrize("data", [b"", b"not a zip", b"PK\x05\x06" + bytes(18)])
-def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_store_without_a_real_archive_is_refused(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(ArchiveError, match=r"holds no archive; build one with `beeline archive build`"):
+        find_archives(tmp_path)
     (tmp_path / "fake.mar").write_bytes(data)
     with pytest.raises(ArchiveError, match="cannot be read as a model archive"):
         find_archives(tmp_path)
@@ -135,60 +118,44 @@ def test_two_archives_of_one_model_and_version_are_refused(tmp_path: Path, make_
         find_archives(tmp_path)
 
 
-def test_a_file_that_the_archives_own_record_does_not_know(tmp_path: Path, colour_model: Path) -> None:
-    path = build(colour_model, tmp_path / "built").path
-    brought = tmp_path / "elsewhere" / path.name
-    brought.parent.mkdir()
-    shutil.copyfile(path, brought)
-    assert len(find_archives(tmp_path, (str(brought),))) == 1
-    with zipfile.ZipFile(brought, "a") as archive:
+def test_a_file_that_the_archives_checksums_do_not_list_is_refused(tmp_path: Path, colour_model: Path) -> None:
+    copy = tmp_path / "colours.mar"
+    shutil.copyfile(build(colour_model, tmp_path / "built", check=False).path, copy)
+    assert len(find_archives(tmp_path, (str(copy),))) == 1
+    with zipfile.ZipFile(copy, "a") as archive:
         archive.writestr("torch.py", "raise SystemExit(3)")
     with pytest.raises(ArchiveError, match=r"holds torch\.py, which checksums\.json does not list"):
-        find_archives(tmp_path, (str(brought),))
+        find_archives(tmp_path, (str(copy),))
 
 
-def test_only_what_the_index_lists(tmp_path: Path, make_fake: MakeArchive) -> None:
+@pytest.mark.parametrize("digests", [None, {}, {"fake": None}, {"other": "0" * 64}])
+def test_an_archive_that_the_index_does_not_list_is_served_unless_it_must_be_listed(
+    tmp_path: Path, make_fake: MakeArchive, digests: dict[str, object] | None
+) -> None:
     path = make_fake(tmp_path)
-    index = tmp_path / "index.json"
-    refused = r"fake\.mar is not in the index\.json of its folder, and only archives that it lists with their sha256"
-    with pytest.raises(ArchiveError, match=refused):
-        find_archives(tmp_path, listed=True)
-    others: list[dict[str, object]] = [{}, {"fake.mar": {}}, {"fake.mar": {"sha256": None}}]
-    for archives in (*others, {"other.mar": {"sha256": sha256(path)}}):
-        index.write_text(json.dumps({"schema": 1, "archives": archives}))
-        with pytest.raises(ArchiveError, match=refused):
-            find_archives(tmp_path, listed=True)
-        with pytest.raises(ArchiveError, match=refused):
-            find_archives(tmp_path, [str(path)], listed=True)
-    listing = {"fake.mar": {"sha256": sha256(path)}}
-    index.write_text(json.dumps({"schema": 1, "archives": listing}))
+    if digests is not None:
+        write_index(tmp_path, **digests)
+    assert [archive.path for archive in find_archives(tmp_path)] == [path]
+    for wanted in ([], [str(path)]):
+        with pytest.raises(ArchiveError, match=r"fake\.mar is not in the index\.json of its folder, and only archives"):
+            find_archives(tmp_path, wanted, listed=True)
+    write_index(tmp_path, fake=sha256(path))
     assert [archive.path for archive in find_archives(tmp_path, listed=True)] == [path]
-    make_fake(tmp_path, "stranger")
-    with pytest.raises(ArchiveError, match=r"stranger\.mar is not in the index\.json"):
-        find_archives(tmp_path, listed=True)
-    assert len(find_archives(tmp_path, ["fake"], listed=True)) == 1
 
 
-def test_what_is_listed_must_be_as_it_is_listed(tmp_path: Path, make_fake: MakeArchive) -> None:
+@pytest.mark.parametrize("digest", ["0" * 64, "", 5, ["a"], {}])
+def test_an_archive_that_differs_from_the_index_is_refused(
+    tmp_path: Path, make_fake: MakeArchive, digest: object
+) -> None:
     make_fake(tmp_path)
-    index = tmp_path / "index.json"
-    wrongs: list[object] = ["0" * 64, "", 5, ["a"], {}]
-    for wrong in wrongs:
-        index.write_text(json.dumps({"schema": 1, "archives": {"fake.mar": {"sha256": wrong}}}))
-        with pytest.raises(ArchiveError, match=r"was changed after it was built"):
-            find_archives(tmp_path, listed=True)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"archives": 3}', '{"archives": {"fake.mar": 3}}', "[" * 100_000])
-def test_an_index_of_another_form_lists_nothing(tmp_path: Path, make_fake: MakeArchive, text: str) -> None:
-    make_fake(tmp_path)
-    (tmp_path / "index.json").write_text(text)
-    with pytest.raises(ArchiveError, match=r"index\.json cannot be read"):
-        find_archives(tmp_path, listed=True)
+    write_index(tmp_path, fake=digest)
+    for listed in (False, True):
+        with pytest.raises(ArchiveError, match=r"index\.json says .*; it was changed after it was built"):
+            find_archives(tmp_path, listed=listed)
 
 
 def encrypt(data: bytearray) -> None:
-    """Say of every member, here and in the directory, that it is encrypted."""
+    """Mark every member as encrypted, in its header and in the directory."""
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         at = data.find(signature)
         while at >= 0:
@@ -196,26 +163,26 @@ def encrypt(data: bytearray) -> None:
             at = data.find(signature, at + 4)
 
 
-def overturn(data: bytearray) -> None:
-    """Change what the first member holds."""
+def corrupt(data: bytearray) -> None:
+    """Change the content of the first member."""
     start = 30 + data[26] + 256 * data[27]
     data[start : start + 8] = b"\xff" * 8
 
 
-@pytest.mark.parametrize("break_it", [encrypt, overturn])
+@pytest.mark.parametrize("damage", [encrypt, corrupt])
 @pytest.mark.parametrize("member", ["MAR-INF/MANIFEST.json", "checksums.json"])
-def test_an_archive_that_is_broken_inside(
-    tmp_path: Path, make_fake: MakeArchive, break_it: Callable[[bytearray], None], member: str
+def test_an_archive_that_is_damaged_inside_is_refused(
+    tmp_path: Path, make_fake: MakeArchive, damage: Callable[[bytearray], None], member: str
 ) -> None:
     path = make_fake(tmp_path)
     with zipfile.ZipFile(path) as archive:
         files = {"checksums.json": b'{"files": {}}', **{name: archive.read(name) for name in archive.namelist()}}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        # First, where it is broken.
+        # The damaged member is the first one.
         for name in sorted(files, key=lambda name: name != member):
             archive.writestr(name, files[name])
     data = bytearray(path.read_bytes())
-    break_it(data)
+    damage(data)
     path.write_bytes(data)
     with pytest.raises(ArchiveError, match=r"fake\.mar cannot be (read as a model archive|checked) \("):
         find_archives(tmp_path)
@@ -225,10 +192,8 @@ def test_a_path_wins_over_the_stores_name(tmp_path: Path, monkeypatch: pytest.Mo
     store = tmp_path / "store"
     store.mkdir()
     monkeypatch.chdir(tmp_path)
-    for name in ("ants.mar", "bees.mar"):
-        (store / name).touch()
-    Path("bees.mar").touch()
+    for path in (store / "ants.mar", store / "bees.mar", Path("bees.mar")):
+        path.touch()
     assert locate(Path("ants"), store) == locate(Path("ants.mar"), store) == store / "ants.mar"
-    assert locate(Path("bees.mar"), store) == Path("bees.mar")
-    assert locate(Path("other/ants.mar"), store) == Path("other/ants.mar")
-    assert locate(Path("none"), store) == Path("none")
+    for given in (Path("bees.mar"), Path("other/ants.mar"), Path("none")):
+        assert locate(given, store) == given

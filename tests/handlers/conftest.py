@@ -8,9 +8,8 @@ import pytest
 import torch
 import torchvision
 
-from archive.export import ExportRequest, export_folder
-from archive.labels import read_labels
-from archive.presets import IMAGENET_MEAN, IMAGENET_STD
+from archive.artifact import read_labels
+from archive.export import IMAGENET_MEAN, IMAGENET_STD, ExportRequest, export_folder
 from beeline.spec import Geometry, ModelSpec
 from tests.conftest import write_checksums
 

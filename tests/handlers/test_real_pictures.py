@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 from ts.context import Context, RequestProcessor
 
-from archive.presets import IMAGENET_MEAN, IMAGENET_STD
+from archive.export import IMAGENET_MEAN, IMAGENET_STD
 from beeline.settings import MAX_PIXELS
 from serve.servers.protocol import MALLOC
 from vision_handler import VisionHandler
