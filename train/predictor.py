@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from beeline import pixels
 from beeline.answer import Answer
-from beeline.batch import Batch
-from beeline.decoder import Decoder
+from beeline.batch import Batch, Decoder
 from beeline.engines.torch import TorchEngine
 from beeline.golden import Forward
 from beeline.settings import Limits

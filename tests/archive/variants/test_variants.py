@@ -182,7 +182,7 @@ def test_a_precision_that_this_machine_does_not_compute_in_is_refused(
     real = engines.load
 
     def load(folder: Path, spec: ModelSpec, **options: object) -> object:
-        loaded = real(folder, spec, **options)  # type: ignore[arg-type]
+        loaded = real(folder, spec, **options)
         loaded.choice = {**loaded.choice, "precision": Choice("fp32", "no bf16 here")}
         return loaded
 
