@@ -26,10 +26,7 @@ RENEW = ".venv/bin/python -m tests.digests"
 # By the number's name: the number, and the files that it stands for.
 VERSIONS = {
     "GEOMETRY": (pixels.GEOMETRY, [f"handlers/beeline/{name}.py" for name in ("pixels", "formats", "firewall")]),
-    "RECIPE": (
-        train.plan.RECIPE,
-        [f"train/{name}.py" for name in ("data", "fit", "headstart", "learner", "loader", "model")],
-    ),
+    "RECIPE": (train.plan.RECIPE, [f"train/{name}.py" for name in ("data", "fit", "learner", "loader", "model")]),
     "EXPORT": (
         train.export.EXPORT,
         [
