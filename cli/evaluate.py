@@ -19,14 +19,14 @@ def evaluate(
 ) -> None:
     """Measure accuracy: metrics, confusion matrix, worst mistakes; pictures that fail count as wrong."""
     from cli.sources import open_source
-    from train import evaluate as room
+    from host.report import write
+    from train.data import labelled_pictures
+    from train.evaluate import evaluate as measure
 
-    pictures = room.labelled_pictures(data)
+    pictures = labelled_pictures(data)
     with open_source(source, model) as predict:
-        measured = room.evaluate(predict, pictures)
+        measured = measure(predict, pictures)
     if report:
-        from train.report import write_report
-
-        write_report(measured, report, source)
+        write(measured.page(source).html(), report)
         say(f"report: {report}")
     result({"source": source, **measured.to_dict()}, as_json, measured.text())

@@ -1,7 +1,7 @@
 """VisionHandler: the one class that TorchServe and Multi Model Server load.
 
-Three stages, each of which a subclass may override: `preprocess`, `inference`, `postprocess`. `handle`
-joins them and keeps the contract: it never raises, and returns exactly one answer a request, in order.
+It has three stages, each of which a subclass may override: `preprocess`, `inference`, `postprocess`. `handle` joins
+them and keeps the contract: it never raises, and returns exactly one answer a request, in order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from beeline import engines, formats, golden
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities
-from beeline.batch import Batch
-from beeline.decoder import Decoder, jpegs_for
+from beeline.batch import Batch, Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
 from beeline.metrics import Metrics
 from beeline.servers import header, keep_answers_whole, queue_milliseconds, send, swallows_errors
@@ -40,8 +39,8 @@ class VisionHandler:
         """Load the archive in `context`'s model folder and let it prove itself.
 
         Raises:
-            BeelineError: why this worker must not serve. On MMS, which ignores exceptions here and would
-                serve anyway, SystemExit with the same text.
+            BeelineError: why this worker must not serve. On MMS, which ignores exceptions here and serves anyway,
+                SystemExit with the same text.
         """
         # Both servers parse JSON and text bodies before the handler sees them, and on MMS one unparsable body kills
         # the worker and its batch. The servers read this on each request; `payload.extract` parses itself.
@@ -63,31 +62,22 @@ class VisionHandler:
             BeelineError: naming what is missing, changed or answers differently.
         """
         start = time.perf_counter()
-        self.spec = ModelSpec.load(folder)
+        self.spec = spec = ModelSpec.load(folder)
         self.limits = Limits.from_environment()
-        golden.check_files(folder, self.spec)
-        self.engine = engines.load(folder, self.spec, gpu_id=gpu_id)
-        replayed = golden.replay(folder, self.spec, self.engine.forward)
-        made = self.engine.choice
-        jpegs, decoding = jpegs_for(self.spec.geometry, made["device"].value, self.limits.max_pixels)
-        self.decoder = Decoder(self.spec.geometry, self.limits, int(made["threads"].value), jpegs)
-        made = {**made, "decoding": decoding}
-        choice = {name: dataclasses.asdict(each) for name, each in made.items()}
-        self.metrics = Metrics(self.spec.name, self.spec.version, choice)
-        choices = ", ".join(f"{name} {each.value} ({each.reason})" for name, each in made.items())
-        logger.info(
-            "%s %s (%s) ready in %.1f s: %d golden pictures agree; %s; Pillow %s",
-            self.spec.name,
-            self.spec.version,
-            self.spec.fingerprint()[:12],
-            time.perf_counter() - start,
-            replayed,
-            choices,
-            formats.pillow_version(),
-        )
+        golden.check_files(folder, spec)
+        self.engine = engines.load(folder, spec, gpu_id=gpu_id)
+        replayed = golden.replay(folder, spec, self.engine.forward)
+        choice = self.engine.choice
+        jpegs, decoding = jpegs_for(spec.geometry, choice["device"].value, self.limits.max_pixels)
+        self.decoder = Decoder(spec.geometry, self.limits, int(choice["threads"].value), jpegs)
+        made = {**choice, "decoding": decoding}
+        self.metrics = Metrics(spec.name, spec.version, {name: vars(each) for name, each in made.items()})
+        ready = f"{spec.name} {spec.version} ({spec.fingerprint()[:12]}) ready in {time.perf_counter() - start:.1f} s"
+        reasons = ", ".join(f"{name} {each.value} ({each.reason})" for name, each in made.items())
+        logger.info("%s: %d golden pictures agree; %s; Pillow %s", ready, replayed, reasons, formats.pillow_version())
 
     def preprocess(self, rows: Sequence[object]) -> Batch:
-        """Decode each request's row on its own; what cannot be decoded becomes a `Failed` with its 4xx."""
+        """Decode each request's row by itself; a row that cannot be decoded becomes a `Failed` with its 4xx."""
         return self.decoder.decode(rows)
 
     def inference(self, batch: Batch) -> NDArray[np.float32]:
@@ -99,23 +89,18 @@ class VisionHandler:
     def postprocess(self, logits: NDArray[np.float32], batch: Batch) -> list[Answer]:
         """Turn the logits into one answer a request, in the batch's order."""
         rows = probabilities(logits, self.spec.output) if batch.good else np.empty((0, 0))
-        answers = [self._predict(row, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
+        answers = [prediction(row, self.spec, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
         return batch.scatter(answers, lambda row: failure(row.error))
 
     def handle(self, data: Sequence[object] | None, context: Any) -> list[str]:
-        """Answer a batch; called by the server.
+        """Answer a batch with one row a request; called by the server.
 
-        Args:
-            data: one row a request.
-            context: where statuses and headers go.
-
-        Returns:
-            One body a request, in order, also after errors.
+        Return one body a request, in order, also after errors; statuses and headers go to `context`.
         """
         rows = list(data or [])
         # Measured first, or the batch's own time would count as the queue's.
-        queues = [queue_milliseconds(self._header(context, i, "x-request-start")) for i in range(len(rows))]
-        accepts = tuple(self._header(context, i, "accept") for i in range(len(rows)))
+        queues = [queue_milliseconds(header(context, i, "x-request-start")) for i in range(len(rows))]
+        accepts = tuple(header(context, i, "accept") for i in range(len(rows)))
         spans: dict[str, float] = {}
         answers = self._answer(rows, accepts, spans)
         for i, (answer, queue) in enumerate(zip(answers, queues, strict=True)):
@@ -138,34 +123,19 @@ class VisionHandler:
             with _measured(spans, "forward"):
                 logits = self.inference(batch)
             with _measured(spans, "encode"):
-                answers = check_answers(self.postprocess(logits, batch), len(rows))
-            return answers
+                return check_answers(self.postprocess(logits, batch), len(rows))
         except Exception as error:
             logger.exception("a batch of %d failed", len(rows))
             self._retire_if_lost(error)
             if len(rows) > 1:
                 return [self._answer([row], (accept,), spans)[0] for row, accept in zip(rows, accepts, strict=True)]
-            if isinstance(error, RequestError):
-                return [failure(error)]
-            return [
-                failure(ModelError(f"the model failed on this picture ({type(error).__name__}); see the worker's log"))
-            ]
-
-    def _predict(self, row: NDArray[np.float64], accept: str | None) -> Answer:
-        try:
-            return prediction(row, self.spec, accept)
-        except RequestError as error:
-            return failure(error)
-
-    def _header(self, context: Any, index: int, name: str) -> str | None:
-        try:
-            return header(context, index, name)
-        except Exception:
-            logger.exception("request %d's headers cannot be read", index)
-            return None
+            if not isinstance(error, RequestError):
+                kind = type(error).__name__
+                error = ModelError(f"the model failed on this picture ({kind}); see the worker's log")
+            return [failure(error)]
 
     def _retire_if_lost(self, error: Exception) -> None:
-        """When the CUDA context is lost, end this worker a second later, after its answers have left.
+        """If the CUDA context is lost, end this worker after a second, when its answers have left.
 
         After an assertion or an illegal access on the device every later call fails, and neither server restarts a
         worker for that. A worker recovers from running out of memory.

@@ -26,10 +26,7 @@ RENEW = ".venv/bin/python -m tests.digests"
 # By name: the version number, and the files that it stands for.
 VERSIONS = {
     "GEOMETRY": (pixels.GEOMETRY, [f"handlers/beeline/{name}.py" for name in ("pixels", "formats", "firewall")]),
-    "RECIPE": (
-        train.plan.RECIPE,
-        [f"train/{name}.py" for name in ("data", "fit", "headstart", "learner", "loader", "model")],
-    ),
+    "RECIPE": (train.plan.RECIPE, [f"train/{name}.py" for name in ("data", "fit", "learner", "loader", "model")]),
     "EXPORT": (
         train.export.EXPORT,
         [f"archive/{name}.py" for name in ("export", "graph", "goldens/__init__", "goldens/mistakes")],

@@ -1,4 +1,4 @@
-"""The training configuration: the files under config/train, overrides, types, and a sentence for every mistake."""
+"""The training configuration: the files in config/train, overrides, types, and a sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from beeline.spec import INTERPOLATIONS, Geometry
 
 FOLDER = Path(__file__).resolve().parents[1] / "config" / "train"
 RECIPES = ("finetune", "scratch")
-# Keys of paths, and the environment variables that override the file and not the command line.
+# Keys of paths, and their environment variables, which override the file but not the command line.
 _VARIABLES = {"data.folder": "BEELINE_DATA", "model.weights": "BEELINE_WEIGHTS"}
-# To YAML a version such as 1.0 and a folder such as 2024 are numbers; "3" and true are none.
+# For YAML a version such as 1.0 and a folder such as 2024 are numbers. "3" and true are no numbers.
 _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 _Number = Annotated[float, Field(strict=True)]
 _Positive = Annotated[float, Field(strict=True, gt=0)]
@@ -34,7 +34,7 @@ _Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 
 
 def _is(allowed: str, **bounds: Any) -> Any:
-    """Return a field; `allowed` says in the error's sentence what `bounds` say to pydantic."""
+    """Return a field; `allowed` is for the error's sentence what `bounds` are for pydantic."""
     return Field(description=allowed, **bounds)
 
 
@@ -60,8 +60,8 @@ class ModelConfig:
     resize: int = _number("1 to 8192, whole pixels", ge=1, le=8192)
     crop: int = _number("1 to model.resize, whole pixels", ge=1)
     interpolation: str = _is(", ".join(INTERPOLATIONS), pattern=f"^({'|'.join(INTERPOLATIONS)})$")
-    mean: list[_Number] = _is("three numbers, for red, green, blue", min_length=3, max_length=3)
-    std: list[_Positive] = _is("three numbers over 0", min_length=3, max_length=3)
+    mean: tuple[_Number, _Number, _Number] = _is("three numbers, for red, green, blue")
+    std: tuple[_Positive, _Positive, _Positive] = _is("three numbers over 0")
 
     @field_validator("crop")
     @classmethod
@@ -78,16 +78,16 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class AugmentConfig:
-    """How training pictures vary."""
+    """How training pictures are varied."""
 
-    scale: list[_Share] = _is("two shares, low first", min_length=2, max_length=2)
-    ratio: list[_Positive] = _is("two ratios over 0", min_length=2, max_length=2)
+    scale: tuple[_Share, _Share] = _is("two shares, low first")
+    ratio: tuple[_Positive, _Positive] = _is("two ratios over 0")
     flip: float = _number("0 to 1", ge=0, le=1)
     colour: float = _number("0 to 1", ge=0, le=1)
 
     @field_validator("scale")
     @classmethod
-    def _rises(cls, scale: list[float]) -> list[float]:
+    def _rises(cls, scale: tuple[float, float]) -> tuple[float, float]:
         if scale[0] > scale[1]:
             raise ValueError("two shares, low first")
         return scale
@@ -111,7 +111,7 @@ class FitConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExportConfig:
-    """What the exported model calls itself."""
+    """Name, version and top-k of the exported model."""
 
     name: str | None = _is("a name, or null")
     version: str = _is("a version, such as 1.0")
@@ -129,18 +129,9 @@ class TrainConfig:
     fit: FitConfig
     seed: int = _number("0 to 4294967295, a whole number", ge=0, lt=2**32)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, nested as in the file."""
-        return dataclasses.asdict(self)
-
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(self.to_dict())), encoding="utf-8")
-
-    @property
-    def archive_name(self) -> str:
-        """The name under which the model is exported."""
-        return self.export.name or self.model.name
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self))), encoding="utf-8")
 
 
 def _allowed(kind: type, prefix: str = "") -> dict[str, str]:
@@ -163,11 +154,8 @@ def compose(
 ) -> TrainConfig:
     """Resolve the configuration: overrides, then environment, then the files in `folder`.
 
-    Args:
-        overrides: `key=value` words in Hydra's grammar, as `model.name=resnet34` or `fit=scratch`.
-        recipe: the `fit` file to take unless an override names one.
-        environ: the environment to read.
-        folder: where `config.yaml` lies.
+    Overrides are `key=value` words in Hydra's grammar, as `model.name=resnet34`. `recipe` is the `fit` file to take
+    unless an override names one.
 
     Raises:
         ConfigError: for an unknown key, a value of the wrong type or an impossible one.
@@ -191,11 +179,7 @@ def compose(
 
 
 def load(path: Path) -> TrainConfig:
-    """Read a resolved configuration, as `save` wrote it.
-
-    Raises:
-        ConfigError: when the file is damaged.
-    """
+    """Read a resolved configuration, as `save` wrote it; raise `ConfigError` when the file is damaged."""
     try:
         return _validated(OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, ConfigError) as error:
@@ -235,8 +219,10 @@ def _validated(values: Any, where: str = "") -> TrainConfig:
         if key not in _ALLOWED:
             raise ConfigError(f"unknown key {key}{where}{did_you_mean(key, _ALLOWED)}") from error
         kind, value = errors[key]["type"], OmegaConf.select(OmegaConf.create(values), key)
+        # The third place of a `loc` is in a list that is too short.
+        missing = kind == "missing" and len(errors[key]["loc"]) < 3
         allowed = errors[key]["ctx"]["error"] if kind == "value_error" else _ALLOWED[key]
-        raise ConfigError(f"{key} is {'missing' if kind == 'missing' else repr(value)}; allowed: {allowed}") from error
+        raise ConfigError(f"{key} is {'missing' if missing else repr(value)}; allowed: {allowed}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,21 +14,21 @@ from pathlib import Path
 from beeline import pixels
 from beeline.errors import RequestError
 from host.files import sha256
-from train import hymenoptera
+from train.download import NAME, hymenoptera
 from train.errors import DataError, Unavailable
 from train.generate import LABELS as GENERATED_LABELS
 from train.generate import generate
 from train.progress import Say
 
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / ".beeline" / "data"
+CACHE = Path(__file__).resolve().parents[1] / ".beeline" / "data"
 VARIABLE = "BEELINE_DATA"
 
-# A file is a picture by its suffix. GIF is left out, as in torchvision's ImageFolder: such files are drawings,
+# The suffix makes a file a picture. GIF is left out, as in torchvision's ImageFolder: such files are drawings,
 # animations and "image not found" signs. The worker accepts them.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 _TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation")
 _NAMED = 3
+_GENERATED = f"using GENERATED pictures of {' and '.join(GENERATED_LABELS)} (a drawn set, no photographs)"
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,9 @@ class LabelledPictures:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a model is trained on and judged by.
+    """Training and validation pictures.
 
-    `name` is its name in reports; the clause `source` says where it came from, and `split` how training and validation
-    pictures were separated.
+    `name` is its name in reports; `source` says where it came from, and `split` how the two halves were separated.
     """
 
     name: str
@@ -84,7 +83,7 @@ class DataSet:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names in the order of the model's outputs."""
+        """The class names, in the order of the model's outputs."""
         return self.train.labels
 
     @property
@@ -103,36 +102,36 @@ def find_data(
 ) -> DataSet:
     """Return the first data of: `folder`, `BEELINE_DATA`, the downloaded set, a generated set.
 
-    Args:
-        folder: what the user named; None reads the environment.
-        say: takes lines that name the source and the files that are left out.
-        held_out: the share of a single image folder that becomes the validation pictures.
-        cache: where downloaded and generated pictures are kept.
-        environ: the environment to read, for tests.
-        generated: draw a set and look for no other.
+    `say` takes lines that name the source and the files that are left out. `held_out` is the share of a single image
+    folder that becomes the validation pictures. With `generated` no other set is looked for.
 
     Raises:
-        DataError: for a folder that cannot be trained on. DownloadError: for a download that began and
-            did not end well.
+        DataError: for a folder that cannot be trained on. DownloadError: for a download that started and failed.
     """
     named = folder or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
     if generated:
-        say(f"using GENERATED pictures of {' and '.join(GENERATED_LABELS)}, as asked for: a drawn set, no photographs")
-        data = _drawn(cache, held_out)
+        say(f"{_GENERATED}, as asked for")
     elif named is not None:
         data = read(named, held_out, source=f"the folder {named}")
     else:
         try:
-            data = read(hymenoptera.get(cache, say, environ), held_out, hymenoptera.NAME, "the downloaded set")
+            data = read(hymenoptera(cache, say, environ), held_out, NAME, "the downloaded set")
         except Unavailable as error:
+            generated = True
             say(f"no pictures to download: {error}")
-            say(
-                f"using GENERATED pictures of {' and '.join(GENERATED_LABELS)} instead: a drawn set, no photographs; "
-                f"set {VARIABLE} to a folder of your own"
-            )
-            data = _drawn(cache, held_out)
-    for line in describe(data):
-        say(line)
+            say(f"{_GENERATED}; set {VARIABLE} to a folder of your own")
+    if generated:
+        data = read(generate(cache), held_out, "generated circles and stripes", "drawn on this machine")
+        data = replace(data, generated=True)
+    say(
+        f"data: {data.name}, {data.source}; {len(data.train)} training and {len(data.val)} validation pictures "
+        f"of {len(data.labels)} classes ({data.split})"
+    )
+    if skipped := sorted({*data.train.skipped, *data.val.skipped}):
+        them = "file is" if len(skipped) == 1 else "files are"
+        more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+        names = ", ".join(map(str, skipped[:_NAMED]))
+        say(f"data: {len(skipped)} {them} no photograph by name and left out: {names}{more}")
     return data
 
 
@@ -140,8 +139,8 @@ def read(folder: Path, held_out: float = 0.2, name: str | None = None, source: s
     """Read a folder with `train/` and `val/`, or one with a folder a class, which is split.
 
     Raises:
-        DataError: missing, not a folder of classes, one class only, an empty class, a class that only
-            one half has, or a picture that cannot be read.
+        DataError: missing, not a folder of classes, one class only, an empty class, a class that only one half has, or
+            a picture that cannot be read.
     """
     root = _root(folder)
     train, val = _child(root, _TRAIN), _child(root, _VAL)
@@ -164,31 +163,10 @@ def read(folder: Path, held_out: float = 0.2, name: str | None = None, source: s
 def labelled_pictures(folder: Path) -> LabelledPictures:
     """Return the pictures to evaluate on: those of `val/` where there is one, else of every class folder.
 
-    A picture that cannot be read stays in: it is for the classifier to say so.
-
-    Raises:
-        DataError: as `read`, but a single class is enough.
+    A picture that cannot be read stays, since the classifier refuses it. A single class is enough.
     """
     root = _root(folder)
     return _pictures(_child(root, _VAL) or root, least=1)
-
-
-def _drawn(cache: Path, held_out: float) -> DataSet:
-    data = read(generate(cache), held_out, "generated circles and stripes", "drawn on this machine")
-    return replace(data, generated=True)
-
-
-def describe(data: DataSet) -> list[str]:
-    """Say in plain lines what the data is and what was left out of it."""
-    lines = [
-        f"data: {data.name}, {data.source}; {len(data.train)} training and {len(data.val)} validation pictures "
-        f"of {len(data.labels)} classes ({data.split})"
-    ]
-    skipped = sorted({*data.train.skipped, *data.val.skipped})
-    if skipped:
-        them = "file is" if len(skipped) == 1 else "files are"
-        lines.append(f"data: {len(skipped)} {them} no photograph by name and left out: {_some(skipped)}")
-    return lines
 
 
 def _root(folder: Path) -> Path:
@@ -229,7 +207,7 @@ def _pictures(root: Path, least: int = 2) -> LabelledPictures:
 
 
 def _readable(found: LabelledPictures) -> LabelledPictures:
-    """Check every picture's header before a long training; broken pixels are found when they are decoded."""
+    """Check every picture's header before a long training; only decoding finds broken pixels."""
 
     def judge(picture: Picture) -> str | None:
         try:
@@ -250,26 +228,16 @@ def _readable(found: LabelledPictures) -> LabelledPictures:
 
 def _split(whole: LabelledPictures, held_out: float) -> tuple[LabelledPictures, LabelledPictures]:
     """Hold out a share of each class, chosen by the digests of paths, so that every machine chooses the same."""
-    train: list[Picture] = []
-    val: list[Picture] = []
+
+    def rank(picture: Picture) -> bytes:
+        return hashlib.sha256(str(picture.path.relative_to(whole.root)).encode()).digest()
+
+    held: set[Picture] = set()
     for truth, label in enumerate(whole.labels):
-        members = [picture for picture in whole.pictures if picture.truth == truth]
+        members = sorted((picture for picture in whole.pictures if picture.truth == truth), key=rank)
         if len(members) < 2:
             raise DataError(f"the class {label!r} has one picture only; training and validation need one each")
-        members.sort(key=lambda picture: hashlib.sha256(str(picture.path.relative_to(whole.root)).encode()).digest())
-        count = min(max(1, round(held_out * len(members))), len(members) - 1)
-        val += members[:count]
-        train += members[count:]
-    return (
-        LabelledPictures(whole.root, whole.labels, tuple(sorted(train, key=_by_path)), whole.skipped),
-        LabelledPictures(whole.root, whole.labels, tuple(sorted(val, key=_by_path))),
-    )
-
-
-def _by_path(picture: Picture) -> tuple[int, Path]:
-    return picture.truth, picture.path
-
-
-def _some(paths: list[Path]) -> str:
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return ", ".join(str(path) for path in paths[:_NAMED]) + more
+        held.update(members[: min(max(1, round(held_out * len(members))), len(members) - 1)])
+    train = tuple(picture for picture in whole.pictures if picture not in held)
+    val = tuple(picture for picture in whole.pictures if picture in held)
+    return replace(whole, pictures=train), replace(whole, pictures=val, skipped=())

@@ -1,19 +1,20 @@
-"""Fetch one file over HTTP: resumable, verified, and quick to give up on a machine without a network."""
+"""Downloads: one file over HTTP, resumable, verified, and quick to give up without a network; the ants and bees."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
 
-from host import files
+from host import files, zips
 from train.errors import DownloadError, Unavailable
 from train.progress import Say, progress
 
@@ -23,55 +24,81 @@ REACH_SECONDS = 6.0
 STALL_SECONDS = 20.0
 MAX_BYTES = 4 << 30
 _FRUITLESS_ATTEMPTS = 3
+_PAUSE_SECONDS = 0.5
+_PIECE = 1 << 16
 # Weights and pictures come from the same host: one wait for it is enough.
 _REMEMBERED_SECONDS = 60.0
 _silent_until: dict[str, float] = {}
-_PAUSE_SECONDS = 0.5
-_PIECE = 1 << 16
+
+# The ants and bees of PyTorch's transfer-learning tutorial.
+NAME = "hymenoptera_data"
+_URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
+# No digest of the archive is published, so its content is pinned: the sha256 over the sorted lines `<sha256>  <path>`
+# of the 397 photographs in train/ and val/, from an independent copy.
+PICTURES = 397
+PICTURES_SHA256 = "955d7639c0d6034bccaed03d441288f4e9e4e9362cf0801abfb34f7020de6c21"
+_ZIP_BYTES = 200 << 20
+# Photographs hardly shrink; deflate's own ceiling is 1032.
+RULES = zips.Rules(
+    DownloadError, "delete it and download it again", max_files=200_000, max_bytes=10 * _ZIP_BYTES, max_ratio=200
+)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What is already here of a file: bytes on disk, and the validator that the server gave for them."""
+def hymenoptera(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the unpacked set's folder under `cache`, and download it if it is not there.
 
-    path: Path
+    `BEELINE_DATA_URL` names another address, `BEELINE_DATA_SHA256` the digest of the archive there; without a digest
+    the pictures themselves must be the known ones.
 
-    @property
-    def notes(self) -> Path:
-        return self.path.with_name(self.path.name + ".json")
-
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def validator(self, url: str) -> str | None:
-        """Return the ETag or date under which the bytes on disk may be continued, if they came from `url`."""
+    Raises:
+        Unavailable: the address cannot be reached. DownloadError: cut off, unsafe, or not the expected content.
+    """
+    url = environ.get("BEELINE_DATA_URL") or _URL
+    sha256 = environ.get("BEELINE_DATA_SHA256") or None
+    identity = hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()[:8]
+    folder = cache / f"{NAME}-{identity}"
+    if folder.is_dir():
+        return folder
+    archive = cache / f"{NAME}-{identity}.zip"
+    if not archive.exists():
+        say(f"downloading {url}")
+        fetch(url, archive, say, sha256, _ZIP_BYTES)
+    with files.whole_folder(folder) as fresh:
         try:
-            notes = json.loads(self.notes.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return notes.get("validator") if notes.get("url") == url else None
+            zips.unpack(archive, fresh, RULES)
+            if sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
+                raise DownloadError(
+                    f"the pictures from {url} are not the known {PICTURES} of {NAME} (their digest is {found[:12]}, "
+                    f"expected {PICTURES_SHA256[:12]}); to use them anyway, set "
+                    f"BEELINE_DATA_SHA256={files.sha256(archive)}"
+                )
+        except DownloadError:
+            # Such as a login page with status 200: with it here, no later run would download the archive.
+            archive.unlink()
+            raise
+    archive.unlink(missing_ok=True)
+    return folder
 
-    def note(self, url: str, answer: requests.Response) -> None:
-        etag = answer.headers.get("ETag", "")
-        # A weak ETag does not promise identical bytes, so nothing may be appended under it.
-        validator = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
-        self.notes.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
 
-    def discard(self) -> None:
-        self.notes.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+def digest(folder: Path) -> str:
+    """Return the digest of all photographs (`.jpg`, `.jpeg`) by path below the folder that holds `train/`."""
+    holders = [path.parent for path in sorted(folder.rglob("train")) if path.is_dir()]
+    root = holders[0] if holders else folder
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    lines = [f"{files.sha256(path)}  {path.relative_to(root).as_posix()}\n" for path in paths if path.name[0] != "."]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes: int = MAX_BYTES) -> Path:
-    """Download `url` to `target` and return it; a cut download continues where it broke off.
+    """Download `url` to `target` and return it; a download that was cut off continues from there.
 
-    Bytes go to `<target>.part` and are renamed when they are complete and, with `sha256` (the digest
-    in hexadecimal, or its first eight digits or more), verified. A part is continued only under the
-    server's own validator (`If-Range`); a server that ignores `Range` starts anew.
+    Bytes go to `<target>.part`, which is renamed when it is complete and, with `sha256` (the digest in hexadecimal, or
+    its first eight digits or more), verified. A part continues only under the server's own validator (`If-Range`); from
+    a server that ignores `Range` the download starts again.
 
     Raises:
-        Unavailable: the server could not be reached in time, or has no such file.
-        DownloadError: broken off for good, too large, or not the file that was expected.
+        Unavailable: the server could not be reached in time, or has no such file. DownloadError: cut off for good, too
+            large, or not the file that was expected.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Two writers would mix their bytes.
@@ -79,10 +106,16 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
     if lock is None:
         raise DownloadError(f"another process is downloading {target}; wait until it is done")
     try:
-        part = _Part(target.with_name(target.name + ".part"))
-        _complete(url, part, say, max_bytes)
-        _verify(url, part, sha256)
-        # The part is the draft: written piece by piece over several runs, it is no `write_whole`.
+        part = _Part(url, target)
+        _complete(part, say, max_bytes)
+        actual = files.sha256(part.path)
+        if sha256 is not None and not actual.startswith(sha256.lower()):
+            part.discard()
+            raise DownloadError(
+                f"{url} has the sha256 {actual}, expected {sha256.lower()}: the file changed or was damaged on its "
+                "way; download it yourself and name it, or correct the checksum"
+            )
+        # The part is the draft: several runs may have written it, piece by piece.
         part.path.replace(target)
         part.notes.unlink(missing_ok=True)
     finally:
@@ -90,20 +123,49 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
     return target
 
 
-def _complete(url: str, part: _Part, say: Say, max_bytes: int) -> None:
+class _Part:
+    """What is already here of a file: bytes on disk, and the validator that the server gave for them."""
+
+    def __init__(self, url: str, target: Path) -> None:
+        self.url = url
+        self.path, self.notes = (target.with_name(f"{target.name}{end}") for end in (".part", ".part.json"))
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def validator(self) -> str | None:
+        """Return the ETag or date under which the bytes on disk may continue, if they came from `url`."""
+        try:
+            notes = json.loads(self.notes.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return notes.get("validator") if notes.get("url") == self.url else None
+
+    def note(self, answer: requests.Response) -> None:
+        etag = answer.headers.get("ETag", "")
+        # A weak ETag does not promise identical bytes, so nothing may be appended under it.
+        validator = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
+        self.notes.write_text(json.dumps({"url": self.url, "validator": validator}), encoding="utf-8")
+
+    def discard(self) -> None:
+        self.notes.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+def _complete(part: _Part, say: Say, max_bytes: int) -> None:
     """Ask until the part is the whole file, or nothing more comes."""
     started, fruitless = False, 0
     while True:
         before = part.size()
         try:
-            return _pull(url, part, say, max_bytes)
+            return _pull(part, say, max_bytes)
         except (Unavailable, requests.RequestException) as error:
             if isinstance(error, Unavailable) and not started:
                 raise
             fruitless = 0 if part.size() > before else fruitless + 1
             if fruitless == _FRUITLESS_ATTEMPTS:
                 raise DownloadError(
-                    f"the download of {url} broke off after {part.size()} bytes ({_first_line(error)}); "
+                    f"the download of {part.url} broke off after {part.size()} bytes ({_first_line(error)}); "
                     "run the same command again to continue it"
                 ) from error
             say(f"the download broke off after {part.size() / 1e6:.1f} MB; trying to continue")
@@ -111,20 +173,20 @@ def _complete(url: str, part: _Part, say: Say, max_bytes: int) -> None:
         started = True
 
 
-def _pull(url: str, part: _Part, say: Say, max_bytes: int) -> None:
+def _pull(part: _Part, say: Say, max_bytes: int) -> None:
     """Ask once, from where the part ends, and append what comes."""
     headers = {"Accept-Encoding": "identity"}
-    have, validator = part.size(), part.validator(url)
+    have, validator = part.size(), part.validator()
     if have and validator:
         headers |= {"Range": f"bytes={have}-", "If-Range": validator}
-    with _first_answer(url, headers) as answer:
-        if answer.status_code == 416:  # nothing beyond what is here: either all of it, or not of this file
+    with _first_answer(part.url, headers) as answer:
+        if answer.status_code == 416:  # Nothing comes after the part: it is the whole file, or not of this file.
             if answer.headers.get("Content-Range") == f"bytes */{have}":
                 return
             part.discard()
             raise requests.ConnectionError(f"the server has fewer than the {have} bytes already here")
         if answer.status_code not in (200, 206):
-            raise Unavailable(f"{url} answers {answer.status_code} {answer.reason}; check the address")
+            raise Unavailable(f"{part.url} answers {answer.status_code} {answer.reason}; check the address")
         resumed = answer.status_code == 206
         if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.discard()
@@ -135,13 +197,13 @@ def _pull(url: str, part: _Part, say: Say, max_bytes: int) -> None:
         if resumed:
             say(f"continuing the download at {done / 1e6:.1f} MB")
         else:
-            part.note(url, answer)
+            part.note(answer)
         with part.path.open("ab" if resumed else "wb") as file, progress("download", total, say, "MB", 1e6) as step:
             for piece in answer.iter_content(_PIECE):
                 done += len(piece)
                 if max(done, total) > max_bytes:
                     part.discard()
-                    raise DownloadError(f"{url} is larger than the limit of {max_bytes} bytes; it was not kept")
+                    raise DownloadError(f"{part.url} is larger than the limit of {max_bytes} bytes; it was not kept")
                 file.write(piece)
                 step(done)
         if total and done != total:
@@ -151,8 +213,8 @@ def _pull(url: str, part: _Part, say: Say, max_bytes: int) -> None:
 def _first_answer(url: str, headers: dict[str, str]) -> requests.Response:
     """Return the answer's head within REACH_SECONDS, or give up.
 
-    The time limit of `requests` covers neither the name's resolution nor the number of addresses that
-    are tried one after the other, so the wait happens in a thread that may be left behind.
+    The time limit of `requests` covers neither the resolution of the name nor the number of addresses that are tried in
+    turn, so the wait happens in a thread that may be left behind.
     """
     host = urlsplit(url).netloc
     if time.monotonic() < _silent_until.get(host, 0.0):
@@ -174,18 +236,6 @@ def _first_answer(url: str, headers: dict[str, str]) -> requests.Response:
     if isinstance(answer, Exception):
         raise Unavailable(f"{url} cannot be reached ({_first_line(answer)})") from answer
     return answer
-
-
-def _verify(url: str, part: _Part, sha256: str | None) -> None:
-    if sha256 is None:
-        return
-    actual = files.sha256(part.path)
-    if not actual.startswith(sha256.lower()):
-        part.discard()
-        raise DownloadError(
-            f"{url} has the sha256 {actual}, expected {sha256.lower()}: the file changed or was damaged on its way; "
-            "download it yourself and name it, or correct the checksum"
-        )
 
 
 def _first_line(error: BaseException) -> str:

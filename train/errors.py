@@ -10,15 +10,11 @@ class DataError(BeelineError):
 
 
 class DownloadError(BeelineError):
-    """A download that began and did not end well: broken off, too large, or with the wrong checksum."""
+    """A download that started and failed: cut off, too large, unsafe to unpack, or not the expected content."""
 
 
 class Unavailable(DownloadError):
-    """A download that never began (no network, no such file): the next source of data may be tried."""
-
-
-class UnsafeArchive(DataError):
-    """A zip file that would write outside its folder, holds links, or grows beyond its limit."""
+    """A download that never started (no network, no such file): the next source of data may be tried."""
 
 
 class WeightsError(BeelineError):

@@ -1,20 +1,23 @@
-"""How right a classifier is on labelled pictures, whatever answers: run, archive or server."""
+"""How right a classifier is on labelled pictures, whatever answers: a run, an archive or a server."""
 
 from __future__ import annotations
 
-import json
+import base64
+import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from beeline import pixels
 from beeline.answer import Answer
-from beeline.errors import Undetermined
-from train.data import LabelledPictures, labelled_pictures
+from beeline.errors import RequestError, Undetermined
+from host.report import Figures, Page, Pictures, Section, Sentences, Table, terminal
+from host.report.charts import Bar, bars
+from train.data import LabelledPictures
 from train.errors import DataError
-
-__all__ = ["Judged", "LabelScore", "Report", "evaluate", "labelled_pictures"]
 
 Predict = Callable[[list[bytes]], list[Answer]]
 
@@ -22,12 +25,14 @@ BATCH = 32
 TOP_K = 5
 # The answer's column in the confusion matrix for a label that no class folder has, and for no answer.
 OTHER, FAILED = "(another label)", "(no answer)"
-_SHOWN = 24
+# Of how many labels a confusion matrix can be read, on a page and on a terminal; of more, the largest cells are listed.
+_ON_PAGE, _ON_TERMINAL = 30, 12
+_PAIRS, _MISTAKES, _FAILURES = 40, 24, 100
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One picture, what it shows and what was answered: labels with probabilities, best first.
+    """One picture, its true label and what was answered: labels with probabilities, best first.
 
     `answers` is empty where there was no prediction; then `status` and `message` say why.
     """
@@ -43,49 +48,28 @@ class Judged:
         """The best label, None without a prediction."""
         return self.answers[0][0] if self.answers else None
 
-    @property
-    def right(self) -> bool:
-        """Whether the best label is the true one."""
-        return self.answer == self.truth
-
     def within(self, k: int) -> bool:
         """Whether the true label is among the `k` best."""
         return self.truth in [label for label, _ in self.answers[:k]]
 
 
 @dataclass(frozen=True)
-class LabelScore:
-    """Precision, recall and F1 of one label, 0 to 1; `precision` is 0 for a label that is never answered."""
-
-    label: str
-    pictures: int
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True)
 class Report:
-    """What `evaluate` found. A picture without a prediction counts as wrong in every number."""
+    """The result of `evaluate`. A picture without a prediction counts as wrong in every number."""
 
     data: str
     labels: tuple[str, ...]
     judged: tuple[Judged, ...]
 
     @property
-    def pictures(self) -> int:
-        """The number of pictures."""
-        return len(self.judged)
-
-    @property
     def right(self) -> int:
         """The number of pictures whose best label is the true one."""
-        return sum(one.right for one in self.judged)
+        return sum(one.within(1) for one in self.judged)
 
     @property
     def top1(self) -> float:
         """Accuracy, 0 to 1."""
-        return self.right / self.pictures
+        return self.right / len(self.judged)
 
     @property
     def k(self) -> int:
@@ -95,59 +79,54 @@ class Report:
     @property
     def topk(self) -> float:
         """The share of pictures whose true label is among the `k` best."""
-        return sum(one.within(self.k) for one in self.judged) / self.pictures
+        return sum(one.within(self.k) for one in self.judged) / len(self.judged)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What a picture can be answered with: the labels, and if they occur another label, no answer."""
-        extra = {_column(one, self.labels) for one in self.judged} - set(self.labels)
+        extra = {self._column(one) for one in self.judged} - set(self.labels)
         return (*self.labels, *(name for name in (OTHER, FAILED) if name in extra))
 
-    def confusion(self) -> list[list[int]]:
-        """Return counts `[true label][column]`."""
-        pairs = Counter((one.truth, _column(one, self.labels)) for one in self.judged)
-        return [[pairs[truth, column] for column in self.columns] for truth in self.labels]
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """Return the number of pictures by true label and column."""
+        pairs, columns = Counter((one.truth, self._column(one)) for one in self.judged), self.columns
+        return {truth: {column: pairs[truth, column] for column in columns} for truth in self.labels}
 
-    def scores(self) -> list[LabelScore]:
-        """Return precision, recall and F1 of each label."""
-        matrix = self.confusion()
-        scores = []
-        for index, label in enumerate(self.labels):
-            hits, shown = matrix[index][index], sum(matrix[index])
-            answered = sum(row[index] for row in matrix)
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Return pictures, precision, recall and F1 by label; a label that is never answered has precision 0."""
+        counts, scores = self.confusion(), {}
+        for label, row in counts.items():
+            hits, shown = row[label], sum(row.values())
+            answered = sum(other[label] for other in counts.values())
             precision, recall = hits / answered if answered else 0.0, hits / shown if shown else 0.0
             f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-            scores.append(LabelScore(label, shown, precision, recall, f1))
+            scores[label] = {"pictures": shown, "precision": precision, "recall": recall, "f1": f1}
         return scores
 
     def mistakes(self) -> list[Judged]:
         """Return the wrong predictions, the surest first."""
-        wrong = [one for one in self.judged if one.answers and not one.right]
+        wrong = [one for one in self.judged if one.answers and not one.within(1)]
         return sorted(wrong, key=lambda one: -one.answers[0][1])
 
     def failures(self) -> dict[int, list[Judged]]:
         """Return the pictures without a prediction by HTTP status."""
-        found: dict[int, list[Judged]] = {}
-        for one in self.judged:
-            if not one.answers:
-                found.setdefault(one.status, []).append(one)
-        return dict(sorted(found.items()))
+        failed = sorted((one for one in self.judged if not one.answers), key=lambda one: one.status)
+        return {status: list(ones) for status, ones in groupby(failed, lambda one: one.status)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; paths as text, all mistakes and failures named."""
-        scores = {
-            one.label: {"pictures": one.pictures, "precision": one.precision, "recall": one.recall, "f1": one.f1}
-            for one in self.scores()
-        }
         return {
             "data": self.data,
-            "pictures": self.pictures,
+            "pictures": len(self.judged),
             "right": self.right,
             "top1": self.top1,
             "k": self.k,
             "topk": self.topk,
-            "labels": scores,
-            "confusion": {"columns": list(self.columns), "rows": dict(zip(self.labels, self.confusion(), strict=True))},
+            "labels": self.scores(),
+            "confusion": {
+                "columns": list(self.columns),
+                "rows": {label: list(row.values()) for label, row in self.confusion().items()},
+            },
             "mistakes": [
                 {"path": str(one.path), "truth": one.truth, "answer": one.answer, "probability": one.answers[0][1]}
                 for one in self.mistakes()
@@ -160,30 +139,72 @@ class Report:
 
     def text(self) -> str:
         """Return the report as plain lines for a terminal."""
-        width = max(len(name) for name in (*self.labels, *self.columns))
-        failed = sum(len(ones) for ones in self.failures().values())
-        lines = [
-            f"{self.right} of {self.pictures} right: accuracy {self.top1:.4f}, top-{self.k} {self.topk:.4f}"
-            + (f"; {failed} without a prediction, counted as wrong" if failed else "")
-        ]
-        lines += ["", f"{'':<{width}}  pictures  precision  recall     f1"]
-        lines += [
-            f"{one.label:<{width}}  {one.pictures:>8}  {one.precision:>9.3f}  {one.recall:>6.3f}  {one.f1:>5.3f}"
-            for one in self.scores()
-        ]
-        if len(self.labels) <= _SHOWN // 2:
-            lines += ["", f"{'true / answered':<{width + 6}}" + "".join(f"  {name:>{width}}" for name in self.columns)]
-            for label, row in zip(self.labels, self.confusion(), strict=True):
-                lines.append(f"{label:<{width + 6}}" + "".join(f"  {count:>{width}}" for count in row))
-        if wrong := self.mistakes():
+        failures, wrong = self.failures(), self.mistakes()
+        failed = sum(map(len, failures.values()))
+        first = f"{self.right} of {len(self.judged)} right: accuracy {self.top1:.4f}, top-{self.k} {self.topk:.4f}"
+        first += f"; {failed} without a prediction, counted as wrong" if failed else ""
+        lines = [first, "", terminal((self._table(), self._confusion(_ON_TERMINAL)))]
+        if wrong:
             lines += ["", "surest mistakes:"]
             lines += [
-                f"  {one.answers[0][1]:.3f} {one.answer}, truly {one.truth}: {one.path}" for one in wrong[:_SHOWN]
+                f"  {one.answers[0][1]:.3f} {one.answer}, truly {one.truth}: {one.path}" for one in wrong[:_MISTAKES]
             ]
-        for status, ones in self.failures().items():
-            lines += ["", f"no prediction, status {status}:"]
-            lines += [f"  {one.path}: {one.message}" for one in ones]
+        for status, ones in failures.items():
+            lines += ["", f"no prediction, status {status}:", *(f"  {one.path}: {one.message}" for one in ones)]
         return "\n".join(lines)
+
+    def page(self, source: str) -> Page:
+        """Return the report as a page: figures, labels, confusion, the surest mistakes; `source` says what answered."""
+        failures, wrong = self.failures(), self.mistakes()
+        figures = (
+            (f"{self.top1:.1%}", "accuracy"),
+            (f"{self.topk:.1%}", f"true label among the best {self.k}"),
+            (str(len(self.judged)), "pictures"),
+            (str(sum(map(len, failures.values()))), "without a prediction, counted as wrong"),
+        )
+        lowest = sorted((score["f1"], label) for label, score in self.scores().items())[:12]
+        drawn = [Bar(label, f1, f"{f1:.3f}") for f1, label in lowest]
+        chart = bars("F1", "F1 of the labels, lowest first.", drawn, 1.0)
+        many = f"the surest {_MISTAKES} of {len(wrong)}" if len(wrong) > _MISTAKES else f"all {len(wrong)}"
+        thumbnails = Pictures(tuple(map(_thumbnail, wrong[:_MISTAKES]))) if wrong else Sentences(("None.",))
+        sections = [
+            Section("Labels", (Figures(figures), chart, self._table())),
+            Section("Confusion", (self._confusion(_ON_PAGE),)),
+            Section(f"Mistakes, {many}" if wrong else "Mistakes", (thumbnails,)),
+        ]
+        for status, ones in failures.items():
+            lines = tuple(f"{one.path}: {one.message}" for one in ones[:_FAILURES])
+            sections.append(Section(f"Without a prediction, status {status}: {len(ones)}", (Sentences(lines),)))
+        return Page(f"{self.right} of {len(self.judged)} right", f"{source} on {self.data}", tuple(sections))
+
+    def _column(self, one: Judged) -> str:
+        if one.answer is None:
+            return FAILED
+        return one.answer if one.answer in self.labels else OTHER
+
+    def _table(self) -> Table:
+        rows = []
+        for label, score in self.scores().items():
+            shares = (f"{score[key]:.3f}" for key in ("precision", "recall", "f1"))
+            rows.append((label, str(score["pictures"]), *shares))
+        return Table("Every label", ("label", "pictures", "precision", "recall", "F1"), tuple(rows))
+
+    def _confusion(self, most: int) -> Table:
+        """Return the confusion matrix, or its largest cells if there are more than `most` labels."""
+        counts = self.confusion()
+        if len(counts) > most:
+            cells = [
+                (n, truth, name) for truth, row in counts.items() for name, n in row.items() if n and name != truth
+            ]
+            pairs = tuple((truth, name, str(n)) for n, truth, name in sorted(cells, reverse=True)[:_PAIRS])
+            return Table("Most confused", ("true label", "answer", "pictures"), pairs, words=True)
+        shades = tuple(
+            tuple((1 if name == truth else -1) * n / max(1, sum(row.values())) for name, n in row.items())
+            for truth, row in counts.items()
+        )
+        rows = tuple((truth, *map(str, row.values())) for truth, row in counts.items())
+        heads = ("true label \\ answer", *self.columns)
+        return Table("Pictures of each true label by answer", heads, rows, shades=shades)
 
 
 def evaluate(predict: Predict, data: LabelledPictures, batch: int = BATCH) -> Report:
@@ -204,35 +225,36 @@ def evaluate(predict: Predict, data: LabelledPictures, batch: int = BATCH) -> Re
 
 
 def _judge(path: Path, truth: str, answer: Answer) -> Judged:
-    if answer.status == 200:
-        values = _numbers(answer.body)
-        if not values:
-            raise Undetermined(
-                f"the answer for {path} is {answer.body[:80]!r}, no labels with probabilities; "
-                "name a model that answers as Beeline's do"
-            )
-        return Judged(path, truth, tuple(sorted(values.items(), key=lambda pair: -pair[1])), 200)
-    return Judged(path, truth, (), answer.status, _message(answer))
-
-
-def _numbers(body: str) -> dict[str, float]:
-    """Return labels with probabilities; nothing where the body is something else."""
+    if answer.status != 200:
+        return Judged(path, truth, (), answer.status, _message(answer))
     try:
-        return {str(label): float(value) for label, value in json.loads(body).items()}
+        values = {str(label): float(value) for label, value in answer.json().items()}
     except (ValueError, TypeError, AttributeError):
-        return {}
+        values = {}
+    if not values:
+        raise Undetermined(
+            f"the answer for {path} is {answer.body[:80]!r}, no labels with probabilities; "
+            "name a model that answers as Beeline's do"
+        )
+    return Judged(path, truth, tuple(sorted(values.items(), key=lambda pair: -pair[1])), 200)
 
 
 def _message(answer: Answer) -> str:
     """Return what a failed answer says: its JSON message, or the text itself where it is none."""
     try:
-        values = json.loads(answer.body)
+        values = answer.json()
         return str(values["message"]) if isinstance(values, dict) and "message" in values else str(values)
     except ValueError:
         return " ".join(answer.body.split())[:160] or answer.phrase
 
 
-def _column(one: Judged, labels: tuple[str, ...]) -> str:
-    if one.answer is None:
-        return FAILED
-    return one.answer if one.answer in labels else OTHER
+def _thumbnail(one: Judged) -> tuple[str, str, str]:
+    caption = f"answered {one.answer} ({one.answers[0][1]:.3f}), truly {one.truth}"
+    try:
+        picture = pixels.open_rgb(one.path.read_bytes())
+    except (RequestError, OSError) as error:
+        return str(error), one.path.name, caption
+    picture.thumbnail((180, 180))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", one.path.name, caption

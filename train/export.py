@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from beeline import pixels
 from beeline.errors import ArchiveError, SpecError
-from beeline.spec import Accuracy, ModelSpec, Provenance
+from beeline.spec import EXPECTED, GOLDEN, Accuracy, ModelSpec, Provenance
 from train.config import ExportConfig
 from train.errors import RunError
 from train.runs import Run
@@ -24,35 +24,16 @@ EXPORT = 1
 def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
     """Write `<run>/export/` and return its spec; an earlier export that says the same is kept.
 
-    Args:
-        run: the finished run.
-        naming: name, version and top-k; None takes those the run was trained with.
+    `naming` are name, version and top-k; None takes those that the run was trained with.
 
     Raises:
         RunError: when the checkpoint is missing or damaged. ArchiveError: when the model cannot be exported.
     """
-    said = description(run, naming)
-    maker = run.folder / "exported_by"
-    if maker.is_file() and maker.read_text() == str(EXPORT) and (kept := _kept(run, said)) is not None:
-        return kept
-    maker.unlink(missing_ok=True)
-
-    from archive.export import ExportRequest, export_folder
-
-    model = run.config().model
-    request = ExportRequest(mean=_rgb(model.mean), std=_rgb(model.std), architecture=model.name, **said)
-    spec = export_folder(network(run), request, run.export)
-    maker.write_text(str(EXPORT))
-    return spec
-
-
-def description(run: Run, naming: ExportConfig | None = None) -> dict[str, Any]:
-    """Return the fields of the spec that the run decides."""
     config, data = run.config(), run.record["data"]
     if naming is not None:
         config = dataclasses.replace(config, export=naming)
-    return {
-        "name": config.archive_name,
+    described: dict[str, Any] = {
+        "name": config.export.name or config.model.name,
         "version": config.export.version,
         "labels": run.labels,
         "geometry": config.model.geometry,
@@ -60,14 +41,30 @@ def description(run: Run, naming: ExportConfig | None = None) -> dict[str, Any]:
         "accuracy": Accuracy(run.accuracy, sum(data["val"].values()), f"{data['name']}, validation pictures"),
         "provenance": Provenance(data["name"], data["generated"], run.record["weights"]["name"]),
     }
+    maker = run.folder / "exported_by"
+    if maker.is_file() and maker.read_text() == str(EXPORT):
+        try:
+            spec = ModelSpec.load(run.export)
+        except SpecError:
+            pass
+        else:
+            same = all(getattr(spec, key) == value for key, value in described.items())
+            whole = (run.export / spec.model.file).is_file() and (run.export / GOLDEN / EXPECTED).is_file()
+            if same and whole and spec.geometry_version == pixels.GEOMETRY:
+                return spec
+    maker.unlink(missing_ok=True)
+
+    from archive.export import ExportRequest, export_folder
+
+    model = config.model
+    request = ExportRequest(mean=model.mean, std=model.std, architecture=model.name, **described)
+    spec = export_folder(network(run), request, run.export)
+    maker.write_text(str(EXPORT))
+    return spec
 
 
 def network(run: Run) -> nn.Module:
-    """Return the run's trained network in evaluation mode: float32 normalised NCHW to logits.
-
-    Raises:
-        RunError: when the checkpoint is missing, damaged or not of the run's architecture.
-    """
+    """Return the run's trained network in evaluation mode: float32 normalised NCHW to logits."""
     from archive.artifact import read_state_dict
     from train.model import build
 
@@ -83,19 +80,3 @@ def network(run: Run) -> nn.Module:
         why = " ".join(str(error).split())[:160]
         raise RunError(f"{run.checkpoint} is not of {name} ({why}); train again") from error
     return built.eval()
-
-
-def _kept(run: Run, said: dict[str, Any]) -> ModelSpec | None:
-    """Return the spec of an earlier export that is complete and says the same; else None."""
-    try:
-        spec = ModelSpec.load(run.export)
-    except SpecError:
-        return None
-    same = all(getattr(spec, key) == value for key, value in said.items())
-    whole = (run.export / spec.model.file).is_file() and (run.export / "golden" / "expected.json").is_file()
-    return spec if same and whole and spec.geometry_version == pixels.GEOMETRY else None
-
-
-def _rgb(values: list[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return red, green, blue

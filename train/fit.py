@@ -18,11 +18,11 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import nn
 
+from archive.artifact import read_state_dict
 from host.files import write_json
 from train import runs
 from train.errors import DataError, RunError
-from train.headstart import solve
-from train.learner import Learner
+from train.learner import Learner, solve_head
 from train.loader import Pictures
 from train.model import build, check_input, start_from
 from train.plan import Plan
@@ -52,25 +52,28 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
     `run.json`. The schedule is fixed, and the model of the last epoch is kept.
 
     Raises:
-        ConfigError, WeightsError: for an architecture, size or weights that do not go together. ArchiveError: for
-            weights that are no state dict.
-        DataError: for a picture that cannot be decoded. RunError: when the loss is not finite, or the
-            fit was interrupted.
+        ConfigError, WeightsError: for an architecture, size or weights that do not fit. ArchiveError: for weights that
+            are no state dict. DataError: for a bad picture. RunError: for a loss that is not finite, or an interrupt.
     """
     config = plan.config
     with _quiet(), _deterministic(config.seed):
         network = build(config.model.name, len(plan.data.labels))
         check_input(network, config.model.crop, config.model.name)
-        if plan.weights.pretrained:
-            start_from(network, plan.weights.read(), plan.weights.name)
+        if plan.weights.path is not None:
+            start_from(network, read_state_dict(plan.weights.path), plan.weights.name)
         run = runs.create(config.model.name, plan.fingerprint, folder)
         config.save(run / "config.yaml")
         say(f"run: {run}")
-        begun = time.monotonic()
+        start = time.monotonic()
         epochs, device = _train(network, plan, say)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - start
     torch.save(network.cpu().state_dict(), run / "checkpoint.pth")
-    _write_metrics(run, epochs)
+    rows = [asdict(epoch) for epoch in epochs]
+    with (run / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(run / "metrics.json", {"epochs": rows, "last": rows[-1]}, sync=True)
     return runs.finish(run, _record(plan, epochs, seconds, device))
 
 
@@ -79,16 +82,17 @@ def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[
     config, pictures = plan.config, Pictures(plan.data, plan.config)
     batches = -(-len(plan.data.train) // config.fit.batch)
     lines = _Lines(config.fit.epochs, len(plan.data.val), say)
-    callbacks: list[Callback] = [lines]
-    if config.fit.average is not None:
-        callbacks.insert(0, EMAWeightAveraging(decay=config.fit.average))
-    device = _device()
+    averaging = [] if config.fit.average is None else [EMAWeightAveraging(decay=config.fit.average)]
+    if torch.cuda.is_available():
+        device = {"value": "cuda", "reason": "a CUDA device is there"}
+    else:
+        device = {"value": "cpu", "reason": f"no CUDA device is there; {torch.get_num_threads()} threads"}
     network.to(device["value"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(
         accelerator=device["value"],
         devices=1,
         max_epochs=config.fit.epochs,
-        callbacks=callbacks,
+        callbacks=[*averaging, lines],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -98,7 +102,11 @@ def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[
     )
     try:
         if config.fit.head_penalty is not None:
-            _solve_head(network, plan, pictures, say)
+            train = plan.data.train.pictures
+            some = train[:: -(-len(train) // _MOST_FOR_HEAD)]
+            mirrored = config.augment.flip > 0
+            right = solve_head(network, pictures.fixed(some), config.fit.head_penalty, config.model, mirrored)
+            say(f"head: solved for on the frozen features of {len(some)} pictures, {right:.3f} of them right")
         learner = Learner(network, config.model, config.fit, batches * config.fit.epochs)
         trainer.fit(learner, datamodule=pictures)
     except DataError as error:
@@ -111,32 +119,17 @@ def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[
     return lines.epochs, device
 
 
-def _solve_head(network: nn.Module, plan: Plan, pictures: Pictures, say: Say) -> None:
-    config, train = plan.config, plan.data.train.pictures
-    assert config.fit.head_penalty is not None
-    some = train[:: -(-len(train) // _MOST_FOR_HEAD)]
-    accuracy = solve(
-        network,
-        pictures.fixed(some),
-        config.fit.head_penalty,
-        config.model.mean,
-        config.model.std,
-        mirrored=config.augment.flip > 0,
-    )
-    say(f"head: solved for on the frozen features of {len(some)} pictures, {accuracy:.3f} of them right")
-
-
 class _Lines(Callback):
     """Collects one row an epoch and prints it, with progress through the batches."""
 
     def __init__(self, epochs: int, pictures: int, say: Say) -> None:
         self.epochs: list[Epoch] = []
-        self._count, self._pictures, self._say, self._begun = epochs, pictures, say, 0.0
+        self._count, self._pictures, self._say, self._start = epochs, pictures, say, 0.0
         self._open = ExitStack()
         self._step: Step = lambda done: None
 
     def on_train_epoch_start(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         text = f"epoch {len(self.epochs) + 1}/{self._count}"
         self._step = self._open.enter_context(progress(text, int(trainer.num_training_batches), self._say, "batches"))
 
@@ -149,7 +142,7 @@ class _Lines(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._open.close()
         train, val = learner.training_tally, learner.validation_tally
-        seconds = time.monotonic() - self._begun
+        seconds = time.monotonic() - self._start
         row = Epoch(len(self.epochs) + 1, train.loss, train.accuracy, val.loss, val.accuracy, round(seconds, 3))
         self.epochs.append(row)
         self._say(
@@ -157,15 +150,6 @@ class _Lines(Callback):
             f"validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.3f} ({val.hits}/{self._pictures}); "
             f"{seconds:.0f} s"
         )
-
-
-def _write_metrics(run: Path, epochs: list[Epoch]) -> None:
-    rows = [asdict(epoch) for epoch in epochs]
-    with (run / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_json(run / "metrics.json", {"epochs": rows, "last": rows[-1]}, sync=True)
 
 
 def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, str]) -> dict[str, object]:
@@ -193,19 +177,11 @@ def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, s
     }
 
 
-def _device() -> dict[str, str]:
-    if torch.cuda.is_available():
-        return {"value": "cuda", "reason": "a CUDA device is there"}
-    return {"value": "cpu", "reason": f"no CUDA device is there; {torch.get_num_threads()} threads"}
-
-
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
     """Seed everything and use deterministic operations inside the block."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng():
         seed_everything(seed, verbose=False)
         # On a GPU some backward passes (adaptive pooling) have no deterministic version; PyTorch warns there.
@@ -219,14 +195,13 @@ def _deterministic(seed: int) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence Lightning's advice, such as "consider more workers"."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\..*")
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
+            for logger, level in levels.items():
                 logger.setLevel(level)

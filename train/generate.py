@@ -10,17 +10,15 @@ from PIL import Image, ImageDraw, ImageFilter
 from host.files import whole_folder
 
 LABELS = ("circles", "stripes")
-# In the folder's name, so that files of another version are not reused.
-VERSION = 1
-TRAIN, VAL = 80, 30
 
 
-def generate(cache: Path, seed: int = 0, train: int = TRAIN, val: int = VAL) -> Path:
+def generate(cache: Path, seed: int = 0, train: int = 80, val: int = 30) -> Path:
     """Draw `train` + `val` pictures a class under `cache` and return their folder; an existing one is reused.
 
-    The pixels depend only on `seed`. Files are PNG, whose pixels do not depend on the library that wrote them.
+    The pixels depend only on `seed`, since the files are PNG.
     """
-    folder = cache / f"generated-{VERSION}-{seed}-{train}-{val}"
+    # The version, 1, is in the name, so that files of another version are not reused.
+    folder = cache / f"generated-1-{seed}-{train}-{val}"
     if folder.is_dir():
         return folder
     with whole_folder(folder) as fresh:
@@ -36,7 +34,7 @@ def generate(cache: Path, seed: int = 0, train: int = TRAIN, val: int = VAL) -> 
 def draw(label: str, rng: random.Random) -> Image.Image:
     """Draw one picture of 200 to 320 pixels a side: discs or bars on a mottled ground.
 
-    Colour, place, size and number are drawn alike for both classes, so only the shape tells them apart.
+    Colour, place, size and number are drawn alike for both classes, so only the shape differs.
     """
     width, height = rng.randint(200, 320), rng.randint(200, 320)
     ground, ink = _colour(rng), _colour(rng)

@@ -1,8 +1,9 @@
-"""A network's training and validation steps, as a Lightning module."""
+"""How a network learns: its head is solved for on frozen features, then all of it trains, as a Lightning module."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,7 @@ class Learner(LightningModule):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Turn uint8 `[N, 3, crop, crop]` into logits `[N, classes]`."""
-        logits = self.network(normalised(pictures, self._model.mean, self._model.std))
-        assert isinstance(logits, Tensor)
+        logits: Tensor = self.network(normalised(pictures, self._model.mean, self._model.std))
         return logits
 
     def on_train_epoch_start(self) -> None:
@@ -54,10 +54,8 @@ class Learner(LightningModule):
         if self._fit.head_penalty:
             loss = loss + self._fit.head_penalty / 2 * self._head.weight.square().sum()
         if not torch.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}; "
-                f"lower fit.rate, which is {self._fit.rate:g}"
-            )
+            epoch, rate = self.current_epoch + 1, self._fit.rate
+            raise RunError(f"the loss is {loss.item()} in epoch {epoch}; lower fit.rate, which is {rate:g}")
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -71,17 +69,17 @@ class Learner(LightningModule):
         self.validation_tally.add(nn.functional.cross_entropy(logits, truths), logits, truths)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a rate for each tensor, rising and falling over all steps.
+        """AdamW with a rate for each tensor, which rises and falls over all steps.
 
         Adam moves every weight by about the rate, however large the weight is. Weights differ in size by a factor of
         fifty between layers, and frozen batch normalisation does not compensate: a rate that suits the first layer
         destroys the last. So a tensor's rate is relative to the size of its weights.
         """
-        groups = [
-            {"params": [tensor], "lr": self._fit.rate * max(_LEAST_SIZE, _size(tensor))}
-            for tensor in self.network.parameters()
-            if tensor.requires_grad
-        ]
+        groups = []
+        for tensor in self.network.parameters():
+            if tensor.requires_grad:
+                size = float(tensor.detach().square().mean().sqrt())
+                groups.append({"params": [tensor], "lr": self._fit.rate * max(_LEAST_SIZE, size)})
         optimizer = torch.optim.AdamW(groups, weight_decay=self._fit.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -119,12 +117,68 @@ class Tally:
         return self.hits / self.pictures
 
 
-def normalised(pictures: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def normalised(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turn uint8 `[N, 3, H, W]` into the network's float32, channels last in memory (faster convolutions)."""
     scaled = pictures.float() / 255
     centre, spread = (torch.tensor(values, device=pictures.device).view(1, 3, 1, 1) for values in (mean, std))
     return ((scaled - centre) / spread).contiguous(memory_format=torch.channels_last)
 
 
-def _size(tensor: Tensor) -> float:
-    return float(tensor.detach().square().mean().sqrt())
+def solve_head(
+    network: nn.Module, batches: Iterable[Batch], penalty: float, model: ModelConfig, mirrored: bool = True
+) -> float:
+    """Set the head of `network` to the best one for `batches`, in place; return its accuracy on them.
+
+    A new head is random, and the first training steps with it would distort good features (Kumar et al. 2022,
+    "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). On frozen features the best
+    linear head is a small convex problem with one solution, whatever the seed.
+
+    Half of `penalty` times the head's squared norm is added to the mean cross-entropy. With `mirrored` each picture's
+    mirror image counts too.
+    """
+    _, layer = head(network)
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features, truths, deepest = [], [], []
+    network.eval()
+    try:
+        with torch.inference_mode():
+            for pictures, truth in batches:
+                pictures = pictures.to(layer.weight.device)
+                for view in (pictures, pictures.flip(3)) if mirrored else (pictures,):
+                    network(normalised(view, model.mean, model.std))
+                    maps = seen.pop().flatten(2) if isinstance(layer, nn.Conv2d) else seen.pop()[..., None]
+                    features.append(maps.mean(2).double().cpu())
+                    deepest.append(maps.abs().amax(dim=(0, 2)).double().cpu())
+                    truths.append(truth)
+    finally:
+        hook.remove()
+    inputs, wanted = torch.cat(features), torch.cat(truths)
+    weight, bias = _softmax_regression(inputs.clone(), wanted.clone(), layer.weight.shape[0], penalty)
+    accuracy = float(((inputs @ weight.T + bias).argmax(1) == wanted).double().mean())
+    if isinstance(layer, nn.Conv2d):
+        # SqueezeNet clips its head's maps at zero before it averages them. A constant added to every logit changes no
+        # probability, so all maps are raised above zero, where nothing is clipped.
+        bias = bias - bias.min() + weight.abs().max(0).values @ torch.stack(deepest).amax(0)
+    with torch.no_grad():
+        layer.weight.copy_(weight.float().reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(bias.float())
+    return accuracy
+
+
+def _softmax_regression(inputs: Tensor, truths: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Minimise cross-entropy + penalty/2 * |weight|^2 over float64 `[N, features]`; L-BFGS from zero."""
+    weight = torch.zeros(classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = nn.functional.cross_entropy(inputs @ weight.T + bias, truths) + penalty / 2 * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        solver.step(loss)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()

@@ -1,13 +1,14 @@
-"""Pictures to batches: training pictures vary, validation pictures are decoded as in the worker."""
+"""Pictures to batches: training pictures are varied, validation pictures are decoded as in the worker."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
@@ -20,12 +21,13 @@ from train.data import DataSet, Picture
 from train.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
+T = TypeVar("T")
 
 
 class Draws(Sampler[tuple[int, int]]):
     """Yields every picture once an epoch, in random order, each with a seed of its own for its variation.
 
-    Since the seed comes with the index, a run gives the same pictures however many processes load them.
+    Since the seed comes with the index, the number of loader processes does not change the pictures.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -46,14 +48,9 @@ class VaryingPictures(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, pictures: Sequence[Picture], augment: AugmentConfig, geometry: Geometry) -> None:
         self._pictures = pictures
+        mode = InterpolationMode(geometry.interpolation)
         steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(
-                geometry.crop,
-                scale=augment.scale,
-                ratio=augment.ratio,
-                interpolation=InterpolationMode(geometry.interpolation),
-                antialias=True,
-            ),
+            v2.RandomResizedCrop(geometry.crop, augment.scale, augment.ratio, mode, antialias=True),
             v2.RandomHorizontalFlip(augment.flip),
         ]
         if augment.colour:
@@ -68,7 +65,7 @@ class VaryingPictures(Dataset[tuple[Tensor, int]]):
         picture = self._pictures[index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._vary(_open(picture)), picture.truth
+            return self._vary(_decoded(picture, pixels.open_rgb)), picture.truth
 
 
 class FixedPictures(Dataset[tuple[Tensor, int]]):
@@ -82,10 +79,7 @@ class FixedPictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture = self._pictures[index]
-        try:
-            array = pixels.decode(picture.path.read_bytes(), self._geometry)
-        except (RequestError, OSError) as error:
-            raise _unusable(picture, error) from error
+        array = _decoded(picture, partial(pixels.decode, geometry=self._geometry))
         return torch.from_numpy(np.array(array)).permute(2, 0, 1), picture.truth
 
 
@@ -100,8 +94,7 @@ class Pictures(LightningDataModule):
         """Return the varying training pictures, in a new order each epoch."""
         config, pictures = self._config, self._data.train.pictures
         varying = VaryingPictures(pictures, config.augment, config.model.geometry)
-        draws = Draws(len(pictures), config.seed)
-        return DataLoader(varying, config.fit.batch, sampler=draws, num_workers=config.data.loaders, generator=_own())
+        return self._loader(varying, Draws(len(pictures), config.seed))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the validation pictures in their order."""
@@ -109,22 +102,21 @@ class Pictures(LightningDataModule):
 
     def fixed(self, pictures: Sequence[Picture]) -> DataLoader[tuple[Tensor, int]]:
         """Return these pictures in their order, as the worker sees them."""
+        return self._loader(FixedPictures(pictures, self._config.model.geometry))
+
+    def _loader(
+        self, pictures: Dataset[tuple[Tensor, int]], draws: Draws | None = None
+    ) -> DataLoader[tuple[Tensor, int]]:
+        # Without a generator of its own a loader changes the global random state.
+        own = torch.Generator().manual_seed(0)
         config = self._config
-        fixed = FixedPictures(pictures, config.model.geometry)
-        return DataLoader(fixed, config.fit.batch, num_workers=config.data.loaders, generator=_own())
+        return DataLoader(pictures, config.fit.batch, sampler=draws, num_workers=config.data.loaders, generator=own)
 
 
-def _own() -> torch.Generator:
-    """Return a generator for a loader, which otherwise changes the global random state."""
-    return torch.Generator().manual_seed(0)
-
-
-def _open(picture: Picture) -> Image.Image:
+def _decoded(picture: Picture, decode: Callable[[bytes], T]) -> T:
     try:
-        return pixels.open_rgb(picture.path.read_bytes())
+        return decode(picture.path.read_bytes())
     except (RequestError, OSError) as error:
-        raise _unusable(picture, error) from error
-
-
-def _unusable(picture: Picture, error: Exception) -> DataError:
-    return DataError(f"the picture {picture.path} cannot be used: {error}; repair it or take it out of the folder")
+        raise DataError(
+            f"the picture {picture.path} cannot be used: {error}; repair it or take it out of the folder"
+        ) from error

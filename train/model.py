@@ -1,4 +1,4 @@
-"""Any torchvision classifier by name, with a head for our labels."""
+"""Any torchvision classifier by name, with a head for the given labels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torchvision import models
 from beeline.errors import ConfigError, did_you_mean
 from train.errors import WeightsError
 
-# Both return several outputs while they train, and their published weights expect pixels that were normalised twice:
-# more special cases than they are worth.
+# Both return several outputs while they train, and their published weights expect pixels that are normalised twice: too
+# many special cases.
 _LEFT_OUT = {"googlenet", "inception_v3"}
 _NAMED = 3
 
@@ -23,46 +23,41 @@ def names() -> list[str]:
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """Return the architecture with random weights: float32 `[N, 3, H, W]` to logits `[N, classes]`.
-
-    Raises:
-        ConfigError: for a name that torchvision does not know.
-    """
+    """Return the architecture with random weights: float32 `[N, 3, H, W]` to logits `[N, classes]`."""
     known = names()
     if name not in known:
         raise ConfigError(f"model.name is {name!r}, no classifier of torchvision{did_you_mean(name, known)}")
-    network = models.get_model(name, weights=None, num_classes=classes)
-    assert isinstance(network, nn.Module)
+    network: nn.Module = models.get_model(name, weights=None, num_classes=classes)
     return network
 
 
 def head(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """Return the layer that makes the logits, with its dotted name: the last linear one or convolution.
+    """Return the layer that makes the logits, with its dotted name: the last linear or convolutional layer.
 
     In every torchvision classifier that is `fc`, `classifier.<n>`, `heads.head` or `head`.
     """
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    return layers[-1]
+    return [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
 
 
 def start_from(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load every weight but the head's, which belongs to other labels; the other names and shapes must match.
+    """Load every weight except the head's, which is for other labels; all other names and shapes must match.
 
     Raises:
-        WeightsError: when the weights are those of another architecture; the first names that differ are
-            in the message.
+        WeightsError: for another architecture's weights; the message has the first names that differ.
     """
     name, _ = head(network)
-    own = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{name}.")}
-    given = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+    own, given = (
+        {key: value for key, value in weights.items() if not key.startswith(f"{name}.")}
+        for weights in (network.state_dict(), state)
+    )
     missing, odd = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     shapes = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
-    if missing or odd or shapes:
-        faults = [
-            f"{len(keys)} {what} ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
-            for what, keys in (("missing", missing), ("unknown", odd), ("of another shape", shapes))
-            if keys
-        ]
+    faults = [
+        f"{len(keys)} {what} ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
+        for what, keys in (("missing", missing), ("unknown", odd), ("of another shape", shapes))
+        if keys
+    ]
+    if faults:
         raise WeightsError(
             f"{source} does not fit {type(network).__name__}: {'; '.join(faults)}; "
             "set model.name to the architecture that the file was made for"
@@ -71,11 +66,7 @@ def start_from(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 
 
 def check_input(network: nn.Module, crop: int, name: str) -> None:
-    """Run one empty picture through the network.
-
-    Raises:
-        ConfigError: when the architecture cannot take pictures of `crop` pixels a side.
-    """
+    """Run one empty picture through the network; raise `ConfigError` if it cannot take `crop` pixels a side."""
     training = network.training
     network.eval()
     try:

@@ -1,12 +1,13 @@
-"""What a training run will do, and its fingerprint, found without importing anything heavy."""
+"""What a training run will do, its starting weights and its fingerprint; a plan is made without importing torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,18 +15,30 @@ import PIL
 
 from beeline import pixels
 from beeline.errors import ConfigError
-from train import config as configuration
-from train import data as pictures
-from train import weights as starting
-from train.config import TrainConfig
-from train.data import DataSet
+from host.files import sha256
+from train.config import TrainConfig, compose
+from train.data import CACHE, DataSet, find_data
+from train.download import fetch
+from train.errors import Unavailable, WeightsError
 from train.progress import Say
-from train.weights import Weights
 
-# The version of data, fit, headstart, learner, loader and model: raise it when the same plan gives another model. A
-# finished run of another version is not reused.
+# The version of data, fit, learner, loader and model: raise it when the same plan gives another model. A finished run
+# of another version is not reused.
 RECIPE = 1
-_PACKAGES = ("torch", "torchvision", "lightning")
+VARIABLE = "BEELINE_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The starting weights of a network: `kind` is `file`, `torchvision` or `random`; `name` goes into the spec."""
+
+    kind: str
+    name: str
+    path: Path | None = None
+    sha256: str | None = None
+
+
+_RANDOM = Weights("random", "none (random initialisation)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Plan:
 
         It leaves out paths, and what changes only the export or the speed.
         """
-        values = self.config.to_dict()
+        values = asdict(self.config)
         del values["export"], values["data"]["folder"], values["data"]["loaders"], values["model"]["weights"]
         parts = {
             "config": values,
@@ -53,7 +66,10 @@ class Plan:
             "recipe": RECIPE,
             "geometry": pixels.GEOMETRY,
             # PIL may come from another package, Pillow-SIMD.
-            "packages": {**{name: version(name) for name in _PACKAGES}, "pillow": PIL.__version__},
+            "packages": {
+                **{name: version(name) for name in ("torch", "torchvision", "lightning")},
+                "pillow": PIL.__version__,
+            },
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -61,7 +77,7 @@ class Plan:
 def plan(
     overrides: Sequence[str],
     say: Say,
-    cache: Path = pictures.CACHE,
+    cache: Path = CACHE,
     environ: Mapping[str, str] = os.environ,
     generated: bool = False,
 ) -> Plan:
@@ -73,20 +89,67 @@ def plan(
         ConfigError: for a mistake in an override or a file, or two sources of pictures. DataError, DownloadError,
             WeightsError: for pictures that cannot be used, or weights that are missing.
     """
-    config = configuration.compose(overrides, environ=environ)
+    config = compose(overrides, environ=environ)
     if generated and any(word.startswith("data.folder=") for word in overrides):
         raise ConfigError("generated pictures and a folder of pictures are both asked for; leave one out")
     if config.fit.recipe == "scratch":
-        weights, reason = Weights("random", "none (random initialisation)"), "fit=scratch was asked for"
+        weights, reason = _RANDOM, "fit=scratch was asked for"
     else:
-        weights = starting.find_weights(config.model.name, _path(config.model.weights), say, environ)
+        weights = find_weights(config.model.name, _path(config.model.weights), say, environ)
         reason = f"there are weights to start from ({weights.name})"
-        if not weights.pretrained:
-            config = configuration.compose(overrides, "scratch", environ)
+        if weights.path is None:
+            config = compose(overrides, "scratch", environ)
             reason = "there are no weights to start from"
-    data = pictures.find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
+    data = find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
     say(f"recipe: {config.fit.recipe}, because {reason}")
     return Plan(config, data, weights, reason)
+
+
+def find_weights(architecture: str, file: Path | None, say: Say, environ: Mapping[str, str] = os.environ) -> Weights:
+    """Return the first weights of `file`, `BEELINE_WEIGHTS` and torchvision's for `architecture`; else none.
+
+    Raises:
+        WeightsError: for a named file that is not there. DownloadError: for a download that started and failed.
+    """
+    named = file or _path(environ.get(VARIABLE))
+    if named is not None:
+        if not named.is_file():
+            raise WeightsError(f"the weights file {named} is missing; name a state dict of {architecture}")
+        say(f"weights: the file {named}")
+        return Weights("file", named.name, named, sha256(named))
+    try:
+        found = _torchvision(architecture, say)
+    except Unavailable as error:
+        say(f"no weights to download: {error}")
+        say(
+            f"WARNING: {architecture} starts from random weights, which needs more pictures and epochs; "
+            f"set {VARIABLE} to a state dict of it"
+        )
+        return _RANDOM
+    say(f"weights: torchvision's {found.name}")
+    return found
+
+
+def _torchvision(architecture: str, say: Say) -> Weights:
+    """Download torchvision's default weights into PyTorch's own cache.
+
+    PyTorch's downloader has no time limit and starts again from zero after an interruption, so ours is used. By
+    PyTorch's convention the file's name ends in the first digits of its sha256.
+    """
+    import torch
+    from torchvision import models
+
+    try:
+        entry = models.get_model_weights(architecture).DEFAULT
+    except (AttributeError, ValueError):
+        raise Unavailable(f"torchvision has no weights for {architecture}") from None
+    name = entry.url.rpartition("/")[2]
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not target.is_file():
+        say(f"downloading {entry.url}")
+        match = re.search(r"-([0-9a-f]{8,})\.", name)
+        fetch(entry.url, target, say, match[1] if match else None)
+    return Weights("torchvision", f"torchvision {entry}", target, sha256(target))
 
 
 def _path(text: str | None) -> Path | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 Say = Callable[[str], None]
 Step = Callable[[int], None]
@@ -24,18 +24,12 @@ def silent(text: str) -> None:
 def progress(text: str, total: int, say: Say, unit: str = "", scale: float = 1.0) -> Iterator[Step]:
     """Yield a function that is called with what is done so far, of `total`.
 
-    On a terminal a bar is drawn on stderr and removed at the end; elsewhere a line is said every thirty
-    seconds. `unit` and `scale` turn counts into what is shown (`scale=1e6, unit="MB"`).
+    On a terminal it draws a bar on stderr, elsewhere it says a line every thirty seconds. `unit` and `scale` turn
+    counts into what is shown (`scale=1e6, unit="MB"`).
     """
     console = Console(stderr=True)
     if console.is_terminal and say is not silent:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
+        with Progress(console=console, transient=True) as bar:
             task = bar.add_task(text, total=total or None)
             yield lambda done: bar.update(task, completed=done)
         return

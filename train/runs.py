@@ -39,7 +39,7 @@ class Run:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class names in the order of the outputs."""
+        """The class names, in the order of the outputs."""
         return tuple(self.record["labels"])
 
     @property
@@ -63,7 +63,7 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """Return the finished run in `folder`; a bare id is looked for under `runs/`.
+    """Return the finished run in `folder`, which may be an id under `runs/`.
 
     Raises:
         RunError: when there is none, it was not finished, or its record is damaged.
@@ -96,22 +96,21 @@ def finished(runs: Path = RUNS) -> Iterator[Run]:
 
 def find_run(fingerprint: str, runs: Path = RUNS) -> Path | None:
     """Return the folder of the newest finished run with this fingerprint that still has its checkpoint."""
-    return next(
-        (run.folder for run in finished(runs) if run.fingerprint == fingerprint and run.checkpoint.is_file()), None
-    )
+    same = (run for run in finished(runs) if run.fingerprint == fingerprint and run.checkpoint.is_file())
+    return next((run.folder for run in same), None)
 
 
 def create(name: str, fingerprint: str, runs: Path = RUNS) -> Path:
     """Make a folder for a new run, named by time, model and fingerprint, so that names sort by age."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{count}" for count in range(2, 100))):
-        folder = runs / f"{stamp}-{name}-{fingerprint[:6]}{suffix}"
+    first = folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{fingerprint[:6]}"
+    count = 1
+    while True:
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
-    raise RunError(f"{runs} already has a hundred runs of {stamp}; try again in a second")
+            count += 1
+            folder = first.with_name(f"{first.name}-{count}")
 
 
 def finish(folder: Path, record: dict[str, Any]) -> Run:
@@ -122,28 +121,20 @@ def finish(folder: Path, record: dict[str, Any]) -> Run:
 
 
 def validation_pictures(run: Run, cache: Path = CACHE, environ: Mapping[str, str] = os.environ) -> LabelledPictures:
-    """Return the run's validation pictures.
+    """Return the run's validation pictures; raise `DataError` when they are gone or changed.
 
     They are looked for where the run found them, in `BEELINE_DATA`, and among downloaded and generated pictures.
-
-    Args:
-        run: the finished run.
-        cache: where downloaded and generated pictures are kept.
-        environ: the environment to read, for tests.
-
-    Raises:
-        DataError: when they are gone or changed.
     """
     config, recorded = run.config().data, run.record["data"]
-    named = [folder for folder in (config.folder, environ.get(VARIABLE)) if folder]
+    named = [Path(folder).expanduser() for folder in (config.folder, environ.get(VARIABLE)) if folder]
     kept = cache.glob("generated-*" if recorded["generated"] else f"{recorded['name']}-*")
-    folders = [*(Path(folder).expanduser() for folder in named), *sorted(path for path in kept if path.is_dir())]
-    for folder in dict.fromkeys(folders):
+    folders = list(dict.fromkeys([*named, *sorted(path for path in kept if path.is_dir())]))
+    for folder in folders:
         try:
             data = read(folder, config.held_out, recorded["name"])
         except (DataError, OSError):
             continue
         if data.digest == recorded["digest"]:
             return data.val
-    where = ", ".join(map(str, dict.fromkeys(folders))) or str(cache)
+    where = ", ".join(map(str, folders)) or str(cache)
     raise DataError(f"the pictures of the run {run.id} are no longer as they were in {where}; bring them back")

@@ -58,11 +58,11 @@ def top_labels(row: NDArray[np.float64], spec: ModelSpec, top_k: int | None = No
 def prediction(row: NDArray[np.float64], spec: ModelSpec, accept: str | None = None) -> Answer:
     """Answer one picture: `{"bees": 0.98, "ants": 0.02}`, or in full where the client asks for `DETAILED`.
 
-    Raises:
-        ModelError: when a probability is not finite.
+    A probability that is not finite makes it a failure.
     """
     if not np.isfinite(row).all():
-        raise ModelError("the model's output for this picture is not a finite number; export and verify it again")
+        error = ModelError("the model's output for this picture is not a finite number; export and verify it again")
+        return failure(error)
     best = top_labels(row, spec)
     if accept is None or DETAILED not in accept:
         return Answer(200, "OK", _dump(dict(best)), {"content-type": JSON})
@@ -82,21 +82,15 @@ def failure(error: RequestError) -> Answer:
 
 
 def check_answers(answers: object, count: int) -> list[Answer]:
-    """Return the answers of an overridden stage, after checking that they are one proper answer a request.
-
-    Raises:
-        ModelError: naming what they are instead.
-    """
+    """Return an overridden stage's answers; raise `ModelError` unless there is a proper one for each request."""
     if not isinstance(answers, (list, tuple)) or len(answers) != count:
         size = len(answers) if isinstance(answers, (list, tuple)) else f"a {type(answers).__name__}"
         raise ModelError(f"the handler made {size} answers for {count} requests; return a list of one Answer each")
     for answer in answers:
         proper = isinstance(answer, Answer) and isinstance(answer.status, int) and isinstance(answer.headers, dict)
         if not proper or not 200 <= answer.status <= 599:
-            text = repr(answer)[:80]
-            raise ModelError(
-                f"the handler made {text}; return an Answer with a status of 200 to 599 and a dict of headers"
-            )
+            what = f"the handler made {repr(answer)[:80]}"
+            raise ModelError(f"{what}; return an Answer with a status of 200 to 599 and a dict of headers")
     return list(answers)
 
 

@@ -1,8 +1,8 @@
-"""JPEGs on the CUDA device that the model runs on: decoded by nvJPEG, through torchvision, and resized there.
+"""JPEGs on the model's CUDA device: decoded by nvJPEG, through torchvision, and resized there.
 
 The result is that of `pixels.decode`, up to the differences between decoders. The crops, 150 kB each, come back to the
-host, so that every engine takes them. Pillow decodes or refuses the rest: other formats, turned pictures, pictures of
-four colours, and those that are cut off.
+host, so that every engine takes them. Pillow decodes or refuses the rest: other formats, rotated pictures, pictures of
+four colours, and truncated ones.
 
 This has not been run on a CUDA device yet (`make test-gpu` does). The tests run it on a CPU, where torchvision decodes
 by libjpeg-turbo and the rest is the same.
@@ -32,22 +32,16 @@ Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
 
 _FILTERS = ("bilinear", "bicubic")
-_END = b"\xff\xd9"
 # Start of a scan, and of a frame: all from C0 to CF but the tables DHT, JPG and DAC.
 _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Component names of a JPEG in RGB; nvJPEG would take them for brightness and colour.
 _RED_GREEN_BLUE = tuple(b"RGB")
-# How much finer brightness is sampled than colour, across and down: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1. For any other
-# torchvision refuses the whole batch.
+# How much finer brightness is sampled than colour, across and down: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1. torchvision
+# refuses a whole batch for any other.
 _SAMPLING = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))
-# The whole picture is resized before the crop, which would make a narrow strip many times as large.
-_MOST_STRETCH = 8
 # The mean difference over a picture, of 255; decoders enlarge colours differently.
 _MOST_DIFFERENCE = 3.0
-# The proof's picture is this many times the model's size, so that a resize without a filter shows; its shorter side has
-# at most this many pixels.
-_PROOF_TIMES, _PROOF_MOST = 4, 2048
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +52,7 @@ class CudaJpegs:
     def __init__(self, device: torch.device, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> None:
         """Decode a picture, and compare it with Pillow's.
 
-        Args:
-            device: a CUDA device; a CPU for tests.
-            geometry: resize, crop and interpolation.
-            max_pixels: of one picture, and of those that are decoded at once.
+        `device` is a CPU in tests. `max_pixels` limits one picture, and those that are decoded at once.
 
         Raises:
             SpecError: for an interpolation that PyTorch does not have. SelfTestError: for pixels unlike Pillow's.
@@ -84,59 +75,53 @@ class CudaJpegs:
     def decode(self, bodies: Sequence[bytes]) -> list[Pixels | None]:
         """Return each picture as `[crop, crop, 3]` uint8, or None where Pillow must decode or refuse it.
 
-        Args:
-            bodies: encoded pictures of any format, or bytes that are none.
-
         Raises:
             RuntimeError: as PyTorch raises it, when the device is lost.
         """
-        found: list[Pixels | None] = [None] * len(bodies)
-        for part, sizes in self._parts(bodies):
-            crops = self._decoded([bodies[index] for index in part], sizes)
-            for index, crop in zip(part, crops, strict=True):
-                found[index] = crop
-        return found
+        crops: list[Pixels | None] = [None] * len(bodies)
+        for part in self._parts(bodies):
+            jpegs = [(bodies[index], size) for index, size in part.items()]
+            for index, crop in zip(part, self._decoded(jpegs), strict=True):
+                crops[index] = crop
+        return crops
 
-    def _parts(self, bodies: Sequence[bytes]) -> list[tuple[list[int], list[Size]]]:
-        """Return positions and sizes of those that the device decodes, in parts of no more pixels than one may have."""
-        parts: list[tuple[list[int], list[Size]]] = []
+    def _parts(self, bodies: Sequence[bytes]) -> list[dict[int, Size]]:
+        """Return the sizes of what the device decodes by position, in parts of no more pixels than one may have."""
+        parts: list[dict[int, Size]] = []
         held = self._most
         for index, body in enumerate(bodies):
-            size = _size(body, self._most)
-            if size is None:
-                continue
-            if held + size[0] * size[1] > self._most:
-                parts.append(([], []))
-                held = 0
-            parts[-1][0].append(index)
-            parts[-1][1].append(size)
-            held += size[0] * size[1]
+            if (size := _size(body, self._most)) is not None:
+                held += size[0] * size[1]
+                if held > self._most:
+                    parts.append({})
+                    held = size[0] * size[1]
+                parts[-1][index] = size
         return parts
 
-    def _decoded(self, bodies: Sequence[bytes], sizes: Sequence[Size]) -> list[Pixels | None]:
+    def _decoded(self, jpegs: Sequence[tuple[bytes, Size]]) -> list[Pixels | None]:
         """Decode pictures together; after a failure decode each half by itself, down to the picture that fails."""
-        found = self._together(bodies, sizes)
-        if found is not None:
-            return found
+        crops = self._together(jpegs)
+        if crops is not None:
+            return crops
         if self._device.type == "cuda":
             # The failed work may still run, in memory that was freed. A lost device raises here.
             torch.cuda.synchronize(self._device)
-        if len(bodies) == 1:
+        if len(jpegs) == 1:
             logger.info("a JPEG is left to Pillow: %s", self._why)
             return [None]
-        half = len(bodies) // 2
-        return self._decoded(bodies[:half], sizes[:half]) + self._decoded(bodies[half:], sizes[half:])
+        half = len(jpegs) // 2
+        return self._decoded(jpegs[:half]) + self._decoded(jpegs[half:])
 
-    def _together(self, bodies: Sequence[bytes], sizes: Sequence[Size]) -> list[Pixels | None] | None:
+    def _together(self, jpegs: Sequence[tuple[bytes, Size]]) -> list[Pixels | None] | None:
         """Return the crops, or None where the device fails; its memory is free then."""
         try:
             with torch.inference_mode():
-                given = [torch.from_numpy(np.frombuffer(body, np.uint8).copy()) for body in bodies]
+                given = [torch.from_numpy(np.frombuffer(body, np.uint8).copy()) for body, _ in jpegs]
                 decoded = decode_jpeg(given, mode=ImageReadMode.RGB, device=self._device)
-                # A size unlike the one that Pillow read and judged is left to Pillow.
-                good = [planes.shape[1:] == size for planes, size in zip(decoded, sizes, strict=True)]
+                # Pillow takes a picture whose size is not the one that Pillow read and judged.
+                good = [planes.shape[1:] == size for planes, (_, size) in zip(decoded, jpegs, strict=True)]
                 crops = [self._resized(planes) for planes, fits in zip(decoded, good, strict=True) if fits]
-                # This waits until all is done: torchvision's decoder does not wait for other users of its memory.
+                # This waits for the device: torchvision's decoder does not wait for other users of its memory.
                 ready = iter(torch.stack(crops).cpu().numpy() if crops else ())
                 return [next(ready) if fits else None for fits in good]
         except RuntimeError as error:
@@ -153,13 +138,10 @@ class CudaJpegs:
         return small.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
 
     def _prove(self) -> None:
-        """Decode a drawn picture in both ways; all its sides and colours differ, and it has a grain.
-
-        Raises:
-            SelfTestError: when the results differ by more than decoders do.
-        """
+        """Decode a drawn picture in both ways; its sides and colours differ, and it has a grain."""
         resize = self._geometry.resize
-        high = resize * max(1, min(_PROOF_TIMES, _PROOF_MOST // resize))
+        # Four times the model's size where that is not too large, so that a resize without a filter shows.
+        high = resize * max(1, min(4, 2048 // resize))
         wide = high + 32
         across, down = np.meshgrid(np.linspace(0, 255, wide), np.linspace(0, 255, high))
         grain = np.random.default_rng(0).integers(0, 64, (high, wide, 1))
@@ -180,9 +162,9 @@ class CudaJpegs:
 
 def _size(body: bytes, most: int) -> Size | None:
     """Return height and width of a picture that the device can decode as Pillow would, and None for any other."""
-    # The end marker must be last, but for zeros. A file that is cut off may end with its thumbnail's marker, and nvJPEG
-    # may not notice.
-    if formats.kind_of(body[:16]) != "JPEG" or not body.rstrip(b"\0").endswith(_END):
+    # Only zeros may follow the end marker. A truncated file may end with its thumbnail's marker, and nvJPEG may not
+    # notice.
+    if formats.kind_of(body[:16]) != "JPEG" or not body.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None
     try:
         image = pixels.probe(body, most)
@@ -195,14 +177,15 @@ def _size(body: bytes, most: int) -> Size | None:
         return None
     if image.mode == "RGB" and (layers[0][1:3] not in _SAMPLING or any(each[1:3] != (1, 1) for each in layers[1:])):
         return None
-    if max(image.size) > _MOST_STRETCH * min(image.size):
+    # The whole picture is resized before the crop, which would make a narrow strip many times as large.
+    if max(image.size) > 8 * min(image.size):
         return None
     return (image.height, image.width) if pixels.orientation(image) == 1 else None
 
 
 def _frames(body: bytes) -> int:
     """Return the number of frame headers before the first scan; with two, decoders may take either."""
-    at, found = 2, 0
+    at, count = 2, 0
     while at + 4 <= len(body) and body[at] == 0xFF:
         marker = body[at + 1]
         if marker == 0xFF:
@@ -210,7 +193,7 @@ def _frames(body: bytes) -> int:
             at += 1
             continue
         if marker == _SCAN:
-            return found
-        found += marker in _FRAMES
+            return count
+        count += marker in _FRAMES
         at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
     return 0

@@ -1,7 +1,7 @@
-"""The errors: each is one sentence that names what, its value and the fix.
+"""The errors: the message of each is one sentence that names what is wrong, its value and the fix.
 
-Two trees. `BeelineError` is for the person at the terminal and carries a process exit code;
-`RequestError` is for one client of a running worker and carries an HTTP status.
+A `BeelineError` is for the person at the terminal and has the exit code of the process; a `RequestError` is for one
+client of a running worker and has an HTTP status.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import ClassVar
 
 
 class BeelineError(Exception):
-    """The thing asked for does not hold; the message is one sentence with what, value and fix."""
+    """What was asked for does not hold."""
 
     exit_code: ClassVar[int] = 1
 
 
 class Undetermined(BeelineError):
-    """The question could not be answered (a missing tool, a lost server)."""
+    """The question has no answer: a tool is missing, or a server is gone."""
 
     exit_code: ClassVar[int] = 2
 
@@ -32,18 +32,18 @@ class ConfigError(BeelineError):
 
 
 class ArchiveError(BeelineError):
-    """An archive, or what should become one, that is damaged, unsafe or incomplete."""
+    """An archive, or the input of one, that is damaged, unsafe or incomplete."""
 
 
 class SelfTestError(ArchiveError):
-    """A model that does not answer its golden pictures as it did when it was exported."""
+    """A model that no longer answers its golden pictures as it did at its export."""
 
 
 class RequestError(Exception):
-    """One request that gets its own 4xx while its neighbours in the batch get their answers.
+    """One request that fails; its neighbours in the batch still get their answers.
 
-    `status` is the HTTP status; `phrase` its reason phrase (constant text, safe on the status line);
-    `reason` the short name under which it is counted.
+    `phrase` is the reason phrase of `status`, a constant that is safe on the status line. `reason` is the short name
+    under which the error is counted.
     """
 
     status: ClassVar[int] = 400
@@ -66,53 +66,41 @@ class BadEncoding(RequestError):
 class TooManyBytes(RequestError):
     """A picture of more bytes than the limit."""
 
-    status = 413
-    phrase = "Content Too Large"
-    reason = "too_many_bytes"
+    status, phrase, reason = 413, "Content Too Large", "too_many_bytes"
 
 
 class TooManyPixels(RequestError):
-    """A picture whose header declares more pixels than the limit; judged before it is decoded."""
+    """A picture whose header declares more pixels than the limit; it is not decoded."""
 
-    status = 413
-    phrase = "Content Too Large"
-    reason = "too_many_pixels"
+    status, phrase, reason = 413, "Content Too Large", "too_many_pixels"
 
 
 class TooMuchWork(RequestError):
-    """A picture whose structure would cost far more time or memory than its size and pixels say."""
+    """A picture that costs far more time or memory than its size and pixels suggest."""
 
-    status = 413
-    phrase = "Content Too Large"
-    reason = "too_much_work"
+    status, phrase, reason = 413, "Content Too Large", "too_much_work"
 
 
 class NotAnImage(RequestError):
     """Bytes of no supported picture format."""
 
-    status = 415
-    phrase = "Unsupported Media Type"
-    reason = "not_an_image"
+    status, phrase, reason = 415, "Unsupported Media Type", "not_an_image"
 
 
 class TruncatedImage(RequestError):
-    """A picture that begins well and then breaks off or is corrupt."""
+    """A picture that starts well and then is cut off or corrupt."""
 
-    status = 422
-    phrase = "Unprocessable Content"
-    reason = "truncated_image"
+    status, phrase, reason = 422, "Unprocessable Content", "truncated_image"
 
 
 class ModelError(RequestError):
-    """The forward pass itself failed: the server's fault, not the client's."""
+    """A failure of the model or the handler, which is not the client's fault."""
 
-    status = 500
-    phrase = "Internal Server Error"
-    reason = "model_error"
+    status, phrase, reason = 500, "Internal Server Error", "model_error"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known word, or the list of known ones."""
+    """Return `; did you mean 'x'?` for the nearest known word, else the list of known words."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"

@@ -12,11 +12,7 @@ SHORT = 12
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of the file's bytes, 64 hexadecimal digits; the file is read in pieces.
-
-    Raises:
-        OSError: when it cannot be read.
-    """
+    """Return the sha256 of the file's bytes, 64 hexadecimal digits; the file is read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -25,14 +21,10 @@ def sha256(path: Path) -> str:
 
 
 def write_whole(path: Path, content: str | bytes, mode: int | None = None, sync: bool = False) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part.
+    """Write a file, in an existing folder, so that a reader sees the old one or the new one, never a part.
 
-    Args:
-        path: in an existing folder.
-        content: bytes, or text that is written as UTF-8.
-        mode: the file's permissions; None leaves them to the umask.
-        sync: whether the content is on the disk before the old file goes, so that a machine that loses its power
-            keeps one of the two.
+    Text is written as UTF-8. `mode` are the permissions; None leaves them to the umask. With `sync` the content is on
+    the disk before the old file goes, so that a machine that loses its power keeps one of the two.
 
     Raises:
         OSError: when the folder cannot be written; the old file is still there then.

@@ -1,7 +1,7 @@
 """Small files that cost much: refused by what their bytes declare, before Pillow opens them.
 
-Pixels are not the only work of a decoder. Each limit here is far over what cameras and editors write, and for each a
-file of a few megabytes over it took minutes or gigabytes.
+Pixels are not the only work of a decoder. Each limit is far over what cameras and editors write; a file of a few
+megabytes over it took minutes or gigabytes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,7 @@ _SIZES = {3: "H", 4: "I", 16: "Q"}
 def check(kind: str, data: bytes, max_pixels: int) -> int:
     """Refuse what would cost too much; return the pixels that decoding holds beyond the picture's own size, or 0.
 
-    Args:
-        kind: the format by its first bytes, as `JPEG`.
-        data: the whole encoded picture.
-        max_pixels: the limit on pixels, for a TIFF's tiles too.
-
-    Raises:
-        TooMuchWork: naming what there is too much of.
+    `kind` is the format by its first bytes, as `JPEG`; `max_pixels` is the limit of a TIFF's tiles too.
     """
     if kind == "JPEG":
         _jpeg(data)

@@ -9,8 +9,8 @@ import io
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-# Pillow reads many more formats. Those that run other programs (EPS), have a poor security record (JPEG 2000, FLI) or
-# come neither from cameras nor from the web are refused.
+# Pillow reads many more. Refused are those that run other programs (EPS), those with a poor security record (JPEG 2000,
+# FLI), and those that come neither from cameras nor from the web.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -63,17 +63,13 @@ def kind_of(data: bytes) -> str | None:
 
 
 def opened(kind: str, data: bytes) -> Image.Image:
-    """Return a picture of this format with nothing decoded yet.
-
-    Raises:
-        Exception: whatever Pillow raises.
-    """
+    """Return a picture of this format with nothing decoded yet; raise what Pillow raises."""
     try:
         return Image.open(io.BytesIO(data), formats=(kind,))
     except UnidentifiedImageError:
         if kind != "JPEG" or _EXIF not in data:
             raise
-        # The EXIF block is damaged. Under another name Pillow ignores it; its orientation is still read below.
+        # The EXIF block is damaged. Pillow ignores it under another name; `pixels` still reads its orientation.
         image = Image.open(io.BytesIO(data.replace(_EXIF, _EXIF.lower())), formats=(kind,))
         blocks = [block for _, block in getattr(image, "applist", ()) if block.startswith(_EXIF.lower())]
         image.info["exif"] = _EXIF + b"".join(block[len(_EXIF) :] for block in blocks)

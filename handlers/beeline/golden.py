@@ -47,18 +47,10 @@ def check_files(folder: Path, spec: ModelSpec) -> None:
 
 
 def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
-    """Answer every golden picture and compare: the same top-1, each probability within `spec.tolerance`.
-
-    Args:
-        folder: holds `golden/expected.json` and its pictures.
-        spec: labels, geometry and tolerance.
-        forward: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`.
-
-    Returns:
-        The number of pictures.
+    """Answer the golden pictures and return their number: the same top-1, each probability within `spec.tolerance`.
 
     Raises:
-        SelfTestError: naming the first picture, label and both values.
+        SelfTestError: naming the first picture that differs, its label and both values.
     """
     try:
         pictures = json.loads((folder / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
@@ -73,13 +65,13 @@ def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
     for name, row, top in zip(names, rows, expected, strict=True):
         got = dict(top_labels(row, spec, len(spec.labels)))
         best = next(iter(got))
+        first, value = top[0]
         if not np.isfinite(row).all():
             raise SelfTestError(f"{GOLDEN}/{name} gives a number that is not finite; export the model again")
-        if best != top[0][0]:
+        if best != first:
             raise SelfTestError(
-                f"{GOLDEN}/{name} is answered {best!r} ({got[best]:.3f}), "
-                f"expected {top[0][0]!r} ({top[0][1]:.3f}); "
-                "model, labels or preprocessing are not those of the export: build the archive again"
+                f"{GOLDEN}/{name} is answered {best!r} ({got[best]:.3f}), expected {first!r} ({value:.3f}); model, "
+                "labels or preprocessing are not those of the export: build the archive again"
             )
         for label, value in top:
             if abs(got.get(label, -1.0) - value) > spec.tolerance:
@@ -91,7 +83,5 @@ def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
 
 
 def _differs(what: str, expected: str, actual: str) -> SelfTestError:
-    return SelfTestError(
-        f"{what} is {actual[:SHORT]}, the archive was built with {expected[:SHORT]}; it was changed since: build it "
-        "again"
-    )
+    digests = f"{what} is {actual[:SHORT]}, the archive was built with {expected[:SHORT]}"
+    return SelfTestError(f"{digests}; it was changed since: build it again")

@@ -48,12 +48,12 @@ _SIZE = 1 << 16
 
 
 def identity(pid: int) -> str:
-    """Return `PID-START`, which no other process of this machine has; empty where the process has ended.
+    """Return `PID-START`, which no other process of this machine has; empty if the process has ended.
 
-    START is in the kernel's clock ticks since its own start, so setting the clock does not change it.
+    START counts clock ticks since the kernel's own start, so a change of the clock does not change it.
     """
     try:
-        # The program's name stands in brackets, and may hold any character.
+        # The program's name, in brackets, may hold any character.
         values = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
@@ -66,10 +66,7 @@ class Metrics:
     def __init__(self, model: str, version: str, choice: Mapping[str, Mapping[str, str]]) -> None:
         """Begin at zero; an error is logged once, and the worker serves without metrics.
 
-        Args:
-            model: the served name.
-            version: the served version.
-            choice: what the engine chose: by name, `value` and `reason`.
+        `choice` is what the engine chose: by name, `value` and `reason`.
         """
         self._labels = (model, version)
         self._counters: tuple[Counter, Counter] | None = None
@@ -79,9 +76,8 @@ class Metrics:
             return
         try:
             name = identity(os.getpid())
-            write_whole(
-                Path(folder, f"{name}.json"), json.dumps({"model": model, "version": version, "choice": choice})
-            )
+            about = {"model": model, "version": version, "choice": choice}
+            write_whole(Path(folder, f"{name}.json"), json.dumps(about))
             self._open(Path(folder), name)
         except ImportError as error:
             logger.warning("this worker serves without metrics: %s", error)
@@ -93,10 +89,8 @@ class Metrics:
     ) -> None:
         """Count one batch; raises nothing.
 
-        Args:
-            answers: one a request.
-            queues: each request's milliseconds in the queue, None where unknown.
-            milliseconds: the batch's, by stage.
+        `queues` are the milliseconds of each request in the queue, None where unknown; `milliseconds` are the batch's,
+        by stage.
         """
         if self._counters is None:
             return
@@ -116,19 +110,15 @@ class Metrics:
             self._counters = None
 
     def _open(self, folder: Path, name: str) -> None:
-        """Make the files, each histogram at zero, and count this start.
-
-        Raises:
-            ImportError: where prometheus_client is not installed. OSError: when the folder cannot be written.
-        """
+        """Make the files, each histogram at zero, and count this start."""
         from prometheus_client import Counter, Histogram, values
 
         for kind in ("counter", "histogram"):
             path = folder / f"{kind}_{name}.db"
             if not path.exists():
-                # Every byte is written now: on a full disk a page without space would kill this process (SIGBUS).
+                # Every byte is written now: a page that a full disk has no space for kills this process (SIGBUS).
                 write_whole(path, bytes(_SIZE))
-        # The library asks on each count, since a process may fork. A process id alone may be reused.
+        # The library asks at each count, since a process may fork. The kernel reuses process ids.
         named = functools.lru_cache(identity)
         values.ValueClass = values.MultiProcessValue(lambda: named(os.getpid()))  # type: ignore[no-untyped-call]
         starts = "Workers that have loaded their model since the server's start."
@@ -136,9 +126,8 @@ class Metrics:
         for key, (text, bounds) in _HISTOGRAMS.items():
             family = Histogram(f"beeline_{key}", text, _OF_MODEL, registry=None, buckets=bounds)
             self._histograms[key] = family.labels(*self._labels)
+        status, reason = (*_OF_MODEL, "status"), (*_OF_MODEL, "reason")
         self._counters = (
-            Counter("beeline_answers", "Answers of the workers by HTTP status.", (*_OF_MODEL, "status"), registry=None),
-            Counter(
-                "beeline_errors", "Answers that are errors, by their reason.", (*_OF_MODEL, "reason"), registry=None
-            ),
+            Counter("beeline_answers", "Answers of the workers by HTTP status.", status, registry=None),
+            Counter("beeline_errors", "Answers that are errors, by their reason.", reason, registry=None),
         )

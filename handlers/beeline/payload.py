@@ -1,8 +1,8 @@
 """One request's row to one picture's bytes: raw body, multipart field or base64 in JSON, within limits.
 
-A row is what both servers pass: a dict of parameter names to values. The raw body arrives as
-`body`, a multipart field under its own name (TorchServe: `ts/service.py`, MMS: `mms/service.py`).
-Values are bytes, or parsed JSON or text where the server decoded them by content type.
+A row is what both servers pass: a dict of parameter names to values. The raw body has the name `body`, a multipart
+field its own (TorchServe: `ts/service.py`, MMS: `mms/service.py`). Values are bytes, or parsed JSON or text where the
+server decoded them by content type.
 
 Behind the gateway a form is a raw body too: 27 MB of half a million fields kept Multi Model Server's front end busy for
 50 s and TorchServe's worker for 34.
@@ -21,14 +21,12 @@ from beeline.errors import BadEncoding, EmptyBody, TooManyBytes
 from beeline.formats import kind_of
 from beeline.settings import Limits
 
-_MOST_JSON_MARKS = 1_000
-_MOST_PARTS = 100
-_MOST_HEAD = 512
-# The first line of a form, perhaps after empty lines; nothing else that is accepted begins so. Everything is bounded:
+_MOST_JSON_MARKS, _MOST_PARTS, _MOST_HEAD = 1_000, 100, 512
+# The first line of a form, perhaps after empty lines; no other accepted body begins with it. Each part is bounded:
 # without a limit, 20 MB of empty lines took 2.3 GB and 3 s.
 _OPENING = re.compile(rb"(?:\r?\n){0,2}(--[^\r\n]{1,70}?)[ \t]{0,8}(\r?\n)")
-# Parsed here, since the standard library's header parsers differ between versions of Python. A quoted value may hold
-# semicolons; a value whose name ends in a star is its character set and then percent-encoded.
+# The standard library's header parsers differ between versions of Python. A quoted value may hold semicolons; a value
+# whose name ends in a star is its character set and percent-encoded text.
 _DISPOSITION = re.compile(rb"^content-disposition[ \t]*:((?:[^\n]|\n[ \t])*)", re.IGNORECASE | re.MULTILINE)
 _PARAMETER = re.compile(rb';\s*([\w-]+)(\*?)[\d*]*\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))')
 _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
@@ -37,13 +35,9 @@ _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"
 def extract(row: object, limits: Limits) -> bytes:
     """Return the encoded picture in one request's row.
 
-    Args:
-        row: parameter names to values, as the server gives it.
-        limits: `max_bytes` applies to the picture after base64 is undone.
-
     Raises:
-        EmptyBody: nothing in it. BadEncoding: JSON or base64 that is not one picture.
-        TooManyBytes: more than `limits.max_bytes`.
+        EmptyBody: nothing in it. BadEncoding: JSON or base64 that is not one picture. TooManyBytes: more than
+            `limits.max_bytes` after base64 is undone.
     """
     if isinstance(row, Mapping):
         row = _choose(row)
@@ -117,10 +111,9 @@ def _parse(body: bytes | bytearray) -> object:
     if marks > _MOST_JSON_MARKS:
         raise BadEncoding(f"the JSON body has {marks} brackets and commas; {_JSON_HELP}")
     try:
-        parsed: object = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadEncoding(f"the body looks like JSON but is none ({error}); {_JSON_HELP}") from error
-    return parsed
 
 
 def _from_json(value: dict[str, object] | list[object]) -> object:
@@ -129,9 +122,7 @@ def _from_json(value: dict[str, object] | list[object]) -> object:
         instances = value["instances"]
         if not isinstance(instances, list) or len(instances) != 1:
             count = len(instances) if isinstance(instances, list) else f"a {type(instances).__name__}"
-            raise BadEncoding(
-                f"'instances' holds {count}; allowed: exactly 1, since the server batches: send one request a picture"
-            )
+            raise BadEncoding(f"'instances' holds {count}; allowed: 1, since the server batches; send one a request")
         value = instances[0] if isinstance(instances[0], dict) else {"b64": instances[0]}
     if not isinstance(value, dict):
         raise BadEncoding(f"the body is a JSON {type(value).__name__}; {_JSON_HELP}")
@@ -155,12 +146,9 @@ def _from_base64(text: str, limits: Limits) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadEncoding(
-            f"the text starting {text[:16]!r} is no base64 ({error}); send base64, or the picture's bytes themselves"
-        ) from error
+        what = f"the text starting {text[:16]!r} is no base64 ({error})"
+        raise BadEncoding(f"{what}; send base64, or the picture's bytes themselves") from error
 
 
 def _too_many(size: int, limits: Limits) -> TooManyBytes:
-    return TooManyBytes(
-        f"the picture is {size} bytes; the limit is {limits.max_bytes}: scale it down or compress it before sending"
-    )
+    return TooManyBytes(f"the picture is {size} bytes; the limit is {limits.max_bytes}: scale it down or compress it")

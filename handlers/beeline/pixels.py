@@ -20,7 +20,7 @@ from beeline.formats import FORMATS
 from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 
-# The version of this file, `formats` and `firewall`: raise it when a pixel changes, or which pictures are refused. A
+# The version of this file, `formats` and `firewall`: raise it when a pixel changes, or the pictures that are refused. A
 # model that was exported with one version is not served with another.
 GEOMETRY = 1
 
@@ -28,17 +28,17 @@ GEOMETRY = 1
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _TIFF_MAX_SAMPLE_VALUE = 281
 _BAND_ROWS = 256
-# The key in a picture's `info` of the pixels that its decoder holds besides the picture's own, as in a tile.
+# The key, in a picture's `info`, of the pixels that its decoder holds besides the picture's own, as in a tile.
 _HELD = "beeline_held"
-# Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop
-# may pick different source pixels.
+# Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop may pick different
+# source pixels.
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# EXIF's orientations other than 1, upright. Pillow's own function rewrites the EXIF block, which may be damaged.
+# What makes EXIF's orientations upright. Pillow's own function rewrites the EXIF block, which may be damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,9 +51,8 @@ _TURNS = {
 
 Hold = Callable[[int], AbstractContextManager[object]]
 
-# Some of Pillow's readers allocate a whole picture while they open the file (a GIF of 40 bytes: 4 GB).
-# They ask Pillow's own check first, which warns over this number and raises over twice as much; between
-# the two, `probe` judges the header itself.
+# Some of Pillow's readers allocate a whole picture while they open the file (a GIF of 40 bytes: 4 GB). Before that,
+# Pillow's own check warns over this number and raises over twice as much; between the two, `probe` judges the header.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -68,18 +67,14 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Turn one picture's bytes into `[crop, crop, 3]` uint8 RGB.
 
-    Args:
-        data: the encoded picture.
-        geometry: resize, crop and interpolation, in pixels, and how JPEGs are decoded.
-        max_pixels: the most pixels that the header may declare.
-        hold: called with the number of pixels before they are decoded; the context it returns is
-            held until they are freed (the worker bounds its memory with it).
+    The header may declare at most `max_pixels`. The worker bounds its memory with `hold`: it is called with the number
+    of pixels before they are decoded, and its context ends when they are freed.
 
     Raises:
         RequestError: one of its 4xx, with a sentence for the sender.
     """
     image = probe(data, max_pixels)
-    # All coefficients of a progressive JPEG are held, however few are decoded.
+    # The decoder holds all coefficients of a progressive JPEG, however few pixels it makes.
     with hold(max(image.width * image.height, image.info.get(_HELD, 0))):
         if geometry.decoding == "scaled":
             # For JPEG only: a half, a quarter or an eighth, as long as the shorter side is still at least `resize`.
@@ -91,11 +86,7 @@ def decode(
 
 
 def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Turn one picture's bytes into an upright RGB picture of its full size, as training augments it.
-
-    Raises:
-        RequestError: as `decode`.
-    """
+    """Turn one picture's bytes into an upright RGB picture of its full size, for training; errors as `decode`."""
     return _upright(probe(data, max_pixels)).convert("RGB")
 
 
@@ -103,9 +94,8 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Judge a picture by its first bytes and its header; nothing is decoded yet.
 
     Raises:
-        EmptyBody: no bytes. NotAnImage: of no accepted format. TruncatedImage: of an accepted format
-        but with an unreadable header. TooManyPixels: more than `max_pixels` declared. TooMuchWork:
-        a structure that costs more than its pixels.
+        EmptyBody: no bytes. NotAnImage: of no accepted format. TruncatedImage: an unreadable header. TooManyPixels:
+            more than `max_pixels` declared. TooMuchWork: a structure that costs more than its pixels.
     """
     if not data:
         raise EmptyBody("the picture is 0 bytes long; send the bytes of one picture as the request's body")
@@ -151,9 +141,8 @@ def orientation(image: Image.Image) -> int:
 def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     """Resize the shorter side to `geometry.resize` and cut out the middle `crop` x `crop`.
 
-    Size and offset are rounded as torchvision's `Resize` and `CenterCrop` round them. Both steps are
-    one resize of the part that survives the crop, so that a strip of 2000 x 3 pixels does not become
-    170,667 x 256 first.
+    Size and offset are rounded as torchvision's `Resize` and `CenterCrop` round them. Both steps are one resize of the
+    part that survives the crop, so that a strip of 2000 x 3 pixels does not become 170,667 x 256 first.
     """
     width, height = image.size
     crop = geometry.crop
@@ -175,7 +164,7 @@ def _upright(image: Image.Image) -> Image.Image:
         image.load()
     except Exception as error:
         raise _broken(kind, "pixels", error) from error
-    # Loading turns a TIFF by its own tag; Pillow then removes the tag, Pillow-SIMD leaves it.
+    # `load` rotates a TIFF by its own tag; Pillow then removes the tag, Pillow-SIMD leaves it.
     turned = 0x0112 in getattr(image, "tag_v2", {})
     turn = None if turned else _TURNS.get(orientation(image))
     try:
@@ -203,7 +192,7 @@ def _opaque(image: Image.Image, kind: str) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """Composite over white, a band at a time: at 50 megapixels each whole copy would take 200 MB."""
+    """Composite over white, a band at a time: a whole copy of 50 megapixels takes 200 MB."""
     white = Image.new("RGB", image.size, "white")
     for top, bottom in _bands(image.height):
         band = image.crop((0, top, image.width, bottom)).convert("RGBA")

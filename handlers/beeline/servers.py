@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import Any
 
 from beeline.answer import Answer
+
+logger = logging.getLogger(__name__)
 
 _UNSAFE = re.compile(r"[^\x20-\x7e]")
 # The length of a batch's message on Multi Model Server: 20 KiB with its code and its length.
@@ -14,32 +17,32 @@ _MESSAGE_BYTES = 20 * 1024 - 8
 
 
 def swallows_errors(context: Any) -> bool:
-    """Say whether the server goes on after `initialize` raised: MMS does (`mms/model_loader.py`).
+    """Return whether the server continues after `initialize` raises: MMS does (`mms/model_loader.py`).
 
-    Both servers call themselves "MMS" in `system_properties`; only TorchServe's context has a model
-    configuration.
+    Both servers call themselves "MMS" in `system_properties`; only TorchServe's context has a model configuration.
     """
     return not hasattr(context, "model_yaml_config")
 
 
 def header(context: Any, index: int, name: str) -> str | None:
-    """Return request `index`'s header; the case of its name does not matter.
+    """Return request `index`'s header, without regard to the case of its name, which both servers keep.
 
-    Both servers keep names as they were sent, and put a multipart field's content type into the same
-    dict under the field's name; only text is a header's value.
+    They put a multipart field's content type into the same dict under the field's name; only text is a header's value.
+    An error is logged, and there is no header.
     """
-    for key, value in context.get_all_request_header(index).items():
-        if isinstance(key, str) and isinstance(value, str) and key.lower() == name:
-            return value
+    try:
+        for key, value in context.get_all_request_header(index).items():
+            if isinstance(key, str) and isinstance(value, str) and key.lower() == name:
+                return value
+    except Exception:
+        logger.exception("request %d's headers cannot be read", index)
     return None
 
 
 def queue_milliseconds(request_start: object, now: float | None = None) -> float | None:
     """Return the milliseconds since `X-Request-Start`, which the gateway sets; None without a plausible one.
 
-    Args:
-        request_start: seconds since the epoch, as `t=1700000000.123` or without the `t=`.
-        now: seconds since the epoch, for tests.
+    Both times are seconds since the epoch, the header's as `t=1700000000.123` or without the `t=`; `now` is for tests.
     """
     if not isinstance(request_start, str):
         return None
@@ -55,7 +58,7 @@ def send(context: Any, index: int, answer: Answer) -> str:
     """Set status, headers and content type of request `index`; return the body for the server's list.
 
     Characters that could break a response are replaced, also in answers of overridden stages: a line break in a phrase
-    kills TorchServe's worker, and MMS sends one in a header as it is.
+    kills TorchServe's worker, and MMS sends one in a header unchanged.
     """
     context.set_response_status(int(answer.status), _safe(answer.phrase), index)
     for name, value in answer.headers.items():
@@ -67,15 +70,15 @@ def send(context: Any, index: int, answer: Answer) -> str:
 
 
 def keep_answers_whole() -> None:
-    """Pad the message of every answered batch of this worker; to be called on Multi Model Server only.
+    """Pad the message of every answered batch of this worker, on Multi Model Server only.
 
-    Where a read ends inside a header, `CodecUtils.readMap` of `model-server.jar` takes the frame for corrupt, closes
-    the connection and fails the whole batch with "Worker died"; inside other fields it waits for the rest. Netty reads
-    as much at a time as the last answers were long, so a full batch after some lone requests is cut somewhere.
-    TorchServe has fixed this.
+    If a read ends inside a header, `CodecUtils.readMap` of `model-server.jar` takes the frame for corrupt, closes the
+    connection and fails the whole batch with "Worker died"; inside other fields it waits for the rest. Netty reads as
+    much at a time as the last answers were long, so it cuts a full batch after some lone requests. TorchServe has fixed
+    this.
 
-    The status message comes before the answers, may be cut, and nobody sees it. Padded to 20 KiB, it takes every cut,
-    and Netty's guess grows to its maximum of 64 KiB and never falls, since no answer is under a quarter of that.
+    The status message precedes the answers, survives a cut, and nobody sees it. At 20 KiB it takes every cut, and
+    Netty's guess grows to its maximum of 64 KiB and stays there, since no answer is under a quarter of that.
     """
     from mms import service
 

@@ -12,9 +12,9 @@ from beeline.errors import ConfigError
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
 
-# Where cgroups are mounted, and where this process's own are listed.
+# Where cgroups are mounted, and where the kernel lists those of this process.
 CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# Version 2 has both numbers of a quota in one file, version 1 each in its own.
+# By controller, the files with the two numbers of a quota: version 2 has one file, version 1 two.
 _QUOTA = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}
 
 
@@ -35,22 +35,14 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Limits:
-        """Read `BEELINE_MAX_BYTES` and `BEELINE_MAX_PIXELS`.
-
-        Raises:
-            ConfigError: when either is no whole number over 0.
-        """
+        """Read `BEELINE_MAX_BYTES` and `BEELINE_MAX_PIXELS`; raise `ConfigError` as `positive` does."""
         return cls(
             positive(environ, "BEELINE_MAX_BYTES", MAX_BYTES), positive(environ, "BEELINE_MAX_PIXELS", MAX_PIXELS)
         )
 
 
 def positive(environ: Mapping[str, str], name: str, default: int) -> int:
-    """Return the environment variable `name` as a whole number over 0, or `default` where it is not set.
-
-    Raises:
-        ConfigError: naming the variable and its value.
-    """
+    """Return the environment variable `name`, a whole number over 0, or `default`; else raise `ConfigError`."""
     text = environ.get(name, "").strip()
     if not text:
         return default
@@ -68,50 +60,39 @@ def threads_of(asked: int | None, environ: Mapping[str, str]) -> Choice:
     return Choice("1", "no BEELINE_THREADS: one thread a worker, since servers start a worker a core")
 
 
-def lone_threads_of(threads: int, environ: Mapping[str, str]) -> Choice:
-    """Return how many threads the forward pass of a lone picture takes, over the worker's own share of the cores.
-
-    Where requests queue, batches are larger and a worker keeps to its own share. On two cores, with two workers and
-    ResNet-18 in int8, one client waits 25 ms instead of 38, and 50 clients get the same requests/s.
-    """
-    if not environ.get("BEELINE_LONE_THREADS"):
-        return Choice(str(threads), "no BEELINE_LONE_THREADS: as many as a batch")
-    asked = positive(environ, "BEELINE_LONE_THREADS", 1)
-    if asked <= threads:
-        return Choice(str(threads), "as many as a batch")
-    return Choice(str(asked), "BEELINE_LONE_THREADS")
-
-
 def parsed_device(asked: str) -> tuple[str, int | None]:
-    """Return `auto`, `cpu` or `cuda`, and of `cuda:<index>` the index.
-
-    Raises:
-        ConfigError: for anything else.
-    """
+    """Return `auto`, `cpu` or `cuda`, and of `cuda:<index>` the index; raise `ConfigError` for anything else."""
     name, colon, index = asked.partition(":")
     if name not in ("auto", "cpu", "cuda") or (colon and (name != "cuda" or not index.isdecimal())):
         raise ConfigError(f"BEELINE_DEVICE is {asked!r}; allowed: auto, cpu, cuda or cuda:<index>")
     return name, int(index) if index else None
 
 
-def on_cpu(asked: str, engine: str) -> Choice:
-    """Return the device of an engine that runs only on CPUs.
+def device_of(asked: str, gpu_id: int | None, devices: int | None, fact: str, fix: str = "") -> Choice:
+    """Return where an engine runs: `cpu` or `cuda:<index>`.
+
+    Args:
+        asked: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        gpu_id: the CUDA device that the server assigned to this worker, where `asked` has no index.
+        devices: how many CUDA devices the engine can use; None where it can use some and does not count them.
+        fact: what the engine found on this machine; it is the reason of `auto`.
+        fix: another way out for the error's sentence.
 
     Raises:
-        ConfigError: where another one is asked for.
+        ConfigError: for a CUDA device that is not there.
     """
-    if asked not in ("auto", "cpu"):
-        raise ConfigError(
-            f"BEELINE_DEVICE is {asked!r}, and this archive's engine, {engine}, runs on CPUs: use auto or cpu, or "
-            "build the archive with --engine torch"
-        )
-    return Choice("cpu", f"{engine} runs on CPUs" if asked == "auto" else "asked for")
+    name, index = parsed_device(asked)
+    if name == "cpu" or (name == "auto" and devices == 0):
+        return Choice("cpu", "asked for" if name == "cpu" else fact)
+    if devices is not None and (index or 0) >= devices:
+        raise ConfigError(f"BEELINE_DEVICE is {asked!r}, and {fact}: use auto or cpu{fix}")
+    return Choice(f"cuda:{(gpu_id or 0) if index is None else index}", fact if name == "auto" else "asked for")
 
 
 def cores(root: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> int:
-    """Return how many cores this process may use: its CPU affinity, or the quota of its cgroup or a parent if smaller.
+    """Return how many cores this process may use.
 
-    Both versions of cgroups are read.
+    That is its CPU affinity, or the quota of its cgroup or of a parent where that is smaller, in both versions.
     """
     usable = len(os.sched_getaffinity(0))
     for controller, names in _QUOTA.items():
@@ -119,7 +100,7 @@ def cores(root: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> int:
             try:
                 limit, period = (int(number) for name in names for number in (folder / name).read_text().split())
             except (OSError, ValueError):
-                # Not there, or "max": no quota.
+                # The file is missing, or says "max": no quota.
                 continue
             if limit > 0 and period > 0:
                 usable = min(usable, -(-limit // period))
@@ -129,10 +110,7 @@ def cores(root: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> int:
 def cgroups(controller: str, root: Path = CGROUPS, membership: Path = _MEMBERSHIP) -> Iterator[Path]:
     """Yield the folders of this process's cgroup and of its parents, the innermost first, `root`'s own last.
 
-    Args:
-        controller: of version 1, such as `cpu`; empty for version 2.
-        root: where cgroups are mounted.
-        membership: the process's list of its cgroups, as the kernel writes it.
+    `controller` is one of version 1, such as `cpu`, or empty for version 2.
     """
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]

@@ -1,7 +1,6 @@
 """ModelSpec: what a model expects and answers, as frozen, versioned, validated JSON.
 
-The one place for labels, geometry, engine and provenance. Photometry (scale, mean, standard
-deviation, layout) is not here: it is inside the model artifact, whose graph takes uint8.
+Photometry (scale, mean, standard deviation, layout) is not here: it is inside the artifact, whose graph takes uint8.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ import math
 import re
 import types
 import typing
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from beeline.errors import SpecError, did_you_mean
 
 SCHEMA = 2
 FILE_NAME = "model_spec.json"
 # Also in an archive: the golden pictures' folder, the expected answers in it, and the digest of each file.
-GOLDEN = "golden"
-EXPECTED = "expected.json"
-CHECKSUMS = "checksums.json"
+GOLDEN, EXPECTED, CHECKSUMS = "golden", "expected.json", "checksums.json"
 FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
 OUTPUTS = ("logits", "probabilities")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
@@ -34,19 +32,17 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """From a decoded picture to the model's input: shorter side to `resize`, then the middle `crop`.
+    """From a decoded picture to the model's input: the shorter side to `resize` pixels, then the middle `crop` pixels.
 
-    Both are pixels; `interpolation` is the resize filter, always antialiased. The same two steps as
-    torchvision's `Resize(resize)` and `CenterCrop(crop)` on a Pillow image.
+    These are torchvision's `Resize` and `CenterCrop` on a Pillow image, with the antialiased filter `interpolation`.
 
     `decoding` is `full`, the reference that models are trained with; `scaled`: a JPEG whose shorter side is at least
     twice `resize` is decoded at a half, a quarter or an eighth of its size; or `cuda`: JPEGs are decoded and resized on
-    the CUDA device that the model runs on, and as in `full` where it runs on none.
+    the model's CUDA device, and as in `full` where it has none.
     """
 
     resize: int
@@ -57,10 +53,9 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Artifact:
-    """The model file: its name in the spec's folder, its format, its sha256 and its architecture.
+    """The model file in the spec's folder; some formats have a second file, for the weights.
 
-    Its graph takes uint8 `[N, crop, crop, 3]` RGB and returns float32 `[N, len(labels)]`. Where the format keeps
-    its weights in a second file, `weights` and `weights_sha256` are that one's.
+    Its graph takes uint8 `[N, crop, crop, 3]` RGB and returns float32 `[N, len(labels)]`.
     """
 
     file: str
@@ -88,10 +83,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a variant's answers compare with the fp32 reference's, on `pictures` pictures of `data` that fitted nothing.
+    """How a variant's answers differ from the fp32 reference's, on `pictures` pictures of `data` that fitted nothing.
 
-    `top1` is the part with the same first label, in [0, 1]; `moved` the largest difference of any probability, and
-    `moved_99` what 99 of 100 pictures stay within.
+    `top1` is the share with the same first label, in [0, 1]; `moved` is the largest difference of any probability,
+    `moved_99` that of 99 in 100 pictures.
     """
 
     top1: float
@@ -113,12 +108,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model as the worker serves it. Build it with `load` or `from_dict`, which validate.
+    """One model as the worker serves it.
 
-    `output` says whether the graph returns logits or probabilities; `tolerance` is the largest
-    difference in any golden probability that this engine and precision may show;
-    `geometry_version` is the `GEOMETRY` of the `pixels.py` that made the goldens. Specs of schema 1 have the digest of
-    that file instead, `geometry_sha256`.
+    `output` is what the graph returns: logits or probabilities; `tolerance` is the largest difference in any golden
+    probability that this engine and precision may show; `geometry_version` is the `GEOMETRY` of the `pixels.py` that
+    made the goldens. Specs of schema 1 have that file's digest instead, `geometry_sha256`.
     """
 
     name: str
@@ -139,79 +133,73 @@ class ModelSpec:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        """Check every value against the others.
-
-        Raises:
-            SpecError: naming the key, its value and what is allowed.
-        """
+        """Check every value; raise `SpecError` with the key, its value and what is allowed."""
         _check(
             self.schema in (1, SCHEMA), "schema", self.schema, f"this Beeline reads 1 and {SCHEMA}; rebuild the archive"
         )
-        for key, value in (("name", self.name), ("version", self.version)):
-            _check(
-                bool(_NAME.fullmatch(value)), key, value, "letters, digits, '.', '_' and '-', first a letter or digit"
-            )
+        for key, name in (("name", self.name), ("version", self.version)):
+            fits = bool(_NAME.fullmatch(name))
+            _check(fits, key, name, "letters, digits, '.', '_' and '-', first a letter or digit")
         _check(len(self.labels) >= 2, "labels", list(self.labels), "a classifier needs at least two")
-        seen: set[str] = set()
-        for label in self.labels:
+        for label, count in Counter(self.labels).items():
             _check(bool(label.strip()), "labels", label, "no label may be blank")
-            _check(label not in seen, "labels", label, "it occurs twice; tell them apart, as by their class ids")
-            seen.add(label)
+            _check(count == 1, "labels", label, "it occurs twice; tell them apart, as by their class ids")
         size = self.geometry
         _check(1 <= size.crop <= 4096, "geometry.crop", size.crop, "1 to 4096 pixels")
         _check(size.crop <= size.resize <= 8192, "geometry.resize", size.resize, f"crop ({size.crop}) to 8192 pixels")
-        _one_of("geometry.interpolation", size.interpolation, INTERPOLATIONS)
-        _one_of("geometry.decoding", size.decoding, DECODINGS)
-        _one_of("model.format", self.model.format, FORMATS)
-        _one_of("engine", self.engine, ENGINES)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("output", self.output, OUTPUTS)
-        digests = {"model.sha256": self.model.sha256}
+        for key, value, allowed in (
+            ("geometry.interpolation", size.interpolation, INTERPOLATIONS),
+            ("geometry.decoding", size.decoding, DECODINGS),
+            ("model.format", self.model.format, FORMATS),
+            ("engine", self.engine, ENGINES),
+            ("precision", self.precision, PRECISIONS),
+            ("output", self.output, OUTPUTS),
+        ):
+            if value not in allowed:
+                raise SpecError(f"{key} is {value!r}{did_you_mean(value, allowed)}")
+        self._check_files()
+        _check(self.top_k >= 1, "top_k", self.top_k, "at least 1")
+        _check(0 < self.tolerance <= 0.5, "tolerance", self.tolerance, "over 0, at most 0.5")
+        for key, measured in (("accuracy", self.accuracy), ("agreement", self.agreement)):
+            for name, number in (vars(measured) if measured else {}).items():
+                if name == "pictures":
+                    _check(number >= 1, f"{key}.{name}", number, "at least 1")
+                elif name != "data":
+                    _check(0 <= number <= 1, f"{key}.{name}", number, "0 to 1")
+
+    def _check_files(self) -> None:
+        """Check the names of files, the digests, and the version of the geometry code."""
+        version, model = self.geometry_version, self.model
+        files, digests = {"model.file": model.file}, {"model.sha256": model.sha256}
         if self.schema == 1:
             digests["geometry_sha256"] = self.geometry_sha256 or ""
-            _check(self.geometry_version is None, "geometry_version", self.geometry_version, "none with schema 1")
+            _check(version is None, "geometry_version", version, "none with schema 1")
         else:
-            version = self.geometry_version
-            _check(
-                version is not None and version >= 1, "geometry_version", version, "1 or more; export the model again"
-            )
+            made = version is not None and version >= 1
+            _check(made, "geometry_version", version, "1 or more; export the model again")
             _check(self.geometry_sha256 is None, "geometry_sha256", self.geometry_sha256, f"none with schema {SCHEMA}")
-        files = {"model.file": self.model.file}
-        if self.model.weights is not None or self.model.weights_sha256 is not None:
-            files["model.weights"] = self.model.weights or ""
-            digests["model.weights_sha256"] = self.model.weights_sha256 or ""
+        if model.weights is not None or model.weights_sha256 is not None:
+            files["model.weights"] = model.weights or ""
+            digests["model.weights_sha256"] = model.weights_sha256 or ""
         for key, name in files.items():
             _check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
         for key, digest in digests.items():
             _check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
-        _check(self.top_k >= 1, "top_k", self.top_k, "at least 1")
-        _check(0 < self.tolerance <= 0.5, "tolerance", self.tolerance, "over 0, at most 0.5")
-        if self.accuracy is not None:
-            _check(0 <= self.accuracy.top1 <= 1, "accuracy.top1", self.accuracy.top1, "0 to 1")
-            _check(self.accuracy.pictures >= 1, "accuracy.pictures", self.accuracy.pictures, "at least 1")
-        if self.agreement is not None:
-            for key in ("top1", "moved", "moved_99"):
-                value = getattr(self.agreement, key)
-                _check(0 <= value <= 1, f"agreement.{key}", value, "0 to 1")
-            _check(self.agreement.pictures >= 1, "agreement.pictures", self.agreement.pictures, "at least 1")
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the whole spec in canonical JSON: it covers the model by its digest."""
+        """Return the sha256 of the whole spec, in which the model's digest stands for the model."""
         values = self.to_dict()
         # Left out where unset, so that older archives, which lack these fields, keep their fingerprint.
-        for place, key, unsaid in (
-            (values, "agreement", None),
-            (values["geometry"], "decoding", "full"),
-            (values["model"], "weights", None),
-            (values["model"], "weights_sha256", None),
-        ):
-            if place[key] == unsaid:
+        geometry, model = values["geometry"], values["model"]
+        later = ((values, "agreement"), (geometry, "decoding"), (model, "weights"), (model, "weights_sha256"))
+        for place, key in later:
+            if place[key] is None or (key, place[key]) == ("decoding", "full"):
                 del place[key]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, keys in the order of the fields, `schema` first."""
+        """Return plain JSON values, `schema` first."""
         values = dataclasses.asdict(self)
         del values["geometry_sha256" if self.geometry_sha256 is None else "geometry_version"]
         values["labels"] = list(self.labels)
@@ -223,12 +211,9 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: object) -> ModelSpec:
-        """Build and validate a spec from plain JSON values.
-
-        Raises:
-            SpecError: for an unknown or missing key, a wrong type or an impossible value.
-        """
-        return _decode(cls, values, "")
+        """Build a spec from plain JSON values, and raise `SpecError` for a key or value that is not allowed."""
+        spec: ModelSpec = _decode(cls, values, "")
+        return spec
 
     @classmethod
     def load(cls, path: Path) -> ModelSpec:
@@ -256,17 +241,12 @@ def _check(holds: bool, key: str, value: object, allowed: str) -> None:
         raise SpecError(f"{key} is {value!r}; allowed: {allowed}")
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise SpecError(f"{key} is {value!r}{did_you_mean(value, allowed)}")
-
-
-def _decode(cls: type[T], values: object, prefix: str) -> T:
-    """Turn a JSON object into the dataclass `cls`, strictly: no unknown key, no missing one, no other type."""
+def _decode(cls: Any, values: object, prefix: str) -> Any:
+    """Turn a JSON object into the dataclass `cls`; an unknown key, a missing one or another type is an error."""
     if not isinstance(values, dict):
         raise SpecError(f"{prefix or 'the spec'} is {values!r}; allowed: a JSON object")
     hints = typing.get_type_hints(cls)
-    known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {item.name: item for item in dataclasses.fields(cls)}
     for key in values:
         if key not in known:
             raise SpecError(f"unknown key {prefix}{key}{did_you_mean(str(key), known)}")
@@ -283,7 +263,7 @@ def _value(hint: Any, value: object, key: str) -> Any:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if dataclasses.is_dataclass(hint):
-        return _decode(typing.cast(type, hint), value, f"{key}.")
+        return _decode(hint, value, f"{key}.")
     if typing.get_origin(hint) is tuple:
         _check(isinstance(value, (list, tuple)), key, value, "a list")
         return tuple(_value(str, entry, f"{key}[{i}]") for i, entry in enumerate(typing.cast(list[object], value)))
@@ -291,10 +271,5 @@ def _value(hint: Any, value: object, key: str) -> Any:
         value = float(value)
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     fits = fits and not (isinstance(value, float) and not math.isfinite(value))
-    _check(
-        fits,
-        key,
-        value,
-        {"str": "text", "int": "a whole number", "float": "a number"}.get(hint.__name__, "true or false"),
-    )
+    _check(fits, key, value, {str: "text", int: "a whole number", float: "a number"}.get(hint, "true or false"))
     return value

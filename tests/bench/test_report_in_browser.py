@@ -11,7 +11,6 @@ from playwright.sync_api import Playwright
 
 from tests.bench.test_report import EVERY, report
 from tests.frontend.conftest import CHROMIUM, QUIET
-from train import report as evaluation
 from train.evaluate import Judged, Report
 
 pytestmark = pytest.mark.browser
@@ -22,7 +21,7 @@ def html(kind: str) -> str:
         return report(EVERY[kind]).html()
     labels = tuple(f"a label of words, number {i}" for i in range(9))
     judged = [Judged(Path(f"{label}.jpg"), label, ((labels[0], 0.9),), 200) for label in labels]
-    return evaluation.page(Report("data", labels, (*judged, Judged(Path("x"), labels[1], (), 415, "none"))), "x").html()
+    return Report("data", labels, (*judged, Judged(Path("x"), labels[1], (), 415, "none"))).page("x").html()
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import requests
+import torch
 
 from archive.build import build
 from archive.sandbox import Sandbox
+from beeline import pixels
 from beeline.answer import Answer
 from cli.sources import open_source
 from serve.addresses import Ports
@@ -23,7 +26,9 @@ from serve.config import Overrides
 from serve.instance.child import Running
 from serve.up import Request, up
 from tests.conftest import ROOT, post_as_one_batch
-from train.predictor import RunPredictor
+from train.export import network
+from train.learner import normalised
+from train.runs import open_run
 
 pytestmark = [pytest.mark.shared, pytest.mark.server]
 
@@ -84,7 +89,13 @@ def memory(process: psutil.Process, key: str) -> float:
 
 @pytest.fixture(scope="module")
 def of_the_run(trained: Path, photographs: list[bytes]) -> list[str]:
-    return tops(RunPredictor(trained, checkpoint=True).predict(photographs))
+    run = open_run(trained)
+    model, trained_network, found = run.config().model, network(run), []
+    with torch.inference_mode():
+        for data in photographs:
+            crop = torch.from_numpy(np.array(pixels.decode(data, model.geometry))).permute(2, 0, 1)
+            found.append(run.labels[int(trained_network(normalised(crop[None], model.mean, model.std)).argmax())])
+    return found
 
 
 def test_run_and_archive_agree_on_all_153_pictures(mar: Path, photographs: list[bytes], of_the_run: list[str]) -> None:

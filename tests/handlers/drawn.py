@@ -39,17 +39,17 @@ _OPTIONS: dict[str, dict[str, object]] = {
 
 def pictures() -> dict[str, bytes]:
     """Return encoded pictures by name, such as `PNG RGBA` or `JPEG turned 6`: all that this Pillow writes."""
-    found = {f"{kind} {mode}": _encoded(kind, _drawn(mode)) for kind in formats.FORMATS for mode in MODES}
+    found = {f"{kind} {mode}": _written(kind, _drawn(mode)) for kind in formats.FORMATS for mode in MODES}
     for kind in TURNED:
         for turn in range(1, 9):
             # An object for each, since AVIF's writer takes the orientation out of it.
             exif = Image.Exif()
             exif[0x0112] = turn
-            found[f"{kind} turned {turn}"] = _encoded(kind, _drawn("RGB"), exif=exif)
-    found["JPEG progressive"] = _encoded("JPEG", _drawn("RGB"), progressive=True)
-    found |= {f"{kind} I;16": _encoded(kind, _drawn("I;16")) for kind in ("PNG", "TIFF")}
-    found["PNG clear"] = _encoded("PNG", _drawn("P"), transparency=96)
-    found["TIFF darker white"] = _encoded("TIFF", _drawn("I;16"), tiffinfo={281: 40_000})
+            found[f"{kind} turned {turn}"] = _written(kind, _drawn("RGB"), exif=exif)
+    found["JPEG progressive"] = _written("JPEG", _drawn("RGB"), progressive=True)
+    found |= {f"{kind} I;16": _written(kind, _drawn("I;16")) for kind in ("PNG", "TIFF")}
+    found["PNG clear"] = _written("PNG", _drawn("P"), transparency=96)
+    found["TIFF darker white"] = _written("TIFF", _drawn("I;16"), tiffinfo={281: 40_000})
     return {name: data for name, data in found.items() if data is not None}
 
 
@@ -105,11 +105,16 @@ def _drawn(mode: str) -> Image.Image:
     return whole.convert("RGB").convert("1", dither=Image.Dither.NONE) if mode == "1" else whole.convert(mode)
 
 
-def _encoded(kind: str, image: Image.Image, **options: object) -> bytes | None:
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """Return a picture as a file of this format."""
     target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def _written(kind: str, image: Image.Image, **options: object) -> bytes | None:
     try:
-        image.save(target, kind, **{**_OPTIONS.get(kind, {}), **options})
+        return encoded(image, kind, **{**_OPTIONS.get(kind, {}), **options})
     except (OSError, KeyError, ValueError):
         # Of no mode that this format has, or a format that this Pillow does not write.
         return None
-    return target.getvalue()

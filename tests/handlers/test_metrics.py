@@ -1,4 +1,4 @@
-"""What a worker counts, and what becomes of it where it cannot count."""
+"""What a worker counts, and how it serves where it cannot count."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from prometheus_client.multiprocess import MultiProcessCollector
-from ts.context import Context, RequestProcessor
 
 from beeline.answer import Answer
 from beeline.metrics import FOLDER, QUEUE_BUCKETS, Metrics, identity
 from tests.conftest import RED, worker
-from vision_handler import VisionHandler
+from tests.handlers.test_vision_handler import ask
+from tests.handlers.test_vision_handler import loaded as load_handler
 
 CHOICE = {"device": {"value": "cpu", "reason": "no CUDA device is there"}}
 OF_MODEL = {("model", "colours"), ("version", "1.0")}
@@ -44,31 +44,23 @@ def loaded(folder: Path) -> dict[str, Any]:
 def test_a_batch_is_counted_under_every_name(tmp_path: Path) -> None:
     worker(tmp_path, pid=os.getpid()).count([GOOD, GOOD, BAD], [None, 2.5, 70_000.0], STAGES)
     found = read(tmp_path)
-    assert {name: number for name, number in found.items() if name.startswith(("beeline_answers", "beeline_e"))} == {
-        "beeline_answers_total 200": 2,
-        "beeline_answers_total 415": 1,
-        "beeline_errors_total not_an_image": 1,
-        **{name: number for name, number in found.items() if name.startswith("beeline_encode_seconds")},
-    }
-    sums = {name: found[f"beeline_{name}_sum"] for name in ("batch_size", "queue_seconds", "decode_seconds")}
-    assert sums == {
-        "batch_size": 3,
-        "queue_seconds": pytest.approx(70.0025, abs=1e-5),
-        "decode_seconds": pytest.approx(0.002, abs=1e-5),
-    }
-    # Bounds are inclusive, and a minute in the queue is not the last bucket of all.
-    assert found["beeline_queue_seconds_bucket 0.0025"] == 1
+    assert {
+        name: number for name, number in found.items() if name.startswith(("beeline_answers", "beeline_errors"))
+    } == {"beeline_answers_total 200": 2, "beeline_answers_total 415": 1, "beeline_errors_total not_an_image": 1}
+    for name, value in {"batch_size": 3, "queue_seconds": 70.0025, "decode_seconds": 0.002}.items():
+        assert found[f"beeline_{name}_sum"] == pytest.approx(value, abs=1e-5)
+    # A minute in the queue has a bucket of its own.
     assert found["beeline_queue_seconds_bucket 120.0"] == found["beeline_queue_seconds_count"] == 2
 
 
-def test_a_bound_is_inclusive_for_each_of_them(tmp_path: Path) -> None:
+def test_every_bound_is_inclusive(tmp_path: Path) -> None:
     metrics = worker(tmp_path, pid=os.getpid())
     for number, bound in enumerate(QUEUE_BUCKETS, 1):
         metrics.count([], [1000 * bound], {})
         assert read(tmp_path)[f"beeline_queue_seconds_bucket {float(bound)}"] == number
 
 
-def test_a_worker_is_seen_before_its_first_batch(tmp_path: Path) -> None:
+def test_a_worker_is_visible_before_its_first_batch(tmp_path: Path) -> None:
     worker(tmp_path, choice=CHOICE, pid=os.getpid())
     assert loaded(tmp_path) == {"model": "colours", "version": "1.0", "choice": CHOICE}
     found = read(tmp_path)
@@ -76,8 +68,8 @@ def test_a_worker_is_seen_before_its_first_batch(tmp_path: Path) -> None:
     assert set(found.values()) == {0}
 
 
-def test_a_full_disk_finds_every_page_of_a_file_there_already(tmp_path: Path) -> None:
-    """A page that it has no room for would kill the worker, whatever it was about to answer."""
+def test_every_page_of_a_file_is_on_the_disk_before_the_first_count(tmp_path: Path) -> None:
+    """A page that a full disk has no room for kills the worker at any later answer."""
     metrics = worker(tmp_path, pid=os.getpid())
     sizes = {path: (path.stat().st_size, path.stat().st_blocks) for path in tmp_path.glob("*.db")}
     assert all(512 * blocks >= size == 1 << 16 for size, blocks in sizes.values())
@@ -93,26 +85,18 @@ def test_without_a_folder_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) ->
     Metrics("colours", "1.0", CHOICE).count([GOOD], [1.0], STAGES)
 
 
-def test_without_the_library_it_serves_and_says_so_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("folder", "sentence"), [("", "import of prometheus_client"), ("gone", "it cannot count in")])
+def test_without_the_library_or_the_folder_it_serves_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, folder: str, sentence: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    metrics = worker(tmp_path, choice=CHOICE, pid=os.getpid())
+    metrics = worker(tmp_path / folder, choice=CHOICE, pid=os.getpid())
     for _ in range(3):
         metrics.count([GOOD], [1.0], STAGES)
     (record,) = caplog.records
-    assert "this worker serves without metrics: import of prometheus_client" in record.message
-    assert (loaded(tmp_path)["choice"], list(tmp_path.glob("*.db"))) == (CHOICE, [])
-
-
-def test_a_folder_that_cannot_be_written_costs_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tmp_path / "not there"
-    metrics = worker(folder)
-    for _ in range(3):
-        metrics.count([GOOD], [1.0], STAGES)
-    assert [record.message for record in caplog.records] == [
-        f"this worker serves without metrics: it cannot count in {folder}"
-    ]
+    assert f"this worker serves without metrics: {sentence}" in record.message
+    assert list(tmp_path.glob("*.db")) == []
+    assert folder or loaded(tmp_path)["choice"] == CHOICE
 
 
 def test_what_cannot_be_counted_costs_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,22 +112,12 @@ def test_the_handler_counts_what_it_answered(
     colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path))
-    handler = VisionHandler()
-    handler.initialize(Context("colours", str(colour_model), {}, 8, None, "0.12.0"))
+    handler = load_handler(colour_model)
     values = loaded(tmp_path)
     assert (values["model"], values["version"]) == ("colours", "1.0")
-    assert {name: made["value"] for name, made in values["choice"].items()} == {
-        "engine": "torch",
-        "device": handler.engine.choice["device"].value,
-        "precision": "fp32",
-        "threads": handler.engine.choice["threads"].value,
-        "decoding": "full",
-    }
-    assert all(made["reason"] for made in values["choice"].values())
-    context = Context("colours", "", {}, 8, None, "0.12.0")
-    headers = [{"X-Request-Start": f"t={time.time() - 20:.3f}"}, {}]
-    context.request_processor = [RequestProcessor(header) for header in headers]
-    handler.handle([{"body": RED}, {"body": b"junk"}], context)
+    assert list(values["choice"]) == ["engine", "device", "precision", "threads", "decoding"]
+    assert all(made["value"] and made["reason"] for made in values["choice"].values())
+    ask(handler, [{"body": RED}, {"body": b"junk"}], [{"X-Request-Start": f"t={time.time() - 20:.3f}"}, {}])
     found = read(tmp_path)
     assert (found["beeline_answers_total 200"], found["beeline_answers_total 415"]) == (1, 1)
     assert found["beeline_errors_total not_an_image"] == 1

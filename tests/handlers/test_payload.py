@@ -36,16 +36,10 @@ FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
     "row",
     [
         {"body": DATA},
-        {"body": bytearray(DATA)},
         {"data": DATA},
-        {"picture": DATA},
         {"caption": "", "upload": DATA},
-        {"data": DATA, "other": b"other"},
-        {"data": "a note", "picture": DATA},
         {"note": b"hello", "picture": DATA},
         {"data": B64},
-        {"body": {"data": B64}},
-        {"body": {"instances": [{"b64": B64}]}},
         {"body": {"instances": [{"data": {"b64": B64}}]}},
         {"body": {"instances": [B64]}},
         {"body": json.dumps({"data": B64}).encode()},
@@ -55,12 +49,11 @@ FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
         {"body": {"data": base64.encodebytes(DATA).decode()}},
         {"body": {"data": f"data:image/jpeg;base64,{B64}"}},
         DATA,
-        # As the gateway passes a form on: whole.
+        # The gateway passes a form on as it is.
         {"body": form((FILE, DATA))},
         {"body": bytearray(form(('name="note"', b"hello"), (FILE, DATA)))},
         {"body": form(('name="note"', b"hello"), ('filename="name=note"; name=data', DATA))},
         {"body": form(('name="data"', B64_JSON), boundary="b")},
-        {"body": form((FILE, DATA), end=b"--")},
         {"body": form((FILE, DATA), end=b"--\r\nan epilogue\r\n")},
         {"body": form((FILE, DATA), boundary="x--")},
         {"body": b"\r\n" + form((FILE, DATA))},
@@ -69,9 +62,8 @@ FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
         {"body": form(('name="brand"', b"BMW"), (FILE, DATA))},
         {"body": form(("", DATA), ("", b"{}"))},
         {"body": form(('name="shot;1"', DATA), ('name="shot;2"', b"x"), ('name="shot;1"', b"y"))},
-        {"body": form(('filename="a; name=data"; name="f"', DATA), ('name="data"', b"x"))},
         {"body": form(("name*=utf-8''picture; filename*=utf-8''%E4.jpg", DATA))},
-        # The name decides which field it is, however it is written.
+        # The name chooses the field, however it is written.
         {"body": form(('name="note"', b"hello"), ("name*=utf-8''d%61ta", B64_JSON))},
         {"body": form(('name="note"', b"hello"), ("NAME = data ", B64_JSON))},
         {"body": form(('name="note"', b"hello"), ('size=3;\r\n name="data"', B64_JSON))},
@@ -97,13 +89,11 @@ def test_the_same_bytes_come_out(row: object) -> None:
         ({"body": form((FILE, DATA), end=b"")}, BadEncoding, "does not end"),
         ({"body": form((FILE, DATA)).partition(b"\r\n------x--")[0]}, BadEncoding, "does not end"),
         ({"body": b"--b--\r\n"}, EmptyBody, "no picture"),
-        ({"body": b"--b\r\n--b--\r\n"}, EmptyBody, "no picture"),
         ({"body": {"data": ""}}, EmptyBody, "no picture"),
         ({"body": {"dat": B64}}, BadEncoding, "dat"),
         ({"body": [B64]}, BadEncoding, "list"),
         ({"body": {"instances": []}}, BadEncoding, "holds 0"),
         ({"body": {"instances": [{"b64": B64}] * 2}}, BadEncoding, "holds 2"),
-        ({"body": {"instances": {"b64": B64}}}, BadEncoding, "dict"),
         ({"body": {"data": "no base64!"}}, BadEncoding, "no base64"),
         ({"body": b'{"data": '}, BadEncoding, "JSON"),
         ({"body": b"[" * 100_000}, BadEncoding, "100000 brackets"),
@@ -114,7 +104,7 @@ def test_the_same_bytes_come_out(row: object) -> None:
         ({"body": {"data": base64.b64encode(b"x" * 1001).decode()}}, TooManyBytes, "the limit is 1000"),
     ],
 )
-def test_what_is_refused_says_why(row: object, error: type[RequestError], words: str) -> None:
+def test_a_refusal_says_why(row: object, error: type[RequestError], words: str) -> None:
     with pytest.raises(error, match=words):
         extract(row, LIMITS)
 
@@ -140,9 +130,9 @@ def test_any_row_gives_bytes_or_a_request_error(value: object) -> None:
     [b"\n" * 20_000_000, b"\r\n" * 10_000_000, b"--x" + b" " * 20_000_000, b"--" + b"\t " * 10_000_000],
     ids=["lines", "empty lines", "padding", "blanks"],
 )
-def test_what_only_begins_like_a_form_costs_no_memory(body: bytes) -> None:
+def test_a_body_that_only_begins_like_a_form_costs_no_memory(body: bytes) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(TooManyBytes):
         extract({"body": body}, LIMITS)
-    # Kilobytes: the body and a copy, not the gigabytes of a pattern that goes back over every line.
+    # Kilobytes: the body and a copy, not the gigabytes of a pattern that tries every line again.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000

@@ -1,4 +1,4 @@
-"""A built archive holds all of ours that its code imports, engines that are loaded later too."""
+"""A built archive holds all of the project that its code imports, engines that it imports later too."""
 
 from __future__ import annotations
 
@@ -40,3 +40,11 @@ def test_every_module_of_an_archive_loads_with_the_repository_off_the_path(colou
     code = set(unpacked.rglob("*.py"))
     assert code <= set(files)
     assert unpacked / "beeline" / "engines" / "openvino.py" in code
+
+
+def test_the_worker_imports_neither_the_repository_outside_handlers_nor_torch() -> None:
+    names = ("archive", "host", "train", "serve", "cli", "torch", "torchvision", "matplotlib", "jinja2")
+    code = f"import sys, vision_handler; print([name for name in {names} if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT / "handlers", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +30,11 @@ def test_round_trip(tmp_path: Path) -> None:
     assert ModelSpec.load(tmp_path).fingerprint() == SPEC.fingerprint()
 
 
-def test_a_field_that_came_later_changes_no_fingerprint_until_it_says_something() -> None:
-    """The digest is of this spec as it was before the fields in question were there."""
-    spec = ModelSpec(
-        "flowers",
-        "1.0",
-        ("rose", "tulip"),
-        Geometry(256, 224),
-        Artifact("model.pt2", "exported_program", DIGEST),
-        geometry_sha256="f" * 64,
-        schema=1,
-    )
+def test_a_later_field_changes_no_fingerprint_until_it_is_set() -> None:
+    """The digest is that of this spec before it had those fields."""
+    model = Artifact("model.pt2", "exported_program", DIGEST)
+    named = {"name": "flowers", "version": "1.0", "labels": ("rose", "tulip")}
+    spec = ModelSpec(**named, geometry=Geometry(256, 224), model=model, geometry_sha256="f" * 64, schema=1)  # type: ignore[arg-type]
     assert spec.fingerprint() == "a548f02a36ab5ab26d42e1237d4b89b59a75c34c3b56079aa41e259621f0b8c9"
     said = (
         dataclasses.replace(spec, agreement=Agreement(1.0, 0.0, 0.0, 50, "val")),
@@ -50,13 +42,6 @@ def test_a_field_that_came_later_changes_no_fingerprint_until_it_says_something(
         dataclasses.replace(spec, model=dataclasses.replace(spec.model, weights="model.bin", weights_sha256=DIGEST)),
     )
     assert len({each.fingerprint() for each in (spec, *said)}) == 4
-
-
-def _set(values: dict[str, Any], path: str, value: object) -> None:
-    *parents, key = path.split(".")
-    for parent in parents:
-        values = values[parent]
-    values[key] = value
 
 
 @pytest.mark.parametrize(
@@ -67,10 +52,8 @@ def _set(values: dict[str, Any], path: str, value: object) -> None:
         ("schema", 3, "schema is 3"),
         ("schema", 1, "geometry_version is 1; allowed: none with schema 1"),
         ("geometry_version", 0, "geometry_version is 0; allowed: 1 or more"),
-        ("geometry_version", None, "geometry_version is None; allowed: 1 or more"),
         ("geometry_sha256", DIGEST, "allowed: none with schema 2"),
         ("name", "../etc", "name is '../etc'"),
-        ("name", "", "name is ''"),
         ("version", "1/0", "version is '1/0'"),
         ("labels", ["ants"], "labels is"),
         ("labels", ["ants", "ants"], "occurs twice"),
@@ -80,7 +63,6 @@ def _set(values: dict[str, Any], path: str, value: object) -> None:
         ("geometry.crop", 0, "geometry.crop is 0"),
         ("geometry.crop", 257, "geometry.resize is 256"),
         ("geometry.crop", True, "a whole number"),
-        ("geometry.crop", 22.5, "a whole number"),
         ("geometry.interpolation", "bilinaer", "did you mean 'bilinear'"),
         ("model.file", "../model.pt2", "model.file is"),
         ("model.format", "caffe", "model.format is 'caffe'"),
@@ -94,8 +76,9 @@ def _set(values: dict[str, Any], path: str, value: object) -> None:
     ],
 )
 def test_a_broken_value_is_named(path: str, value: object, words: str) -> None:
-    values = json.loads(json.dumps(SPEC.to_dict()))
-    _set(values, path, value)
+    values = SPEC.to_dict()
+    group, _, key = path.rpartition(".")
+    (values[group] if group else values)[key] = value
     with pytest.raises(SpecError, match=words):
         ModelSpec.from_dict(values)
 
@@ -109,17 +92,19 @@ def test_a_spec_of_the_first_schema_has_the_digest_of_the_geometry_code(changes:
         ModelSpec.from_dict({**values, **changes})
 
 
-def test_a_missing_key_is_named() -> None:
-    values = SPEC.to_dict()
-    del values["labels"]
-    with pytest.raises(SpecError, match="labels is missing"):
-        ModelSpec.from_dict(values)
-
-
-@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_text("{"), lambda p: p.write_text("[]")])
-def test_the_file_is_named(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    make(tmp_path / "model_spec.json")
-    with pytest.raises(SpecError, match=r"model_spec\.json"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is missing; export the model first"),
+        ("{", "cannot be read as JSON"),
+        ("[]", ": the spec is"),
+        ('{"name": "x"}', ": version is missing; add it"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_named(tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "model_spec.json").write_text(text)
+    with pytest.raises(SpecError, match=rf"model_spec\.json ?{words}"):
         ModelSpec.load(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from train.export import export
 from train.fit import fit
 from train.generate import generate
 from train.model import build
 from train.plan import Plan, plan
 from train.progress import silent
-from train.runs import Run
+from train.runs import Run, open_run
 
 
 class FileServer(ThreadingHTTPServer):
@@ -86,7 +88,7 @@ class _Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny networks lose more by waiting for a second thread than it saves."""
+    """For tiny networks the wait for a second thread costs more than it saves."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -120,12 +122,6 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-@pytest.fixture
-def make_zip() -> object:
-    """Return `zipped`."""
-    return zipped
-
-
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state dict of a 1000-class squeezenet1_1 with seeded random weights."""
@@ -153,3 +149,11 @@ def tiny_plan(environ: dict[str, str]) -> Plan:
 def tiny_run(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of it; tests that change it copy its folder first."""
     return fit(tiny_plan, silent, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of it with its export."""
+    run = open_run(Path(shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("exported") / "run")))
+    export(run)
+    return run

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
+from archive.artifact import read_state_dict
 from beeline.errors import ConfigError
-from train.model import build, check_input, head, names
+from train.errors import WeightsError
+from train.model import build, check_input, head, names, start_from
 
 FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3", "swin_t": "head"}
 # The same, slow to build.
@@ -61,3 +66,21 @@ def test_the_check_leaves_the_network_as_it_was() -> None:
     check_input(network, 64, "resnet18")
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_the_body_is_loaded_and_the_head_left_alone(random_weights: Path) -> None:
+    network, state = build("squeezenet1_1", 2), read_state_dict(random_weights)
+    before = network.state_dict()["classifier.1.weight"].clone()
+    start_from(network, state, "the file")
+    assert torch.equal(network.state_dict()["features.0.weight"], state["features.0.weight"])
+    assert torch.equal(network.state_dict()["classifier.1.weight"], before)
+
+
+def test_weights_of_another_architecture_or_size_have_their_sentence(random_weights: Path) -> None:
+    with pytest.raises(WeightsError, match=r"does not fit ResNet: \d+ missing \(bn1\.bias.*; \d+ unknown") as caught:
+        start_from(build("resnet18", 2), read_state_dict(random_weights), "the file")
+    assert str(caught.value).endswith("set model.name to the architecture that the file was made for")
+    assert "\n" not in str(caught.value)
+    small, large = (models.VisionTransformer(side, 16, 1, 1, 8, 8, num_classes=2) for side in (32, 64))
+    with pytest.raises(WeightsError, match=r"VisionTransformer: 1 of another shape \(encoder\.pos_embedding\)"):
+        start_from(large, small.state_dict(), "it")

@@ -1,27 +1,30 @@
-"""Plans: what is found, which recipe follows, and a fingerprint that changes exactly when it should."""
+"""Plans: the weights, the recipe that follows from them, and a fingerprint that changes exactly when it should."""
 
 from __future__ import annotations
 
 import ast
 import copy
 import dataclasses
+import hashlib
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torchvision import models
 
 import train.plan
 from tests import digests
-from tests.conftest import ROOT
-from train.generate import generate
-from train.plan import plan
+from tests.train.conftest import FileServer
+from train.errors import DownloadError, WeightsError
+from train.plan import Weights, find_weights, plan
 from train.progress import silent
 
 # What fit.py imports of this room and what cannot change a fit that starts from the same values.
-NOT_SHAPING = {"config", "errors", "plan", "progress", "runs", "weights", "download", "hymenoptera", "generate"}
+NOT_SHAPING = {"config", "errors", "plan", "progress", "runs", "download", "generate"}
 WORDS = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64"]
 
 
@@ -38,13 +41,8 @@ def test_the_fingerprint_is_stable_and_knows_no_paths(environ: dict[str, str], t
 
 
 @pytest.mark.parametrize("word", ["export.version='2.0'", "export.name=bees", "data.loaders=3"])
-def test_what_changes_only_export_or_speed_does_not_train_anew(environ: dict[str, str], word: str) -> None:
+def test_a_key_of_export_or_speed_alone_does_not_change_the_fingerprint(environ: dict[str, str], word: str) -> None:
     assert fingerprint(environ) == fingerprint(environ, word)
-
-
-@pytest.mark.parametrize("word", ["seed=1", "fit.epochs=1", "augment.flip=0.4", "model.crop=65", "fit=scratch"])
-def test_what_shapes_the_run_changes_the_fingerprint(environ: dict[str, str], word: str) -> None:
-    assert fingerprint(environ) != fingerprint(environ, word)
 
 
 def test_a_changed_picture_weight_or_code_changes_the_fingerprint(
@@ -60,27 +58,14 @@ def test_a_changed_picture_weight_or_code_changes_the_fingerprint(
     monkeypatch.setattr("train.plan.RECIPE", train.plan.RECIPE + 1)
     recipe = fingerprint(environ)
     monkeypatch.setattr("beeline.pixels.GEOMETRY", 1000)
-    assert len({before, recipe, fingerprint(environ)}) == 3
+    geometry = fingerprint(environ)
+    # Pillow-SIMD has Pillow's folder, and a package of another name.
+    monkeypatch.setattr("PIL.__version__", "0.0.post1")
+    assert len({before, recipe, geometry, fingerprint(environ)}) == 4
 
 
 def test_the_code_that_shapes_a_fit_is_the_recorded_one() -> None:
     digests.check("RECIPE")
-
-
-def test_a_comment_in_the_code_that_shapes_a_fit_trains_nothing_anew(environ: dict[str, str], tmp_path: Path) -> None:
-    for room in ("train", "handlers", "config"):
-        shutil.copytree(ROOT / room, tmp_path / room)
-    for file in (file for name in ("RECIPE", "GEOMETRY") for file in digests.VERSIONS[name][1]):
-        with (tmp_path / file).open("a") as source:
-            source.write("# A comment that was corrected.\n")
-    code = (
-        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(tmp_path / 'handlers')!r}]\n"
-        "import train.plan\n"
-        f"assert train.plan.__file__.startswith({str(tmp_path)!r})\n"
-        f"print(train.plan.plan({WORDS!r}, lambda text: None, environ={environ!r}).fingerprint)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == fingerprint(environ)
 
 
 def test_every_module_that_shapes_a_fit_is_in_the_recipe() -> None:
@@ -100,26 +85,23 @@ def test_every_module_that_shapes_a_fit_is_in_the_recipe() -> None:
 def test_without_weights_the_recipe_is_scratch_and_says_why(
     environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.weights import Weights
-
-    monkeypatch.setattr("train.weights.find_weights", lambda *_: Weights("random", "none"))
+    monkeypatch.setattr("train.plan.find_weights", lambda *_: Weights("random", "none"))
     said: list[str] = []
     made = plan([*WORDS, "fit.epochs=1"], said.append, environ=environ)
     assert (made.config.fit.recipe, made.config.fit.batch_norm, made.config.fit.epochs) == ("scratch", "learnt", 1)
     assert said[-1] == "recipe: scratch, because there are no weights to start from"
 
 
-def test_scratch_asked_for_looks_for_no_weights(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.weights.find_weights", lambda *_: pytest.fail("weights were looked for"))
-    assert not plan([*WORDS, "fit=scratch"], silent, environ=environ).weights.pretrained
+def test_a_fit_from_scratch_looks_for_no_weights(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.plan.find_weights", lambda *_: pytest.fail("weights were looked for"))
+    assert plan([*WORDS, "fit=scratch"], silent, environ=environ).weights.path is None
 
 
-def test_generated_pictures_may_be_asked_for(
-    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_on_generated_pictures_asks_for_no_others(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.data.generate", lambda cache: generate(cache, train=2, val=1))
-    made = plan(WORDS, silent, tmp_path, environ, generated=True)
-    assert (made.data.generated, made.data.labels) == (True, ("circles", "stripes"))
+    monkeypatch.setattr("train.plan.find_data", lambda *given: given[-1])
+    assert plan(WORDS, silent, environ=environ, generated=True).data is True
 
 
 def test_a_plan_imports_no_torch(environ: dict[str, str]) -> None:
@@ -136,6 +118,7 @@ def test_a_plan_imports_no_torch(environ: dict[str, str]) -> None:
 def test_a_fingerprint_covers_the_whole_configuration(environ: dict[str, str]) -> None:
     """A key that is added to the configuration is in the fingerprint unless it is taken out by name."""
     made = plan(WORDS, silent, environ=environ)
+    assert fingerprint(environ, "seed=1") != made.fingerprint
     for name in ("model", "augment", "fit"):
         section = getattr(made.config, name)
         for field in dataclasses.fields(section):
@@ -147,18 +130,48 @@ def test_a_fingerprint_covers_the_whole_configuration(environ: dict[str, str]) -
             assert other.fingerprint != made.fingerprint, f"{name}.{field.name}"
 
 
-def test_pillow_simd_in_pillows_place_is_another_pillow(
-    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: FileServer) -> Path:
+    """PyTorch's cache is a new folder; torchvision's weights lie where its `entry` says, on the local server."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return tmp_path / "checkpoints"
+
+
+def lie_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setattr(models, "get_model_weights", lambda name: SimpleNamespace(DEFAULT=SimpleNamespace(url=url)))
+
+
+def test_a_named_file_comes_first_then_the_environments(random_weights: Path) -> None:
+    said: list[str] = []
+    found = find_weights("squeezenet1_1", random_weights, said.append, {"BEELINE_WEIGHTS": "/missing"})
+    assert (found.kind, found.name, found.path) == ("file", "squeezenet.pth", random_weights)
+    assert found.sha256 == hashlib.sha256(random_weights.read_bytes()).hexdigest()
+    assert said == [f"weights: the file {random_weights}"]
+    assert find_weights("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": str(random_weights)}) == found
+    with pytest.raises(WeightsError, match="the weights file /missing is missing; name a state dict of squeezenet1_1"):
+        find_weights("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": "/missing"})
+
+
+def test_torchvisions_weights_are_downloaded_once_and_have_the_digest_in_their_name(
+    torchvision: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its package has another name; a fake of what is installed."""
+    server.content = b"a state dict"
+    name = f"net-{hashlib.sha256(server.content).hexdigest()[:8]}.pth"
+    lie_at(monkeypatch, server.url.replace("set.zip", name))
+    for _ in range(2):
+        found = find_weights("squeezenet1_1", None, print, {})
+        assert (found.kind, found.path) == ("torchvision", torchvision / name)
+    assert len(server.seen) == 1
+    lie_at(monkeypatch, server.url.replace("set.zip", "net-01234567.pth"))
+    with pytest.raises(DownloadError, match="expected 01234567"):
+        find_weights("squeezenet1_1", None, print, {})
 
-    def version(name: str) -> str:
-        if name == "pillow":
-            raise metadata.PackageNotFoundError(name)
-        return metadata.version(name)
 
-    before = fingerprint(environ)
-    monkeypatch.setattr("train.plan.version", version)
-    assert fingerprint(environ) == before
-    monkeypatch.setattr("PIL.__version__", "0.0.post1")
-    assert fingerprint(environ) != before
+def test_without_a_network_random_weights_come_with_a_warning(
+    torchvision: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie_at(monkeypatch, "http://127.0.0.1:1/net-01234567.pth")
+    said: list[str] = []
+    found = find_weights("squeezenet1_1", None, said.append, {})
+    assert (found.kind, found.path, found.sha256) == ("random", None, None)
+    assert any(line.startswith("WARNING: squeezenet1_1 starts from random weights") for line in said)

@@ -1,4 +1,4 @@
-"""Runs on disk: found by fingerprint, and only when they were finished."""
+"""Runs on disk: found by fingerprint, only when they were finished, and their validation pictures where they are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from train import runs
-from train.errors import RunError
-from train.runs import Run, create, find_run, finish, finished, open_run
+from train.config import compose
+from train.data import DataSet, read
+from train.errors import DataError, RunError
+from train.runs import Run, create, find_run, finish, finished, open_run, validation_pictures
 
 RECORD = {"fingerprint": "abcdef0123", "labels": ["a", "b"], "accuracy": 0.5}
 
@@ -21,11 +23,17 @@ def make(folder: Path, **changes: object) -> Run:
     return finish(made, {**RECORD, **changes})
 
 
-def test_a_finished_run_is_found_by_its_fingerprint(tmp_path: Path) -> None:
+def test_a_finished_run_is_found_by_fingerprint_and_id_as_long_as_it_has_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make(tmp_path)
     assert find_run("abcdef0123", tmp_path) == run.folder
     assert find_run("other", tmp_path) is None
     assert open_run(run.folder).labels == ("a", "b")
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    assert open_run(Path(run.id)).folder == run.folder
+    run.checkpoint.unlink()
+    assert find_run("abcdef0123", tmp_path) is None
 
 
 def test_the_newest_of_several_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,11 +43,8 @@ def test_the_newest_of_several_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
         folders.append(make(tmp_path).folder)
     assert find_run("abcdef0123", tmp_path) == folders[1]
     assert [run.folder for run in finished(tmp_path)] == sorted(folders, reverse=True)
-
-
-def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.runs.time.strftime", lambda _: "20250101-000000")
-    assert {make(tmp_path).id, make(tmp_path).id} == {"20250101-000000-net-abcdef", "20250101-000000-net-abcdef-2"}
+    # Of the same second.
+    assert make(tmp_path).id == f"{folders[2].name}-2"
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"schema": 1}', '{"schema": 2}', "[]", "null"])
@@ -55,29 +60,55 @@ def test_an_unfinished_or_damaged_run_is_never_taken(tmp_path: Path, content: st
         open_run(run.folder)
 
 
-def test_a_run_without_its_checkpoint_is_not_taken(tmp_path: Path) -> None:
-    (make(tmp_path).folder / "checkpoint.pth").unlink()
-    assert find_run("abcdef0123", tmp_path) is None
-
-
-def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = create("net", "abcdef0123", tmp_path)
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        finish(folder, {**RECORD, "accuracy": float("nan")})
-    assert not (folder / "run.json").exists()
-
-
 def test_a_missing_run_has_its_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the run \S*/gone is missing; train again, or name another of"):
         open_run(tmp_path / "gone")
 
 
-def test_a_bare_id_is_looked_for_among_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make(tmp_path)
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
-    assert open_run(Path(run.id)).folder == tmp_path / run.id
-
-
-def test_a_real_run_survives_being_moved(tiny_run: Run, tmp_path: Path) -> None:
+def test_the_record_is_whole_or_not_there_and_survives_a_move(tiny_run: Run, tmp_path: Path) -> None:
+    folder = create("net", "abcdef0123", tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        finish(folder, {**RECORD, "accuracy": float("nan")})
+    assert not (folder / "run.json").exists()
     moved = shutil.move(shutil.copytree(tiny_run.folder, tmp_path / "a"), tmp_path / "b")
     assert open_run(Path(moved)).record == json.loads((tiny_run.folder / "run.json").read_text())
+
+
+def trained_on(tmp_path: Path, folder: Path | None, data: DataSet, generated: bool = False) -> Run:
+    """Return a run on these pictures without the training."""
+    recorded = {"name": data.name, "generated": generated, "digest": data.digest}
+    run = make(tmp_path / "runs", data=recorded)
+    compose([f"data.folder='{folder}'"] if folder else [], environ={}).save(run.folder / "config.yaml")
+    return run
+
+
+@pytest.mark.parametrize("half", ["", "train"])
+def test_validation_pictures_are_found_where_the_run_found_them(drawn: Path, tmp_path: Path, half: str) -> None:
+    """Of a single image folder they are the same held-out share."""
+    data = read(drawn / half)
+    run = trained_on(tmp_path, drawn / half, data)
+    assert validation_pictures(run, tmp_path / "cache", {}).pictures == data.val.pictures
+    moved = trained_on(tmp_path, tmp_path / "gone", data)
+    found = validation_pictures(moved, tmp_path / "cache", {"BEELINE_DATA": str(drawn / half)})
+    assert found.pictures == data.val.pictures
+
+
+@pytest.mark.parametrize("generated", [True, False])
+def test_downloaded_and_generated_pictures_are_found_in_the_cache(drawn: Path, tmp_path: Path, generated: bool) -> None:
+    cache = tmp_path / "cache"
+    (cache / "set-0").mkdir(parents=True)
+    shutil.copytree(drawn, cache / ("generated-1" if generated else "set-1"))
+    found = validation_pictures(trained_on(tmp_path, None, read(drawn, name="set"), generated), cache, {})
+    assert found.root.is_relative_to(cache)
+    assert len(found) == 8
+
+
+def test_changed_or_lost_pictures_are_not_taken(drawn: Path, tmp_path: Path) -> None:
+    here = shutil.copytree(drawn, tmp_path / "here")
+    run = trained_on(tmp_path, here, read(here))
+    shutil.copyfile(here / "val/stripes/000.png", here / "val/circles/000.png")
+    with pytest.raises(DataError, match=rf"are no longer as they were in {here}; bring them back"):
+        validation_pictures(run, tmp_path / "cache", {})
+    shutil.rmtree(here)
+    with pytest.raises(DataError, match="are no longer as they were"):
+        validation_pictures(run, tmp_path / "cache", {})

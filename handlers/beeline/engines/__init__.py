@@ -1,11 +1,12 @@
-"""Engines: what the handler asks of a runtime, and the one that an archive is made for."""
+"""Engines: what the handler asks of a runtime, and the runtime that an archive is made for."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,25 @@ from beeline.errors import ArchiveError, BeelineError, ConfigError
 from beeline.settings import Choice, threads_of
 from beeline.spec import ModelSpec
 
+# Module, class, and the package that brings the runtime.
+_ENGINES = {
+    "torch": ("beeline.engines.torch", "TorchEngine", "torch"),
+    "torch_compile": ("beeline.engines.torch_compile", "TorchCompileEngine", "torch"),
+    "openvino": ("beeline.engines.openvino", "OpenVinoEngine", "openvino"),
+    "onnxruntime": ("beeline.engines.onnxruntime", "OnnxRuntimeEngine", "onnxruntime"),
+}
+# Engines that never run on a CUDA device.
+ON_CPUS = ("openvino",)
+
 
 class Engine:
     """A loaded model: uint8 pictures in, scores out. Each runtime has a subclass.
 
     Attributes:
+        title: what messages call the runtime.
         choice: engine, device, precision and threads, each with its reason, as logs, metrics and page show them.
     """
 
-    # What messages call the runtime.
     title: str
 
     def __init__(
@@ -34,7 +45,14 @@ class Engine:
         gpu_id: int | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """Load the artifact and run it once, so that no client pays for the first pass; see `load`."""
+        """Load the artifact in `folder` and run it once, so that no client waits for the first pass.
+
+        Without `device` (`auto`, `cpu` or `cuda[:index]`) and `threads` it reads `BEELINE_DEVICE` and
+        `BEELINE_THREADS`. `gpu_id` is the CUDA device that the server assigned to this worker.
+
+        Raises:
+            ConfigError: for a device that is not there. ArchiveError: for an artifact that does not load.
+        """
         self.spec, self.environ = spec, environ
         self.asked = device or environ.get("BEELINE_DEVICE") or "auto"
         built = "as the archive was built"
@@ -55,11 +73,7 @@ class Engine:
             raise ArchiveError(f"{spec.model.file} does not run on {self.title} ({why}); build it again") from error
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1.
-
-        Raises:
-            RuntimeError: as the runtime raises it.
-        """
+        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1."""
         raise NotImplementedError
 
     def _device(self, gpu_id: int | None) -> Choice:
@@ -81,54 +95,25 @@ class Engine:
                 raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")
 
 
-# Module, class, and the package that brings the runtime.
-_ENGINES = {
-    "torch": ("beeline.engines.torch", "TorchEngine", "torch"),
-    "torch_compile": ("beeline.engines.torch_compile", "TorchCompileEngine", "torch"),
-    "openvino": ("beeline.engines.openvino", "OpenVinoEngine", "openvino"),
-    "onnxruntime": ("beeline.engines.onnxruntime", "OnnxRuntimeEngine", "onnxruntime"),
-}
-
-
-# Engines that never run on a CUDA device.
-ON_CPUS = ("openvino",)
-
-
 def runtime(name: str) -> str:
     """Return the package that an engine of this name needs."""
     return _ENGINES[name][2]
 
 
-def load(
-    folder: Path,
-    spec: ModelSpec,
-    device: str | None = None,
-    threads: int | None = None,
-    gpu_id: int | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> Engine:
-    """Load the artifact with the engine that its spec names, and run it once.
-
-    Args:
-        folder: where the artifact lies.
-        spec: names the engine, the file and its format.
-        device: `auto`, `cpu` or `cuda[:index]`; None reads `BEELINE_DEVICE`.
-        threads: of one forward pass; None reads `BEELINE_THREADS`.
-        gpu_id: the device that the server assigned to this worker, for `auto`.
-        environ: the environment to read, for tests.
+def load(folder: Path, spec: ModelSpec, **options: Any) -> Engine:
+    """Load the artifact in `folder` with the engine that `spec` names; `options` are those of `Engine`.
 
     Raises:
-        ConfigError: for a runtime or a device that is not there.
-        ArchiveError: for an artifact that does not load.
+        ConfigError: for a runtime that is not installed. Others: as `Engine`.
     """
     module, name, package = _ENGINES[spec.engine]
     try:
-        made: Callable[..., Engine] = getattr(importlib.import_module(module), name)
+        kind: type[Engine] = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise ConfigError(
-            f"{spec.name} {spec.version} is made for the engine {spec.engine}, which is not installed here; install "
+            f"{spec.name} {spec.version} needs the engine {spec.engine}, which is not installed here; install "
             f"{package}, or build the archive with --engine torch"
         ) from error
-    return made(folder, spec, device=device, threads=threads, gpu_id=gpu_id, environ=environ)
+    return kind(folder, spec, **options)

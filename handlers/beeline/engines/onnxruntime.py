@@ -1,4 +1,8 @@
-"""The engine of ONNX models: ONNX Runtime, on CPUs, and on CUDA devices where its build has them."""
+"""The engine of ONNX models: ONNX Runtime, on CPUs, and on CUDA devices where its build has them.
+
+A build for CUDA devices (the package onnxruntime-gpu) runs the model by TensorRT, else by CUDA. This has not been run
+on a device yet.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,17 @@ from numpy.typing import NDArray
 
 from beeline.engines import Engine
 from beeline.errors import ConfigError
-from beeline.settings import Choice, parsed_device
+from beeline.settings import Choice, device_of
 
 INPUT = "pixels"
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
-# TensorRT builds its engine for a range of batches; for a batch outside it, clients would wait for another engine.
+# TensorRT builds its engine for a range of batches; clients would wait for another engine at a batch outside it.
 _USUAL_BATCH, _LARGEST_BATCH = 16, 64
 Providers = list[tuple[str, dict[str, Any]]]
 
 
 class OnnxRuntimeEngine(Engine):
-    """ONNX Runtime, for one file `model.onnx` with its weights inside.
-
-    The graph takes uint8 `[N, crop, crop, 3]` and returns float `[N, classes]`. A build of ONNX Runtime for CUDA
-    devices (the package onnxruntime-gpu) runs it by TensorRT, else by CUDA. This has not been run on a device yet.
-    """
+    """ONNX Runtime, for one file `model.onnx` with its weights inside."""
 
     title = f"ONNX Runtime {onnxruntime.__version__}"
 
@@ -54,55 +54,36 @@ class OnnxRuntimeEngine(Engine):
 
 
 def choose(asked: str, available: Sequence[str], gpu_id: int | None, crop: int) -> tuple[Choice, Providers]:
-    """Return the device, and the providers in the order in which ONNX Runtime is to try them.
+    """Return the device, and the providers in the order in which ONNX Runtime tries them; see `device_of`.
 
-    Args:
-        asked: `auto`, `cpu` or `cuda[:index]`.
-        available: the providers that this build of ONNX Runtime has.
-        gpu_id: the device that the server assigned to this worker.
-        crop: side of a picture in pixels.
-
-    Raises:
-        ConfigError: for a CUDA device where this build has no provider for one.
+    `available` are the providers that this build has, `crop` is the side of a picture in pixels.
     """
-    name, index = parsed_device(asked)
-    cpu: Providers = [(CPU, {})]
-    if name == "cpu":
-        return Choice("cpu", "asked for"), cpu
-    found = [provider for provider in (TENSORRT, CUDA) if provider in available]
-    if not found:
-        if name == "cuda":
-            raise ConfigError(
-                f"BEELINE_DEVICE is {asked!r}, and this build of ONNX Runtime runs on CPUs: use auto or cpu, or "
-                "install onnxruntime-gpu in place of onnxruntime"
-            )
-        return Choice("cpu", "this build of ONNX Runtime runs on CPUs"), cpu
-    number = (gpu_id or 0) if index is None else index
-    options: dict[str, dict[str, Any]] = {
-        TENSORRT: {
-            "device_id": number,
-            "trt_profile_min_shapes": f"{INPUT}:1x{crop}x{crop}x3",
-            "trt_profile_opt_shapes": f"{INPUT}:{_USUAL_BATCH}x{crop}x{crop}x3",
-            "trt_profile_max_shapes": f"{INPUT}:{_LARGEST_BATCH}x{crop}x{crop}x3",
-        },
-        CUDA: {"device_id": number},
-    }
-    by = " and ".join("TensorRT" if provider == TENSORRT else "CUDA" for provider in found)
-    reason = f"this build of ONNX Runtime has {by}"
-    return Choice(f"cuda:{number}", reason), [(provider, options[provider]) for provider in found] + cpu
+    names = [name for name in (TENSORRT, CUDA) if name in available]
+    fact = f"this build of ONNX Runtime runs on {'CUDA devices' if names else 'CPUs'}"
+    fix = ", or install onnxruntime-gpu in place of onnxruntime"
+    device = device_of(asked, gpu_id, None if names else 0, fact, fix)
+    providers: Providers = [(CPU, {})]
+    if device.value == "cpu":
+        return device, providers
+    number = int(device.value.partition(":")[2])
+    batches = {"min": 1, "opt": _USUAL_BATCH, "max": _LARGEST_BATCH}
+    shapes = {f"trt_profile_{key}_shapes": f"{INPUT}:{batch}x{crop}x{crop}x3" for key, batch in batches.items()}
+    options: dict[str, dict[str, Any]] = {TENSORRT: {"device_id": number, **shapes}, CUDA: {"device_id": number}}
+    return device, [(name, options[name]) for name in names] + providers
 
 
 def settled(asked: str, chosen: Choice, running: Sequence[str]) -> Choice:
-    """Return the device that a session runs on: where a provider does not start, ONNX Runtime takes the next one.
+    """Return the device that a session runs on: if a provider does not start, ONNX Runtime takes the next one.
 
     Raises:
         ConfigError: when a CUDA device was asked for and none of its providers started.
     """
     if chosen.value == "cpu" or TENSORRT in running or CUDA in running:
         return chosen
+    fact = "ONNX Runtime's providers for CUDA devices did not start"
     if asked != "auto":
         raise ConfigError(
-            f"BEELINE_DEVICE is {asked!r}, and ONNX Runtime's providers for CUDA devices did not start; its log says "
-            "why: install the CUDA and cuDNN that it asks for, or use auto or cpu"
+            f"BEELINE_DEVICE is {asked!r}, and {fact}; its log says why: install the CUDA and cuDNN that it asks for, "
+            "or use auto or cpu"
         )
-    return Choice("cpu", "ONNX Runtime's providers for CUDA devices did not start")
+    return Choice("cpu", fact)

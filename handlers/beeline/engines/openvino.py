@@ -1,4 +1,4 @@
-"""The engine of OpenVINO models, on CPUs; OpenVINO compiles the whole graph for the CPU's instructions."""
+"""The engine of OpenVINO models, on CPUs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ import openvino
 from numpy.typing import NDArray
 
 from beeline.engines import Engine
-from beeline.settings import Choice, lone_threads_of, on_cpu
+from beeline.settings import Choice, device_of, positive
 
-# What the CPU plug-in computes in where the graph does not say; int8 layers are in the graph itself.
+# What the CPU plug-in computes in; int8 layers are in the graph itself.
 _COMPUTED_IN = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 class OpenVinoEngine(Engine):
-    """OpenVINO on the CPU, for its own format: `model.xml`, with its weights in `model.bin`.
-
-    The graph takes uint8 `[N, crop, crop, 3]` and returns float `[N, classes]`.
-    """
+    """OpenVINO on the CPU, for its own format: `model.xml`, with its weights in `model.bin`."""
 
     title = f"OpenVINO {openvino.__version__}"
 
     def _device(self, gpu_id: int | None) -> Choice:
-        return on_cpu(self.asked, "openvino")
+        fix = ", or build the archive with --engine torch"
+        return device_of(self.asked, gpu_id, 0, "OpenVINO runs on CPUs", fix)
 
     def _prepare(self) -> None:
-        self.choice["lone_threads"] = lone_threads_of(int(self.choice["threads"].value), self.environ)
+        """Choose the threads of a lone picture, which may be more than the worker's own share of the cores.
+
+        Where requests queue, batches are larger and a worker keeps to its share. On two cores, with two workers and
+        ResNet-18 in int8, one client waits 25 ms instead of 38, and 50 clients get the same requests/s.
+        """
+        own = int(self.choice["threads"].value)
+        lone = positive(self.environ, "BEELINE_LONE_THREADS", own)
+        reason = "BEELINE_LONE_THREADS" if lone > own else "as many as a batch"
+        self.choice["lone_threads"] = Choice(str(max(lone, own)), reason)
 
     def _start(self, path: Path) -> None:
         own, lone = (int(self.choice[name].value) for name in ("threads", "lone_threads"))
@@ -53,14 +59,6 @@ class OpenVinoEngine(Engine):
 def _request(core: openvino.Core, model: openvino.Model, precision: str, threads: int) -> openvino.InferRequest:
     # A worker answers one batch at a time, so one stream gets all threads. They are not pinned: all workers would be
     # pinned to the first cores.
-    compiled = core.compile_model(
-        model,
-        "CPU",
-        {
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,
-            "INFERENCE_PRECISION_HINT": _COMPUTED_IN[precision],
-        },
-    )
-    return compiled.create_infer_request()
+    streams = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+    options = {**streams, "INFERENCE_PRECISION_HINT": _COMPUTED_IN[precision]}
+    return core.compile_model(model, "CPU", options).create_infer_request()

@@ -32,17 +32,9 @@ class TorchCompileEngine(TorchEngine):
         check_compiler(self.environ)
         import torch._inductor.config as settings
 
-        # The number of threads is compiled into the code.
-        cache = cache_folder(self.environ) / f"torch-{torch.__version__}-threads-{self.choice['threads'].value}"
-        try:
-            cache.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"the compiler's cache {cache} cannot be made ({error.strerror}); name one that can be written to "
-                "by BEELINE_COMPILE_CACHE"
-            ) from error
-        # PyTorch reads it at each compilation, so it must be set before the first.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+        # The number of threads is compiled into the code. PyTorch reads the variable at each compilation.
+        name = f"torch-{torch.__version__}-threads-{self.choice['threads'].value}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder(self.environ, name))
         # A pool of compiling processes, each with a PyTorch of its own, would live as long as the worker.
         settings.compile_threads = 1
         # It warns at each load where CUDA is installed without a device.
@@ -60,59 +52,43 @@ class TorchCompileEngine(TorchEngine):
 
 
 def check_compiler(environ: Mapping[str, str]) -> None:
-    """Check that PyTorch can compile here: it needs a C++ compiler, Python's headers and the package setuptools.
-
-    Raises:
-        ConfigError: naming what to install.
-    """
+    """Check that PyTorch can compile here, and raise `ConfigError` with what to install."""
     compiler = environ.get("CXX") or "g++"
-    if shutil.which(compiler, path=environ.get("PATH", "")) is None:
-        raise ConfigError(
-            f"the engine torch_compile needs a C++ compiler and there is no {compiler} on the PATH: install g++ "
-            "(Debian: apt-get install g++), or build the archive with --engine torch"
-        )
-    if importlib.util.find_spec("setuptools") is None:
-        raise ConfigError(
-            "the engine torch_compile needs the package setuptools, which PyTorch asks for and which is not installed "
-            "here: install it, or build the archive with --engine torch"
-        )
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not headers.is_file():
-        raise ConfigError(
-            f"the engine torch_compile needs Python's headers and there is no {headers}: install python3-dev, or build "
-            "the archive with --engine torch"
-        )
+    if shutil.which(compiler, path=environ.get("PATH", "")) is None:
+        lack = f"a C++ compiler, and there is no {compiler} on the PATH: install g++ (Debian: apt-get install g++)"
+    elif importlib.util.find_spec("setuptools") is None:
+        lack = "the package setuptools, which is not installed here: install it"
+    elif not headers.is_file():
+        lack = f"Python's headers, and there is no {headers}: install python3-dev"
+    else:
+        return
+    raise ConfigError(f"the engine torch_compile needs {lack}, or build the archive with --engine torch")
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return the folder for compiled code, made where it is missing; only this user can write there.
+def cache_folder(environ: Mapping[str, str], name: str) -> Path:
+    """Return the folder `name` for compiled code in a folder that only this user can write to; make what is missing.
 
-    Args:
-        environ: `BEELINE_COMPILE_CACHE` names it; else it is the user's own in the system's temporary folder.
+    `BEELINE_COMPILE_CACHE` names the outer folder; else it is the user's own in the system's temporary folder.
 
     Raises:
         ConfigError: when another user owns it or others may write to it, since code is loaded from it.
     """
+    fix = "name a folder of your own with mode 0700 by BEELINE_COMPILE_CACHE"
     given = environ.get("BEELINE_COMPILE_CACHE")
     folder = Path(given) if given else Path(tempfile.gettempdir()) / f"beeline-compile-{os.geteuid()}"
     try:
         folder.mkdir(mode=0o700, parents=bool(given), exist_ok=True)
         about = folder.lstat()
+        if not stat.S_ISDIR(about.st_mode):
+            wrong = "is a link or a file"
+        elif about.st_uid != os.geteuid():
+            wrong = f"belongs to the user {about.st_uid}, and this worker is {os.geteuid()}"
+        elif about.st_mode & 0o022:
+            wrong = f"may be written to by others (its mode is {stat.S_IMODE(about.st_mode):o})"
+        else:
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
+            return folder.resolve() / name
     except OSError as error:
-        raise ConfigError(
-            f"the compiler's cache {folder} cannot be made ({error.strerror}); name another folder by "
-            "BEELINE_COMPILE_CACHE"
-        ) from error
-    wrong = None
-    if not stat.S_ISDIR(about.st_mode):
-        wrong = "is a link or a file"
-    elif about.st_uid != os.geteuid():
-        wrong = f"belongs to the user {about.st_uid}, and this worker is {os.geteuid()}"
-    elif about.st_mode & 0o022:
-        wrong = f"may be written to by others (its mode is {stat.S_IMODE(about.st_mode):o})"
-    if wrong is not None:
-        raise ConfigError(
-            f"the compiler's cache {folder} {wrong}, and code is loaded from it: name a folder of your own with mode "
-            "0700 by BEELINE_COMPILE_CACHE"
-        )
-    return folder.resolve()
+        raise ConfigError(f"the compiler's cache {folder} cannot be made ({error.strerror}); {fix}") from error
+    raise ConfigError(f"the compiler's cache {folder} {wrong}, and code is loaded from it: {fix}")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shutil
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torchvision import transforms
 
 from archive import variants
+from archive.export import IMAGENET_MEAN, IMAGENET_STD
 from archive.variants import CONVERTERS, Variant
 from archive.variants.agreement import Gate, Pictures
 from beeline import pixels
 from beeline.settings import MAX_PIXELS
 from beeline.spec import ModelSpec
 from tests.conftest import BLUE, GREEN, RED, write_checksums
-from tests.handlers.test_real_pictures import independent_decode, reference_top, tops
-from tests.handlers.test_vision_handler import BROKEN, GOOD, ask, new_context
+from tests.handlers.test_pixels import independent_decode
+from tests.handlers.test_vision_handler import BROKEN, GOOD, ask, check_all_placements, loaded
 from vision_handler import VisionHandler
 
 VARIANTS = [
@@ -44,9 +45,7 @@ def converted(folder: Path, out: Path, wanted: Variant, crops: NDArray[np.uint8]
     )
     made.save(out / "model_spec.json")
     write_checksums(out, made)
-    handler = VisionHandler()
-    handler.initialize(new_context(out))
-    return handler
+    return loaded(out)
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=str)
@@ -59,23 +58,6 @@ def handler(
     return converted(colour_model, tmp_path_factory.mktemp("variant"), request.param, crops, 0.1)
 
 
-def check_all_placements(handler: VisionHandler, good: Mapping[str, bytes], broken: Mapping[bytes, int]) -> None:
-    """Ask for all 256 placements of broken pictures in a batch of 8: each gets its label, or its status."""
-    goods, brokens = itertools.cycle(good.items()), itertools.cycle(broken.items())
-    for places in itertools.product([False, True], repeat=8):
-        rows, wanted = [], list[object]()
-        for is_broken in places:
-            if is_broken:
-                data, answer = next(brokens)
-                wanted.append(answer)
-            else:
-                name, data = next(goods)
-                wanted.append(name)
-            rows.append({"body": data})
-        replies = ask(handler, rows)
-        assert [reply.top if reply.status == 200 else reply.status for reply in replies] == wanted
-
-
 def test_all_256_placements_of_broken_pictures_in_a_batch_of_8(handler: VisionHandler) -> None:
     check_all_placements(handler, GOOD, BROKEN)
 
@@ -84,6 +66,36 @@ def test_the_choice_says_engine_and_precision_with_a_reason(handler: VisionHandl
     choice = handler.engine.choice
     assert (choice["engine"].value, choice["precision"].value) == (handler.spec.engine, handler.spec.precision)
     assert all(made.reason for made in choice.values())
+
+
+def tops(handler: VisionHandler, pictures: list[bytes]) -> list[str | int]:
+    """Return each picture's top label, or its status where it was refused."""
+    replies = ask(handler, [{"body": data} for data in pictures])
+    return [reply.top if reply.status == 200 else reply.status for reply in replies]
+
+
+def reference_top(network: torch.nn.Module, labels: tuple[str, ...], image: Image.Image) -> str:
+    """Answer as torchvision's documentation does it: resize, centre crop, to tensor, normalise, argmax."""
+    norm = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), norm]
+    with torch.inference_mode():
+        return labels[int(network(transforms.Compose(steps)(image)[None]).argmax())]
+
+
+@pytest.mark.shared
+def test_identical_top_1_on_the_imagenet_samples(
+    model_folder: Path, network: torch.nn.Module, shared_data: Path
+) -> None:
+    handler = loaded(model_folder)
+    paths = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))
+    assert len(paths) == 200
+    same = 0
+    for start in range(0, 200, 8):
+        chunk = [path.read_bytes() for path in paths[start : start + 8]]
+        wanted = [reference_top(network, handler.spec.labels, independent_decode(data)) for data in chunk]
+        same += sum(ours == theirs for ours, theirs in zip(tops(handler, chunk), wanted, strict=True))
+    print(f"identical top-1: {same} of 200")  # noqa: T201 - the figure, shown with -s
+    assert same >= 199
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +117,7 @@ def expected(network: torch.nn.Module, model_folder: Path, shared_data: Path) ->
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("wanted", VARIANTS, ids=str)
+@pytest.mark.parametrize("wanted", [variants.REFERENCE, *VARIANTS], ids=str)
 def test_every_awkward_picture_gets_its_status(
     wanted: Variant, model_folder: Path, expected: dict[Path, str | int | None], shared_data: Path, tmp_path: Path
 ) -> None:
@@ -117,13 +129,14 @@ def test_every_awkward_picture_gets_its_status(
     samples = sorted((shared_data / "imagenet_samples").glob("*.JPEG"))
     geometry = ModelSpec.load(model_folder).geometry
     crops = np.stack([pixels.decode(path.read_bytes(), geometry) for path in samples[:30]])
-    # What int8 does to these goldens the gate would refuse; here it is the pictures that count.
-    handler = converted(model_folder, tmp_path, wanted, crops, 0.5)
+    # The gate would refuse what int8 does to these goldens; here only the pictures count.
+    same = wanted == variants.REFERENCE
+    handler = loaded(model_folder) if same else converted(model_folder, tmp_path, wanted, crops, 0.5)
     paths = list(expected)
     answers: list[str | int] = []
     for start in range(0, len(paths), 8):
         answers += tops(handler, [path.read_bytes() for path in paths[start : start + 8]])
-    same: list[bool] = []
+    equal: list[bool] = []
     for path, answer in zip(paths, answers, strict=True):
         if expected[path] is None:
             assert answer in (400, 413, 415, 422), path.name
@@ -131,6 +144,6 @@ def test_every_awkward_picture_gets_its_status(
             assert answer == 413, path.name
         else:
             assert isinstance(answer, str), path.name
-            same.append(answer == expected[path])
-    print(f"{wanted}: {sum(same)} of {len(same)} awkward pictures have the reference's label")  # noqa: T201
-    assert np.mean(same) >= {"fp32": 1.0, "bf16": 0.95, "fp16": 0.95, "int8": 0.8}[wanted.precision]
+            equal.append(answer == expected[path])
+    print(f"{wanted}: {sum(equal)} of {len(equal)} awkward pictures have the reference's label")  # noqa: T201
+    assert np.mean(equal) >= {"fp32": 1.0, "bf16": 0.95, "fp16": 0.95, "int8": 0.8}[wanted.precision]

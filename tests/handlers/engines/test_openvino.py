@@ -34,34 +34,25 @@ def test_a_lone_picture_takes_its_own_threads_and_gets_the_same_answer(openvino_
     assert np.allclose(alone, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("environ", "lone"),
-    [
-        ({"BEELINE_THREADS": "2"}, "2"),
-        ({"BEELINE_THREADS": "2", "BEELINE_LONE_THREADS": "2"}, "2"),
-        # Never fewer than a batch takes.
-        ({"BEELINE_THREADS": "2", "BEELINE_LONE_THREADS": "1"}, "2"),
-    ],
-)
-def test_where_it_takes_no_more_the_model_is_compiled_once(
-    openvino_model: Path, environ: dict[str, str], lone: str
+@pytest.mark.parametrize("environ", [{}, {"BEELINE_LONE_THREADS": "2"}, {"BEELINE_LONE_THREADS": "1"}])
+def test_the_model_is_compiled_once_if_a_lone_picture_takes_no_more(
+    openvino_model: Path, environ: dict[str, str]
 ) -> None:
-    engine = loaded(openvino_model, **environ)
-    assert engine.choice["lone_threads"].value == lone
+    engine = loaded(openvino_model, BEELINE_THREADS="2", **environ)
+    assert engine.choice["lone_threads"].value == "2"
     assert engine._lone is engine._request
 
 
-def test_threads_that_are_none_are_refused(openvino_model: Path) -> None:
+def test_wrong_threads_and_a_cuda_device_are_refused_with_the_fix(openvino_model: Path) -> None:
     with pytest.raises(ConfigError, match="BEELINE_LONE_THREADS is 'many'"):
         loaded(openvino_model, BEELINE_LONE_THREADS="many")
+    with pytest.raises(ConfigError, match=r"'cuda', and OpenVINO runs on CPUs: use auto or cpu, or .*--engine torch"):
+        loaded(openvino_model, BEELINE_DEVICE="cuda")
 
 
-def has_bf16() -> bool:
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def test_the_choice_says_what_is_computed_in(openvino_model: Path) -> None:
+def test_the_choice_has_the_precision_of_the_computation(openvino_model: Path) -> None:
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     spec = dataclasses.replace(ModelSpec.load(openvino_model), precision="bf16")
     choice = OpenVinoEngine(openvino_model, spec, environ={}).choice["precision"]
-    assert choice.value == ("bf16" if has_bf16() else "fp32")
-    assert has_bf16() or choice.reason == "this processor has no bf16, which the archive was built for"
+    assert choice.value == ("bf16" if has_bf16 else "fp32")
+    assert has_bf16 or choice.reason == "this processor has no bf16, which the archive was built for"

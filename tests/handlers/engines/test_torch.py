@@ -1,4 +1,4 @@
-"""PyTorch's engine: precisions, and a refusal for each thing that it cannot do."""
+"""PyTorch's engine: precisions, a refusal for each thing that it cannot do, and batches by recorded sizes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ import numpy as np
 import pytest
 import torch
 
-from beeline.engines.torch import TorchEngine
+from beeline.engines.torch import BUCKETS, CudaGraphs, TorchEngine, by_buckets
 from beeline.errors import ArchiveError, ConfigError
 from beeline.spec import Artifact, ModelSpec
 
 
 class Net(torch.nn.Module):
-    """A filter and a normalisation between uint8 pictures and three scores."""
+    """A filter and a normalisation: uint8 `[N, H, W, 3]` to three scores `[N, 3]`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.filter = torch.nn.Conv2d(3, 3, 3)
-        self.norm = torch.nn.BatchNorm2d(3)
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.BatchNorm2d(3))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 `[N, H, W, 3]` into `[N, 3]`."""
-        planes = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return self.norm(self.filter(planes)).mean(dim=(2, 3))
+        return self.layers(pixels.permute(0, 3, 1, 2).to(torch.float32) / 255).mean(dim=(2, 3))
 
 
 @pytest.fixture(params=["exported_program", "torchscript"])
 def folder(request: pytest.FixtureRequest, colour_model: Path, tmp_path: Path) -> Path:
     """The same network in both formats."""
-    torch.manual_seed(0)
     net = Net().eval()
     example = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     if request.param == "torchscript":
@@ -65,17 +62,18 @@ def test_bf16_computes_either_format_in_bf16(folder: Path) -> None:
     assert engine.choice["precision"].value == "bf16"
 
 
-def test_fp16_on_a_cpu_is_refused_with_the_fix(colour_model: Path) -> None:
-    spec = dataclasses.replace(ModelSpec.load(colour_model), precision="fp16")
-    with pytest.raises(
-        ConfigError, match=r"fp16, which is for CUDA devices, .*on a CUDA device, or .*--precision bf16"
-    ):
-        TorchEngine(colour_model, spec, device="cpu")
-
-
-def test_a_precision_that_pytorch_has_not_is_refused(colour_model: Path) -> None:
-    spec = dataclasses.replace(ModelSpec.load(colour_model), precision="int8")
-    with pytest.raises(ArchiveError, match=r"torch int8; PyTorch computes in fp32, bf16, fp16 here"):
+@pytest.mark.parametrize(
+    ("precision", "error", "sentence"),
+    [
+        ("fp16", ConfigError, r"fp16, which is for CUDA devices, .*on a CUDA device, or .*--precision bf16"),
+        ("int8", ArchiveError, r"torch int8; PyTorch computes in fp32, bf16, fp16 here"),
+    ],
+)
+def test_a_precision_that_a_cpu_does_not_have_is_refused_with_the_fix(
+    colour_model: Path, precision: str, error: type[Exception], sentence: str
+) -> None:
+    spec = dataclasses.replace(ModelSpec.load(colour_model), precision=precision)
+    with pytest.raises(error, match=sentence):
         TorchEngine(colour_model, spec, device="cpu")
 
 
@@ -84,3 +82,38 @@ def test_cuda_graphs_are_on_or_off_and_a_cpu_has_none(colour_model: Path) -> Non
     TorchEngine(colour_model, spec, device="cpu", environ={"BEELINE_CUDA_GRAPHS": "on"})
     with pytest.raises(ConfigError, match=r"BEELINE_CUDA_GRAPHS is 'yes'; allowed: on, off"):
         TorchEngine(colour_model, spec, device="cpu", environ={"BEELINE_CUDA_GRAPHS": "yes"})
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [1]), (2, [2]), (5, [8]), (64, [64]), (65, [64, 1]), (150, [64, 64, 32])]
+)
+def test_a_batch_runs_in_recorded_sizes_and_no_replay_overwrites_its_scores(count: int, expected: list[int]) -> None:
+    memory = {size: torch.full((size, 2), -1.0) for size in BUCKETS}
+    buckets: list[int] = []
+
+    def replay(bucket: int, pixels: torch.Tensor) -> torch.Tensor:
+        buckets.append(bucket)
+        memory[bucket][: len(pixels)] = pixels.float()
+        return memory[bucket]
+
+    pixels = torch.arange(2 * count, dtype=torch.int32).reshape(count, 2)
+    first = by_buckets(pixels, replay)
+    assert buckets == expected
+    by_buckets(pixels + 1000, replay)
+    assert torch.equal(first, pixels.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is there")
+def test_recordings_answer_as_the_model_itself() -> None:
+    device = torch.device("cuda:0")
+    model = Net().to(device).eval()
+    with torch.inference_mode():
+        graphs = CudaGraphs(model, device, 32)
+        for count in (1, 2, 5, 64, 70):
+            pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=device)
+            found = graphs(pixels)
+            kept = found.clone()
+            graphs(255 - pixels)
+            assert torch.equal(found, kept)
+            assert torch.allclose(found, model(pixels), atol=1e-4)

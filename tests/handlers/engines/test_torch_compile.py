@@ -1,4 +1,4 @@
-"""PyTorch's compiler: what it needs is asked for by name, and code is loaded from a folder of one's own alone."""
+"""PyTorch's compiler: it names what it needs, and loads code only from a folder of the user's own."""
 
 from __future__ import annotations
 
@@ -32,52 +32,52 @@ def test_two_graphs_are_made_at_load_and_none_by_a_batch(colour_model: Path, mon
     assert dynamo.counters["stats"]["unique_graphs"] == before + 2
 
 
-def test_without_a_compiler_it_says_what_to_install(colour_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CXX", raising=False)
-    spec = dataclasses.replace(ModelSpec.load(colour_model), engine="torch_compile")
-    with pytest.raises(ConfigError, match=r"no g\+\+ on the PATH: install g\+\+ .*or build .* --engine torch"):
-        engines.load(colour_model, spec, device="cpu")
-
-
-def test_without_headers_or_setuptools_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lack", "sentence"),
+    [
+        ("compiler", r"no g\+\+ on the PATH: install g\+\+ .*or build .* --engine torch"),
+        ("headers", r"no .*Python\.h: install python3-dev"),
+        ("setuptools", "the package setuptools"),
+    ],
+)
+def test_where_it_cannot_compile_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: str, sentence: str
+) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\n")
     compiler.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
-        with pytest.raises(ConfigError, match=r"no .*Python\.h: install python3-dev"):
-            check_compiler({"PATH": str(tmp_path)})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"the package setuptools"):
-        check_compiler({"PATH": str(tmp_path)})
+    if lack == "headers":
+        monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    if lack == "setuptools":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=sentence):
+        check_compiler({"PATH": "/nowhere" if lack == "compiler" else str(tmp_path)})
 
 
 def test_the_cache_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    folder = cache_folder({})
-    assert folder == tmp_path / f"beeline-compile-{os.geteuid()}"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert cache_folder({}) == folder
+    outer = tmp_path / f"beeline-compile-{os.geteuid()}"
+    assert cache_folder({}, "x") == cache_folder({}, "x") == outer / "x"
+    assert [path.stat().st_mode & 0o777 for path in (outer, outer / "x")] == [0o700] * 2
     named = tmp_path / "a" / "b"
-    assert cache_folder({"BEELINE_COMPILE_CACHE": str(named)}) == named
+    assert cache_folder({"BEELINE_COMPILE_CACHE": str(named)}, "x") == named / "x"
 
 
 def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared, link, file = tmp_path / "shared", tmp_path / "link", tmp_path / "file"
+    shared, link, file, mine = (tmp_path / name for name in ("shared", "link", "file", "mine"))
     shared.mkdir()
     shared.chmod(0o777)
     link.symlink_to(tmp_path)
     file.write_text("")
+    mine.mkdir(mode=0o700)
     for path, why in (
         (shared, r"may be written to by others \(its mode is 777\)"),
         (link, "is a link or a file"),
         (file, "cannot be made"),
         (file / "below", "cannot be made"),
+        (mine, r"belongs to the user \d+, and this worker is 12345"),
     ):
+        if path == mine:
+            monkeypatch.setattr(os, "geteuid", lambda: 12345)
         with pytest.raises(ConfigError, match=why):
-            cache_folder({"BEELINE_COMPILE_CACHE": str(path)})
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    (tmp_path / "mine").mkdir(mode=0o700)
-    with pytest.raises(ConfigError, match=r"belongs to the user \d+, and this worker is 12345"):
-        cache_folder({"BEELINE_COMPILE_CACHE": str(tmp_path / "mine")})
+            cache_folder({"BEELINE_COMPILE_CACHE": str(path)}, "x")

@@ -1,0 +1,103 @@
+"""A run's export and its answers: by the exported model, as its checkpoint answers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train.export
+from beeline import pixels
+from beeline.errors import SpecError
+from beeline.spec import ModelSpec
+from tests import digests
+from train.config import ExportConfig
+from train.data import labelled_pictures
+from train.errors import RunError
+from train.evaluate import evaluate
+from train.export import export, network
+from train.learner import normalised
+from train.predictor import RunPredictor
+from train.runs import Run, finish, open_run
+
+
+@pytest.fixture
+def copy(exported: Run, tmp_path: Path) -> Run:
+    return open_run(Path(shutil.copytree(exported.folder, tmp_path / "run")))
+
+
+def test_the_export_says_where_the_model_comes_from(exported: Run) -> None:
+    spec = ModelSpec.load(exported.export)
+    assert (spec.name, spec.version, spec.labels) == ("squeezenet1_1", "1.0", ("circles", "stripes"))
+    assert (spec.geometry.resize, spec.geometry.crop) == (72, 64)
+    assert spec.model.architecture == "squeezenet1_1"
+    assert (spec.provenance.weights, spec.provenance.licence) == ("squeezenet.pth", "unknown")
+    assert not spec.provenance.generated
+    assert spec.accuracy is not None
+    assert (spec.accuracy.top1, spec.accuracy.pictures) == (exported.accuracy, 8)
+
+
+def test_an_export_is_kept_until_its_version_or_what_it_says_changes(
+    copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, golden = ModelSpec.load(copy.export), copy.export / "golden" / "0.jpg"
+    # What a new export would bring back.
+    golden.unlink()
+    assert (export(copy), golden.exists()) == (spec, False)
+    # The export had no version at first: it was a digest of source files.
+    (copy.folder / "exported_by").write_text("0" * 64)
+    assert (export(copy), golden.exists()) == (spec, True)
+    golden.unlink()
+    monkeypatch.setattr("train.export.EXPORT", train.export.EXPORT + 1)
+    assert (export(copy), golden.exists()) == (spec, True)
+    run = finish(copy.folder, {**copy.record, "data": {**copy.record["data"], "generated": True}})
+    export(run, ExportConfig("bees", "2.0", 1))
+    spec = ModelSpec.load(copy.export)
+    assert (spec.name, spec.version, spec.top_k, spec.provenance.generated) == ("bees", "2.0", 1, True)
+    # A predictor takes the export that is there.
+    assert RunPredictor(copy.folder).spec.name == "bees"
+
+
+def test_the_code_that_makes_an_export_is_the_recorded_one() -> None:
+    digests.check("EXPORT")
+
+
+def test_a_run_answers_as_its_checkpoint_and_makes_the_export_that_it_lacks(
+    tiny_run: Run, drawn: Path, tmp_path: Path
+) -> None:
+    run = open_run(Path(shutil.copytree(tiny_run.folder, tmp_path / "run")))
+    predictor, model = RunPredictor(run.folder), run.config().model
+    assert run.export.is_dir()
+    pictures = [picture.path.read_bytes() for picture in labelled_pictures(drawn).pictures]
+    crops = np.stack([pixels.decode(data, model.geometry) for data in pictures])
+    with torch.inference_mode():
+        planes = normalised(torch.from_numpy(crops).permute(0, 3, 1, 2), model.mean, model.std)
+        expected = network(run)(planes).softmax(1).numpy()
+    for answer, row in zip(predictor.predict(pictures), expected, strict=True):
+        assert [answer.json()[label] for label in run.labels] == pytest.approx(row.tolist(), abs=1e-4)
+    assert evaluate(predictor.predict, labelled_pictures(drawn)).top1 == run.accuracy
+    assert [answer.status for answer in predictor.predict([b"no picture", pictures[0]])] == [415, 200]
+
+
+def test_a_folder_that_is_neither_run_nor_export_has_its_sentence(tmp_path: Path, copy: Run) -> None:
+    with pytest.raises(RunError, match="was not finished"):
+        RunPredictor(tmp_path)
+    (copy.export / "model_spec.json").write_text("{")
+    with pytest.raises(SpecError, match=r"model_spec\.json cannot be read"):
+        RunPredictor(copy.export)
+
+
+def test_a_lost_or_foreign_checkpoint_has_its_sentence(copy: Run) -> None:
+    text = (copy.folder / "config.yaml").read_text()
+    (copy.folder / "config.yaml").write_text(text.replace("squeezenet1_1", "resnet18"))
+    with pytest.raises(RunError, match=r"checkpoint\.pth is not of resnet18 \("):
+        network(copy)
+    copy.checkpoint.write_bytes(b"junk")
+    with pytest.raises(RunError, match=r"checkpoint\.pth is damaged; train again"):
+        network(copy)
+    copy.checkpoint.unlink()
+    with pytest.raises(RunError, match=r"checkpoint\.pth is missing; train again"):
+        network(copy)
