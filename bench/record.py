@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from beeline.errors import BeelineError
 from bench.pictures import Pictures
+from host import ROOT
 from host import machine as hardware
 from host.files import write_whole
 
@@ -174,8 +175,13 @@ class Journal:
     rows: list[tuple[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def job(cls, path: Path, about: Mapping[str, Any]) -> Journal:
-        """Go on with a file about the same, without a last line that broke off; otherwise start a new one."""
+    def job(cls, job: str | Path, about: Mapping[str, Any]) -> Journal:
+        """Go on with a file about the same, without a last line that broke off; otherwise start a new one.
+
+        A name in place of a path is that of a file in the state folder.
+        """
+        folder = Path(os.environ.get("BEELINE_STATE") or ROOT / ".beeline").resolve() / "bench"
+        path = folder / f"{job}.journal" if isinstance(job, str) else job
         first, rows = {"about": json.loads(json.dumps(about))}, []
         with suppress(OSError, ValueError):
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]

@@ -23,7 +23,7 @@ from bench.compare import torchscript
 from bench.compare.peers import OURS, Numbers, Peer, choose, everything
 from bench.compare.server import Setup, ask, error_text, running, stop_leftovers
 from bench.pictures import read
-from bench.record import Journal, Record, interval, state_folder, utc
+from bench.record import Journal, Record, interval, utc
 from host import ROOT, machine
 from host.files import sha256
 from host.signals import Interrupted
@@ -88,7 +88,7 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
             "load": [request.clients, request.seconds],
             "servers": [(peer.name, *astuple(peer.numbers)) for peer in peers],
         }
-        journal = Journal.job(state_folder() / f"compare-{request.archive.stem}.journal", about)
+        journal = Journal.job(f"compare-{request.archive.stem}", about)
         if journal.rows:
             say(f"goes on after {len(journal.rows)} turns; remove {journal.path} to begin again")
         result = run(peers, setup, request.rounds, journal, say)

@@ -229,7 +229,7 @@ def ratios_of(turns: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
 def no_op(path: Path) -> Path:
     """Write the archive of a model that does nothing."""
     model = {"modelName": "noop", "serializedFile": "none.pt", "handler": "noop.py", "modelVersion": "1.0"}
-    manifest = {"createdOn": archives.CREATED, "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
+    manifest = {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(archives.MANIFEST, json.dumps(manifest))
         file.writestr("noop.py", _NO_OP)

@@ -23,7 +23,7 @@ from bench.record import Journal, Record, utc
 from bench.sweep import Fit, fit
 from bench.tune.grid import THREADS, Forecast, Goal, Settings, Turn, candidates, delays
 from bench.tune.server import MOST_PICTURES, Servers, find_model, numbers_of
-from host import ROOT, machine
+from host import machine
 from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
 
@@ -74,8 +74,7 @@ def tune(
     about = {"archive": model.sha256, "goal": asdict(goal), "server": server, "cores": machine.cores()}
     about |= {"pictures": sent.to_dict()["sha256"], "device": os.environ.get("BEELINE_DEVICE", "auto")}
     about |= {"properties": [model.properties.numbers, model.properties.texts.get("vmargs")]}
-    folder = Path(os.environ.get("BEELINE_STATE") or ROOT / ".beeline").resolve() / "bench"
-    journal = Journal.job(folder / f"tune-{name}.journal", about)
+    journal = Journal.job(f"tune-{name}", about)
     say(f"{name}: {goal}; configured now: {model.configured}; {len(sent.bodies)} pictures")
     if before := len(journal.of("turn")):
         say(f"  it was interrupted after {before} turns and goes on from there; delete {journal.path} to start again")

@@ -164,7 +164,7 @@ def drawn(tmp_path: Path) -> Path:
 def make_run(tiny_export: Path, tmp_path: Path) -> MakeRun:
     """A finished run on pictures, without training: its record, its configuration and an export."""
 
-    def make(folder: Path, **options: str) -> Run:
+    def make(folder: Path, **options: Any) -> Run:
         data = room.read(folder, **options)
         run = create("tiny", "abcdef", tmp_path / "runs")
         compose([f"data.folder='{folder}'"], environ={}).save(run / "config.yaml")
