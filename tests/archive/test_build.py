@@ -36,9 +36,9 @@ def test_the_archive_holds_handlers_and_the_export_in_a_fixed_order_with_one_dat
 def test_the_manifest_is_that_of_torch_model_archiver_but_for_the_date(
     tiny_export: Path, tiny_files: Files, tmp_path: Path
 ) -> None:
-    words = ["-m", "model_archiver.model_packaging", "--model-name", "tiny", "--version", "1.0"]
-    paths = ["--serialized-file", tiny_export / "model.pt2", "--handler", HANDLERS / "vision_handler.py"]
-    subprocess.run([sys.executable, *words, *paths, "--export-path", tmp_path], check=True)
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", "tiny", "--version", "1.0"]
+    command += ["--serialized-file", f"{tiny_export}/model.pt2", "--handler", f"{HANDLERS}/vision_handler.py"]
+    subprocess.run([*command, "--export-path", tmp_path], check=True)
     with zipfile.ZipFile(tmp_path / "tiny.mar") as archive:
         manifest = json.loads(archive.read(MANIFEST))
     assert json.loads(tiny_files[MANIFEST]) == {**manifest, "createdOn": "01/01/1980 00:00:00"}
