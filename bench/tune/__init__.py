@@ -23,7 +23,7 @@ from bench.record import Journal, Record, utc
 from bench.sweep import Fit, fit
 from bench.tune.grid import THREADS, Forecast, Goal, Settings, Turn, candidates, delays
 from bench.tune.server import MOST_PICTURES, Servers, find_model, numbers_of
-from host import machine
+from host import ROOT, machine
 from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
 

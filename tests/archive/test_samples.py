@@ -164,8 +164,8 @@ def drawn(tmp_path: Path) -> Path:
 def make_run(tiny_export: Path, tmp_path: Path) -> MakeRun:
     """A finished run on pictures, without training: its record, its configuration and an export."""
 
-    def make(folder: Path, **options: Any) -> Run:
-        data = room.read(folder, **options)
+    def make(folder: Path, name: str | None = None) -> Run:
+        data = room.read(folder, name=name)
         run = create("tiny", "abcdef", tmp_path / "runs")
         compose([f"data.folder='{folder}'"], environ={}).save(run / "config.yaml")
         shutil.copytree(tiny_export, run / "export")
