@@ -90,7 +90,7 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
         }
         journal = Journal.job(f"compare-{request.archive.stem}", about)
         if journal.rows:
-            say(f"goes on after {len(journal.rows)} turns; remove {journal.path} to begin again")
+            say(f"turns measured before the interruption: {len(journal.rows)}; without {journal.path} it begins again")
         result = run(peers, setup, request.rounds, journal, say)
     versions = {name: version for peer in peers for name, version in peer.pinned().items()}
     return Record.now("compare", request.command, result, setup.pictures, versions, started), journal.path

@@ -16,8 +16,7 @@ from beeline.spec import ModelSpec
 from tests.archive.conftest import LABELS, Files, MakeMar
 
 
-def rebuilt(files: Files, labels: list[str]) -> Files:
-    """Change the labels and everything that records them."""
+def with_labels(files: Files, labels: list[str]) -> Files:
     spec = ModelSpec.from_dict({**json.loads(files["model_spec.json"]), "labels": labels})
     files = {**files, "model_spec.json": json.dumps(spec.to_dict()).encode()}
     record = json.loads(files["checksums.json"])
@@ -35,7 +34,7 @@ def test_a_good_archive_holds_on_both_servers_contexts(tiny_built: Built) -> Non
 
 
 def test_shifted_labels_are_found_even_where_every_digest_agrees(tiny_files: Files, make_mar: MakeMar) -> None:
-    mar = make_mar(rebuilt(tiny_files, ["bees", "crickets", "ants"]))
+    mar = make_mar(with_labels(tiny_files, ["bees", "crickets", "ants"]))
     with pytest.raises(ArchiveError, match=r"golden/0\.jpg is answered 'bees' .* expected 'ants'"):
         verify(mar)
 
