@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from beeline.errors import ConfigError
+
 app = typer.Typer(help="Measure, compare and tune.", no_args_is_help=True, add_completion=False)
 Out = Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -210,6 +212,12 @@ def report(
     written = [*([write(report.html(), html)] if html else []), *([write(text, markdown)] if markdown else [])]
     values = {"records": len(runs), "html": html and str(html), "markdown": markdown and str(markdown)}
     result(values, as_json, "\n".join(map(str, written)) or text)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def table() -> None:
+    """Refuse the old name of `sweep`."""
+    raise ConfigError("`beeline bench table` is now `beeline bench sweep`, with the same options; use that")
 
 
 def _end(values: dict[str, Any], text: str, as_json: bool, code: int) -> None:

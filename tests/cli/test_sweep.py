@@ -14,6 +14,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from beeline.errors import ConfigError
 from bench.record import read
 from cli.bench import app
 from cli.sources import archive_of
@@ -97,6 +98,11 @@ def test_a_number_out_of_range_is_refused(command: str, options: list[str]) -> N
         done = CliRunner().invoke(app, [command, "x", "--picture=x", option])
         assert done.exit_code == 2
         assert f"Invalid value for '{option.partition('=')[0]}'" in done.output
+
+
+def test_the_old_name_says_the_new_one() -> None:
+    with pytest.raises(ConfigError, match="`beeline bench table` is now `beeline bench sweep`"):
+        CliRunner().invoke(app, ["table", "some.mar", "--most", "2"], catch_exceptions=False)
 
 
 def test_a_run_is_measured_as_the_archive_that_it_would_become(colour_model: Path) -> None:
