@@ -167,6 +167,7 @@ def _file(name: str) -> str:
 
 def _path(store: Path, name: str) -> Path:
     """Return the path of an archive given by its name in the store, or by a path that ends in `.mar`."""
+    name = name.rstrip("/")
     elsewhere = name.endswith(".mar") and "/" in name
     path = Path(name).resolve() if elsewhere else store / _file(name)
     if path.is_file():

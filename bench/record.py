@@ -187,8 +187,11 @@ class Journal:
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
             before, *after = map(json.loads, lines)
             rows = [(name, value) for name, value in after] if before == first else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(f"{json.dumps(line)}\n" for line in (first, *rows)))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(f"{json.dumps(line)}\n" for line in (first, *rows)))
+        except OSError as error:
+            raise BeelineError(f"{path} cannot be written ({error.strerror}); set BEELINE_STATE") from error
         return cls(path, rows)
 
     def add(self, name: str, value: Any) -> None:

@@ -134,9 +134,10 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def _medians(row: Result) -> Result:
-    """Return a server's columns, of its rounds the medians."""
+    """Return a server's columns, of its rounds the medians, and last its error."""
     medians = {key: _median(row[key]) for key in ("per_second", "p95_ms")}
-    return {key: value for key, value in {**row, **medians}.items() if key not in ("class", "pattern")}
+    shown = {key: value for key, value in {**row, **medians}.items() if key not in ("class", "pattern", "error")}
+    return {**shown, "error": row["error"]}
 
 
 def _ratio(row: Result) -> str:

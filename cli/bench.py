@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from beeline.errors import ConfigError
+from beeline.errors import Undetermined
 
 app = typer.Typer(help="Measure, compare and tune.", no_args_is_help=True, add_completion=False)
 Out = Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")]
@@ -217,7 +217,7 @@ def report(
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def table() -> None:
     """Refuse the old name of `sweep`."""
-    raise ConfigError("`beeline bench table` is now `beeline bench sweep`, with the same options; use that")
+    raise Undetermined("`beeline bench table` is now `beeline bench sweep`, with the same options; use that")
 
 
 def _end(values: dict[str, Any], text: str, as_json: bool, code: int) -> None:

@@ -85,7 +85,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         text = "  ".join(f"{label} {score:.3f}" for label, score in row.get("predictions", {}).items())
-        if error := row.get("error"):
+        if (error := row.get("error")) is not None:
             text = f"{row['status']} {error.get('type', 'Error')}: {error.get('message', error)}"
         lines.append(f"{row['picture']:<{width}}  {text}")
     return "\n".join(lines)

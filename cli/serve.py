@@ -84,6 +84,8 @@ def up(
                 say("stopped by `beeline serve down`")
             except signals.Interrupted as interruption:
                 say(f"stopping ({interruption}) ...")
+                running.stop()
+                say("stopped")
 
 
 @app.command()

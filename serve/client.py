@@ -113,7 +113,7 @@ class InferenceClient(_Http):
         try:
             response = self.request("GET", "/ping")
             return None if response.status_code == 200 else str(response.json()["reason"])
-        except (Undetermined, ValueError, KeyError) as error:
+        except (Undetermined, ValueError, KeyError, TypeError) as error:
             return f"the gateway does not answer: {error}"
 
     def _pause(self, response: requests.Response) -> float | None:

@@ -222,6 +222,8 @@ def _json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         place = text[max(0, error.pos - 20) : error.pos + 20]
         raise ConfigError(f"{where}: models is not JSON near {place!r} ({error.msg.lower()}); fix it there") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: models is nested too deeply; allowed: {{model: {{version: {{...}}}}}}") from error
 
 
 @dataclass(frozen=True)

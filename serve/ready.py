@@ -121,7 +121,7 @@ def try_golden(inference: InferenceClient, archive: Archive, version: str | None
             f"({answer.body.strip()[:200]}); see `beeline serve logs`"
         )
     try:
-        scores = answer.json()
+        scores = dict(answer.json())
         label = max(scores, key=lambda name: float(scores[name]))
     except (ValueError, TypeError) as error:
         raise BeelineError(

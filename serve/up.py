@@ -244,8 +244,8 @@ def _wait(running: Running, start: _Start, say: Say) -> None:
 
 def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) -> None:
     """Wait until `missing` returns None instead of what is missing."""
-    deadline = time.monotonic() + _PATIENCE
-    while (reason := missing()) is not None:
+    deadline, state = time.monotonic() + _PATIENCE, None
+    while (reason := missing()) is not None or (state := running.instance.read()) is None:
         running.check()
         if running.process.poll() is not None:
             raise BeelineError(f"the server {running.instance.name!r} was stopped while it started")
@@ -253,4 +253,4 @@ def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) ->
             raise Undetermined(f"{what} is not ready after {_PATIENCE:g} s ({reason}); see {running.instance.logs}")
         time.sleep(0.1)
     # The supervisor has added what it started.
-    running.state = running.instance.read() or running.state
+    running.state = state

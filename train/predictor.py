@@ -9,8 +9,10 @@ import torch
 from beeline.answer import Answer
 from beeline.batch import Decoder
 from beeline.engines.torch import TorchEngine
+from beeline.errors import ArchiveError
 from beeline.settings import Limits
 from beeline.spec import FILE_NAME, ModelSpec
+from train.errors import RunError
 from train.export import export
 from train.runs import open_run
 from vision_handler import VisionHandler
@@ -29,7 +31,12 @@ class RunPredictor(VisionHandler):
             run = open_run(folder)
             folder = run.export
             if not (folder / FILE_NAME).is_file():
-                export(run)
+                try:
+                    export(run)
+                except (ArchiveError, OSError) as error:
+                    raise RunError(
+                        f"{run.folder} has no export, from which it answers, and none can be made: {error}"
+                    ) from error
         self.spec, threads = ModelSpec.load(folder), torch.get_num_threads()
         self.engine = TorchEngine(folder, self.spec, threads=threads)
         self.decoder = Decoder(self.spec.geometry, Limits.from_environment(), threads)

@@ -104,9 +104,10 @@ def create(name: str, fingerprint: str, runs: Path = RUNS) -> Path:
     """Make a folder for a new run, named by time, model and fingerprint, so that names sort by age."""
     first = folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{fingerprint[:6]}"
     count = 1
+    runs.mkdir(parents=True, exist_ok=True)
     while True:
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:
             count += 1

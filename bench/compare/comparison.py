@@ -59,11 +59,7 @@ class Request:
     config_file: Path = ROOT / "config" / "config.properties"
 
     def peers(self) -> tuple[Peer, ...]:
-        """Return all servers, ours with the numbers that `serve up` would take on this machine.
-
-        Raises:
-            ArchiveError: for an archive that is not there. ConfigError: for a number out of range.
-        """
+        """Return all servers, ours with the numbers that `serve up` would take on this machine; it raises the same."""
         archives, cores = store.find_archives(self.archive.parent, (str(self.archive),)), machine.cores()
         configured = properties.load(self.config_file, os.environ)
         resolved = config.resolve(configured, archives, self.overrides, os.environ, cores, gpus=0)
@@ -86,7 +82,8 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
             "archives": [sha256(path) for path in (request.archive, request.reference) if path],
             "pictures": [each.to_dict()["sha256"] for each in (setup.pictures, setup.agreement) if each],
             "load": [request.clients, request.seconds],
-            "servers": [(peer.name, *astuple(peer.numbers)) for peer in peers],
+            "servers": [(peer.name, *astuple(peer.numbers), peer.pinned()) for peer in peers],
+            "configuration": sha256(request.config_file),
         }
         journal = Journal.job(f"compare-{request.archive.stem}", about)
         if journal.rows:
@@ -100,8 +97,7 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
 def prepared(request: Request) -> Iterator[Setup]:
     """Read the pictures, unpack the archive and convert its model, in a folder that is removed at the end.
 
-    Raises:
-        ArchiveError: for an archive that Beeline did not build, or that cannot be converted.
+    Raise `ArchiveError` for an archive that Beeline did not build, or that cannot be converted.
     """
     pictures = read(request.picture)
     agreement = read(request.agreement) if request.agreement else None

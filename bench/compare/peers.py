@@ -216,11 +216,7 @@ def everything(model: str, cores: int, ours: Numbers) -> tuple[Peer, ...]:
 
 
 def choose(peers: Iterable[Peer], names: Iterable[str]) -> list[Peer]:
-    """Return the named servers in their order here, or those that are compared by default.
-
-    Raises:
-        BeelineError: for a name that is none.
-    """
+    """Return the named servers in their order here, or the default ones; raise `BeelineError` for an unknown name."""
     by_name = {peer.name: peer for peer in peers}
     # By default, of those with one thread only TorchServe, whose documentation recommends it.
     left_out = {name for name in by_name if name.endswith(ONE_THREAD) and name != f"torchserve{ONE_THREAD}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ _PATIENCE, _ANSWER_SECONDS = 240.0, 60.0
 _GRACE = 10.0
 # A server's folder begins with this and the id of the comparison's process. It is short, because a socket's path has at
 # most 108 bytes, and Ray adds over 60.
-_SCRATCH = "beeline-"
+_SCRATCH = "bp-"
 # No peer reports its use to anybody.
 _QUIET = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
 _QUIET |= {"DO_NOT_TRACK": "1", "OTEL_SDK_DISABLED": "true"}
@@ -117,11 +118,7 @@ class Server:
 
 @contextmanager
 def running(peer: Peer, setup: Setup) -> Iterator[Server]:
-    """Start a peer, which need not answer yet, and stop it at the end, whatever happened.
-
-    Raises:
-        BeelineError: when its command does not start.
-    """
+    """Start a peer, which need not answer yet, and stop it at the end; raise `BeelineError` if it does not start."""
     (address,) = ports.settle([(Address("127.0.0.1", 0), "--servers")])
     with ExitStack() as stack:
         prefix = f"{_SCRATCH}{os.getpid()}-"
@@ -204,10 +201,10 @@ def ask(server: Server, pictures: Sequence[bytes], clients: int) -> list[tuple[s
 def stop_leftovers() -> list[int]:
     """Stop what killed comparisons have left, and remove its files; return the ids of the stopped processes."""
     stopped: list[int] = []
-    for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+    for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         # If another process has the same id now, a later comparison removes it.
-        owner = scratch.name.split("-")[1]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        owner = re.fullmatch(rf"{_SCRATCH}(\d+)-\w{{8}}", scratch.name)
+        if owner and scratch.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner[1])):
             stopped += processes.stop_marked(MARK, str(scratch), _GRACE, scratch)
             shutil.rmtree(scratch, ignore_errors=True)
     return sorted(stopped)

@@ -186,10 +186,9 @@ def served(mar: Path, numbers: Overrides, gateway: str, properties: str = "") ->
 def in_turns(
     journal: Journal, urls: Mapping[str, str], running: Running, body: bytes, rounds: int, requests: int
 ) -> dict[str, Any]:
-    """Measure two addresses in turns, each of them first in every other round, and return `ratios_of` the rounds.
+    """Measure two addresses in turns, each first in every other round, and return `ratios_of` the rounds.
 
-    Raises:
-        Undetermined: when a request failed.
+    Raise `Undetermined` when a request failed.
     """
 
     def turn(url: str) -> dict[str, float]:

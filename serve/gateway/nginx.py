@@ -103,6 +103,7 @@ class Nginx:
     def __init__(self, settings: Settings) -> None:
         """Start it and wait until its workers listen."""
         self._settings = settings
+        self._workers: list[psutil.Process] = []
         # SIGTERM, because the master then ends its workers too.
         end = processes.ending_with_parent(signal.SIGTERM)
         self._process = subprocess.Popen(runtime.command(settings), cwd=settings.folder, preexec_fn=end)
@@ -114,6 +115,7 @@ class Nginx:
         if (code := self._process.poll()) is not None:
             self._end_workers()
             raise BeelineError(f"nginx ended by itself (exit code {code}); its log says: {self._last_word()}")
+        self._workers = self._children()
 
     def share(self, members: Sequence[str], known: Sequence[Backend]) -> bool:
         """Send predictions to `members` from now on; return whether nginx has taken the change.
@@ -164,17 +166,19 @@ class Nginx:
         """
         deadline = time.monotonic() + _RELOAD
         while self._process.poll() is None and time.monotonic() < deadline:
-            new = [child for child in self._children() if child not in before]
+            self._workers = self._children()
+            new = [child for child in self._workers if child not in before]
             if any(map(listening, new)) and not any(map(listening, before)):
                 return True
             time.sleep(0.01)
         return self._process.poll() is not None
 
     def _end_workers(self) -> None:
-        # A killed master leaves its workers listening, in the runtime folder.
-        for worker in processes.marked(folder=self._settings.folder):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.kill()
+        # A killed master leaves its workers listening. One that it had just started is known by the runtime folder.
+        for worker in {*self._workers, *processes.marked(folder=self._settings.folder.resolve())}:
+            with contextlib.suppress(psutil.Error):
+                if " ".join(worker.cmdline()).startswith("nginx:"):
+                    worker.kill()
 
 
 def listening(worker: psutil.Process) -> bool:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from beeline.errors import ConfigError
+from beeline.errors import Undetermined
 from bench.record import read
 from cli.bench import app
 from cli.sources import archive_of
@@ -101,7 +101,7 @@ def test_a_number_out_of_range_is_refused(command: str, options: list[str]) -> N
 
 
 def test_the_old_name_says_the_new_one() -> None:
-    with pytest.raises(ConfigError, match="`beeline bench table` is now `beeline bench sweep`"):
+    with pytest.raises(Undetermined, match="`beeline bench table` is now `beeline bench sweep`"):
         CliRunner().invoke(app, ["table", "some.mar", "--most", "2"], catch_exceptions=False)
 
 

@@ -59,7 +59,8 @@ def choose(asked: str, available: Sequence[str], gpu_id: int | None, crop: int) 
     `available` are the providers that this build has, `crop` is the side of a picture in pixels.
     """
     names = [name for name in (TENSORRT, CUDA) if name in available]
-    fact = f"this build of ONNX Runtime runs on {'CUDA devices' if names else 'CPUs'}"
+    kinds = " and ".join(name.removesuffix("ExecutionProvider") for name in names)
+    fact = f"this build of ONNX Runtime runs on {kinds or 'CPUs'}"
     fix = ", or install onnxruntime-gpu in place of onnxruntime"
     device = device_of(asked, gpu_id, None if names else 0, fact, fix)
     providers: Providers = [(CPU, {})]

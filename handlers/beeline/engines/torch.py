@@ -34,7 +34,8 @@ class TorchEngine(Engine):
     title = f"PyTorch {torch.__version__}"
 
     def _device(self, gpu_id: int | None) -> Choice:
-        devices = torch.cuda.device_count()
+        # NVML counts devices that this PyTorch cannot use, as with an old driver.
+        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
         fact = f"CUDA devices here: {devices}" if devices else "no CUDA device is there"
         return device_of(self.asked, gpu_id, devices, fact)
 
