@@ -37,6 +37,7 @@ def test_the_projects_own_file_is_valid() -> None:
         ("inference_address=8080", "inference_address is '8080'; allowed: http://HOST:PORT"),
         ("inference_address=http://127.0.0.1:99999", "allowed: http://HOST:PORT"),
         ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is not JSON near"),
+        (f"models={'[' * 100_000}", ":1: models is nested too deeply"),
         ('models={"fake": {"1.0": {"batchSize": 8, "batchSize": 9}}}', "models has the key 'batchSize' twice"),
         ("models=[]", "models is []; allowed: a JSON object"),
         ('models={"vmargs": 3}', "models.vmargs is 3; allowed: a JSON object {model:"),

@@ -1,4 +1,4 @@
-"""Ready: deaths of workers are counted, also of one that ends while it is looked at."""
+"""Ready: deaths of workers are counted, and a golden picture's answer is judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from serve.ready import Watch
+from beeline.errors import BeelineError
+from serve.ready import Watch, try_golden
 
 
 def test_a_worker_that_ends_at_this_moment_is_one_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +26,12 @@ def test_a_worker_that_ends_at_this_moment_is_one_death(tmp_path: Path, monkeypa
     assert (watch.workers(), watch.deaths) == ({7, 8}, 0)
     gone.add(7)
     assert (watch.workers(), watch.deaths) == ({8}, 1)
+
+
+@pytest.mark.parametrize("answer", [[7], [True], 7, "bees", None, {"bees": "many"}, {}])
+def test_an_answer_without_labels_is_one_sentence(answer: object) -> None:
+    golden = SimpleNamespace(file="0.jpg", label="bees")
+    archive = SimpleNamespace(model="resnet18", golden=golden, golden_bytes=lambda: b"")
+    inference = SimpleNamespace(predict=lambda *_: SimpleNamespace(status=200, body=str(answer), json=lambda: answer))
+    with pytest.raises(BeelineError, match="which names no label; build the archive with Beeline's own handler"):
+        try_golden(inference, archive, None)  # type: ignore[arg-type]

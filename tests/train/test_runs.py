@@ -82,6 +82,12 @@ def trained_on(tmp_path: Path, folder: Path | None, data: DataSet, generated: bo
     return run
 
 
+def test_a_folder_of_runs_that_is_a_dangling_link_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(FileExistsError, match="runs"):
+        create("resnet18", "abcdef", tmp_path / "runs")
+
+
 @pytest.mark.parametrize("half", ["", "train"])
 def test_validation_pictures_are_found_where_the_run_found_them(drawn: Path, tmp_path: Path, half: str) -> None:
     """Of a single image folder they are the same held-out share."""

@@ -176,8 +176,14 @@ def test_a_comparison_that_is_asked_to_end_leaves_nothing(number: signal.Signals
 def test_what_a_killed_comparison_left_is_removed_by_the_next(tmp_path: Path) -> None:
     process, children = a_comparison(tmp_path)
     scratch = Path(children[0].cwd())
+    # Folders of others, whose names are only similar.
+    others = [scratch.with_name(name) for name in ("bp-99999-mine", "bp-2026-11-27-backup")]
+    for other in others:
+        other.mkdir(exist_ok=True)
     process.kill()
     process.communicate()
     assert {each.pid for each in children if each.is_running()} >= set(server.stop_leftovers())
     assert ended(children)
     assert not scratch.exists()
+    for other in others:
+        other.rmdir()

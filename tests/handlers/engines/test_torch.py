@@ -117,3 +117,11 @@ def test_recordings_answer_as_the_model_itself() -> None:
             graphs(255 - pixels)
             assert torch.equal(found, kept)
             assert torch.allclose(found, model(pixels), atol=1e-4)
+
+
+def test_a_device_that_the_driver_shows_and_pytorch_cannot_use_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    engine = object.__new__(TorchEngine)
+    engine.asked = "auto"
+    assert engine._device(None).value == "cpu"
