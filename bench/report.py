@@ -101,6 +101,14 @@ def _facts(caption: str, items: Sequence[Result], names: Sequence[str]) -> list[
     return [Table(caption, ("", *names), rows, words=True)] if rows else []
 
 
+def _section(title: str, run: Run, blocks: Iterable[Block]) -> Section:
+    """Return the section of one run; its tables have the run's name too, since a page's captions must differ."""
+    named = [
+        replace(each, caption=_join(each.caption, run.name)) if isinstance(each, Table) else each for each in blocks
+    ]
+    return Section(_join(title, run.name), tuple(named))
+
+
 def _compare(runs: Sequence[Run]) -> Section:
     """Return bars with intervals, a chart for each class, since classes are not comparable; and every column."""
     (run,) = runs
@@ -125,7 +133,7 @@ def _compare(runs: Sequence[Run]) -> Section:
     keys = ("server", "class", "pattern", "per_second", "p95_ms")
     rounds = [{key: row[key] for key in keys} for row in (*rows, again)]
     blocks += _table("Each server and its rounds; last the server that was entered twice", rounds, words=True)
-    return Section(_join("Comparison: the same model, pictures and machine, servers in turn", run.name), tuple(blocks))
+    return _section("Comparison: the same model, pictures and machine, servers in turn", run, blocks)
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -261,7 +269,7 @@ def _tune(runs: Sequence[Run]) -> Section:
         *_table("From the batch sweep: n pictures take a ms * n + b ms", result.get("fits", ())),
         *_table("What was not measured, and why", result.get("pruned", ()), words=True),
     )
-    return Section(_join(f"{title} of {result['model']}", run.name), blocks)
+    return _section(f"{title} of {result['model']}", run, blocks)
 
 
 def _configuration(row: Result) -> Result:
