@@ -39,8 +39,7 @@ def read(path: Path, most: int | None = None) -> Pictures:
 
     With `most`, so many at most are taken, evenly, so that each of several folders has its share.
 
-    Raises:
-        BeelineError: where there is no picture.
+    Raise `BeelineError` where there is no picture.
     """
     if path.is_file():
         files = [path]

@@ -150,8 +150,7 @@ def append(path: Path | None, record: Record) -> None:
 def read(path: Path) -> list[Record]:
     """Return a file's records, oldest first.
 
-    Raises:
-        BeelineError: for a file without records, or with a line that is no record.
+    Raise `BeelineError` for a file without records, or with a line that is no record.
     """
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):

@@ -100,8 +100,7 @@ def fit(points: Sequence[tuple[int, float]]) -> Fit | None:
 def worker(plan: Plan) -> Iterator[tuple[Sandbox, dict[str, Any]]]:
     """Load a plan's archive and its pictures in a sandbox; yield it, and what it says about the model.
 
-    Raises:
-        ArchiveError: for an archive that is not there, was changed, or does not take a picture.
+    Raise `ArchiveError` for an archive that is not there, was changed, or does not take a picture.
     """
     # A batch of one has as many threads as the others.
     threads = dict.fromkeys(("BEELINE_THREADS", "BEELINE_LONE_THREADS"), str(plan.threads))

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from beeline import engines, formats, golden
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities
-from beeline.batch import Batch, Decoder, jpegs_for
+from beeline.batch import Batch
+from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
 from beeline.metrics import Metrics
 from beeline.servers import header, keep_answers_whole, queue_milliseconds, send, swallows_errors

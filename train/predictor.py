@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from beeline.answer import Answer
-from beeline.batch import Decoder
+from beeline.decoder import Decoder
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
 from beeline.settings import Limits

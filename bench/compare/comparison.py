@@ -71,8 +71,7 @@ class Request:
 def compare(request: Request, say: Say) -> tuple[Record, Path]:
     """Compare, and return the record and the journal; an interrupted comparison goes on with the turns in its journal.
 
-    Raises:
-        BeelineError: for what is wrong before the first server starts; later errors are in the servers' rows.
+    Raise `BeelineError` for what is wrong before the first server starts; later errors are in the servers' rows.
     """
     if stopped := stop_leftovers():
         say(f"stopped {len(stopped)} processes of a killed comparison: {stopped}")
@@ -120,8 +119,7 @@ def take(peer: Peer, setup: Setup) -> dict[str, Any]:
 
     `agreement` is None where it was not asked; `restarts` counts starts that ended before the first answer.
 
-    Raises:
-        BeelineError: why the server does not start or answer, the second time too.
+    Raise `BeelineError` why the server does not start or answer, the second time too.
     """
     wire, restarts = peer.wire, 0
     sent = replace(setup.pictures, bodies=tuple(map(wire.encode, setup.pictures.bodies)))

@@ -27,8 +27,7 @@ _TOLERANCE = 1e-3
 def write(folder: Path, spec: ModelSpec, out: Path) -> None:
     """Convert the model of an unpacked archive; write it, its labels and its preprocessing into `out`.
 
-    Raises:
-        ArchiveError: when the model cannot be converted, or the converted model has other outputs.
+    Raise `ArchiveError` when the model cannot be converted, or the converted model has other outputs.
     """
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -35,8 +35,7 @@ def cross_check(plan: Plan, latency_ms: float | None, rounds: int = 3) -> dict[s
     Returns:
         `tool`; medians of the turns, `per_second` of its answers and `ratio` of ours to them; whether the two `agree`.
 
-    Raises:
-        Undetermined: when there was no answer, or ab fails.
+    Raise `Undetermined` when there was no answer, or ab fails.
     """
     if latency_ms is None:
         raise Undetermined("there was no good answer, and so nothing to cross-check")
@@ -60,8 +59,7 @@ def ab(url: str, body: bytes, requests: int, clients: int) -> tuple[float, int]:
     Returns:
         Answers a second, and how many requests were not answered 200.
 
-    Raises:
-        Undetermined: where `ab` is not installed, or fails.
+    Raise `Undetermined` where `ab` is not installed, or fails.
     """
     with tempfile.NamedTemporaryFile() as picture:
         picture.write(body)

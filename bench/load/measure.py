@@ -49,8 +49,7 @@ def parse(text: str) -> Judge:
 
     A verdict has the threshold's `text`, the `value` in its unit, and whether it `holds`; None does not hold.
 
-    Raises:
-        ConfigError: for a text of another form.
+    Raise `ConfigError` for a text of another form.
     """
     match = _FORM.fullmatch(text)
     if match is None:

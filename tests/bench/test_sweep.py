@@ -29,7 +29,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from beeline.batch import Decoder
+from beeline.decoder import Decoder
 from beeline.settings import Limits
 from beeline.spec import ModelSpec
 from beeline.metrics import Metrics

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from beeline.batch import Batch, Decoder, Failed, Ok, PixelBudget, jpegs_for
+from beeline.batch import Batch, Failed, Ok, PixelBudget
 from beeline.cuda_jpeg import CudaJpegs
+from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ConfigError, EmptyBody
 from beeline.settings import Limits
 from beeline.spec import Geometry, ModelSpec
