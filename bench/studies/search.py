@@ -30,9 +30,9 @@ from host import machine
 
 NEAR, RANDOM = 24, 12
 # Seconds of a single turn, of one of the best, and of the warm-up.
-_SECONDS, _LONG, _WARM_UP = 6.0, 10.0, 2.0
+_SECONDS, _LONG, _WARM_UP = 6.0, 10.0, 3.0
 # The search's best that are measured again, and their rounds.
-_BEST, _ROUNDS = 3, 8
+_BEST, _ROUNDS = 3, 12
 # The tuner's choice should reach this share of the best.
 _SHARE = 0.95
 Sent = Annotated[Path | None, typer.Option(help="What the tuner was given to send.")]

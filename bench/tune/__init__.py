@@ -29,8 +29,8 @@ from serve import properties, servers
 
 STORE, CONFIG = ROOT / "model_store", ROOT / "config" / "config.properties"
 # Shares of the time, and seconds at most: for stopping servers, and for batches outside of any.
-_STOP, _STOP_SECONDS, _TIMING, _TIMING_SECONDS = 0.1, 8.0, 0.2, 6.0
-# Seconds of a turn of new configurations, and of the finalists, and of warm-up before each.
+_STOP, _STOP_SECONDS, _TIMING, _TIMING_SECONDS = 0.1, 14.0, 0.2, 6.0
+# Seconds of a turn of new configurations, and of the finalists, and of the warm-up before each (of a first turn half more).
 _TURN, _LONG, _WARM_UP = 4.0, 6.0, 1.5
 # A percentile needs so many answers in a turn. Slow models get longer turns, up to this factor.
 _ANSWERS, _LONGER = 200, 6.0
@@ -38,7 +38,7 @@ _ANSWERS, _LONGER = 200, 6.0
 # than the best by their forecast, up to this share.
 _WAVE, _BOOT_SECONDS, _HOPE = 6, 60.0, 0.2
 # The finalists, their share of the time, and their rounds.
-_FINALISTS, _DECIDING, _ROUNDS = 4, 0.35, 6
+_FINALISTS, _DECIDING, _ROUNDS = 6, 0.35, 6
 # Noise of a turn of so many seconds, and the machine's drift, as shares; turns over which drift is forgotten.
 _SECONDS, _NOISE, _DRIFT, _MEMORY = 5.0, 0.05, 0.12, 4.0
 
@@ -179,7 +179,9 @@ class Search:
         while wave := self._wave(until):
             # The best so far is measured again in each wave, which shows the machine's drift.
             self._measure([*wave, *(turn.settings for turn in self.ranked[:1])], _TURN)
-        finalists = [turn.settings for turn in self.ranked[:_FINALISTS]]
+        # As many as half of the time left can give a turn.
+        turns = (self.deadline - self.clock()) / sum(self._lengths(self.ranked[0].settings, _LONG))
+        finalists = [turn.settings for turn in self.ranked[: max(2, min(_FINALISTS, int(turns / 2)))]]
         for number in range(_ROUNDS):
             # They must beat what is configured now.
             self._measure([*finalists, *([] if number else [self.configured])], _LONG)
@@ -227,7 +229,9 @@ class Search:
         # How long a client waits for an answer.
         cycle = min(self.forecast.of(settings) / 1000, 2 * seconds)
         needed = _ANSWERS / (self.goal.rate or self.goal.clients / cycle)
-        return max(seconds, min(needed, _LONGER * seconds)), max(_WARM_UP, min(1.5 * cycle, 2 * seconds))
+        warm_up = max(_WARM_UP, min(1.5 * cycle, 2 * seconds))
+        first = all(turn.settings != settings for turn in self.ranked)
+        return max(seconds, min(needed, _LONGER * seconds)), warm_up * (1.5 if first else 1.0)
 
     def _learn(self) -> None:
         self.ranked = rank(turns_of(self.journal), self.goal)

@@ -66,8 +66,9 @@ def ping(url: str) -> int:
 def predict(
     picture: Path = CIRCLES, url: str = API, agent: str = "tests", model: str = "resnet18", **headers: str
 ) -> requests.Response:
-    """Send a picture over a new connection, so that no old one can be at fault."""
-    headers = {"User-Agent": agent, **headers}
+    """Send a picture over a connection of its own, so that no old one can be at fault."""
+    # `close`: a kept answer would keep its connection open.
+    headers = {"User-Agent": agent, "Connection": "close", **headers}
     return requests.put(f"{url}/predictions/{model}", data=picture.read_bytes(), headers=headers, timeout=120)
 
 
@@ -106,9 +107,9 @@ class Load:
         return Counter(answer.status_code for _, answer in self.answers)
 
     def wait_for(self, more: int) -> None:
-        """Wait for so many more answers."""
+        """Wait for so many more answers, or for a failure."""
         goal = len(self.answers) + more
-        wait_until(lambda: len(self.answers) >= goal, f"{more} more answers")
+        wait_until(lambda: self.failures or len(self.answers) >= goal, f"{more} more answers")
 
     def one(self, **request: Any) -> None:
         """Send one request and note its end."""

@@ -54,7 +54,7 @@ def test_an_interrupted_job_measures_nothing_twice(tmp_path: Path) -> None:
             searched(tmp_path, choice, second)
     _, server = searched(tmp_path, choice)
     turns = turns_of(Journal.job(tmp_path / f"{choice.label}.journal", {}))
-    assert sorted(Counter(turn.settings for turn in turns).values()) == [1] * (NEAR + RANDOM - 3) + [9] * 4
+    assert sorted(Counter(turn.settings for turn in turns).values()) == [1] * (NEAR + RANDOM - 3) + [13] * 4
     assert len(server.runs) < len(turns)
 
 

@@ -74,7 +74,7 @@ def test_finalists_are_halved_in_turns_with_what_is_configured(make_trial: MakeT
     # One turn each for most, more for the finalists.
     assert counts[len(counts) // 2] <= 2 < counts[-1]
     assert trial.server.runs.count(CONFIGURED) >= 2
-    assert len(set(trial.server.runs[-4:])) == 2
+    assert len(set(trial.server.runs[-4:])) <= 3
 
 
 @pytest.mark.parametrize("second", [30, 41, 75, 123, 150, 199])

@@ -70,12 +70,12 @@ def test_backends_join_and_leave(cluster: Cluster) -> None:
     second.ping = (503, {"reason": "starting"})
     cluster.resolve_to("127.0.0.2", "127.0.0.3")
     assert site.wait_until(ready=True)["models"] == {"fake": {"1.0": {"workers": 1, "ready": 1}}}
-    assert {site.predict().json()["from"] for _ in range(4)} == {"127.0.0.2"}
+    assert {site.predict().json().get("from") for _ in range(4)} == {"127.0.0.2"}
     # The page has its catalog as soon as it is ready.
     assert requests.get(f"{site.url}/catalog.json", timeout=5).json()["models"][0]["name"] == "fake"
 
     second.ping = first.ping
-    wait_for(lambda: {site.predict().json()["from"] for _ in range(4)} == {"127.0.0.2", "127.0.0.3"})
+    wait_for(lambda: {site.predict().json().get("from") for _ in range(4)} == {"127.0.0.2", "127.0.0.3"})
     cluster.resolve_to("127.0.0.3")
     wait_for(lambda: hosts(site) == ["127.0.0.3"])
     second.ping = (503, {"reason": "the gateway is stopping"})
@@ -156,7 +156,8 @@ def test_a_backend_that_falls_silent_or_sends_nonsense_is_left_out(cluster: Clus
     wait_for(lambda: len(hosts(site)) == 2)
     bad.ping = (200, {"models": {"fake": 3}})
     wait_for(lambda: hosts(site) == ["127.0.0.2"])
-    assert site.predict().json() == {"from": "127.0.0.2"}
+    # Until its reload nginx knows both.
+    wait_for(lambda: all(site.predict().json() == {"from": "127.0.0.2"} for _ in range(4)))
     assert site.process.poll() is None
 
 
@@ -166,8 +167,8 @@ def test_what_one_backend_refuses_another_answers(cluster: Cluster) -> None:
     full.headers = free.headers = {"Retry_After": "30"}
     cluster.resolve_to("127.0.0.2", "127.0.0.3")
     site = cluster.gateway()
-    wait_for(lambda: len(hosts(site)) == 2)
-    wait_for(lambda: site.predict().ok and "/predictions/fake" in full.seen)
+    # Until its reload nginx knows only the first of them, whatever /ping says.
+    wait_for(lambda: {site.predict().json().get("from") for _ in range(12)} == {"127.0.0.2", "127.0.0.3"})
     for status, retry in ((429, ["1"]), (502, None), (503, ["2"])):
         full.answers, free.answers = status, 200
         answers = [site.predict() for _ in range(12)]
