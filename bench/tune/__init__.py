@@ -30,7 +30,7 @@ from serve import properties, servers
 STORE, CONFIG = ROOT / "model_store", ROOT / "config" / "config.properties"
 # Shares of the time, and seconds at most: for stopping servers, and for batches outside of any.
 _STOP, _STOP_SECONDS, _TIMING, _TIMING_SECONDS = 0.1, 14.0, 0.2, 6.0
-# Seconds of a turn of new configurations, and of the finalists, and of the warm-up before each (of a first turn half more).
+# Seconds of a turn of new configurations, and of the finalists, and of warm-up before each (first turns: half more).
 _TURN, _LONG, _WARM_UP = 4.0, 6.0, 1.5
 # A percentile needs so many answers in a turn. Slow models get longer turns, up to this factor.
 _ANSWERS, _LONGER = 200, 6.0
