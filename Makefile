@@ -6,7 +6,7 @@ SBOM ?= .beeline/sbom
 # The instructions that Pillow-SIMD is built for; processors of 2013 and later have them.
 SIMD_CC ?= cc -mavx2
 # What `make bench` measures, and the tuner's goal.
-WHAT ?= gateway overload containers path decoders sweep tune compare
+WHAT ?= overload containers path decoders sweep tune compare
 GOAL ?= --p95 1s --clients 16
 # Processes that share the tests of a tier, file by file: real servers spend half of their time waiting.
 PARALLEL ?= 2
@@ -147,16 +147,13 @@ bench: setup ## what the README's figures are from, in about two hours (MAR, PIC
 	@mkdir -p bench/results
 	@for what in $(WHAT); do $(MAKE) -s --no-print-directory bench-$$what || exit 1; done
 
-bench-gateway:
-	@.venv/bin/python -m bench.studies.serving gateway --picture '$(PICTURE)' --out bench/results/gateway.json
-
 bench-overload bench-path: bench-%:
 	@.venv/bin/python -m bench.studies.serving $* --mar '$(MAR)' --picture '$(PICTURE)' --out bench/results/$*.json
 
 bench-containers:
 	@if docker image inspect beeline-cpu:0.1.0 >/dev/null 2>&1; \
-		then .venv/bin/python -m bench.studies.serving container --mar '$(MAR)' --picture '$(PICTURE)' --rounds 12 \
-			--requests 300 --out bench/results/containers.json; \
+		then .venv/bin/beeline bench compare '$(MAR)' --picture '$(PICTURE)' --rounds 12 --out bench/results/compare.jsonl \
+			--servers ours-torchserve-nginx,ours-container; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
 
 bench-decoders:

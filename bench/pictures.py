@@ -20,18 +20,11 @@ class Pictures:
     names: tuple[str, ...]
     bodies: tuple[bytes, ...]
 
-    @property
-    def mean_size(self) -> int:
-        """Bytes of a picture, on average."""
-        return round(sum(map(len, self.bodies)) / len(self.bodies))
-
     def to_dict(self) -> dict[str, object]:
         """Return what a record says about them; the same digest means the same pictures in the same order."""
-        digest = hashlib.sha256()
-        for body in self.bodies:
-            digest.update(hashlib.sha256(body).digest())
-        counts = {"count": len(self.bodies), "bytes": self.mean_size}
-        return {"source": Path(self.source).name, **counts, "sha256": digest.hexdigest()}
+        digest = hashlib.sha256(b"".join(hashlib.sha256(body).digest() for body in self.bodies)).hexdigest()
+        size = round(sum(map(len, self.bodies)) / len(self.bodies))
+        return {"source": Path(self.source).name, "count": len(self.bodies), "bytes": size, "sha256": digest}
 
 
 def read(path: Path, most: int | None = None) -> Pictures:
@@ -41,12 +34,11 @@ def read(path: Path, most: int | None = None) -> Pictures:
 
     Raise `BeelineError` where there is no picture.
     """
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    else:
+    if not path.exists():
         raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise BeelineError(f"no picture below {path}; known endings are {', '.join(SUFFIXES)}")
     if most is not None and len(files) > most:
@@ -59,13 +51,13 @@ def choose(
 ) -> Pictures:
     """Return the pictures of a command's --picture or --pictures, else the archive's golden pictures.
 
-    Raises:
-        BeelineError: where there is no picture. ConfigError: for both options, or neither and no archive.
+    Raise `ConfigError` for both options, or neither and no archive; otherwise as `read`.
     """
-    if (picture is None) == (folder is None) and (archive is None or picture is not None):
+    if (picture and folder) or not (picture or folder or archive):
         raise ConfigError("name what to send: one picture with --picture, or a folder with --pictures")
-    if archive is None or picture or folder:
-        return read(picture or folder or Path(), most)
+    if path := picture or folder:
+        return read(path, most)
+    assert archive is not None
     goldens = sorted(archive.goldens, key=lambda golden: golden.file)
     names = tuple(Path(golden.file).name for golden in goldens)
     return Pictures(f"{archive.path.name}'s golden pictures", names, tuple(map(archive.golden_bytes, goldens)))

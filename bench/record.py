@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shlex
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,11 @@ from host.files import write_whole
 
 KINDS = ("load", "sweep", "compare", "tune", "search")
 SCHEMA = 1
+FASTER, SLOWER, SAME = "faster", "slower", "no difference"
+# The interval of a ratio holds its median at least this often; five rounds are the fewest with which it can.
+_CONFIDENCE = 0.9
+# A smaller difference is no reason to choose a server, and a shared machine makes such differences by itself.
+_MARGIN = 0.02
 # The figures depend on these, where they are installed.
 _PACKAGES = ("torch", "torchvision", "openvino", "numpy", "Pillow", "pillow-simd", "torchserve", "pycurl")
 # A network's speed on a processor depends on these.
@@ -38,15 +44,13 @@ def utc() -> str:
 
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     """Return processor, usable cores, features, memory, system, Python, load and GPUs; no host name."""
-    lines: dict[str, str] = {}
-    with suppress(OSError):
-        first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-        lines = dict(re.findall(r"(?m)^([^\t:]+)\s*: *(.*)$", first))
-    flags = lines.get("flags", "").split()
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    # Of the first processor.
+    model, flags = (re.search(rf"(?m)^{key}\s*: (.*)$", text) for key in ("model name", "flags"))
     return {
-        "cpu": lines.get("model name") or platform.processor() or platform.machine(),
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": hardware.cores(),
-        "features": [name for name in _FEATURES if name in flags],
+        "features": [name for name in _FEATURES if flags and name in flags[1].split()],
         "memory_gb": round(hardware.memory() / 1e9, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -66,6 +70,26 @@ def interval(values: Sequence[float], share: float = 0.5, confidence: float = 0.
 
     low, high = quantile_test(values, p=share).confidence_interval(confidence)
     return None if math.isnan(low) or math.isnan(high) else [float(low), float(high)]
+
+
+def judge(rates: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Compare the requests a second of two servers in the same rounds.
+
+    A machine's speed drifts from round to round, so each round gives one ratio. A server is faster or slower only if
+    the interval of their median lies more than `_MARGIN` off 1; too few rounds prove nothing.
+
+    Returns:
+        The median `ratio` to the other, its `interval` and the `verdict`; each None if no round has both.
+    """
+    ratios = sorted(rate / other for rate, other in zip(rates, others, strict=False) if other > 0)
+    if not ratios:
+        return dict.fromkeys(("ratio", "interval", "verdict"))
+    proven, verdict = interval(ratios, confidence=_CONFIDENCE), SAME
+    low, high = proven or (ratios[0], ratios[-1])
+    if proven and (low > 1 + _MARGIN or high < 1 - _MARGIN):
+        verdict = FASTER if low > 1 else SLOWER
+    bounds = [round(low, 3), round(high, 3)]
+    return {"ratio": round(statistics.median(ratios), 3), "interval": bounds, "verdict": verdict}
 
 
 def without_user(url: str) -> str:
@@ -175,9 +199,9 @@ class Journal:
 
     @classmethod
     def job(cls, job: str | Path, about: Mapping[str, Any]) -> Journal:
-        """Go on with a file about the same, without a last line that broke off; otherwise start a new one.
+        """Continue a file about the same, without a last line that broke off; otherwise start a new one.
 
-        A name in place of a path is that of a file in the state folder.
+        A name instead of a path means a file in the state folder.
         """
         folder = Path(os.environ.get("BEELINE_STATE") or ROOT / ".beeline").resolve() / "bench"
         path = folder / f"{job}.journal" if isinstance(job, str) else job

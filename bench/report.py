@@ -17,7 +17,7 @@ from host.report.charts import Bar, Line, bars, plot
 Result = Mapping[str, Any]
 _PERCENTILES = ("p50", "p95", "p99")
 _SETTINGS = ("batch_size", "workers", "max_batch_delay", "threads")
-_TRIED = (*_SETTINGS, "per_second", "p95_ms", "failed", "batch", "turns", "holds")
+_TRIED = (*_SETTINGS, "per_second", "p95_ms", "failed", "turns", "holds")
 # Longer tables are closed until somebody opens them.
 _LONG = 20
 
@@ -85,10 +85,11 @@ def _text(value: object) -> str:
     return number(value) if value and isinstance(value, float) else str(value)
 
 
-def _table(caption: str, rows: Iterable[Result], marked: Sequence[int] = (), words: bool = False) -> list[Block]:
-    """Return a table whose heads are the first row's keys; none without rows."""
-    rows = list(rows)
-    heads = list(rows[0]) if rows else []
+def _table(
+    caption: str, rows: Sequence[Result], marked: Sequence[int] = (), words: bool = False, columns: Sequence[str] = ()
+) -> list[Block]:
+    """Return a table of these columns, by default the first row's keys; none without rows."""
+    heads = columns or (list(rows[0]) if rows else [])
     cells = tuple(tuple(_text(row.get(key)) for key in heads) for row in rows)
     names = tuple(head.replace("_", " ") for head in heads)
     return [Table(caption, names, cells, frozenset(marked), len(rows) > _LONG, words)] if rows else []
@@ -115,10 +116,8 @@ def _compare(runs: Sequence[Run]) -> Section:
     again, rows = run.result["aa"], run.result["rows"]
     noise = "No server was measured twice, so the noise of this comparison is unknown."
     if again["ratio"]:
-        noise = (
-            f"A/A, the same server entered twice ({again['server']}): {again['verdict']}, {_ratio(again)} of itself. "
-            "A difference that is no larger is noise."
-        )
+        words = "{server}): {verdict}, {ratio:.2f} ({interval[0]:.2f} to {interval[1]:.2f}) of itself".format_map(again)
+        noise = f"A/A, the same server entered twice ({words}. A difference that is no larger is noise."
     blocks: list[Block] = [Sentences((noise,), "good" if again["verdict"] == "no difference" else "bad")]
     for kind in dict.fromkeys(row["class"] for row in rows):
         own = sorted((row for row in rows if row["class"] == kind), key=lambda row: -(_median(row["per_second"]) or 0))
@@ -129,27 +128,18 @@ def _compare(runs: Sequence[Run]) -> Section:
         blocks.append(bars(f"Requests a second, servers {kind}", caption, list(map(_bar, own))))
         own += [{**again, "server": f"{again['server']}, again"}] if again["class"] == kind else []
         faster = [i for i, row in enumerate(own) if row["verdict"] == "faster"]
-        blocks += _table(f"{kind.capitalize()}, medians", map(_medians, own), faster)
-    keys = ("server", "class", "pattern", "per_second", "p95_ms")
-    rounds = [{key: row[key] for key in keys} for row in (*rows, again)]
-    blocks += _table("Each server and its rounds; last the server that was entered twice", rounds, words=True)
+        medians = [{**row, **{key: _median(row[key]) for key in ("per_second", "p95_ms")}} for row in own]
+        columns = [key for key in medians[0] if key not in ("class", "pattern", "error")]
+        blocks += _table(f"{kind.capitalize()}, medians", medians, faster, columns=[*columns, "error"])
+    columns = ["server", "class", "pattern", "per_second", "p95_ms"]
+    caption = "Each server and its rounds; last the server that was entered twice"
+    blocks += _table(caption, (*rows, again), words=True, columns=columns)
     return _section("Comparison: the same model, pictures and machine, servers in turn", run, blocks)
 
 
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def _medians(row: Result) -> Result:
-    """Return a server's columns, of its rounds the medians, and last its error."""
-    medians = {key: _median(row[key]) for key in ("per_second", "p95_ms")}
-    shown = {key: value for key, value in {**row, **medians}.items() if key not in ("class", "pattern", "error")}
-    return {**shown, "error": row["error"]}
-
-
-def _ratio(row: Result) -> str:
-    return f"{row['ratio']:.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})"
 
 
 def _bar(row: Result) -> Bar:
@@ -171,7 +161,7 @@ def _load(runs: Sequence[Run]) -> Section:
         wrong = run.result["client_limited"] or run.result["failed"] or (backlog and backlog["growing"])
         blocks.append(Sentences((_join(run.name, f"{run.result['sentence']}."),), "bad" if wrong else "lead"))
     blocks += _batches(runs[0].result["batch_sizes"]) if len(runs) == 1 else [_curve(runs)]
-    facts = [{key: value for key, value in run.result.items() if key != "thresholds"} for run in runs]
+    facts = [{key: run.result[key] for key in run.result if key != "thresholds"} for run in runs]
     blocks += _facts("Every figure", facts, [run.name or "figure" for run in runs])
     limits = [{"run": run.name, **one} for run in runs for one in run.result["thresholds"]]
     return Section("Load: a running server, from outside", (*blocks, *_table("Thresholds", limits, words=True)))
@@ -198,7 +188,7 @@ def _curve(runs: Sequence[Run]) -> Block:
 
 
 def _sweep(runs: Sequence[Run]) -> Section:
-    """Return milliseconds per image against batch size, with what users reported, and every figure."""
+    """Return milliseconds per image against batch size, and every figure."""
     drawn: list[Line] = []
     rules, tables = [], []
     for run in runs:
@@ -209,10 +199,8 @@ def _sweep(runs: Sequence[Run]) -> Section:
             drawn.append(Line(name, points, len(drawn)))
         rules += [("x", result["knee"], _join("knee", run.name), "dim")] if result["knee"] else []
         rules += [("x", row["batch"], _join(row["error"], run.name), "bad") for row in rows if row["error"]]
-        cells = []
-        for row in rows:
-            spreads = {title: _spread(row[stage]) for stage, title in STAGES.items()}
-            cells.append({"batch": row["batch"], **spreads, "": row["error"] or ""})
+        spreads = [{title: _spread(row[stage]) for stage, title in STAGES.items()} for row in rows]
+        cells = [{"batch": row["batch"], **own, "": row["error"] or ""} for row, own in zip(rows, spreads, strict=True)]
         marked = [i for i, row in enumerate(rows) if row["batch"] == result["knee"]]
         caption = "Milliseconds a batch, median (quartiles), and an image; marked: the knee, within 5 % of the cheapest"
         tables += _table(_join(caption, run.name), cells, marked)
@@ -220,8 +208,6 @@ def _sweep(runs: Sequence[Run]) -> Section:
         facts = {key: result[key] for key in keys}
         facts |= {one["what"]: f"not run, {one['why']}" for one in result["not_run"]}
         tables += _facts(_join("The sweep", run.name), [facts], ["value"])
-    for one in runs[0].result["reference"]:
-        drawn.append(Line(one["what"], [(*point, one["what"]) for point in one["points"]], None, "--"))
     caption = "Milliseconds per image, medians; each stage includes those before it. Both axes are logarithmic."
     title, x, y = "Milliseconds per image by batch size", ("pictures in a batch", 2), ("ms per image", 10)
     blocks = (plot(title, caption, x, y, drawn, rules), *tables)
@@ -229,10 +215,8 @@ def _sweep(runs: Sequence[Run]) -> Section:
 
 
 def _spread(timing: Result | None) -> str | None:
-    if timing is None:
-        return None
-    median, low, high, each = (number(timing[key]) for key in ("median_ms", "low_ms", "high_ms", "ms_per_image"))
-    return f"{median} ({low} to {high}), {each}"
+    values = {key: number(value) for key, value in (timing or {}).items()}
+    return "{median_ms} ({low_ms} to {high_ms}), {ms_per_image}".format_map(values) if values else None
 
 
 def _tune(runs: Sequence[Run]) -> Section:
@@ -257,23 +241,20 @@ def _tune(runs: Sequence[Run]) -> Section:
     caption = "Requests a second against the 95th percentile (logarithmic). Filled: holds the goal; hollow: does not."
     x, y = ("p95 latency, ms", 10), ("requests a second", None)
     sentence = result["sentence"] + " It was interrupted." * result.get("interrupted", False)
-    cells = [{**_configuration(row), "": mark} for row, mark in zip(rows, marks, strict=True)]
+    cells = [{**row, "": mark} for row, mark in zip(rows, marks, strict=True)]
     marked = [i for i, mark in enumerate(marks) if mark]
     # The best of many single turns is partly the luckiest one, so it gets turns of its own.
     again = "The best of the search and the tuner's choice, measured again in turns"
+    measured = f"What was measured, {len(rows)} configurations, what holds the goal first"
     blocks = (
         Sentences((sentence,), "lead" if result["holds"] else "bad"),
         plot("Throughput against p95", caption, x, y, drawn, [rule], rings),
-        *_table(f"What was measured, {len(rows)} configurations, what holds the goal first", cells, marked),
-        *_table(again, map(_configuration, result.get("beside", ()))),
+        *_table(measured, cells, marked, columns=(*_TRIED, "")),
+        *_table(again, result.get("beside", ()), columns=_TRIED),
         *_table("From the batch sweep: n pictures take a ms * n + b ms", result.get("fits", ())),
         *_table("What was not measured, and why", result.get("pruned", ()), words=True),
     )
     return _section(f"{title} of {result['model']}", run, blocks)
-
-
-def _configuration(row: Result) -> Result:
-    return {key: row[key] for key in _TRIED if key in row}
 
 
 def _settings(row: Result) -> str:

@@ -27,13 +27,6 @@ Row = dict[str, Any]
 PLATEAU = 0.03
 # The knee is the smallest batch whose image costs at most this share more than the cheapest one.
 NEAR = 0.05
-# Milliseconds per image at batch sizes, as users reported them.
-REFERENCES = (
-    {"what": "ResNet-18, reported by users, worse from batch 64 on", "points": [[8, 17.5], [32, 13.75]]},
-    {"what": "ResNet-101, reported by users", "points": [[1, 2.75], [256, 1.02]]},
-)
-# The share of the free memory that a worker may take.
-_MOST_MEMORY = 0.9
 # Seconds after which a worker that loads, or measures one batch size, hangs.
 _PATIENCE = 600.0
 
@@ -105,7 +98,7 @@ def worker(plan: Plan) -> Iterator[tuple[Sandbox, dict[str, Any]]]:
     # A batch of one has as many threads as the others.
     threads = dict.fromkeys(("BEELINE_THREADS", "BEELINE_LONE_THREADS"), str(plan.threads))
     environment = {"BEELINE_DEVICE": plan.device, **threads}
-    limit = int(machine.free_memory() * _MOST_MEMORY) if plan.memory_mb is None else plan.memory_mb << 20
+    limit = int(0.9 * machine.free_memory()) if plan.memory_mb is None else plan.memory_mb << 20
     with Sandbox(plan.archive, load_seconds=_PATIENCE, batch_seconds=_PATIENCE, environment=environment) as sandbox:
         about = sandbox.take(plan.bodies(), limit)
         if about["refused"]:
@@ -165,12 +158,9 @@ def knee(rows: Sequence[Row]) -> int | None:
 def measure(plan: Plan, watch: Callable[[Row], None] = lambda row: None) -> tuple[dict[str, Any], Interrupted | None]:
     """Sweep in a worker process, which has ended when this returns or raises; `watch` takes each row.
 
-    Returns:
-        The `sweep` record's result, and the signal that ended the sweep early; then the rows so far are the result.
-
-    Raises:
-        ArchiveError: for an archive that does not load or fails. Undetermined: for a worker that ended or hangs.
-        Interrupted: before the first row.
+    Return the `sweep` record's result, and the signal that ended the sweep early: then the result has the rows so far.
+    Raise `ArchiveError` for an archive that does not load or fails, `Undetermined` for a worker that ended or hangs,
+    and `Interrupted` before the first row.
     """
     rows: list[Row] = []
     interruption = None
@@ -199,7 +189,6 @@ def measure(plan: Plan, watch: Callable[[Row], None] = lambda row: None) -> tupl
         "ended": ended,
         "mix": plan.mix,
         "fit": {stage: line and line.to_dict() for stage, line in lines.items()},
-        "reference": list(REFERENCES),
         "not_run": [{"what": "CUDA", "why": reason}] if device == "cpu" else [],
     }
     return result, interruption

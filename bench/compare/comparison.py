@@ -20,30 +20,25 @@ from beeline.errors import ArchiveError, BeelineError, Undetermined
 from beeline.spec import ModelSpec
 from bench import load
 from bench.compare import torchscript
-from bench.compare.peers import OURS, Numbers, Peer, choose, everything
+from bench.compare.peers import OURS, Peer, choose, everything
 from bench.compare.server import Setup, ask, error_text, running, stop_leftovers
 from bench.pictures import read
-from bench.record import Journal, Record, interval, utc
+from bench.record import Journal, Record, judge, utc
+from bench.tune.server import configured
 from host import ROOT, machine
 from host.files import sha256
 from host.signals import Interrupted
-from serve import config, properties
+from serve import properties
+from serve.config import Overrides
 from serve.servers.protocol import Say
-
-FASTER, SLOWER, SAME = "faster", "slower", "no difference"
-# The interval holds the median of the ratios at least this often; five rounds are the fewest with which it can.
-_CONFIDENCE = 0.9
-# A smaller difference is no reason to choose a server, and a shared machine makes such differences by itself.
-_MARGIN = 0.02
-_WARM_UP, _CLIENTS = 2.0, 8
 
 
 @dataclass(frozen=True)
 class Request:
     """What to compare, as in the options of `beeline bench compare`.
 
-    Each server is asked for its first labels of the pictures in `agreement`. No name in `servers` means those that are
-    compared by default. `overrides` are numbers of our engine, and `command` measures it again.
+    Each server is asked for its first labels of the pictures in `agreement`. Without names in `servers` the default
+    ones are compared. `overrides` are settings of our engine, and `command` is the command line that repeats it.
     """
 
     archive: Path
@@ -53,19 +48,17 @@ class Request:
     clients: int = 50
     rounds: int = 5
     seconds: float = 8.0
-    overrides: config.Overrides = field(default_factory=config.Overrides)
+    overrides: Overrides = field(default_factory=Overrides)
     reference: Path | None = None
     command: str = ""
     config_file: Path = ROOT / "config" / "config.properties"
 
-    def peers(self) -> tuple[Peer, ...]:
-        """Return all servers, ours with the numbers that `serve up` would take on this machine; it raises the same."""
-        archives, cores = store.find_archives(self.archive.parent, (str(self.archive),)), machine.cores()
-        configured = properties.load(self.config_file, os.environ)
-        resolved = config.resolve(configured, archives, self.overrides, os.environ, cores, gpus=0)
-        (model,) = resolved.models
-        numbers = (model.batch_size, model.min_workers, model.max_batch_delay, resolved.threads)
-        return everything(archives[0].model, cores, Numbers(*(number.value for number in numbers)))
+    def peers(self) -> list[Peer]:
+        """Return all servers, ours with the settings that `serve up` would take on this machine; it raises the same."""
+        (archive,) = store.find_archives(self.archive.parent, (str(self.archive),))
+        numbers, environ = properties.load(self.config_file, os.environ), {**os.environ, "BEELINE_DEVICE": "cpu"}
+        ours = configured(archive, numbers, environ, self.overrides)
+        return everything(archive.model, machine.cores(), ours)
 
 
 def compare(request: Request, say: Say) -> tuple[Record, Path]:
@@ -81,7 +74,7 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
             "archives": [sha256(path) for path in (request.archive, request.reference) if path],
             "pictures": [each.to_dict()["sha256"] for each in (setup.pictures, setup.agreement) if each],
             "load": [request.clients, request.seconds],
-            "servers": [(peer.name, *astuple(peer.numbers), peer.pinned()) for peer in peers],
+            "servers": [(peer.name, *astuple(peer.settings), peer.pinned()) for peer in peers],
             "configuration": sha256(request.config_file),
         }
         journal = Journal.job(f"compare-{request.archive.stem}", about)
@@ -117,9 +110,9 @@ def prepared(request: Request) -> Iterator[Setup]:
 def take(peer: Peer, setup: Setup) -> dict[str, Any]:
     """Run one turn and return its figures: good answers a second, milliseconds, failed requests, MB, seconds.
 
-    `agreement` is None where it was not asked; `restarts` counts starts that ended before the first answer.
+    `agreement` is None without pictures for it; `restarts` counts starts that ended before the first answer.
 
-    Raise `BeelineError` why the server does not start or answer, the second time too.
+    Raise `BeelineError` with the reason when the second start fails too.
     """
     wire, restarts = peer.wire, 0
     sent = replace(setup.pictures, bodies=tuple(map(wire.encode, setup.pictures.bodies)))
@@ -137,9 +130,9 @@ def take(peer: Peer, setup: Setup) -> dict[str, Any]:
             ready_s, agreement = round(time.monotonic() - began, 2), None
             if setup.agreement:
                 # A picture without an answer counts against the server.
-                labels = [label for label, _ in ask(server, setup.agreement.bodies, _CLIENTS)]
+                labels = [label for label, _ in ask(server, setup.agreement.bodies, clients=8)]
                 agreement = sum(map(operator.eq, labels, setup.labels)) / len(labels)
-            plan = load.Plan(server.url, sent, setup.seconds, _WARM_UP, setup.clients, headers=wire.headers)
+            plan = load.Plan(server.url, sent, setup.seconds, clients=setup.clients, headers=wire.headers)
             summary = load.run(plan).summary()
             server.check()
             return {
@@ -164,15 +157,9 @@ def run(
 ) -> dict[str, Any]:
     """Give every server one turn in each round, and one of them a second turn at the round's end (A/A).
 
-    An error ends a server's turns. Ctrl-C or SIGTERM stops the running server, and the result has the turns so far.
-
-    Args:
-        peers: in the order of their turns; each is compared with the first of its class that was measured.
-        setup: what they share; each is asked for its agreement in its first turn.
-        rounds: the number of turns of each.
-        journal: gets each turn; what it has is not measured again.
-        say: takes each line of progress.
-        take: runs one turn.
+    Each is compared with the first of its class that was measured, and asked for its agreement in its first turn. An
+    error ends a server's turns. What the journal has is not measured again. Ctrl-C or SIGTERM stops the running server,
+    and the result has the turns so far.
 
     Returns:
         The record's result: in `rows` a row a server, in `aa` the row of the second turns.
@@ -215,19 +202,17 @@ def run(
 def _row(peer: Peer, turns: Sequence[dict[str, Any]], precision: str) -> dict[str, Any]:
     """Return one server's row, which `_compared` completes."""
     good = [turn for turn in turns if "error" not in turn]
-    medians = {
-        key: round(statistics.median(turn[key] for turn in good), 1) if good else None
-        for key in ("memory_mb", "ready_s")
-    }
+    keys = ("memory_mb", "ready_s")
+    medians = {key: round(statistics.median(turn[key] for turn in good), 1) if good else None for key in keys}
     return {
         "server": peer.name,
         "class": peer.kind,
         "pattern": peer.pattern,
-        "threads": good[-1]["threads"] if good else peer.numbers.threads,
+        "threads": good[-1]["threads"] if good else peer.settings.threads or None,
         "precision": precision if peer.kind == OURS else "fp32 TorchScript",
-        "batch": peer.numbers.batch,
-        "workers": peer.numbers.workers,
-        "delay_ms": peer.numbers.delay_ms,
+        "batch": peer.settings.batch_size,
+        "workers": peer.settings.workers,
+        "delay_ms": peer.settings.max_batch_delay,
         "per_second": [turn["per_second"] for turn in good],
         "p95_ms": [turn["p95_ms"] for turn in good],
         "failed": sum(turn["failed"] for turn in good),
@@ -242,23 +227,3 @@ def _compared(row: dict[str, Any], first: dict[str, Any] | None) -> dict[str, An
     """Return a row with its comparison with another, the first of its class."""
     verdict = judge(row["per_second"], first["per_second"] if first else ())
     return {**row, "compared_with": first and first["server"], **verdict}
-
-
-def judge(rates: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    """Compare the requests a second of two servers in the same rounds.
-
-    A machine's speed drifts from round to round, so each round gives one ratio. A server is faster or slower only if
-    the interval of their median lies more than `_MARGIN` off 1; too few rounds prove nothing.
-
-    Returns:
-        The median `ratio` to the other, its `interval` and the `verdict`; each None if no round has both.
-    """
-    ratios = sorted(rate / other for rate, other in zip(rates, others, strict=False) if other > 0)
-    if not ratios:
-        return dict.fromkeys(("ratio", "interval", "verdict"))
-    proven, verdict = interval(ratios, confidence=_CONFIDENCE), SAME
-    low, high = proven or (ratios[0], ratios[-1])
-    if proven and (low > 1 + _MARGIN or high < 1 - _MARGIN):
-        verdict = FASTER if low > 1 else SLOWER
-    bounds = [round(low, 3), round(high, 3)]
-    return {"ratio": round(statistics.median(ratios), 3), "interval": bounds, "verdict": verdict}

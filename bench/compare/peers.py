@@ -1,11 +1,10 @@
-"""Every server that can be compared, as one record each: environment, command, numbers, and how it is asked.
+"""Every server that can be compared, as one record each: environment, command, settings, and how it is asked.
 
 There are two classes: servers as their documentation has them, and servers with our engine.
 """
 
 from __future__ import annotations
 
-import ast
 import base64
 import json
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from urllib3.filepost import encode_multipart_formdata
 
 from beeline.errors import BeelineError, did_you_mean
+from bench.tune.grid import Settings
 from host import ROOT, environments
 from serve import servers
 from serve.servers.protocol import Say
@@ -24,10 +24,13 @@ from serve.servers.protocol import Say
 DOCUMENTED, OURS = "as documented", "our engine"
 ONE_THREAD, BEFORE_OURS = "-one-thread", "ours-"
 FOLDER = ROOT / "bench" / "peers"
-HOME = ROOT / ".beeline" / "peers"
+# As in docker-compose.yml.
+CONFINED = ("--read-only", "--tmpfs", "/tmp:size=1g", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+# As many threads as PyTorch takes by default, for servers whose documentation sets none.
+DEFAULT = 0
 # The Python of the lock files.
 _PYTHON = "3.11"
-# A slow server has a long queue, and no framework's default time-out may turn that into failures.
+# A time-out for every framework: a slow server has a long queue, and that must not become failures.
 _SECONDS = 60
 _BOUNDARY = "beeline-bench-picture"
 # Bytes of the JSON at the start of a request to Triton; the rest is the tensor.
@@ -35,11 +38,7 @@ _TRITON_JSON = 256
 
 
 def _best(answer: Any) -> str:
-    """Return the most probable label of `{label: probability}` in any order (Flask sorts by name), or of a list of one.
-
-    Raises:
-        LookupError, TypeError, ValueError, AttributeError: when the answer has none.
-    """
+    """Return the most probable label of `{label: probability}`, in any order (Flask sorts by name); or of its list."""
     labels = answer[0] if isinstance(answer, list) else answer
     return str(max(labels, key=labels.get))
 
@@ -88,21 +87,8 @@ def triton(model: str) -> Wire:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """How a server runs: requests a batch, processes or instances, milliseconds, threads of PyTorch in each.
-
-    `threads` is None where the server's documentation sets none: then PyTorch's default holds.
-    """
-
-    batch: int
-    workers: int
-    delay_ms: int
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
 class Peer:
-    """One server: its name in `--servers`, its numbers, how it is asked, and what it is and after which page.
+    """One server: its name in `--servers`, how it runs, how it is asked, and which page of documentation it follows.
 
     It is ready when it has answered a picture. `server.fields` has the names in braces in `command` and `variables`.
     `lock` is the folder in `bench/peers` with its packages and code; None is Beeline's own environment. `server` is
@@ -110,7 +96,7 @@ class Peer:
     """
 
     name: str
-    numbers: Numbers
+    settings: Settings
     wire: Wire
     command: str = "{python} {folder}/server.py"
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -129,8 +115,8 @@ class Peer:
         if self.lock is None:
             return None
         version = sys.executable if sys.version.startswith(f"{_PYTHON}.") else _PYTHON
-        lock_file = FOLDER / self.lock / "requirements.txt"
-        return environments.Environment(f"the environment of {self.lock}", HOME / self.lock, lock_file, version)
+        folder, lock_file = ROOT / ".beeline" / "peers" / self.lock, FOLDER / self.lock / "requirements.txt"
+        return environments.Environment(f"the environment of {self.lock}", folder, lock_file, version)
 
     def prepare(self, say: Say) -> None:
         """Install its environment if the lock file is new or has changed; this is not timed."""
@@ -147,107 +133,97 @@ class Peer:
         return dict(re.findall(r"(?m)^([\w.-]+)(?:\[.*\])?==(\S+)", text))
 
 
-def documented(cores: int) -> tuple[Peer, ...]:
+def documented(cores: int) -> list[Peer]:
     """Return the servers that people would use instead, as their documentation has them, for so many cores.
 
     The docstring of a server's code says which page that is.
     """
-    uvicorn = (
-        "{python} -m uvicorn server:app --host 127.0.0.1 --port {port} --app-dir {folder} --workers {numbers.workers}"
-    )
-    gunicorn = (
-        f"{{python}} -m gunicorn -w {{numbers.workers}} --bind 127.0.0.1:{{port}} --pythonpath {{folder}} -t {_SECONDS}"
-    )
+    uvicorn = "{python} -m uvicorn server:app --host 127.0.0.1 --port {port} --app-dir {folder} --no-access-log"
+    gunicorn = f"{{python}} -m gunicorn server:app --bind 127.0.0.1:{{port}} --pythonpath {{folder}} -t {_SECONDS}"
     bentoml = "{python.parent}/bentoml serve server:Classifier --host 127.0.0.1 --port {port} --working-dir {folder}"
+    # Uvicorn and Gunicorn read it.
+    workers = {"WEB_CONCURRENCY": "{settings.workers}"}
     # It imports nothing of this repository.
     torchserve = {"JAVA_HOME": "{java}", "PYTHONPATH": ""}
     mosec = {"MOSEC_ADDRESS": "127.0.0.1", "MOSEC_PORT": "{port}", "MOSEC_PATH": "{scratch}/mosec"}
     mosec["MOSEC_TIMEOUT"] = str(1000 * _SECONDS)
     # So Triton loads this interpreter's library instead of the system's, as PyTriton's installation page says.
     pytriton = {"LD_LIBRARY_PATH": "{libraries}"}
-    # Else Ray's processes are a node of a cluster, which on Linux is the default, and listen on every address.
+    # Without these, Ray starts a node of a cluster, its default on Linux, and listens on every address.
     ray = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_enable_metrics_collection": "0"}
+    # BentoML chooses its delay itself; the number is the latency above which it refuses requests.
+    patient = Settings(32, cores, 1000 * _SECONDS, DEFAULT)
+    home = {"BENTOML_HOME": "{scratch}/bentoml"}
     peers = (
-        Peer("torchserve", Numbers(8, cores, 50), raw("/predictions/classifier"), variables=torchserve),
-        Peer("litserve", Numbers(8, cores, 10), base64_json("/predict", "image_data")),
-        Peer("mosec", Numbers(16, 2, 10), raw("/inference"), variables=mosec),
-        Peer("fastapi", Numbers(1, cores, 0), form("/predict", "file"), f"{uvicorn} --no-access-log"),
-        Peer("flask", Numbers(1, 2 * cores, 0), form("/predict", "file"), f"{gunicorn} server:app"),
-        Peer("pytriton", Numbers(32, 2, 5), triton("classifier"), variables=pytriton),
-        # BentoML chooses its delay itself; the number is the latency above which it refuses requests.
-        Peer(
-            "bentoml",
-            Numbers(32, cores, 1000 * _SECONDS),
-            form("/classify", "images"),
-            bentoml,
-            {"BENTOML_HOME": "{scratch}/bentoml"},
-        ),
-        Peer("ray", Numbers(8, cores, 100), raw("/"), variables=ray),
+        Peer("torchserve", Settings(8, cores, 50, DEFAULT), raw("/predictions/classifier"), variables=torchserve),
+        Peer("litserve", Settings(8, cores, 10, DEFAULT), base64_json("/predict", "image_data")),
+        Peer("mosec", Settings(16, 2, 10, DEFAULT), raw("/inference"), variables=mosec),
+        Peer("fastapi", Settings(1, cores, 0, DEFAULT), form("/predict", "file"), uvicorn, workers),
+        Peer("flask", Settings(1, 2 * cores, 0, DEFAULT), form("/predict", "file"), gunicorn, workers),
+        Peer("pytriton", Settings(32, 2, 5, DEFAULT), triton("classifier"), variables=pytriton),
+        Peer("bentoml", patient, form("/classify", "images"), bentoml, home),
+        Peer("ray", Settings(8, cores, 100, DEFAULT), raw("/"), variables=ray),
     )
-    return tuple(replace(peer, lock=peer.name, pattern=_docstring(peer.name)) for peer in peers)
+    codes = [(FOLDER / peer.name / "server.py").read_text(encoding="utf-8") for peer in peers]
+    patterns = [" ".join(code.split('"""')[1].split()) for code in codes]
+    return [replace(peer, lock=peer.name, pattern=text) for peer, text in zip(peers, patterns, strict=True)]
 
 
-def _docstring(name: str) -> str:
-    code = (FOLDER / name / "server.py").read_text(encoding="utf-8")
-    return " ".join((ast.get_docstring(ast.parse(code)) or "").split())
-
-
-def everything(model: str, cores: int, ours: Numbers) -> tuple[Peer, ...]:
-    """Return all servers: as documented first, then with our engine.
-
-    Args:
-        model: the archive's name.
-        cores: that may be used.
-        ours: the numbers of every server with our engine, as far as the server has them.
-    """
-    first = documented(cores)
-    one_thread = [
-        replace(
-            peer,
-            name=peer.name + ONE_THREAD,
-            pattern=f"the same with OMP_NUM_THREADS=1: {peer.pattern}",
-            numbers=replace(peer.numbers, threads=1),
-        )
-        for peer in first
-    ]
+def everything(model: str, cores: int, ours: Settings) -> list[Peer]:
+    """Return all servers: first as documented, then with our engine and those of the settings `ours` that they have."""
+    first, one_thread, others = documented(cores), [], []
+    for peer in first:
+        settings, pattern = replace(peer.settings, threads=1), f"the same with OMP_NUM_THREADS=1: {peer.pattern}"
+        one_thread.append(replace(peer, name=peer.name + ONE_THREAD, settings=settings, pattern=pattern))
+        settings = ours
+        if peer.settings.batch_size == 1:
+            # It gathers no batches.
+            settings = replace(ours, batch_size=1, max_batch_delay=0)
+        elif peer.name == "bentoml":
+            settings = replace(ours, max_batch_delay=peer.settings.max_batch_delay)
+        pattern = f"{peer.name} around Beeline's decoder and engine"
+        others.append(replace(peer, name=BEFORE_OURS + peer.name, settings=settings, pattern=pattern))
     own = [_own(server, gateway, model, ours) for server in ("torchserve", "mms") for gateway in ("none", "nginx")]
     # TorchServe with our engine is our own server.
-    return (*first, *one_thread, *own, *(_with_ours(peer, ours) for peer in first[1:]))
+    return [*first, *one_thread, *own, _container(model, ours), *others[1:]]
 
 
-def choose(peers: Iterable[Peer], names: Iterable[str]) -> list[Peer]:
-    """Return the named servers in their order here, or the default ones; raise `BeelineError` for an unknown name."""
-    by_name = {peer.name: peer for peer in peers}
-    # By default, of those with one thread only TorchServe, whose documentation recommends it.
-    left_out = {name for name in by_name if name.endswith(ONE_THREAD) and name != f"torchserve{ONE_THREAD}"}
-    chosen = list(names) or by_name.keys() - left_out
-    for name in chosen:
-        if name not in by_name:
-            raise BeelineError(f"--servers has {name!r}{did_you_mean(name, by_name)}")
-    return [peer for name, peer in by_name.items() if name in chosen]
-
-
-def _own(server: str, gateway: str, model: str, numbers: Numbers) -> Peer:
+def _own(server: str, gateway: str, model: str, settings: Settings) -> Peer:
     """Return one of Beeline's own servers, as `beeline serve up` starts it."""
     command = (
         f"{{python.parent}}/beeline serve up --server {server} --gateway {gateway} --name compare --port {{port}} "
-        "--management-port 0 --metrics-port 0 --mar {setup.archive} --config {setup.config_file} "
-        "--batch-size {numbers.batch} --workers {numbers.workers} --max-batch-delay {numbers.delay_ms}"
+        "--management-port 0 --metrics-port 0 --mar {setup.archive} --config {setup.config_file} --batch-size "
+        "{settings.batch_size} --workers {settings.workers} --max-batch-delay {settings.max_batch_delay}"
     )
     ending, words = {"none": ("", "no gateway"), "nginx": ("-nginx", "behind its gateway (nginx)")}[gateway]
     title = {"torchserve": "TorchServe", "mms": "Multi Model Server"}[server]
     variables = {"BEELINE_STATE": "{scratch}", "BEELINE_DEVICE": "cpu"}
     pattern = f"beeline serve up on {title}, {words}"
     name, wire = f"{BEFORE_OURS}{server}{ending}", raw(f"/predictions/{model}")
-    return Peer(name, numbers, wire, command, variables, pattern, server=server)
+    return Peer(name, settings, wire, command, variables, pattern, server=server)
 
 
-def _with_ours(peer: Peer, numbers: Numbers) -> Peer:
-    """Return the same server around our decoder and engine, with the numbers of all servers of that class."""
-    if peer.numbers.batch == 1:
-        # It gathers no batches.
-        numbers = replace(numbers, batch=1, delay_ms=0)
-    elif peer.name == "bentoml":
-        numbers = replace(numbers, delay_ms=peer.numbers.delay_ms)
-    pattern = f"{peer.name} around Beeline's decoder and engine"
-    return replace(peer, name=f"{BEFORE_OURS}{peer.name}", pattern=pattern, numbers=numbers)
+def _container(model: str, settings: Settings) -> Peer:
+    """Return our image with the store of the archive, whose index must list the archive."""
+    # Where this machine sees the processes in the container, they are weighed and stopped by the mark of `running`.
+    command = (
+        f"docker run --rm {' '.join(CONFINED)} --publish=127.0.0.1:{{port}}:8080 --env=BEELINE_PEER={{scratch}} "
+        "--env=BATCH_SIZE={settings.batch_size} --env=WORKERS={settings.workers} "
+        "--env=LINGER_MS={settings.max_batch_delay} --volume={setup.archive.parent}:/model_store:ro "
+        f"beeline-cpu:0.1.0 --mar {model}"
+    )
+    pattern = "the image beeline-cpu:0.1.0 on Docker, with TorchServe, its gateway (nginx) and Pillow-SIMD"
+    return Peer(f"{BEFORE_OURS}container", settings, raw(f"/predictions/{model}"), command, pattern=pattern)
+
+
+def choose(peers: Iterable[Peer], names: Iterable[str]) -> list[Peer]:
+    """Return the named servers in their order here, or the default ones; raise `BeelineError` for an unknown name."""
+    by_name = {peer.name: peer for peer in peers}
+    # By default, of those with one thread only TorchServe, whose documentation recommends it; and no container.
+    left_out = {name for name in by_name if name.endswith(ONE_THREAD) and name != f"torchserve{ONE_THREAD}"}
+    left_out.add(f"{BEFORE_OURS}container")
+    chosen = list(names) or by_name.keys() - left_out
+    for name in chosen:
+        if name not in by_name:
+            raise BeelineError(f"--servers has {name!r}{did_you_mean(name, by_name)}")
+    return [peer for name, peer in by_name.items() if name in chosen]

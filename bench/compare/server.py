@@ -22,7 +22,7 @@ import psutil
 import requests
 
 from beeline.errors import BeelineError, Undetermined
-from bench.compare.peers import FOLDER, OURS, Peer
+from bench.compare.peers import DEFAULT, FOLDER, OURS, Peer
 from bench.pictures import Pictures
 from host import ROOT, processes
 from serve import ports
@@ -85,11 +85,10 @@ class Server:
     def wait(self, picture: bytes) -> None:
         """Wait until one picture is answered, then as many at once as all workers can take.
 
-        Raises:
-            BeelineError: when the server ends before that. Undetermined: when it takes too long.
+        Raise `BeelineError` when the server ends before that, `Undetermined` when it takes too long.
         """
         deadline = time.monotonic() + _PATIENCE
-        for count in (1, max(2, 2 * self.peer.numbers.workers)):
+        for count in (1, max(2, 2 * self.peer.settings.workers)):
             while words := [words for label, words in ask(self, [picture] * count, count) if label is None]:
                 self.check()
                 if time.monotonic() > deadline:
@@ -110,10 +109,10 @@ class Server:
         return round(total / 1e6, 1)
 
     def threads(self) -> int | None:
-        """Return how many threads PyTorch has in a worker, as the worker says; else how many were set."""
+        """Return how many threads PyTorch has in a worker, as the worker says; else how many were set, if any."""
         with suppress(OSError, ValueError):
             return int((self.scratch / "threads").read_text(encoding="utf-8"))
-        return self.peer.numbers.threads
+        return self.peer.settings.threads or None
 
 
 @contextmanager
@@ -154,28 +153,27 @@ def fields(peer: Peer, setup: Setup, port: int, scratch: Path) -> dict[str, Any]
     home = java.find_java(os.environ).command.parents[1] if "JAVA_HOME" in peer.variables else None
     folder, libraries = FOLDER / (peer.lock or ""), python.resolve().parents[1] / "lib"
     places = {"python": python, "java": home, "folder": folder, "libraries": libraries, "scratch": scratch}
-    return {**places, "port": port, "numbers": peer.numbers, "setup": setup}
+    return {**places, "port": port, "settings": peer.settings, "setup": setup}
 
 
 def environ(peer: Peer, setup: Setup, values: dict[str, Any]) -> dict[str, str]:
-    """Return the environment of one start: without reports to anybody, and without threads that nobody set."""
-    numbers, scratch = peer.numbers, str(values["scratch"])
+    """Return the environment of one start: without telemetry, and with the peer's own number of threads."""
+    scratch, is_ours = str(values["scratch"]), peer.kind == OURS
     variables = {key: value for key, value in clean(os.environ).items() if peer.server or key not in _THREADS}
     variables |= {"TMPDIR": scratch, "TEMP": scratch, "CUDA_VISIBLE_DEVICES": "", MARK: scratch, **_QUIET}
     if not peer.server:
-        engine = "beeline" if peer.kind == OURS else "documented"
+        engine = "beeline" if is_ours else "documented"
         asked = {"engine": engine, "model": str(setup.model), "scratch": scratch, "port": values["port"]}
         variables |= {
             "PATH": os.pathsep.join([str(values["python"].parent), variables.get("PATH", os.defpath)]),
             "PYTHONPATH": os.pathsep.join(map(str, (FOLDER, ROOT / "handlers"))),
             "HOME": scratch,
-            "PEER": json.dumps(asked | asdict(numbers)),
+            "PEER": json.dumps(asked | asdict(peer.settings)),
         }
-        if numbers.threads is not None:
-            variables["OMP_NUM_THREADS"] = variables["BEELINE_THREADS"] = str(numbers.threads)
-        if peer.kind == OURS:
-            # As in the workers of `serve up`.
-            variables |= MALLOC
+        if peer.settings.threads != DEFAULT:
+            variables |= dict.fromkeys(("OMP_NUM_THREADS", "BEELINE_THREADS"), str(peer.settings.threads))
+        # As in the workers of `serve up`.
+        variables |= MALLOC if is_ours else {}
     return variables | {key: value.format_map(values) for key, value in peer.variables.items()}
 
 

@@ -41,9 +41,8 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
             f"{spec.model.file} cannot be converted to TorchScript for other servers ({reason}); "
             "name an fp32 archive of the same model with --reference"
         ) from error
-    mean, std = photometry.tolist()
     geometry = {key: getattr(spec.geometry, key) for key in ("resize", "crop", "interpolation")}
-    description = {"labels": list(spec.labels), **geometry, "mean": mean, "std": std}
+    description = geometry | {"labels": spec.labels} | dict(zip(("mean", "std"), photometry.tolist(), strict=True))
     (out / "documented.json").write_text(json.dumps(description), encoding="utf-8")
     # The stock handler's file of labels.
     (out / "index_to_name.json").write_text(json.dumps(dict(enumerate(spec.labels))), encoding="utf-8")
@@ -87,7 +86,8 @@ def _convert(folder: Path, spec: ModelSpec) -> tuple[Any, Tensor]:
         photometry = torch.stack([-shift[:3].double() * std, std]).float()
     else:
         network, photometry = nn.Sequential(_Denormalise(), whole), _IMAGENET
-    planes = _normalised(crops, photometry)
+    mean, std = photometry
+    planes = ((crops.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
     model: Any = torch.jit.trace(network, planes[:2], check_trace=False)  # type: ignore[no-untyped-call]
     if (model(planes) - expected).abs().max() > _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise ValueError("its outputs differ")
@@ -95,9 +95,9 @@ def _convert(folder: Path, spec: ModelSpec) -> tuple[Any, Tensor]:
 
 
 def _traceable(program: torch.export.ExportedProgram, takes_planes: bool) -> fx.GraphModule:
-    """Return a program's module without its checks, which a trace would keep, and with sizes that a trace follows.
+    """Return a program's module for a trace: without its checks, which a trace would keep, for batches of any size.
 
-    One that `takes_planes` begins where the pixels have become NCHW, and takes that.
+    With `takes_planes` it takes normalised NCHW instead of pixels.
     """
     module = program.module(check_guards=False)
     for tensor in (*module.parameters(), *module.buffers()):
@@ -128,8 +128,3 @@ class _Denormalise(nn.Module):
         mean, std = _IMAGENET.reshape(2, 1, 3, 1, 1)
         values: Tensor = (planes * std + mean) * 255
         return values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _normalised(crops: Tensor, photometry: Tensor) -> Tensor:
-    """Return uint8 NHWC as normalised NCHW."""
-    return ((crops.float() / 255 - photometry[0]) / photometry[1]).permute(0, 3, 1, 2).contiguous()

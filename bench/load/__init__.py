@@ -6,11 +6,12 @@ requests, at 0.1 ms of CPU a request of 110 kB (bench/LOG.md compares clients).
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import mimetypes
 import random
-import socket
+import re
 import ssl
 import time
 from array import array
@@ -18,7 +19,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,22 +26,17 @@ import certifi
 import numpy as np
 import pycurl
 
-from beeline.errors import ConfigError, Undetermined
+from beeline.errors import ConfigError
 from bench.pictures import Pictures
 
 STAGES = ("queue", "decode", "forward", "encode")
+_TIMING = re.compile(rf"\b({'|'.join(STAGES)});dur=(\d+\.?\d*)".encode())
 PERCENTILES = (50, 95, 99)
 # An open loop has at most so many connections. `select` takes no descriptor over 1023.
 _MOST_CONNECTIONS = 512
-_CONNECT_SECONDS = 5.0
 # Seconds between two samples of the backlog, and between two calls of `watch`.
 _TICK, _WATCH = 0.1, 0.5
-# Seconds before a client that could not connect tries again; otherwise it would measure nothing but refusals.
-_PAUSE = 0.1
-# At most so many arrivals are sent before answers are read.
-_BURST = 64
-# A whole picture goes to the kernel at once: with libcurl's default of 64 KiB a request costs half as much again.
-_UPLOAD_BYTES = 1 << 18
+_NO_HEADERS: Mapping[bytes, bytes] = {}
 _ERRORS = {
     pycurl.E_COULDNT_CONNECT: "Refused",
     pycurl.E_OPERATION_TIMEDOUT: "Timeout",
@@ -58,32 +53,21 @@ _ERRORS = {
 class Plan:
     """One load: a closed loop of `clients`, or an open loop at a `rate`.
 
-    Attributes:
-        url: the full address, as in `http://127.0.0.1:8080/predictions/resnet18`.
-        pictures: sent in turn, in an order shuffled by the seed.
-        seconds: how long to measure.
-        warm_up: seconds of the same load before that, not counted.
-        clients: each sends its next request when it has its answer.
-        rate: arrivals a second, however slow the server is. An arrival that finds no free connection waits, and the
-            wait counts.
-        poisson: whether arrivals come at random, as from many independent people, or evenly.
-        deadline: seconds after which a request has failed; in open loop they count from when it was due.
-        seed: of the pictures' order and the arrivals.
-        headers: of each request. `Content-Type`, by default, goes by the picture's name.
-        heed_retry_after: whether a client waits after a 429 as long as that says, or asks again at once.
+    In a closed loop each client sends its next request when it has its answer. In an open loop requests are due at the
+    rate, however slow the server is; one that finds no free connection waits, and the wait counts.
     """
 
-    url: str
-    pictures: Pictures
+    url: str  # in full, as in `http://127.0.0.1:8080/predictions/resnet18`
+    pictures: Pictures  # sent in turn, in an order shuffled by the seed
     seconds: float = 10.0
-    warm_up: float = 2.0
+    warm_up: float = 2.0  # seconds of the same load before, not counted
     clients: int | None = None
-    rate: float | None = None
-    poisson: bool = True
-    deadline: float = 60.0
-    seed: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    heed_retry_after: bool = False
+    rate: float | None = None  # arrivals a second
+    poisson: bool = True  # whether arrivals come at random, as from many independent people, or evenly
+    deadline: float = 60.0  # seconds after which a request has failed, in open loop from when it was due
+    seed: int = 0  # of the pictures' order and the arrivals
+    headers: Mapping[str, str] = field(default_factory=dict)  # `Content-Type`, by default, goes by the picture's name
+    heed_retry_after: bool = False  # whether a client waits after a 429 as long as that says, or asks again at once
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for both or none of clients and rate, and for no URL; the command checks the ranges."""
@@ -122,15 +106,13 @@ class Outcome:
         self.batch_sizes: Counter[int] = Counter()
         self.stages = {name: array("d") for name in STAGES}
         self.answers = self.good = self.without_retry_after = 0
-        # Open loop: by how many ms the client itself was late; times, and how many requests had no answer then.
+        # Open loop: by how many ms the client itself was late; at which time how many requests had no answer.
         self.late = array("d")
         self.waiting: list[tuple[float, int]] = []
         self.cpu = 0.0
         self.interrupted = False
 
-    def add(
-        self, start: float, end: float, answer: int | str, headers: Mapping[bytes, bytes] = MappingProxyType({})
-    ) -> None:
+    def add(self, start: float, end: float, answer: int | str, headers: Mapping[bytes, bytes] = _NO_HEADERS) -> None:
         """Count one request by its start and end (`perf_counter`), its status or the name of its error."""
         if isinstance(answer, int) and self.begin <= end < self.end:
             self.answers += 1
@@ -148,11 +130,8 @@ class Outcome:
         size = headers.get(b"x-batch-size", b"")
         if size.isdigit():
             self.batch_sizes[int(size)] += 1
-        for part in headers.get(b"server-timing", b"").split(b","):
-            name, _, value = part.partition(b";dur=")
-            stage = self.stages.get(name.strip().decode("latin-1"))
-            if stage is not None and value.replace(b".", b"", 1).isdigit():
-                stage.append(float(value))
+        for name, value in _TIMING.findall(headers.get(b"server-timing", b"")):
+            self.stages[name.decode()].append(float(value))
 
     @property
     def seconds(self) -> float:
@@ -161,7 +140,7 @@ class Outcome:
 
     def summary(self) -> dict[str, Any]:
         """Return plain JSON values; what was not measured is None."""
-        seconds, requests = self.seconds, sum(self.statuses.values()) + sum(self.errors.values())
+        seconds, requests = self.seconds, self.statuses.total() + self.errors.total()
         names = [*(f"p{each}_ms" for each in PERCENTILES), "max_ms"]
         times = np.percentile(self.latencies, [*PERCENTILES, 100]).round(3).tolist() if self.latencies else [None] * 4
         return {
@@ -229,23 +208,12 @@ Watch = Callable[[Outcome], None]
 
 
 def run(plan: Plan, watch: Watch | None = None, outcome: Outcome | None = None) -> Outcome:
-    """Make the load, wait for its end and return its outcome; raise `Undetermined` when nothing listens there.
+    """Make the load, wait for its end and return its outcome.
 
     An exception, such as that of Ctrl-C, ends the load at once; an `outcome` that was given has the figures until then.
     About twice a second the load calls `watch` with the outcome so far, and waits for it.
     """
-    parts = urlsplit(plan.url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        # The name is looked up once, here: libcurl connects to the first address that takes a connection.
-        with socket.create_connection((host, port), _CONNECT_SECONDS) as probe:
-            address = probe.getpeername()[0]
-    except OSError as error:
-        raise Undetermined(
-            f"nothing answers at {host}:{port} ({error}); start a server, or give another URL"
-        ) from error
-    connect_to = f"::[{address}]:{port}" if ":" in address else f"::{address}:{port}"
-    load = _Load(plan, outcome or Outcome(plan), watch, connect_to)
+    load = _Load(plan, outcome or Outcome(plan), watch)
     try:
         load.drive()
     finally:
@@ -253,25 +221,27 @@ def run(plan: Plan, watch: Watch | None = None, outcome: Outcome | None = None) 
     return load.outcome
 
 
-def _client(plan: Plan, address: str) -> Any:
+def _client(plan: Plan) -> Any:
     """Return a libcurl handle; it keeps the `start` of its request and the `head` of the answer."""
     curl = pycurl.Curl()
     curl.start, curl.head = 0.0, []
     options = {
         pycurl.URL: plan.url,
-        pycurl.CONNECT_TO: [address],
+        # A name is looked up once.
+        pycurl.DNS_CACHE_TIMEOUT: -1,
         pycurl.PROXY: "",
         pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
         pycurl.POST: 1,
         pycurl.NOSIGNAL: 1,
-        pycurl.UPLOAD_BUFFERSIZE: _UPLOAD_BYTES,
-        # Methods of C: Python code would lose an exception of a signal's handler inside libcurl.
+        # A whole picture at once goes to the kernel: with the default of 64 KiB a request costs half as much again.
+        pycurl.UPLOAD_BUFFERSIZE: 1 << 18,
+        # C methods: inside libcurl, a callback in Python would lose the exception of a signal's handler.
         pycurl.HEADERFUNCTION: curl.head.append,
         pycurl.WRITEFUNCTION: deque[bytes](maxlen=0).append,
     }
     if plan.url.startswith("https:"):
         paths = ssl.get_default_verify_paths()
-        # The certificates of Python, which heeds SSL_CERT_FILE and SSL_CERT_DIR: libcurl's wheel knows no folder.
+        # Python's certificates, which follow SSL_CERT_FILE and SSL_CERT_DIR; libcurl's wheel has none.
         options |= {pycurl.CAINFO: paths.cafile or certifi.where(), pycurl.CAPATH: paths.capath or ""}
     for option, value in options.items():
         curl.setopt(option, value)
@@ -279,23 +249,24 @@ def _client(plan: Plan, address: str) -> Any:
 
 
 class _Load:
-    """One load while it runs; `address` is where libcurl connects to."""
+    """One load while it runs."""
 
-    def __init__(self, plan: Plan, outcome: Outcome, watch: Watch | None, address: str) -> None:
-        self.plan, self.outcome, self.watch, self.address = plan, outcome, watch, address
-        # Without an empty "Expect" libcurl asks before it sends a body, and waits a second for leave.
+    def __init__(self, plan: Plan, outcome: Outcome, watch: Watch | None) -> None:
+        self.plan, self.outcome, self.watch = plan, outcome, watch
+        # Without an empty "Expect", libcurl asks the server before it sends a body, and waits a second for the answer.
         ready = [([*map(": ".join, headers.items()), "Expect:"], body) for headers, body in plan.requests()]
         self.requests = itertools.cycle(ready)
         self.random = random.Random(plan.seed)
         self.busy: set[Any] = set()
         self.idle: list[Any] = []
-        # Open loop: when the arrivals were due that wait for a connection. Closed loop: until when a client pauses.
-        self.queue: deque[float] = deque()
-        self.pauses: dict[Any, float] = {}
-        self.due = self.last_tick = self.last_watch = 0.0
+        # A heap of the times at which unsent requests are due, and the time of an open loop's next arrival.
+        self.queue: list[float] = []
+        self.next = math.inf
+        self.last_tick = self.last_watch = 0.0
         self.sending = True
+        self.most = plan.clients or _MOST_CONNECTIONS
         self.multi = pycurl.CurlMulti()
-        self.multi.setopt(pycurl.M_MAXCONNECTS, plan.clients or _MOST_CONNECTIONS)
+        self.multi.setopt(pycurl.M_MAXCONNECTS, self.most)
 
     def drive(self) -> None:
         """Warm up, measure, wait for the last answers."""
@@ -303,16 +274,14 @@ class _Load:
         start = self.last_watch = perf_counter()
         outcome.begin = start + plan.warm_up
         outcome.end = outcome.begin + plan.seconds
-        self.due = math.inf if plan.rate is None else start + self._gap()
+        self.queue = [start] * (plan.clients or 0)
+        self.next = start + self._gap() if plan.rate else math.inf
         try:
-            for _ in range(plan.clients or 0):
-                self._send(_client(plan, self.address), perf_counter())
             self._until(outcome.begin)
             outcome.cpu = -time.thread_time()
             self._until(outcome.end)
             # Arrivals that were due while this process slept are late, and count.
-            while self.due < outcome.end:
-                self._arrive(perf_counter())
+            self._send_due(perf_counter())
         except BaseException:
             outcome.interrupted = True
             outcome.end = max(outcome.begin, min(outcome.end, perf_counter()))
@@ -321,11 +290,11 @@ class _Load:
             self.sending, outcome.now = False, perf_counter()
             outcome.cpu += time.thread_time() if outcome.cpu else 0.0
         self._sample(outcome.now)
-        for due in self.queue:
+        for due in self.queue if plan.rate else ():
             outcome.add(due, outcome.now, "NotSent")
         try:
             while self.busy:
-                self._tick()
+                self._tick(perf_counter())
                 self._wait(self.last_tick + _TICK)
         except BaseException:
             outcome.interrupted = True
@@ -342,33 +311,29 @@ class _Load:
     def _until(self, when: float) -> None:
         """Send requests and take answers until then."""
         while (now := perf_counter()) < when:
-            self._tick()
-            self._arrive(now)
-            for curl in [curl for curl, until in self.pauses.items() if until <= now]:
-                del self.pauses[curl]
-                self._send(curl, now)
-            self._wait(min(when, self.due, self.last_tick + _TICK, *self.pauses.values()))
+            self._tick(now)
+            self._send_due(now)
+            # While all connections are busy, only an answer lets the next request go.
+            due = self.queue[0] if self.queue and len(self.busy) < self.most else when
+            self._wait(min(when, due, self.next, self.last_tick + _TICK))
 
     def _gap(self) -> float:
         rate = self.plan.rate or 1.0
         return self.random.expovariate(rate) if self.plan.poisson else 1 / rate
 
-    def _arrive(self, now: float) -> None:
-        """Open loop: send what is due, however slow the server is; `late` has by how much the client is late."""
-        for _ in range(_BURST):
-            if self.due > now or self.due >= self.outcome.end:
-                return
-            if self.due >= self.outcome.begin:
-                self.outcome.late.append(1000 * (now - self.due))
-            if self.idle or len(self.busy) < _MOST_CONNECTIONS:
-                self._send(self.idle.pop() if self.idle else _client(self.plan, self.address), self.due)
-            else:
-                self.queue.append(self.due)
-            self.due += self._gap()
-            now = perf_counter()
+    def _send_due(self, now: float) -> None:
+        """Send what is due, as far as connections are free; `late` has by how much an open loop itself is late."""
+        while self.next <= now and self.next < self.outcome.end:
+            if self.next >= self.outcome.begin:
+                self.outcome.late.append(1000 * (now - self.next))
+            heapq.heappush(self.queue, self.next)
+            self.next += self._gap()
+        while self.queue and self.queue[0] <= now and len(self.busy) < self.most:
+            self._send(heapq.heappop(self.queue))
 
-    def _send(self, curl: Any, start: float) -> None:
+    def _send(self, start: float) -> None:
         """Send the next picture; its time counts from `start`."""
+        curl = self.idle.pop() if self.idle else _client(self.plan)
         headers, body = next(self.requests)
         curl.start = start
         curl.head.clear()
@@ -395,39 +360,34 @@ class _Load:
             time.sleep(wait)
 
     def _finish(self, curl: Any, code: int | None) -> None:
-        """Count a request that has ended, and use its handle again."""
-        end = perf_counter()
+        """Count a request that has ended; its client sends the next one at once, or after a pause."""
+        end, pause = perf_counter(), 0.0
         self.busy.discard(curl)
+        self.idle.append(curl)
         self.multi.remove_handle(curl)
         answer: int | str = curl.getinfo(pycurl.RESPONSE_CODE) if code is None else _ERRORS.get(code, f"Curl{code}")
         if code is None and b"\r\n" not in curl.head:
-            # libcurl takes a head that was cut off for a whole one.
+            # libcurl accepts a head that was cut off.
             answer = "Disconnected"
         pairs = (line.partition(b":") for line in curl.head)
         headers = {name.lower(): value.strip() for name, _, value in pairs}
         self.outcome.add(curl.start, end, answer, headers)
-        if not self.sending:
-            return
-        if self.queue:
-            self._send(curl, self.queue.popleft())
-        elif self.plan.rate is not None:
-            self.idle.append(curl)
-        elif answer == "Refused":
-            self.pauses[curl] = end + _PAUSE
+        if answer == "Refused":
+            # Else it would measure nothing but refusals.
+            pause = 0.1
         elif answer == 429 and self.plan.heed_retry_after:
             after = headers.get(b"retry-after", b"")
-            self.pauses[curl] = end + (float(after) if after.isdigit() else 1.0)
-        else:
-            self._send(curl, end)
+            pause = float(after) if after.isdigit() else 1.0
+        if self.plan.rate is None:
+            heapq.heappush(self.queue, end + pause)
 
-    def _tick(self) -> None:
+    def _tick(self, now: float) -> None:
         """Every tick sample the backlog, end what is overdue before it was sent, and let the watcher look."""
-        now = perf_counter()
         if now < self.last_tick + _TICK:
             return
         self.last_tick = now
-        while self.queue and self.queue[0] < now - self.plan.deadline:
-            self.outcome.add(self.queue.popleft(), now, "Timeout")
+        while self.plan.rate and self.queue and self.queue[0] < now - self.plan.deadline:
+            self.outcome.add(heapq.heappop(self.queue), now, "Timeout")
         if self.sending:
             self.outcome.now = now
             self._sample(now)

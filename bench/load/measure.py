@@ -1,11 +1,16 @@
-"""`beeline bench load`: address, load, live view, thresholds, and whether the client was the limit; one record."""
+"""`beeline bench load`: address, load, live view, thresholds, whether the client was the limit, and a check by `ab`."""
 
 from __future__ import annotations
 
 import operator
 import re
+import shutil
+import statistics
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -16,7 +21,6 @@ from rich.text import Text
 from beeline.errors import BeelineError, ConfigError, Undetermined, did_you_mean
 from bench import record
 from bench.load import PERCENTILES, Outcome, Plan, Watch, run
-from bench.load.crosscheck import check_possible, cross_check
 from bench.record import Record, interval, without_user
 from host import signals
 from serve.client import InferenceClient
@@ -27,6 +31,10 @@ _WRONG_ADDRESS = (401, 403, 404, 405)
 _BAR, _LINES = 40, 2.0
 # From these shares on the client is the limit: of one core; its own lateness of the latency's p99.
 _BUSY, _LATE = 0.8, 0.3
+# Seconds, and times an answer, that a turn of ab takes at least: it counts from its first connection on.
+_SHORTEST, _TIMES = 3.0, 10
+# Seconds after which ab hangs; it and our client agree where their ratio is within this much of 1.
+_PATIENCE, _CLOSE = 900.0, 0.05
 
 # Each quantity's key in a summary, and the units that it may be given in.
 QUANTITIES = {
@@ -38,8 +46,6 @@ QUANTITIES = {
 }
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _FORM = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|%|/s|)\s*")
-
-
 Summary = Mapping[str, Any]
 Judge = Callable[[Summary], dict[str, Any]]
 
@@ -75,8 +81,7 @@ def parse(text: str) -> Judge:
 def resolve(url: str, model: str | None = None) -> str:
     """Return the full address of predictions, given that already or a server's root, whose only model is the default.
 
-    Raises:
-        BeelineError: when a root serves several models and none is named. Undetermined: when nothing answers.
+    Raise `BeelineError` when a root serves several models and none is named, `Undetermined` when nothing answers.
     """
     path, root = urlsplit(url).path.rstrip("/"), url.rstrip("/")
     if path:
@@ -106,17 +111,13 @@ def check_address(plan: Plan) -> None:
 
 def limits(figures: Summary) -> str | None:
     """Return why a summary measures the client and not the server; None where it measures the server."""
-    if figures["client_cpu"] >= _BUSY:
-        return (
-            f"the client is the limit: it used {figures['client_cpu']:.0%} of the one core that it can use, enough for "
-            f"{figures['ceiling_per_second']:.0f} requests/s"
-        )
-    late, latency = figures["late_ms"], figures["p99_ms"]
+    cpu, late, latency = figures["client_cpu"], figures["late_ms"], figures["p99_ms"]
+    if cpu >= _BUSY:
+        words = f"it used {cpu:.0%} of the one core that it can use"
+        return f"the client is the limit: {words}, enough for {figures['ceiling_per_second']:.0f} requests/s"
     if late is not None and latency is not None and late > max(2.0, _LATE * latency):
-        return (
-            f"the client is the limit: {late:.1f} ms of the p99 of {latency:.1f} ms are its own lateness, so it needs "
-            "a processor of its own"
-        )
+        words = f"{late:.1f} ms of the p99 of {latency:.1f} ms are its own lateness"
+        return f"the client is the limit: {words}, so it needs a processor of its own"
     return None
 
 
@@ -125,11 +126,8 @@ def measure(
 ) -> tuple[Record, int]:
     """Measure and show progress; return the record and the exit code. Ctrl-C keeps what was measured until then.
 
-    With `other`, ab then makes the same load. `command` is the command line that measures it again.
-
-    Raises:
-        BeelineError: when the address is wrong. Undetermined: when nothing answers, ab is not there, or it was
-            interrupted before anything was measured.
+    With `other`, ab then makes the same load. `command` is the command line that measures it again. Raise
+    `BeelineError` for a wrong address, `Undetermined` when nothing answers, there is no ab, or nothing was measured.
     """
     if other:
         check_possible(plan)
@@ -138,11 +136,8 @@ def measure(
     with signals.as_exceptions():
         try:
             check_address(plan)
-            console.print(
-                f"{plan} for {plan.seconds:g} s after {plan.warm_up:g} s of warm-up; {len(plan.pictures.bodies)} "
-                f"pictures of {plan.pictures.mean_size} bytes on average",
-                markup=False,
-            )
+            sent = "{count} pictures of {bytes} bytes on average".format_map(plan.pictures.to_dict())
+            console.print(f"{plan} for {plan.seconds:g} s after {plan.warm_up:g} s of warm-up; {sent}", markup=False)
             with watching(console) as watch:
                 run(plan, watch, outcome)
             if other:
@@ -168,12 +163,62 @@ def measure(
         "sentence": outcome.sentence(limit),
     }
     if not code:
-        # A slow client crosses any threshold as well as a slow server does, except that of errors.
+        # A slow client can cross every threshold but that of errors, and then the server is not at fault.
         crossed = [verdict["text"] for verdict in verdicts if not verdict["holds"]]
         is_fault = limit is None or any(each.startswith("errors") for each in crossed)
         failed = not figures["statuses"].get("200") or (crossed and is_fault)
         code = 1 if failed else 2 if crossed or (other and checked is None) else 0
     return Record.now("load", command, values, plan.pictures, started=started), code
+
+
+def check_possible(plan: Plan) -> None:
+    """Raise `Undetermined` where `ab` cannot make this load: an open one, several pictures, or it is not installed."""
+    if plan.clients is None or len(plan.pictures.bodies) > 1:
+        raise Undetermined("--cross-check is for --clients and one --picture, which is all that ab can do")
+    if shutil.which("ab") is None:
+        raise Undetermined("--cross-check needs ab (Debian: apt-get install apache2-utils)")
+
+
+def cross_check(plan: Plan, latency_ms: float | None, rounds: int = 3) -> dict[str, Any]:
+    """Let this client and ab take turns, in all about as long as the plan or longer; `latency_ms` is one answer's.
+
+    Return the `tool`, the median of its answers `per_second`, the median `ratio` of ours to them, and whether the two
+    `agree`. Raise `Undetermined` when there was no answer, or ab fails.
+    """
+    if latency_ms is None:
+        raise Undetermined("there was no good answer, and so nothing to cross-check")
+    latency = latency_ms / 1000
+    seconds = max(_SHORTEST, plan.seconds / rounds, _TIMES * latency)
+    rates, ratios = [], []
+    for _ in range(rounds):
+        ours = run(replace(plan, seconds=seconds, warm_up=0.5 + latency)).summary()["per_second"]
+        rates.append(ab(plan, round(ours * seconds)))
+        ratios.append(ours / rates[-1] if rates[-1] else 0.0)
+    ratio = round(statistics.median(ratios), 3)
+    agree = round(abs(ratio - 1), 3) <= _CLOSE
+    return {"tool": "ab", "per_second": round(statistics.median(rates), 2), "ratio": ratio, "agree": agree}
+
+
+def ab(plan: Plan, requests: int) -> float:
+    """Send about so many requests of a plan by keep-alive clients of ApacheBench; return its answers a second.
+
+    Raise `Undetermined` where ab fails.
+    """
+    clients = plan.clients or 1
+    options = ["-q", "-k", "-l", "-n", str(max(clients, requests)), "-c", str(clients), "-T", "image/jpeg", "-p"]
+    with tempfile.NamedTemporaryFile() as picture:
+        picture.write(plan.pictures.bodies[0])
+        picture.flush()
+        command = ["ab", *options, picture.name, plan.url]
+        try:
+            text = subprocess.check_output(command, stderr=subprocess.STDOUT, text=True, timeout=_PATIENCE)
+        except (OSError, subprocess.SubprocessError) as error:
+            words = " ".join((getattr(error, "output", None) or str(error)).split())
+            raise Undetermined(f"ab at {plan.url}: {words}") from error
+    rate = re.search(r"(?m)^Requests per second: +([\d.]+)", text)
+    if rate is None:
+        raise Undetermined(f"ab printed no rate: {text}")
+    return float(rate[1])
 
 
 def text(result: Summary) -> str:

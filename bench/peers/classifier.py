@@ -32,13 +32,8 @@ class Documented:
         self.labels: list[str] = about["labels"]
         self.model = torch.jit.load(str(folder / "documented.pt"), map_location="cpu").eval()
         self.normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(about["mean"], about["std"])])
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize(about["resize"], transforms.InterpolationMode(about["interpolation"])),
-                transforms.CenterCrop(about["crop"]),
-                self.normalise,
-            ]
-        )
+        resize = transforms.Resize(about["resize"], transforms.InterpolationMode(about["interpolation"]))
+        self.transform = transforms.Compose([resize, transforms.CenterCrop(about["crop"]), self.normalise])
 
     def decode(self, data: bytes) -> Any:
         """Return float32 `[3, crop, crop]`."""
@@ -49,10 +44,8 @@ class Documented:
         batch = pictures if isinstance(pictures, torch.Tensor) else torch.stack(pictures)
         with torch.inference_mode():
             best = torch.softmax(self.model(batch), dim=1).topk(min(5, len(self.labels)))
-        return [
-            {self.labels[index]: probability for probability, index in zip(*row, strict=True)}
-            for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        names = [[self.labels[index] for index in row] for row in best.indices.tolist()]
+        return [dict(zip(*row, strict=True)) for row in zip(names, best.values.tolist(), strict=True)]
 
 
 class Beeline:

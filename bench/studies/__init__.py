@@ -1,4 +1,4 @@
-"""Measurements for developers: `python -m bench.studies.NAME --help`. Interrupted, each goes on where it stopped."""
+"""Measurements for developers: `python -m bench.studies.NAME --help`. Interrupted, the long ones go on from there."""
 
 from __future__ import annotations
 

@@ -58,11 +58,18 @@ def find_model(name: str, folder: Path, config_file: Path, environ: Mapping[str,
     archive = store.find_archives(folder, (str(Path(name).resolve()) if Path(name).is_file() else name,))[0]
     mar.check(archive.path)
     numbers = properties.load(config_file, environ)
+    return Model(archive, sha256(archive.path), numbers, configured(archive, numbers, environ, config.Overrides()))
+
+
+def configured(
+    archive: Archive, numbers: Properties, environ: Mapping[str, str], overrides: config.Overrides
+) -> Settings:
+    """Return the settings with which `serve up` would serve an archive; it raises the same."""
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
-    resolved = config.resolve(numbers, (archive,), config.Overrides(), environ, machine.cores(), gpus)
-    now = resolved.models[0]
-    values = (now.batch_size, now.min_workers, now.max_batch_delay, resolved.threads)
-    return Model(archive, sha256(archive.path), numbers, Settings(*(setting.value for setting in values)))
+    resolved = config.resolve(numbers, (archive,), overrides, environ, machine.cores(), gpus)
+    (model,) = resolved.models
+    values = (model.batch_size, model.min_workers, model.max_batch_delay, resolved.threads)
+    return Settings(*(setting.value for setting in values))
 
 
 @dataclass
@@ -173,8 +180,7 @@ def configuration(model: Model, configurations: Sequence[Settings], folder: Path
     values |= {"vmargs": model.properties.texts["vmargs"]} if "vmargs" in model.properties.texts else {}
     values |= {"beeline_threads": str(configurations[0].threads), "models": json.dumps(entries)}
     path = folder / "config.properties"
-    with path.open("w", encoding="utf-8") as file:
-        javaproperties.dump(values, file, timestamp=False)
+    path.write_text(javaproperties.dumps(values, timestamp=False), encoding="utf-8")
     return path
 
 

@@ -83,7 +83,7 @@ ROWS[1].update(per_second=[20.0, 30.0, 40.0], ratio=2.0, interval=[1.5, 3.0], ve
     ("records", "labels", "words"),
     [
         ([changed(SWEEP, rows=[*SWEEP.result["rows"], FAILED])], [], [
-            "ResNet-18, reported by users", FIRST, "knee", "out of memory", "not run, "]),
+            FIRST, "knee", "out of memory", "not run, "]),
         ([load(140)], [], ["per second | 140 |", "at end: 812, growing: yes"]),
         ([changed(LOAD, thresholds=VERDICTS, batch_sizes={"1": 1, "8": 3})], [], [
             "p95>500ms | 260 | yes |", "errors>0 | 2.00 | no |", "in batches of 8 75.0% of the requests"]),

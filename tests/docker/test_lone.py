@@ -18,7 +18,7 @@ from beeline import pixels
 from beeline.errors import RequestError
 from beeline.files import sha256
 from beeline.spec import Geometry, ModelSpec
-from bench.studies.serving import CONFINED
+from bench.compare.peers import CONFINED
 from tests.conftest import BLUE, GREEN, RED, pack
 from tests.docker.conftest import (
     CIRCLES,

@@ -19,7 +19,7 @@ class Classifier:
     def __init__(self) -> None:
         self.model: Any = classifier.load()
 
-    @bentoml.api(batchable=True, max_batch_size=settings.batch, max_latency_ms=settings.delay_ms)
+    @bentoml.api(batchable=True, max_batch_size=settings.batch_size, max_latency_ms=settings.max_batch_delay)
     def classify(self, images: list[Picture]) -> list[dict[str, float]]:
         if Picture is Path:
             return self.model.predict([self.model.decode(image.read_bytes()) for image in images])

@@ -23,6 +23,6 @@ class Api(ls.LitAPI):
 
 if __name__ == "__main__":
     settings = classifier.settings()
-    api = Api(max_batch_size=settings.batch, batch_timeout=settings.delay_ms / 1000)
+    api = Api(max_batch_size=settings.batch_size, batch_timeout=settings.max_batch_delay / 1000)
     server = ls.LitServer(api, accelerator="cpu", workers_per_device=settings.workers, timeout=60)
     server.run(host="127.0.0.1", port=settings.port, generate_client_file=False)

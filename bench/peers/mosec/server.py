@@ -35,6 +35,6 @@ class Inference(Stage):
 if __name__ == "__main__":
     settings, server = classifier.settings(), Server()
     server.append_worker(Preprocess, num=settings.workers)
-    batches = {"max_batch_size": settings.batch, "max_wait_time": settings.delay_ms}
+    batches = {"max_batch_size": settings.batch_size, "max_wait_time": settings.max_batch_delay}
     server.append_worker(Inference, num=settings.workers, **batches)
     server.run()

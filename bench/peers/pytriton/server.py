@@ -26,7 +26,7 @@ class Infer:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     settings = classifier.settings()
-    batcher = DynamicBatcher(max_queue_delay_microseconds=1000 * settings.delay_ms)
+    batcher = DynamicBatcher(max_queue_delay_microseconds=1000 * settings.max_batch_delay)
     config = TritonConfig(
         http_address="127.0.0.1", http_port=settings.port, allow_grpc=False, allow_metrics=False, model_repository=None
     )
@@ -36,7 +36,7 @@ if __name__ == "__main__":
             infer_func=[Infer() for _ in range(settings.workers)],
             inputs=[Tensor(name="image", dtype=bytes, shape=(1,))],
             outputs=[Tensor(name="label", dtype=bytes, shape=(1,))],
-            config=ModelConfig(max_batch_size=settings.batch, batcher=batcher),
+            config=ModelConfig(max_batch_size=settings.batch_size, batcher=batcher),
             strict=True,
         )
         triton.serve()

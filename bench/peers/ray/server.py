@@ -16,7 +16,7 @@ settings = classifier.settings()
     num_replicas=settings.workers,
     ray_actor_options={"num_cpus": 1},
     # A replica takes no batch larger than what it may hold at once.
-    max_ongoing_requests=2 * settings.batch,
+    max_ongoing_requests=2 * settings.batch_size,
 )
 class Classifier:
     """One model a replica."""
@@ -24,7 +24,7 @@ class Classifier:
     def __init__(self) -> None:
         self.model = classifier.load()
 
-    @serve.batch(max_batch_size=settings.batch, batch_wait_timeout_s=settings.delay_ms / 1000)
+    @serve.batch(max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.max_batch_delay / 1000)
     async def classify(self, bodies: list[bytes]) -> list[Any]:
         """Decode and classify a batch."""
         return self.model.predict([self.model.decode(body) for body in bodies])

@@ -34,7 +34,7 @@ def properties(asked: dict[str, int]) -> dict[str, str]:
         management, metrics, grpc, grpc_management = (str(each.getsockname()[1]) for each in sockets)
     served = {
         **{"defaultVersion": True, "marName": MAR, "minWorkers": asked["workers"], "maxWorkers": asked["workers"]},
-        **{"batchSize": asked["batch"], "maxBatchDelay": asked["delay_ms"], "responseTimeout": 120},
+        **{"batchSize": asked["batch_size"], "maxBatchDelay": asked["max_batch_delay"], "responseTimeout": 120},
     }
     return {
         "inference_address": f"http://127.0.0.1:{asked['port']}",

@@ -13,12 +13,13 @@ import pytest
 
 from beeline.errors import ArchiveError, BeelineError
 from bench.compare import comparison
-from bench.compare.comparison import FASTER, SAME, SLOWER, Request, compare, judge, prepared, run
-from bench.compare.peers import Numbers, Peer, raw
+from bench.compare.comparison import Request, compare, prepared, run
+from bench.compare.peers import Peer, raw
 from bench.compare.server import Setup
 from bench.pictures import Pictures
-from bench.record import Journal, Record
+from bench.record import FASTER, SAME, SLOWER, Journal, Record, judge
 from bench.report import text
+from bench.tune.grid import Settings
 from host.signals import Interrupted
 from serve.config import Overrides
 from tests.conftest import BLUE, GREEN, RED
@@ -40,7 +41,7 @@ class Fake(Peer):
 
 
 def fake(name: str, broken: str | None = None) -> Fake:
-    return Fake(name, Numbers(8, 2, 5), raw("/"), pattern=f"pattern of {name}", broken=broken)
+    return Fake(name, Settings(8, 2, 5, 0), raw("/"), pattern=f"pattern of {name}", broken=broken)
 
 
 class Turns:
@@ -156,10 +157,10 @@ def test_the_same_comparison_goes_on_with_its_journal_and_another_one_begins_its
     assert record.kind == "compare"
 
 
-def test_our_numbers_are_those_of_serve_up_and_the_command_line(request_: Request) -> None:
+def test_our_settings_are_those_of_serve_up_and_the_command_line(request_: Request) -> None:
     peers = replace(request_, overrides=Overrides(16, 1, 7)).peers()
     ours = next(peer for peer in peers if peer.name == "ours-ray")
-    assert (ours.numbers.batch, ours.numbers.workers, ours.numbers.delay_ms) == (16, 1, 7)
+    assert (ours.settings.batch_size, ours.settings.workers, ours.settings.max_batch_delay) == (16, 1, 7)
 
 
 def test_an_unknown_server_is_refused_before_anything_starts(request_: Request) -> None:

@@ -1,4 +1,4 @@
-"""Which servers there are: two classes, their numbers, their locked packages, loopback alone."""
+"""Which servers there are: two classes, their settings, their locked packages, loopback alone."""
 
 import base64
 import email
@@ -12,43 +12,45 @@ from pathlib import Path
 import pytest
 
 from beeline.errors import BeelineError
-from bench.compare.peers import FOLDER, OURS, Numbers, Peer, base64_json, choose, everything, form, raw, triton
+from bench.compare.peers import DEFAULT, FOLDER, OURS, Peer, base64_json, choose, everything, form, raw, triton
 from bench.compare.server import Setup, environ, fields
 from bench.peers.torchserve import server as torchserve
 from bench.pictures import Pictures
+from bench.tune.grid import Settings
 from host import ROOT
 
-PEERS = {peer.name: peer for peer in everything("resnet18", 2, Numbers(8, 2, 3, threads=1))}
+PEERS = {peer.name: peer for peer in everything("resnet18", 2, Settings(8, 2, 3, 1))}
 LOCKS = sorted(path.parent.name for path in FOLDER.glob("*/requirements.in"))
 
 
-def test_classes_are_not_mixed_and_have_their_numbers() -> None:
+def test_classes_are_not_mixed_and_have_their_settings() -> None:
     assert LOCKS == ["bentoml", "fastapi", "flask", "litserve", "mosec", "pytriton", "ray", "torchserve"]
     assert [*PEERS] == sorted(PEERS, key=lambda name: PEERS[name].kind == OURS)
     for peer in PEERS.values():
         if peer.kind == OURS:
-            assert (peer.numbers.workers, peer.numbers.threads) == (2, 1)
-            assert peer.numbers.batch == (1 if peer.name in ("ours-fastapi", "ours-flask") else 8)
+            assert (peer.settings.workers, peer.settings.threads) == (2, 1)
+            assert peer.settings.batch_size == (1 if peer.name in ("ours-fastapi", "ours-flask") else 8)
         else:
             # As documented, unless the name says otherwise.
-            assert peer.numbers.threads == (1 if peer.name.endswith("-one-thread") else None)
+            assert peer.settings.threads == (1 if peer.name.endswith("-one-thread") else DEFAULT)
             assert peer.pattern
-    assert PEERS["ours-bentoml"].numbers.delay_ms == PEERS["bentoml"].numbers.delay_ms
+    assert PEERS["ours-bentoml"].settings.max_batch_delay == PEERS["bentoml"].settings.max_batch_delay
 
 
-def test_the_default_is_all_but_the_peers_on_one_thread_and_names_choose_in_the_records_order() -> None:
+def test_the_default_is_all_but_the_container_and_peers_on_one_thread_and_names_choose_in_the_records_order() -> None:
     names = [peer.name for peer in choose(PEERS.values(), ())]
     assert names[0] == "torchserve"
     assert [name for name in names if name.endswith("-one-thread")] == ["torchserve-one-thread"]
     assert next(name for name in names if name.startswith("ours-")) == "ours-torchserve"
     assert len(names) == 9 + 11
+    assert "ours-container" not in names
     assert [peer.name for peer in choose(PEERS.values(), ("ours-mms", "litserve"))] == ["litserve", "ours-mms"]
     with pytest.raises(BeelineError, match="did you mean 'litserve'"):
         choose(PEERS.values(), ("litserv",))
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=lambda peer: peer.name)
-def test_a_start_has_its_port_on_loopback_its_numbers_and_no_reports(peer: Peer, tmp_path: Path) -> None:
+def test_a_start_has_its_port_on_loopback_its_settings_and_no_reports(peer: Peer, tmp_path: Path) -> None:
     pictures = Pictures("p", ("a",), (b"x",))
     setup = Setup(tmp_path / "m.mar", tmp_path / "config.properties", tmp_path, "bf16", pictures, 1, 1.0)
     values = fields(peer, setup, 23456, tmp_path)
@@ -63,8 +65,10 @@ def test_a_start_has_its_port_on_loopback_its_numbers_and_no_reports(peer: Peer,
     else:
         asked = json.loads(variables["PEER"])
         assert asked["engine"] == ("beeline" if peer.kind == OURS else "documented")
-        assert (asked["port"], asked["workers"]) == (23456, peer.numbers.workers)
-        assert variables.get("OMP_NUM_THREADS") == (None if peer.numbers.threads is None else "1")
+        assert (asked["port"], asked["workers"]) == (23456, peer.settings.workers)
+        assert variables.get("OMP_NUM_THREADS") == (None if peer.settings.threads == DEFAULT else "1")
+    if peer.name == "ours-container":
+        assert f"--publish=127.0.0.1:23456:8080 --env=BEELINE_PEER={tmp_path} --env=BATCH_SIZE=8" in command
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -15,10 +15,11 @@ import pytest
 from beeline.errors import BeelineError
 from bench.compare import server
 from bench.compare.comparison import run
-from bench.compare.peers import Numbers, Peer, raw
+from bench.compare.peers import Peer, raw
 from bench.compare.server import Setup, ask, running
 from bench.pictures import Pictures
 from bench.record import Journal
+from bench.tune.grid import Settings
 from serve.servers.protocol import clean
 from tests.conftest import RED
 
@@ -61,15 +62,16 @@ import sys
 from pathlib import Path
 from bench.compare import server
 from bench.compare.comparison import run
-from bench.compare.peers import Numbers, Peer, raw
+from bench.compare.peers import Peer, raw
 from bench.compare.server import Setup
 from bench.pictures import Pictures
 from bench.record import Journal
+from bench.tune.grid import Settings
 from host import signals
 
 server._GRACE = 0.5
 here = Path(sys.argv[1])
-peer = Peer("ours-tiny", Numbers(1, 1, 0), raw("/p"), f"{sys.executable} {here}/server.py")
+peer = Peer("ours-tiny", Settings(1, 1, 0, 0), raw("/p"), f"{sys.executable} {here}/server.py")
 setup = Setup(here, here, here, "fp32", Pictures("p", ("a",), (b"x",)), 1, 600)
 with signals.as_exceptions():
     result = run([peer], setup, 1, Journal.job(here / "journal", {}), print)
@@ -85,7 +87,7 @@ def make_peer(tmp_path: Path) -> MakePeer:
     (tmp_path / "server.py").write_text(SERVER)
 
     def make(name: str = "tiny", word: str = "") -> Peer:
-        return Peer(name, Numbers(1, 2, 0), raw("/predict"), f"{{python}} {tmp_path}/server.py {word}")
+        return Peer(name, Settings(1, 2, 0, 0), raw("/predict"), f"{{python}} {tmp_path}/server.py {word}")
 
     return make
 
@@ -126,7 +128,7 @@ def test_a_command_that_is_not_there_is_an_error_and_leaves_no_folder(
     shared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    peer = Peer("gone", Numbers(1, 1, 0), raw("/"), "/no/such/command")
+    peer = Peer("gone", Settings(1, 1, 0, 0), raw("/"), "/no/such/command")
     with pytest.raises(BeelineError, match="/no/such/command does not start"), running(peer, shared):
         pass
     assert list(tmp_path.glob("beeline-*")) == []

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,20 @@ from beeline.errors import BeelineError, ConfigError, Undetermined
 from bench import record
 from bench.load import Outcome, Plan
 from bench.load import measure as room
-from bench.load.measure import check_address, limits, measure, parse, phase, resolve, rows, text, watching
+from bench.load.measure import (
+    check_address,
+    check_possible,
+    cross_check,
+    limits,
+    measure,
+    parse,
+    phase,
+    resolve,
+    rows,
+    text,
+    watching,
+)
+from bench.pictures import Pictures
 from cli.bench import load
 from tests.bench.load.conftest import PICTURES, Arrival, LocalServer, Respond, Serve, answer, good, outcome, plan
 from tests.conftest import ROOT
@@ -215,6 +229,60 @@ def test_the_loads_first_picture_is_sent_to_an_address_before_any_load(serve: Se
     assert server.arrivals[0].body == load.requests()[0][1]
     with pytest.raises(BeelineError, match=r"answers 404 .*Model not found: x"):
         check_address(Plan(f"{serve(missing).url}/predictions/x", PICTURES, clients=1))
+    with pytest.raises(Undetermined, match=r"nothing answers at http://127\.0\.0\.1:1;"):
+        check_address(Plan("http://127.0.0.1:1/predictions/x", PICTURES, clients=1))
+
+
+# The same load by `ab`.
+
+ONE = Pictures("a.jpg", ("a.jpg",), (b"picture" * 1000,))
+
+
+@pytest.mark.server
+@pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed")
+def test_ab_sends_the_same_picture_and_takes_turns(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = asyncio.Semaphore(2)
+
+    async def respond(arrival: Arrival) -> bytes:
+        # Two at a time, each after 20 ms: the rate is the same for every client.
+        async with free:
+            await asyncio.sleep(0.02)
+        return answer(b"{}", "200 OK", "Connection: keep-alive")
+
+    monkeypatch.setattr(room, "_SHORTEST", 1.0)
+    server = serve(respond)
+    # Not a timing: a tool that counts wrongly, or sends something else, is far off.
+    assert 0.5 < cross_check(plan(server, pictures=ONE, clients=4), latency_ms=40, rounds=1)["ratio"] < 2
+    assert {arrival.body for arrival in server.arrivals} == set(ONE.bodies)
+    assert any("ApacheBench" in arrival.head for arrival in server.arrivals)
+
+
+def test_a_load_that_ab_cannot_make_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(good)
+    one = plan(server, clients=1, pictures=ONE)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    check_possible(one)
+    for other in (plan(server, rate=1.0, pictures=ONE), plan(server, clients=1)):
+        with pytest.raises(Undetermined, match="one --picture"):
+            check_possible(other)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(Undetermined, match="apt-get install"):
+        check_possible(one)
+
+
+@pytest.mark.parametrize(("rate", "ratio", "agree"), [(100.0, 1.05, True), (100.0, 0.94, False)])
+def test_within_five_per_cent_they_agree(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, rate: float, ratio: float, agree: bool
+) -> None:
+    class Ours:
+        def summary(self) -> dict[str, float]:
+            return {"per_second": rate * ratio}
+
+    monkeypatch.setattr(room, "run", lambda plan: Ours())
+    monkeypatch.setattr(room, "ab", lambda plan, requests: rate)
+    assert cross_check(plan(serve(good), clients=1, pictures=ONE), latency_ms=1) == {
+        **{"tool": "ab", "per_second": rate, "ratio": ratio, "agree": agree}
+    }
 
 
 # Thresholds.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import bench.load
-from beeline.errors import ConfigError, Undetermined
+from beeline.errors import ConfigError
 from bench.load import Outcome, Plan, run
 from tests.bench.load.conftest import PICTURES, Arrival, Serve, answer, good, outcome, plan
 
@@ -20,7 +20,7 @@ def test_each_client_keeps_its_connection_and_sends_the_pictures_in_turn(serve: 
     found = run(plan(server, clients=3)).summary()
     assert found["failed"] == 0
     assert found["requests"] == found["statuses"]["200"] > 3
-    assert server.most_open <= 4  # with the one that asks whether anybody listens
+    assert server.most_open == 3
     counts = {hashlib.sha256(body).digest(): 0 for body in PICTURES.bodies}
     for arrival in server.arrivals:
         counts[hashlib.sha256(arrival.body).digest()] += 1
@@ -97,11 +97,6 @@ def test_a_server_that_stops_listening_is_refused_connections(serve: Serve) -> N
     found = run(plan(server, clients=2, warm_up=0)).summary()
     assert found["errors"]["Refused"] > 0
     assert 4 <= found["statuses"]["200"] < 8
-
-
-def test_nothing_that_listens_is_undetermined() -> None:
-    with pytest.raises(Undetermined, match=r"nothing answers at 127\.0\.0\.1:1 "):
-        run(Plan("http://127.0.0.1:1/predictions/x", PICTURES, clients=1))
 
 
 def test_refusals_are_counted_and_retry_after_is_heeded_on_request(serve: Serve) -> None:
@@ -216,7 +211,7 @@ def test_open_loop_opens_no_more_connections_than_it_may(serve: Serve, monkeypat
     server = serve(slow)
     monkeypatch.setattr(bench.load, "_MOST_CONNECTIONS", 7)
     found = run(plan(server, rate=200.0)).summary()
-    assert server.most_open <= 8  # with the one that asks whether anybody listens
+    assert server.most_open == 7
     assert found["errors"]["NotSent"] > 0
     assert found["backlog"]["growing"]
 
