@@ -245,7 +245,7 @@ class Change:
         path = self.path.resolve()
         try:
             if _text(path) != self.before:
-                raise ConfigError(f"{self.path} changed while it was tuned; run it again with --resume and --write")
+                raise ConfigError(f"{self.path} changed while it was tuned; run it again with --write")
             write_whole(path, self.after, stat.S_IMODE(path.stat().st_mode))
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error.strerror}); change it as shown") from error

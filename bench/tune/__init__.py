@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,21 @@ def rank(turns: Sequence[Turn], goal: Goal, configured: Settings | None = None) 
     order = sorted({turn.settings for turn in turns})
     ranked = []
     for settings, cost in zip(order, _costs(turns, order), strict=True):
-        own = sorted((turn for turn in turns if turn.settings == settings), key=lambda turn: turn.cost)
-        seconds, failed = sum(turn.seconds for turn in own), sum(turn.failed for turn in own)
-        ranked.append(replace(own[len(own) // 2], seconds=seconds, failed=failed, cost=cost, turns=len(own)))
+        own = [turn for turn in turns if turn.settings == settings]
+        # A turn without an answer is slower than any other.
+        p95_ms = statistics.median(math.inf if turn.p95_ms is None else turn.p95_ms for turn in own)
+        ranked.append(
+            Turn(
+                settings,
+                seconds=sum(turn.seconds for turn in own),
+                per_second=statistics.median(turn.per_second for turn in own),
+                p95_ms=None if p95_ms == math.inf else p95_ms,
+                failed=sum(turn.failed for turn in own),
+                cost=cost,
+                growing=2 * sum(turn.growing for turn in own) > len(own),
+                turns=len(own),
+            )
+        )
     ranked.sort(key=lambda turn: (turn.failed > 0, turn.p95_ms or math.inf))
     ranked.sort(key=lambda turn: turn.cost if goal.holds(turn) else math.inf)
     same = [turn for turn in ranked if goal.holds(turn) and turn.cost <= 1.01 * ranked[0].cost]

@@ -114,6 +114,13 @@ def turn_at_rate(settings: Settings, per_second: float, p95_ms: float, growing: 
     return Turn(settings, 5.0, per_second, p95_ms, 0, p95_ms, growing)
 
 
+def test_several_turns_count_by_the_median_of_each_figure() -> None:
+    turns = [turn(FAST, rate, p95) for rate, p95 in ((100, 400), (90, 700), (95, 450))]
+    (whole,) = rank(turns, TIGHT)
+    assert (whole.per_second, whole.p95_ms, whole.turns) == (95, 450, 3)
+    assert TIGHT.holds(whole)
+
+
 @pytest.mark.parametrize(
     ("goal", "turns", "order", "holding"),
     [
