@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import warnings
@@ -98,12 +97,3 @@ def test_every_picture_is_the_same_or_refused_alike(simd: Path, shared_data: Pat
 def test_drawn_pictures_decode_to_nearly_the_same_pixels(simd: Path) -> None:
     words = ["-m", "pytest", "-q", "-k", "drawn_pictures", "tests/handlers/test_geometry.py"]
     assert "1 passed" in with_simd(simd, words)
-
-
-def test_a_format_that_it_does_not_read_is_named(simd: Path, shared_data: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(simd, tmp_path / "bare", ignore=shutil.ignore_patterns("pillow_avif*")))
-    (path,) = (shared_data / "awkward").rglob("*.avif")
-    version, found = decoded(folder, [path], tmp_path / "found.npz")
-    assert version.endswith(", without AVIF")
-    assert str(found[str(path)]).startswith("415 AVIF pictures of this kind cannot be read here (Pillow 9.5")
-    assert str(found[str(path)]).endswith("send it as JPEG or PNG")

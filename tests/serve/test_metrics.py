@@ -88,32 +88,6 @@ def test_answers_and_errors_of_all_workers_are_added_up_over_http(tmp_path: Path
     assert value(samples, "beeline_worker_starts_total", **COLOURS) == 2
     # None of this process or of Python.
     assert all(name.startswith("beeline_") for name, _ in samples)
-    # Foreign files are counted and do no harm.
-    for name in ("1-1.json", "counter_1-1.db"):
-        (tmp_path / name).write_text("half a fi")
-    unreadable = {"name[]": "beeline_metrics_files_unreadable"}
-    assert parse(requests.get(exporter, params=unreadable, timeout=10).text) == {(unreadable["name[]"], frozenset()): 2}
-
-
-def test_histograms_are_cumulative_and_in_seconds(tmp_path: Path) -> None:
-    for queue in (2.5, 700.0, 90_000.0, 500_000.0):
-        worker(tmp_path).count([GOOD] * 3, [queue, None, None], {"decode": 2.0, "forward": 30.0, "encode": 0.2})
-    samples = Exported(tmp_path).scrape()
-    for name in ("batch_size", "queue_seconds", "decode_seconds", "forward_seconds", "encode_seconds"):
-        rows = sorted(
-            (float(dict(labels)["le"]), number)
-            for (found, labels), number in samples.items()
-            if found == f"beeline_{name}_bucket"
-        )
-        assert [number for _, number in rows] == sorted(number for _, number in rows)
-        assert rows[-1] == (float("inf"), value(samples, f"beeline_{name}_count", **COLOURS)) == (float("inf"), 4)
-    for name, bound, count in (
-        *(("queue_seconds", "0.0025", 1), ("queue_seconds", "1.0", 2), ("queue_seconds", "120.0", 3)),
-        *(("batch_size", "2.0", 0), ("batch_size", "4.0", 4)),
-    ):
-        assert value(samples, f"beeline_{name}_bucket", **COLOURS, le=bound) == count
-    for name, total in (("queue_seconds", 590.7025), ("forward_seconds", 0.12), ("batch_size", 12)):
-        assert value(samples, f"beeline_{name}_sum", **COLOURS) == pytest.approx(total, abs=1e-5)
 
 
 def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path) -> None:
@@ -175,13 +149,6 @@ def test_no_counter_ever_goes_down_and_few_files_remain(tmp_path: Path) -> None:
     names = [path.name for path in tmp_path.iterdir() if not path.name.startswith("0.")]
     # The lock, the record, two folded files, and three of the worker that lives.
     assert len(names) == 7, names
-
-
-def test_any_text_as_a_label_is_one_line(tmp_path: Path) -> None:
-    model = 'a"b\\c\nd é'
-    worker(tmp_path, model).count([GOOD], [], {})
-    samples = Exported(tmp_path).scrape()
-    assert value(samples, "beeline_answers_total", model=model, version="1.0", status="200") == 1
 
 
 def test_a_silent_connection_keeps_nobody_waiting_and_is_closed(
