@@ -181,13 +181,6 @@ def test_three_share_the_load_and_prometheus_finds_them_by_name(three: Compose) 
         requests.get("http://localhost:8082/metrics", timeout=5)
 
 
-def test_management_does_not_guess_which_of_three_is_meant(three: Compose) -> None:
-    answer = requests.put(f"{MANAGEMENT}/models/resnet18?min_worker=2", timeout=10)
-    assert (answer.status_code, answer.json()["type"]) == (409, "SeveralBackends")
-    container = three.containers("backend")[1]
-    assert "2 workers ready" in inside(container, "beeline", "serve", "scale", "resnet18", "--min", "2")
-
-
 def test_one_that_is_killed_costs_no_request(three: Compose) -> None:
     """The whole container at once, with its requests: twelve clients always have some at each of three backends."""
     backends = {address(each, "inside"): each for each in three.containers("backend")}

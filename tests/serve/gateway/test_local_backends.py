@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -28,11 +27,6 @@ from tests.conftest import RED
 from tests.serve.gateway.conftest import ROOT, wait_for
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "BEELINE_STATE": str(tmp_path / "state")}
 
 
 @pytest.fixture

@@ -193,11 +193,15 @@ def test_metrics_have_the_same_names_on_both_servers(running: Running) -> None:
         assert counted[f"beeline_{name}_count", ""] >= 1, name
 
 
-def test_everything_listens_on_loopback_alone_and_status_names_it(running: Running) -> None:
+def test_everything_listens_on_loopback_alone_and_status_shows_it(running: Running) -> None:
     seen = status(running.instance.folder.parent, running.instance.name)
-    server = seen["servers"][0]
-    assert server["gateway"] == running.state.gateway_kind
+    (server,) = seen["servers"]
+    assert (server["state"], server["gateway"]) == ("ready", running.state.gateway_kind)
+    assert server["models"][0]["ready"] >= 1
+    assert server["answers"]["colours"]["200"] >= 1
+    assert server["configuration"]["models"][0]["batch_size"]["reason"] == "--batch-size"
     assert {"supervisor", "java", "gateway", "nginx", "worker"} <= {each["kind"] for each in server["processes"]}
+    assert all(each["megabytes"] > 1 for each in server["processes"])
     assert f"  gateway: {running.state.gateway_program}; page http" in "\n".join(lines(seen))
     listening = [
         connection.laddr

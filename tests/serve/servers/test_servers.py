@@ -108,17 +108,6 @@ def test_scaling_by_curl_or_by_the_command_waits_until_it_is_true(served: Runnin
         scale(served.instance, served.state, "colours", 2, 1, print)
 
 
-def test_status_shows_workers_memory_and_answers(served: Running, state_home: Path) -> None:
-    (server,) = status(state_home, served.instance.name)["servers"]
-    assert server["state"] == "ready"
-    assert server["models"][0]["ready"] >= 1
-    kinds = [process["kind"] for process in server["processes"]]
-    assert kinds.count("supervisor") == kinds.count("java") == 1
-    assert all(process["megabytes"] > 1 for process in server["processes"])
-    assert server["answers"]["colours"]["200"] >= 20
-    assert server["configuration"]["models"][0]["batch_size"]["reason"] == "--batch-size"
-
-
 def test_the_same_name_and_the_same_port_are_refused(
     served: Running, colour_archive: Path, environ: dict[str, str]
 ) -> None:
