@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.config.conftest import PROMETHEUS, RULES, Names, Query, rules
+from tests.config.conftest import PROMETHEUS, RULES, Names, Query, program, rules
 from tests.conftest import ROOT
 
 CONFIG = PROMETHEUS / "prometheus.yml"
@@ -70,7 +70,8 @@ def test_every_rule_has_a_unit_test() -> None:
 
 
 @pytest.mark.server
-def test_promtool_accepts_configuration_and_rules_and_their_unit_tests_pass(promtool: str) -> None:
+def test_promtool_accepts_configuration_and_rules_and_their_unit_tests_pass() -> None:
+    promtool = program("promtool")
     assert "2 rule files found" in run(promtool, "check", "config", CONFIG)
     run(promtool, "check", "rules", "--lint=all", "--lint-fatal", *sorted(RULES.iterdir()))
     assert "SUCCESS" in run(promtool, "test", "rules", UNIT_TESTS)

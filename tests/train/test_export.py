@@ -66,12 +66,8 @@ def test_the_code_that_makes_an_export_is_the_recorded_one() -> None:
     digests.check("EXPORT")
 
 
-def test_a_run_answers_as_its_checkpoint_and_makes_the_export_that_it_lacks(
-    tiny_run: Run, drawn: Path, tmp_path: Path
-) -> None:
-    run = open_run(Path(shutil.copytree(tiny_run.folder, tmp_path / "run")))
-    predictor, model = RunPredictor(run.folder), run.config().model
-    assert run.export.is_dir()
+def test_a_run_answers_as_its_checkpoint(exported: Run, drawn: Path) -> None:
+    run, predictor, model = exported, RunPredictor(exported.folder), exported.config().model
     pictures = [picture.path.read_bytes() for picture in labelled_pictures(drawn).pictures]
     crops = np.stack([pixels.decode(data, model.geometry) for data in pictures])
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from beeline.errors import ConfigError
 from train.errors import WeightsError
 from train.model import build, check_input, head, names, start_from
 
-FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3", "swin_t": "head"}
+FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3"}
 # The same, slow to build.
 MORE = {
     "efficientnet_b0": "classifier.1",
@@ -24,6 +24,7 @@ MORE = {
     "regnet_y_400mf": "fc",
     "convnext_tiny": "classifier.2",
     "vit_b_16": "heads.head",
+    "swin_t": "head",
 }
 
 
