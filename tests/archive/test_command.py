@@ -41,7 +41,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def build(mine: Path, tmp_path: Path) -> list[object]:
-    """The words that build it."""
+    """The words of the command that builds it."""
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     words = ["build", "--model", mine, "--labels", tmp_path / "labels.txt"]
     return [*words, "--resize", 36, "--crop", 32, "--store", tmp_path / "store"]

@@ -174,9 +174,11 @@ def test_a_pod_has_the_memory_of_the_sum_in_its_comment_and_each_worker_a_core()
     requests, limits = (server()["resources"][kind] for kind in ("requests", "limits"))
     # Java's heap may be a quarter of the limit.
     assert sum(parts) == total < int(limits["memory"].removesuffix("Gi")) * 2**30 / 1e6 - 500
+    assert parts[:2] == [int(settings()["WORKERS"]) * int(each) for each in re.findall(r"(\d+) each", text)]
     assert requests["memory"] == limits["memory"]
     (volume,) = pod()["spec"]["volumes"]
     assert volume["emptyDir"]["medium"] == "Memory"
+    assert round(int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi")) * 2**20 / 1e6) == parts[-1]
     assert server()["volumeMounts"] == [{"name": volume["name"], "mountPath": "/tmp"}]
     # The rest has a core too.
     assert requests["cpu"] == settings()["WORKERS"]

@@ -83,7 +83,7 @@ def test_each_mistake_before_the_model_fails_the_replay(tiny_export: Path, mista
 def test_a_model_that_cannot_notice_a_mistake_is_refused_until_its_owner_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One picture more against the mistake shows as well as two that no picture helps.
+    # One attempt less than usual, because each takes seconds.
     monkeypatch.setattr(goldens, "_ATTEMPTS", 2)
     with pytest.raises(ArchiveError, match=r"would not notice red and blue swapped.*--blind-to channels"):
         export_folder(Grey(), tiny_request(), tmp_path / "export")
@@ -96,7 +96,7 @@ def test_a_model_that_cannot_notice_a_mistake_is_refused_until_its_owner_says_so
 def test_without_made_pictures_the_message_asks_for_the_users_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # More steps would not help either.
+    # Fewer than usual, because no number of steps makes either network sure.
     monkeypatch.setattr(goldens, "_STEPS", 3)
     unsure = Changed(lambda scores: scores / 1000)
     for network, why in ((unsure, "is it trained"), (opaque(), "no gradient passes this model")):

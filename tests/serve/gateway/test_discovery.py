@@ -1,4 +1,4 @@
-"""Backends behind a name come, go, fall silent and send nonsense; DNS may not answer; the best share the load."""
+"""Backends behind a name come, go, fall silent and send nonsense; DNS may not answer; which of them share the load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What real nginx lets pass, refuses, limits and repeats, with the project's configuration; its management too."""
+"""What real nginx lets pass, refuses, limits and repeats with the project's configuration: predictions, management."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def managed(site: Site) -> list[tuple[str, str, str]]:
     return [each for each in site.backends[0].managed if each[:2] != ("GET", "/models/fake")]
 
 
-def test_it_is_to_look_and_to_scale(gateway: Gateway) -> None:
+def test_management_is_to_look_and_to_scale(gateway: Gateway) -> None:
     site = gateway()
     (model,) = requests.get(f"{site.settings.management}/models/fake?a=%2F", timeout=30).json()
     assert model["modelName"] == "fake"
@@ -339,7 +339,7 @@ def test_it_is_to_look_and_to_scale(gateway: Gateway) -> None:
         ("PUT", "/models/fake", {"Content-Length": "2000"}, 413),
     ],
 )
-def test_it_takes_nothing_else_and_nothing_from_web_pages(
+def test_management_takes_nothing_else_and_nothing_from_web_pages(
     gateway_once: Site, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
     at = gateway_once.settings.management
