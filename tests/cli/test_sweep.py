@@ -44,7 +44,7 @@ def test_an_archive_gives_rows_and_a_record(colour_archive: Path, pictures: Path
     (record,) = read(out)
     assert (record.kind, record.result) == ("sweep", result)
     assert record.pictures["count"] == 2
-    # Of paths only the last part: a record is no place for this machine's folders.
+    # Only the last part of each path, because a record must not name this machine's folders.
     assert record.command.startswith("beeline bench sweep fake.mar --pictures pictures --out sweep.jsonl")
     assert str(tmp_path) not in out.read_text()
 

@@ -114,7 +114,7 @@ def test_variables_are_read_from_what_is_exposed(one: dict[str, Any], known: Nam
     assert found[2] == one["name"]
     assert found[2] in known[metric]
     assert (one["definition"], one["multi"], one["includeAll"]) == (one["query"]["query"], True, True)
-    # A variable depends on those before it alone: with a later one it would never settle.
+    # A variable may depend only on those before it: with a later one it would never settle.
     before = variables()[: variables().index(one["name"])]
     assert set(re.findall(r"\$(\w+)", one["query"]["query"])) == set(before)
 

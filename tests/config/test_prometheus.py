@@ -57,7 +57,7 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, dict[str, st
 
 
 def test_every_rule_has_a_unit_test() -> None:
-    """For an alert a silent and a firing test, for a recorded value a number."""
+    """An alert has a silent and a firing test, a recorded value has a number."""
     assert len(ALERTS) == 5
     assert all(rule["record"].startswith("beeline:") for rule in RECORDS)
     tests = yaml.safe_load(UNIT_TESTS.read_text())["tests"]

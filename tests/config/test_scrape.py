@@ -90,7 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     collector = Collector(counts)
     collector.expect({KEY: 1, ("even", "2.0"): 1})
     stop = threading.Event()
-    # One that has died.
+    # A worker that has died.
     worker(counts, *KEY)
     living = worker(counts, *KEY, pid=os.getpid()), worker(counts, "even", "2.0", pid=os.getppid())
     thread = threading.Thread(target=traffic, args=(*living, stop))

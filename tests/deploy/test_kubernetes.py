@@ -180,7 +180,7 @@ def test_a_pod_has_the_memory_of_the_sum_in_its_comment_and_each_worker_a_core()
     assert volume["emptyDir"]["medium"] == "Memory"
     assert round(int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi")) * 2**20 / 1e6) == parts[-1]
     assert server()["volumeMounts"] == [{"name": volume["name"], "mountPath": "/tmp"}]
-    # The rest has a core too.
+    # One core more, for Java, nginx and the prober.
     assert requests["cpu"] == settings()["WORKERS"]
     assert int(limits["cpu"]) > int(requests["cpu"])
 

@@ -133,7 +133,7 @@ def test_a_container_has_the_limits_of_its_service(stack: Stack, name: str) -> N
         assert host["NanoCpus"] == cores * 10**9
         assert [(each["Type"], each["Target"]) for each in host["Mounts"]] == [("tmpfs", "/tmp")]
         assert seen["Config"]["User"] == "10001:10001"
-        # The patience is the file's, the rest the image's.
+        # The number of retries is from the file, the rest from the image.
         assert (check["Test"], check["Interval"], check["Retries"]) == (["CMD", "healthcheck"], 5 * 10**9, 60)
         # Swarm does not take this option.
         assert not host["SecurityOpt"]

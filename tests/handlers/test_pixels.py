@@ -31,7 +31,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def independent_decode(data: bytes) -> Image.Image:
-    """Decode as the documentation of Pillow says, without a line of ours."""
+    """Decode as Pillow's documentation says, without this project's code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image: Image.Image = Image.open(io.BytesIO(data))

@@ -125,7 +125,7 @@ def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path, name: str, v
     with pytest.raises(ConfigError) as caught:
         load(path, {name: value})
     assert str(caught.value).startswith(f"environment {name}: {said}")
-    # A mistake in the file is one all the same.
+    # A mistake in the file is still found.
     path.write_text("job_queue_size=3\njob_queue_sise=4\n")
     with pytest.raises(ConfigError, match=":2: unknown key job_queue_sise"):
         load(path, {name: value})

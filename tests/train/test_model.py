@@ -15,7 +15,7 @@ from train.errors import WeightsError
 from train.model import build, check_input, head, names, start_from
 
 FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3"}
-# The same, slow to build.
+# More families, which are slow to build.
 MORE = {
     "efficientnet_b0": "classifier.1",
     "densenet121": "classifier",

@@ -41,7 +41,7 @@ def converted(folder: Path, out: Path, wanted: Variant, crops: NDArray[np.uint8]
     return loaded(out)
 
 
-# Of these, torch_compile's are pytest.mark.server.
+# POSSIBLE marks the variants of torch_compile with pytest.mark.server.
 @pytest.fixture(scope="module", params=POSSIBLE, ids=str)
 def handler(
     request: pytest.FixtureRequest, colour_model: Path, tmp_path_factory: pytest.TempPathFactory

@@ -276,7 +276,7 @@ def test_logs_are_rotated_and_go_on(gateway: Gateway) -> None:
         return 0 if number == than else number
 
     first = wait_for(lambda: another(0))
-    # A third old file would have come in its place.
+    # The oldest is removed, and not renamed to a third.
     wait_for(lambda: another(first))
     assert not (site.settings.logs / "access.log.3").exists()
 
