@@ -46,7 +46,9 @@ def test_the_manifest_is_that_of_torch_model_archiver_but_for_the_date(
 
 def test_it_is_verified_and_listed(tiny_built: Built) -> None:
     assert tiny_built.verified is not None
-    assert (tiny_built.verified.pictures, tiny_built.verified.mar) == (4, tiny_built.path)
+    verified = tiny_built.verified
+    assert (verified.pictures, verified.mar, verified.spec) == (4, tiny_built.path, tiny_built.spec)
+    assert verified.choice["precision"][0] == "fp32"
     entry = read_index(tiny_built.path.parent)["tiny.mar"]
     assert (entry.sha256, entry.bytes) == (tiny_built.sha256, tiny_built.path.stat().st_size)
     assert entry.fingerprint == tiny_built.spec.fingerprint()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from archive.build import build
 from archive.mar import Golden
 from archive.store import INDEX, Entry, expected_sha256, find_archives, listing, locate, put, read_index
 from beeline.errors import ArchiveError
@@ -118,9 +117,8 @@ def test_two_archives_of_one_model_and_version_are_refused(tmp_path: Path, make_
         find_archives(tmp_path)
 
 
-def test_a_file_that_the_archives_checksums_do_not_list_is_refused(tmp_path: Path, colour_model: Path) -> None:
-    copy = tmp_path / "colours.mar"
-    shutil.copyfile(build(colour_model, tmp_path / "built", check=False).path, copy)
+def test_a_file_that_the_archives_checksums_do_not_list_is_refused(tmp_path: Path, colour_archive: Path) -> None:
+    copy = shutil.copyfile(colour_archive, tmp_path / "colours.mar")
     assert len(find_archives(tmp_path, (str(copy),))) == 1
     with zipfile.ZipFile(copy, "a") as archive:
         archive.writestr("torch.py", "raise SystemExit(3)")

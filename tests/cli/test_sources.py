@@ -56,7 +56,8 @@ def both(url: str, data: Path) -> list[list[object]]:
 )
 def test_the_urls_only_model_is_asked(site: type[Site], data: Path, page: tuple[int, bytes], model: str) -> None:
     site.page = page
-    assert call("predict", "--url", site.url, data).exit_code == 0
+    done = call("predict", "--url", site.url, data)
+    assert (done.exit_code, done.stdout.split()[-4:]) == (0, ["red", "0.900", "blue", "0.100"])
     assert site.asked == [f"/predictions/{model}"]
 
 

@@ -79,7 +79,7 @@ def test_write_changes_the_file_without_a_question(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("colours: batch size 16, workers 2")
     assert said[-1] == f"{tmp_path / 'config.properties'} is changed"
-    # What is decided is measured anew the next time.
+    # The next tuning starts from nothing.
     assert not (tmp_path / "a.journal").exists()
 
 

@@ -130,11 +130,6 @@ def program(name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def promtool() -> str:
-    return program("promtool")
-
-
-@pytest.fixture(scope="session")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Names:
     """Every metric that a server exposes, the recording rules make or Prometheus adds, with all its labels."""
     folder = tmp_path_factory.mktemp("counts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import random
@@ -11,7 +10,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,13 @@ from beeline.answer import Answer
 from beeline.metrics import Metrics
 from serve.metrics import Collector, serve_metrics
 from serve.ports import Address, settle
-from tests.config.conftest import PROMETHEUS, Query, dashboard, draw, fill, program, queries, variables
+from tests.config.conftest import PROMETHEUS, Query, draw, program, queries, variables
 from tests.conftest import worker
-from tests.serve.gateway.conftest import wait_for
+from tests.serve.conftest import wait_for
 
 pytestmark = pytest.mark.server
 
 KEY = ("colours", "1.0")
-# In seconds. Two scrapes make a rate, and a rule's value is one evaluation behind them.
-PATIENCE = 60
 # Thirty scrapes, so that late ones leave enough for a rate; and a short look back.
 FILLED = {"__rate_interval": "30s", "__range": "60s"}
 # While nothing is wrong nothing fires.
@@ -93,7 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     collector = Collector(counts)
     collector.expect({KEY: 1, ("even", "2.0"): 1})
     stop = threading.Event()
-    # One that has died.
+    # A worker that has died.
     worker(counts, *KEY)
     living = worker(counts, *KEY, pid=os.getpid()), worker(counts, "even", "2.0", pid=os.getppid())
     thread = threading.Thread(target=traffic, args=(*living, stop))
@@ -116,7 +113,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                     return False
 
             try:
-                wait_for(has_values, seconds=PATIENCE)
+                wait_for(has_values)
                 yield running
             finally:
                 process.terminate()
@@ -124,11 +121,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 stop.set()
                 thread.join()
     assert process.returncode == 0, log.read_text()[-3000:]
-
-
-def soon(holds: Callable[[], object]) -> None:
-    """Wait until it holds: a scrape may come late, and then the last minute has nothing."""
-    wait_for(holds, seconds=PATIENCE)
 
 
 def filled(**chosen: str) -> list[Query]:
@@ -151,7 +143,7 @@ def test_every_query_is_answered_with_data(served: Served) -> None:
 
     assert {query.where for query in filled()} >= EMPTY_IS_FINE
     # A scrape may come late, and then the last minute has nothing.
-    wait_for(without_data, lambda queries: not queries, seconds=PATIENCE)
+    wait_for(without_data, lambda queries: not queries)
 
 
 def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
@@ -164,7 +156,7 @@ def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
         "Forward A",
         *(f"Instances {one}" for one in "ACD"),
     )
-    soon(lambda: all(served.values(query) for query in filled(**chosen) if query.where in asked))
+    wait_for(lambda: all(served.values(query) for query in filled(**chosen) if query.where in asked))
     found = {query.where: served.values(query) for query in filled(**chosen)}
     assert found["Requests per second A"][-1] > 0
     # All of its batches have four requests, waited 30 ms and took 20 ms.
@@ -181,22 +173,7 @@ def test_one_instance_and_one_model_can_be_chosen(served: Served) -> None:
 
 def test_the_histogram_of_batch_sizes_is_true(served: Served) -> None:
     (query,) = (query for query in filled(model="even") if query.where == "Batches by size A")
-    soon(lambda: served.ask("query", query=query.expr)["result"])
-    rows = {one["metric"]["le"]: float(one["value"][1]) for one in served.ask("query", query=query.expr)["result"]}
+    found = wait_for(lambda: served.ask("query", query=query.expr)["result"])
+    rows = {one["metric"]["le"]: float(one["value"][1]) for one in found}
     assert rows.keys() >= {"1.0", "2.0", "4.0", "8.0", "128.0", "+Inf"}
     assert rows["2.0"] == 0 < rows["4.0"] == rows["+Inf"]
-
-
-def test_variables_offer_what_is_served(served: Served) -> None:
-    offered = {}
-    for one in copy.deepcopy(dashboard()["templating"]["list"]):
-        text = fill(one["query"]["query"], dict.fromkeys(variables(), ".*"))
-        found = re.fullmatch(r"label_values\((.*), (\w+)\)", text)
-        assert found is not None
-        offered[one["name"]] = served.ask(f"label/{found[2]}/values", **{"match[]": found[1]})
-    assert offered == {
-        "service": ["backend"],
-        "model": ["colours", "even"],
-        "version": ["1.0", "2.0"],
-        "instance": [served.target],
-    }

@@ -43,6 +43,10 @@ def test_it_agrees_with_compose_and_publishes_no_management() -> None:
         assert service["stop_grace_period"] == compose[name]["stop_grace_period"]
         assert service["deploy"]["resources"]["limits"]["memory"] == compose[name]["mem_limit"]
         assert service["deploy"]["resources"]["limits"]["pids"] == compose[name]["pids_limit"]
+    backend, gateway = (ours[name]["deploy"]["placement"] for name in ("backend", "gateway"))
+    assert backend["constraints"] == ["node.labels.beeline != no"]
+    assert backend["preferences"] == [{"spread": "node.labels.zone"}]
+    assert gateway["constraints"] == ["node.labels.beeline_gateway != no"]
     # Management stays on each container's own loopback here.
     environment = dict(compose["backend"]["environment"])
     del environment["BEELINE_MANAGEMENT_ADDRESS"]
@@ -129,22 +133,10 @@ def test_a_container_has_the_limits_of_its_service(stack: Stack, name: str) -> N
         assert host["NanoCpus"] == cores * 10**9
         assert [(each["Type"], each["Target"]) for each in host["Mounts"]] == [("tmpfs", "/tmp")]
         assert seen["Config"]["User"] == "10001:10001"
-        # The patience is the file's, the rest the image's.
+        # The number of retries is from the file, the rest from the image.
         assert (check["Test"], check["Interval"], check["Retries"]) == (["CMD", "healthcheck"], 5 * 10**9, 60)
         # Swarm does not take this option.
         assert not host["SecurityOpt"]
-
-
-@pytest.mark.docker
-def test_placement_arrives(stack: Stack) -> None:
-    backend, gateway = (stack.service(name)["Spec"]["TaskTemplate"]["Placement"] for name in ("backend", "gateway"))
-    assert backend["Constraints"] == ["node.labels.beeline != no"]
-    assert backend["Preferences"] == [{"Spread": {"SpreadDescriptor": "node.labels.zone"}}]
-    # 0, no limit, is left out.
-    assert backend.get("MaxReplicas", 0) == 0
-    assert gateway["Constraints"] == ["node.labels.beeline_gateway != no"]
-    reserved = stack.service("backend")["Spec"]["TaskTemplate"]["Resources"]["Reservations"]
-    assert reserved == {"NanoCPUs": 10**8, "MemoryBytes": 1 << 30}
 
 
 @pytest.mark.docker

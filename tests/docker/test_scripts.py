@@ -1,8 +1,9 @@
-"""The images' shell scripts, run on this machine with a stub of `beeline` that prints its arguments."""
+"""The images' shell scripts, run here with a stub of `beeline`, and the time that a container has to end."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Callable
@@ -11,9 +12,18 @@ from pathlib import Path
 from socket import create_server
 
 import pytest
+import yaml
 
-DOCKER = Path(__file__).resolve().parents[2] / "docker"
+from tests.conftest import ROOT
+from tests.docker.conftest import GRACE
+
+DOCKER = ROOT / "docker"
 STUB = '#!/bin/sh\necho "WORKERS=${WORKERS-unset}"\nfor word; do echo "<$word>"; done\n'
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
+FILES = ("docker-compose.yml", "awsei-docker-compose.yml", "deploy/swarm.yml")
+# Seconds that the supervisor adds before it ends what is left by force.
+FORCE = 2
+LONGEST_DRAIN = 5
 Run = Callable[..., list[str]]
 
 
@@ -150,3 +160,36 @@ def test_nobody_there_or_nothing_said_is_not_healthy() -> None:
         assert not healthy(port)
     assert not healthy(port)
     assert os.access(DOCKER / "healthcheck", os.X_OK)
+
+
+def of_image(dockerfile: Path, name: str) -> int:
+    """Return a number of seconds that an image has in its environment."""
+    (found,) = re.findall(rf"BEELINE_{name}_SECONDS=(\d+)", dockerfile.read_text())
+    return int(found)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_an_image_gives_a_request_its_whole_deadline(dockerfile: Path) -> None:
+    (deadline,) = re.findall(r"^beeline_deadline_seconds=(\d+)", (ROOT / "config/config.properties").read_text(), re.M)
+    assert of_image(dockerfile, "STOP") >= int(deadline)
+    assert 0 < of_image(dockerfile, "DRAIN") <= LONGEST_DRAIN
+
+
+def graces() -> dict[str, int]:
+    """Return every grace period in a file or a documented command."""
+    found = {
+        f"{file} {name}": int(service["stop_grace_period"].removesuffix("s"))
+        for file in FILES
+        for name, service in yaml.safe_load((ROOT / file).read_text())["services"].items()
+        if service["image"].startswith("${BEELINE") and name != "archive"
+    }
+    for name in ("docs/containers.md", "docker/README.md"):
+        for text in re.findall(r"(?:--stop-timeout|docker stop --time) (\d+)", (ROOT / name).read_text()):
+            found[name] = int(text)
+    return {**found, "the tests": int(GRACE)}
+
+
+def test_no_container_is_killed_before_that() -> None:
+    longest = max(of_image(each, "STOP") for each in DOCKERFILES)
+    assert {where: grace for where, grace in graces().items() if grace <= LONGEST_DRAIN + longest + FORCE} == {}
+    assert {where.split()[0] for where in graces()} == {*FILES, "docs/containers.md", "docker/README.md", "the"}

@@ -16,7 +16,7 @@ from archive.inspect import card as inspected
 from beeline.spec import Accuracy, ModelSpec, Provenance
 from tests.conftest import GREEN, LABELS, RED, pack, write_checksums
 from tests.frontend.conftest import Open, Serve, Visit, payload, row
-from tests.serve.gateway.conftest import wait_for
+from tests.serve.conftest import wait_for
 
 pytestmark = pytest.mark.browser
 FRENCH, GERMAN = ("rouge", "vert", "bleu"), ("rot", "gruen", "blau")

@@ -144,7 +144,7 @@ def test_delete_remove_and_clear(visit: Open) -> None:
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#grid li")).to_have_count(2)
     seen.expect_answer("green")
-    # The grid goes with the last picture but one, and the focus must not go with it.
+    # The grid disappears with the last picture but one, and the focus must not.
     seen.card("3.png").locator(".card").press("Delete")
     expect(page.locator("#remove")).to_be_focused()
     expect(page.locator("#detail-name")).to_have_text("2.png")

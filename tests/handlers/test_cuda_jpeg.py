@@ -206,7 +206,7 @@ def test_a_device_that_decodes_or_resizes_wrongly_serves_nothing(
         CudaJpegs(CPU, GEOMETRY)
 
 
-@pytest.mark.parametrize("resize", [8, 224, 512, 700, 4000])
+@pytest.mark.parametrize("resize", [8, 224, 700, 1500])
 def test_it_proves_itself_at_any_size(resize: int) -> None:
     CudaJpegs(CPU, Geometry(resize, resize - 4, decoding="cuda"))
 

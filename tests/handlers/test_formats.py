@@ -28,7 +28,7 @@ def test_other_bytes_have_no_format(data: bytes) -> None:
 
 
 def test_a_format_that_pillow_was_built_without_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake of Pillow-SIMD without its plugin; the real one is in test_pillow_simd.py."""
+    """A fake of Pillow-SIMD without its plugin."""
     assert formats.LACKING == ()
     monkeypatch.setattr(formats, "LACKING", ("WEBP",))
     with pytest.raises(NotAnImage, match=r"WEBP pictures .* without WEBP\); send it as JPEG or PNG"):

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -33,14 +34,16 @@ class Fake:
 """
 
 MakeArchive = Callable[..., Path]
+T = TypeVar("T")
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait until it holds, for a minute at most."""
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in 60 s"
+def wait_for(look: Callable[[], T], holds: Callable[[T], object] = bool, seconds: float = 90.0) -> T:
+    """Look until what is seen holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while not holds(seen := look()):
+        assert time.monotonic() < deadline, f"still {seen!r} after {seconds:g} s"
         time.sleep(0.05)
+    return seen
 
 
 @pytest.fixture(scope="session")

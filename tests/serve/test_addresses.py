@@ -1,12 +1,15 @@
-"""Where everything listens: what was asked for, free ports, and what only this machine may reach."""
+"""Where everything listens: addresses, free and taken ports, and what only this machine may reach."""
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from beeline.errors import ConfigError
+from beeline.errors import BeelineError, ConfigError, Undetermined
+from serve import ports
 from serve.addresses import Ports, resolve, settle
 from serve.ports import Address
 from serve.properties import Properties, load
@@ -102,3 +105,45 @@ def test_an_option_changes_the_port_of_a_variables_address(file: Path) -> None:
     environ = {"BEELINE_INFERENCE_ADDRESS": "http://0.0.0.0:9000", "BEELINE_MANAGEMENT_ADDRESS": "http://0.0.0.0:9001"}
     found = resolve(load(file, environ), Ports(9100, management=9101), "nginx")
     assert (found.inference, found.management) == (Address("0.0.0.0", 9100), Address("0.0.0.0", 9101))
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:80", "ftp://a:1", "http://a", "http://:80", "http://a:1/path", "http://[::1", "8080"]
+)
+def test_a_wrong_address_is_refused_with_the_form_of_a_right_one(text: str) -> None:
+    with pytest.raises(ValueError, match="http://HOST:PORT"):
+        Address.parse(text)
+
+
+def test_an_address_is_written_as_it_was_read_and_reached_from_this_machine() -> None:
+    assert str(Address.parse("https://[::]:8443/")) == "https://[::]:8443"
+    assert str(Address.parse("http://0.0.0.0:80").local) == "http://127.0.0.1:80"
+    hosts = ("127.0.0.1", "127.1.2.3", "localhost", "0.0.0.0", "127.evil.example")
+    assert [Address(host, 8080).loopback for host in hosts] == [True, True, True, False, False]
+
+
+def test_free_ports_differ_and_suit_both_servers() -> None:
+    settled = ports.settle([(Address("127.0.0.1", 0), "--port")] * 2)
+    assert len({address.port for address in settled}) == 2
+    for address in settled:
+        assert 1024 < address.port <= 32_767
+        # A server can really listen on it.
+        socket.create_server((address.host, address.port)).close()
+
+
+def test_a_taken_port_names_itself_its_holder_and_the_fix() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(BeelineError) as caught:
+            ports.settle([(Address("127.0.0.1", port), "--port")])
+    assert f"port {port} is taken by" in str(caught.value)
+    assert f"(pid {os.getpid()})" in str(caught.value)
+    assert "choose another port with --port (0 for a free one)" in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_a_port_that_the_server_or_this_machine_cannot_use_is_refused() -> None:
+    with pytest.raises(BeelineError, match="port 40000 is over 32767, this server's last"):
+        ports.settle([(Address("127.0.0.1", 40_000), "--port")], highest=32_767)
+    with pytest.raises(Undetermined, match=r"cannot listen on http://192\.0\.2\.1:8080"):
+        ports.settle([(Address("192.0.2.1", 8080), "--port")])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from typer.testing import CliRunner
 
 from beeline.errors import BeelineError
 from cli.serve import app
-from tests.conftest import ROOT
 from tests.serve.conftest import MakeArchive
 
 Run = Callable[..., str]
@@ -90,10 +87,3 @@ def test_without_a_server_status_says_what_to_do_and_there_is_nothing_to_stop(ru
     assert "no server is running; start one with `beeline serve up`" in run("status")
     assert json.loads(run("status", "--json")) == {"servers": [], "ended": [], "swept": {}}
     assert json.loads(run("down", "--all", "--json")) == {"stopped": []}
-
-
-def test_the_command_imports_its_room_only_when_it_is_called() -> None:
-    heavy = ("requests", "psutil", "javaproperties", "numpy")
-    code = f"import sys, cli.serve; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -16,12 +16,13 @@ from serve import instance
 from serve.client import InferenceClient
 from serve.instance import MARK, down
 from tests.conftest import ROOT
-from tests.serve.conftest import MakeArchive, wait_until
+from tests.serve.conftest import MakeArchive, wait_for
 
 pytestmark = pytest.mark.server
 COMMAND = [sys.executable, "-c", "from cli.serve import app; app()"]
-# Every way for one server; for the other those after which its own processes are in another state.
-WAYS = [("torchserve", way) for way in ("SIGINT", "SIGTERM", "SIGKILL", "java", "supervisor", "starting", "down")]
+# Every way for one server; for the other those after which its own processes are in another state. SIGTERM becomes the
+# same exception as SIGINT (tests/host/test_signals.py).
+WAYS = [("torchserve", way) for way in ("SIGINT", "java", "supervisor", "starting", "down")]
 WAYS += [("mms", way) for way in ("java", "starting")]
 
 
@@ -38,7 +39,7 @@ def test_nothing_is_left_however_it_ends(
     ) as foreground:
         assert foreground.stdout is not None
         if way == "starting":
-            wait_until(lambda: (state := found.read()) is not None and state.java is not None)
+            wait_for(lambda: (state := found.read()) is not None and state.java is not None)
         else:
             assert json.loads(foreground.stdout.readline())["name"] == name
         state = found.read()
@@ -46,17 +47,17 @@ def test_nothing_is_left_however_it_ends(
         assert state.java is not None
         assert state.supervisor is not None
         target = {"java": state.java, "supervisor": state.supervisor}.get(way, foreground.pid)
-        number = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}.get(way, signal.SIGKILL)
+        number = signal.SIGINT if way == "SIGINT" else signal.SIGKILL
         if way == "down":
             down(state_home, name)
         else:
             os.kill(target, number)
         _, said = foreground.communicate(timeout=60)
-    expected = {"SIGINT": 0, "SIGTERM": 0, "down": 0, "java": 1, "supervisor": 1}.get(way, -signal.SIGKILL)
+    expected = {"SIGINT": 0, "down": 0, "java": 1, "supervisor": 1, "starting": -signal.SIGKILL}[way]
     assert foreground.returncode == expected, said
     if way == "java":
         assert "ended: Java ended by itself (SIGKILL)" in said
-    wait_until(lambda: not found.alive())
+    wait_for(lambda: not found.alive())
     assert processes.marked(MARK, state.mark) == []
     assert not Path(state.temporary).exists()
     assert found.read() is None

@@ -1,4 +1,4 @@
-"""`/metrics`: what it says of the counts of real workers."""
+"""`/metrics`: what it says of the counts of real workers, and which losses of workers are restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from beeline.answer import Answer
 from beeline.errors import BeelineError
-from serve.metrics import GRACE, Collector, serve_metrics
+from serve.metrics import GRACE, Collector, Restarts, serve_metrics
 from tests.conftest import worker
 
 GOOD, BAD = Answer(200, "OK", "{}"), Answer(415, "Unsupported Media Type", "{}", reason="not_an_image")
@@ -88,32 +88,6 @@ def test_answers_and_errors_of_all_workers_are_added_up_over_http(tmp_path: Path
     assert value(samples, "beeline_worker_starts_total", **COLOURS) == 2
     # None of this process or of Python.
     assert all(name.startswith("beeline_") for name, _ in samples)
-    # Foreign files are counted and do no harm.
-    for name in ("1-1.json", "counter_1-1.db"):
-        (tmp_path / name).write_text("half a fi")
-    unreadable = {"name[]": "beeline_metrics_files_unreadable"}
-    assert parse(requests.get(exporter, params=unreadable, timeout=10).text) == {(unreadable["name[]"], frozenset()): 2}
-
-
-def test_histograms_are_cumulative_and_in_seconds(tmp_path: Path) -> None:
-    for queue in (2.5, 700.0, 90_000.0, 500_000.0):
-        worker(tmp_path).count([GOOD] * 3, [queue, None, None], {"decode": 2.0, "forward": 30.0, "encode": 0.2})
-    samples = Exported(tmp_path).scrape()
-    for name in ("batch_size", "queue_seconds", "decode_seconds", "forward_seconds", "encode_seconds"):
-        rows = sorted(
-            (float(dict(labels)["le"]), number)
-            for (found, labels), number in samples.items()
-            if found == f"beeline_{name}_bucket"
-        )
-        assert [number for _, number in rows] == sorted(number for _, number in rows)
-        assert rows[-1] == (float("inf"), value(samples, f"beeline_{name}_count", **COLOURS)) == (float("inf"), 4)
-    for name, bound, count in (
-        *(("queue_seconds", "0.0025", 1), ("queue_seconds", "1.0", 2), ("queue_seconds", "120.0", 3)),
-        *(("batch_size", "2.0", 0), ("batch_size", "4.0", 4)),
-    ):
-        assert value(samples, f"beeline_{name}_bucket", **COLOURS, le=bound) == count
-    for name, total in (("queue_seconds", 590.7025), ("forward_seconds", 0.12), ("batch_size", 12)):
-        assert value(samples, f"beeline_{name}_sum", **COLOURS) == pytest.approx(total, abs=1e-5)
 
 
 def test_a_dead_workers_counts_stay_and_its_death_is_a_restart(tmp_path: Path) -> None:
@@ -177,13 +151,6 @@ def test_no_counter_ever_goes_down_and_few_files_remain(tmp_path: Path) -> None:
     assert len(names) == 7, names
 
 
-def test_any_text_as_a_label_is_one_line(tmp_path: Path) -> None:
-    model = 'a"b\\c\nd é'
-    worker(tmp_path, model).count([GOOD], [], {})
-    samples = Exported(tmp_path).scrape()
-    assert value(samples, "beeline_answers_total", model=model, version="1.0", status="200") == 1
-
-
 def test_a_silent_connection_keeps_nobody_waiting_and_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,3 +172,71 @@ def test_an_exporter_refuses_a_taken_port_and_gives_its_own_back(tmp_path: Path)
             raise AssertionError("two listen there")
     with serve_metrics(("127.0.0.1", port), collector):
         pass
+
+
+class Watch:
+    """Restarts under a clock that the test moves."""
+
+    def __init__(self, wanted: int | None, living: str) -> None:
+        self.now = 0.0
+        self.restarts = Restarts(clock=lambda: self.now)
+        if wanted is not None:
+            self.restarts.expect(wanted)
+        self.see(living)
+
+    def see(self, living: str, dead: str = "", after: float = 1) -> int:
+        """Report workers, each a letter; return the restarts."""
+        self.now += after
+        self.restarts.observe(set(living), set(dead))
+        return self.restarts.count
+
+    def later(self, living: str) -> int:
+        return self.see(living, after=GRACE)
+
+
+def test_a_lost_worker_is_one_restart_when_a_new_one_comes_or_after_a_while() -> None:
+    replaced = Watch(2, "ab")
+    assert [replaced.see("ab"), replaced.see("bc"), replaced.see("bc"), replaced.later("bc")] == [0, 1, 1, 1]
+    missing = Watch(2, "ab")
+    assert [missing.see("a"), missing.later("a")] == [0, 1]
+    # A worker that comes late replaces one that is counted already.
+    assert missing.later("ac") == 1
+    nothing_wanted = Watch(None, "ab")
+    assert [nothing_wanted.see("a"), nothing_wanted.later("a")] == [0, 1]
+
+
+def test_scaling_is_no_restart_in_whatever_order_it_is_seen() -> None:
+    asked_first = Watch(4, "abcd")
+    asked_first.restarts.expect(2)
+    assert [asked_first.see("abc"), asked_first.later("ab"), asked_first.later("ab")] == [0, 0, 0]
+    seen_first = Watch(4, "abcd")
+    seen_first.see("ab")
+    seen_first.restarts.expect(2)
+    assert seen_first.later("ab") == 0
+    down_and_up = Watch(2, "ab")
+    down_and_up.restarts.expect(1)
+    down_and_up.restarts.expect(2)
+    assert down_and_up.see("ac", dead="b") == 0
+    up = Watch(1, "a")
+    up.restarts.expect(3)
+    assert [up.see("abc"), up.later("abc")] == [0, 0]
+
+
+def test_scaling_down_explains_as_many_losses_as_were_asked_for_and_none_later() -> None:
+    watch = Watch(4, "abcd")
+    watch.restarts.expect(2)
+    assert [watch.see("a"), watch.later("a"), watch.see("ae"), watch.see("ef")] == [0, 1, 1, 2]
+    # One of the two that are to go has crashed before.
+    crashed = Watch(3, "abc")
+    assert [crashed.later("ab"), crashed.later("ab")] == [0, 1]
+    crashed.restarts.expect(1)
+    assert [crashed.see("a"), crashed.see("d")] == [1, 2]
+
+
+def test_a_worker_that_comes_and_goes_between_two_looks_counts_and_only_once() -> None:
+    watch = Watch(1, "a")
+    assert [watch.see("c", dead="ab"), watch.later("c")] == [1, 2]
+    once = Watch(1, "a")
+    assert once.see("b", dead="a") == 1
+    # Another process with its id may look like it for a moment.
+    assert [once.see("ba"), once.see("b", dead="a"), once.see("b", dead="a", after=GRACE)] == [1, 1, 1]

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.export import export
 from train.fit import fit
 from train.generate import generate
 from train.model import build
 from train.plan import Plan, plan
+from train.predictor import RunPredictor
 from train.progress import silent
 from train.runs import Run, open_run
 
@@ -153,7 +153,7 @@ def tiny_run(tiny_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def exported(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A copy of it with its export."""
+    """A copy of it with its export, which a predictor makes where it is missing."""
     run = open_run(Path(shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("exported") / "run")))
-    export(run)
+    RunPredictor(run.folder)
     return run

@@ -185,7 +185,7 @@ def patched(data: bytes, at: int, value: bytes) -> bytes:
     return data[:at] + value + data[at + len(value) :]
 
 
-# The size of an entry is at offset 22 of its local header and at 24 in the directory, its flags are there at 8.
+# The size of an entry is at offset 22 of its local header; in the directory it is at 24, and the flags are at 8.
 DIRECTORY, SMALL = b"PK\x01\x02", struct.pack("<I", 1000)
 
 

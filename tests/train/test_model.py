@@ -14,8 +14,8 @@ from beeline.errors import ConfigError
 from train.errors import WeightsError
 from train.model import build, check_input, head, names, start_from
 
-FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3", "swin_t": "head"}
-# The same, slow to build.
+FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3"}
+# More families, which are slow to build.
 MORE = {
     "efficientnet_b0": "classifier.1",
     "densenet121": "classifier",
@@ -24,6 +24,7 @@ MORE = {
     "regnet_y_400mf": "fc",
     "convnext_tiny": "classifier.2",
     "vit_b_16": "heads.head",
+    "swin_t": "head",
 }
 
 

@@ -80,7 +80,11 @@ def test_each_mistake_before_the_model_fails_the_replay(tiny_export: Path, mista
         replay(tiny_export, spec, lambda crops: forward(np.ascontiguousarray(mistake(crops))))
 
 
-def test_a_model_that_cannot_notice_a_mistake_is_refused_until_its_owner_says_so(tmp_path: Path) -> None:
+def test_a_model_that_cannot_notice_a_mistake_is_refused_until_its_owner_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One attempt less than usual, because each takes seconds.
+    monkeypatch.setattr(goldens, "_ATTEMPTS", 2)
     with pytest.raises(ArchiveError, match=r"would not notice red and blue swapped.*--blind-to channels"):
         export_folder(Grey(), tiny_request(), tmp_path / "export")
     export_folder(Grey(), tiny_request(blind_to=("channels",)), tmp_path / "export")
@@ -89,7 +93,11 @@ def test_a_model_that_cannot_notice_a_mistake_is_refused_until_its_owner_says_so
         tiny_request(blind_to=("chanels",))
 
 
-def test_without_made_pictures_the_message_asks_for_the_users_own(tmp_path: Path) -> None:
+def test_without_made_pictures_the_message_asks_for_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fewer than usual, because no number of steps makes either network sure.
+    monkeypatch.setattr(goldens, "_STEPS", 3)
     unsure = Changed(lambda scores: scores / 1000)
     for network, why in ((unsure, "is it trained"), (opaque(), "no gradient passes this model")):
         with pytest.raises(ArchiveError, match=f"{why}.*--golden DIR"):

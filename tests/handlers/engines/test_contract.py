@@ -14,24 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from archive import variants
 from archive.export import IMAGENET_MEAN, IMAGENET_STD
-from archive.variants import CONVERTERS, Variant
+from archive.variants import CONVERTERS, REFERENCE, Variant
 from archive.variants.agreement import Gate, Pictures
 from beeline import pixels
 from beeline.settings import MAX_PIXELS
 from beeline.spec import ModelSpec
+from tests.archive.variants.test_variants import POSSIBLE
 from tests.conftest import BLUE, GREEN, RED, write_checksums
 from tests.handlers.test_pixels import independent_decode
 from tests.handlers.test_vision_handler import BROKEN, GOOD, ask, check_all_placements, loaded
 from vision_handler import VisionHandler
-
-VARIANTS = [
-    # It needs a C++ compiler, which the README does not ask for.
-    pytest.param(each, marks=[pytest.mark.server] if each.engine == "torch_compile" else [])
-    for each in variants.known()
-    if each != variants.REFERENCE and variants.left_out(each) is None
-]
 
 
 def converted(folder: Path, out: Path, wanted: Variant, crops: NDArray[np.uint8], tolerance: float) -> VisionHandler:
@@ -48,7 +41,8 @@ def converted(folder: Path, out: Path, wanted: Variant, crops: NDArray[np.uint8]
     return loaded(out)
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+# POSSIBLE marks the variants of torch_compile with pytest.mark.server.
+@pytest.fixture(scope="module", params=POSSIBLE, ids=str)
 def handler(
     request: pytest.FixtureRequest, colour_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> VisionHandler:
@@ -117,7 +111,7 @@ def expected(network: torch.nn.Module, model_folder: Path, shared_data: Path) ->
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("wanted", [variants.REFERENCE, *VARIANTS], ids=str)
+@pytest.mark.parametrize("wanted", [REFERENCE, *POSSIBLE], ids=str)
 def test_every_awkward_picture_gets_its_status(
     wanted: Variant, model_folder: Path, expected: dict[Path, str | int | None], shared_data: Path, tmp_path: Path
 ) -> None:
@@ -130,7 +124,7 @@ def test_every_awkward_picture_gets_its_status(
     geometry = ModelSpec.load(model_folder).geometry
     crops = np.stack([pixels.decode(path.read_bytes(), geometry) for path in samples[:30]])
     # The gate would refuse what int8 does to these goldens; here only the pictures count.
-    same = wanted == variants.REFERENCE
+    same = wanted == REFERENCE
     handler = loaded(model_folder) if same else converted(model_folder, tmp_path, wanted, crops, 0.5)
     paths = list(expected)
     answers: list[str | int] = []

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -31,20 +31,11 @@ from serve.gateway import runtime
 from serve.gateway.nginx import choose, listening
 from serve.gateway.settings import Backend, Name, Settings, Tls
 from serve.ports import Address, settle
+from tests.conftest import ROOT as ROOT
 from tests.serve.conftest import MakeArchive
+from tests.serve.conftest import wait_for as wait_for
 
-ROOT = Path(__file__).resolve().parents[3]
 ONE_READY = {"workers": 1, "ready": 1}
-T = TypeVar("T")
-
-
-def wait_for(look: Callable[[], T], holds: Callable[[T], object] = bool, seconds: float = 90.0) -> T:
-    """Look until what is seen holds, and return it."""
-    deadline = time.monotonic() + seconds
-    while not holds(seen := look()):
-        assert time.monotonic() < deadline, f"still {seen!r} after {seconds:g} s"
-        time.sleep(0.05)
-    return seen
 
 
 class StandIn:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -28,11 +27,6 @@ from tests.conftest import RED
 from tests.serve.gateway.conftest import ROOT, wait_for
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "BEELINE_STATE": str(tmp_path / "state")}
 
 
 @pytest.fixture
@@ -86,7 +80,7 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
         folder = folder_of_gateway(process.pid)
         assert folder / "store" != servers[0].state.store
         assert (folder / "store" / "colours.mar").is_file()
-        # By the counts of the workers the prober sees that a server is stuck.
+        # The prober sees from the workers' counts that a server is stuck.
         known = json.loads((folder / "gateway" / "settings.json").read_text())["backends"]
         assert [each["counts"] for each in known] == [each.state.environment[FOLDER] for each in servers]
         assert requests.get(f"{url}/nothing", timeout=30).status_code == 404

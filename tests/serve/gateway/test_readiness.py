@@ -69,7 +69,7 @@ def test_one_model_that_fails_closes_no_other(gateway: Gateway) -> None:
     server.wrong.add("other")
     site.wait_until_reason("expects 'red'")
     wait_for(statuses, lambda seen: seen == [200, 503, 503])
-    # The server refuses what no archive has.
+    # For a model without an archive the server itself answers.
     assert site.predict(model="nobody").status_code == 200
     server.ready = False
     wait_for(statuses, lambda seen: seen == [503, 503, 503])

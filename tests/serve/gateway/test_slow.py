@@ -1,4 +1,4 @@
-"""Slow clients take up room of their own, and nobody else's."""
+"""Slow clients use only their own share of connections, places and disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.serve.gateway.conftest import Gateway, Site, wait_for
 
 pytestmark = pytest.mark.server
-# All of 127/8 is this machine: each such address is another client's.
+# Every address of 127/8 is this machine; each stands for another client.
 SLOW, OTHER = "127.0.0.2", "127.0.0.3"
 
 

@@ -20,7 +20,7 @@ from serve import instance
 from serve.instance import MARK, State, down, supervisor
 from serve.status import status
 from tests.conftest import ROOT
-from tests.serve.conftest import wait_until
+from tests.serve.conftest import wait_for
 
 # Two workers: a child, and one that left its parent, session and group, as MMS's do when their parent dies.
 SERVER = "sleep 1000 & setsid sh -c 'sleep 1001 & exit 0'; wait"
@@ -60,7 +60,7 @@ class Started:
             )
         os.close(lock)
         os.close(read)
-        wait_until(lambda: len(self.sleeping()) == 2)
+        wait_for(lambda: len(self.sleeping()) == 2)
         running = self.instance.read()
         assert running is not None
         assert running.supervisor == self.process.pid
@@ -144,7 +144,7 @@ def test_a_killed_supervisor_ends_java_and_the_next_command_stops_its_orphans(
     started = start()
     started.process.kill()
     started.process.wait()
-    wait_until(lambda: not psutil.pid_exists(started.java))
+    wait_for(lambda: not psutil.pid_exists(started.java))
     orphans = sorted(process.pid for process in started.marked())
     assert len(orphans) == 2
     seen = {"swept": down(home)} if command == "down" else status(home)
@@ -159,7 +159,7 @@ def test_a_detached_one_outlives_its_starter_until_it_is_stopped(start: Start, h
     started = start()
     os.write(started.pipe, supervisor.READY + supervisor.DETACH)
     started.hang_up()
-    wait_until(lambda: bool((state := started.instance.read()) and state.ready))
+    wait_for(lambda: bool((state := started.instance.read()) and state.ready))
     assert started.process.poll() is None
     assert down(home) == {"default": []}
     started.ended()
