@@ -116,8 +116,10 @@ def _compare(runs: Sequence[Run]) -> Section:
     again, rows = run.result["aa"], run.result["rows"]
     noise = "No server was measured twice, so the noise of this comparison is unknown."
     if again["ratio"]:
-        words = "{server}): {verdict}, {ratio:.2f} ({interval[0]:.2f} to {interval[1]:.2f}) of itself".format_map(again)
-        noise = f"A/A, the same server entered twice ({words}. A difference that is no larger is noise."
+        noise = (
+            "A/A, the same server entered twice ({server}): {verdict}, {ratio:.2f} ({interval[0]:.2f} to "
+            "{interval[1]:.2f}) of itself. A difference that is no larger is noise."
+        ).format_map(again)
     blocks: list[Block] = [Sentences((noise,), "good" if again["verdict"] == "no difference" else "bad")]
     for kind in dict.fromkeys(row["class"] for row in rows):
         own = sorted((row for row in rows if row["class"] == kind), key=lambda row: -(_median(row["per_second"]) or 0))
