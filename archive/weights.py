@@ -17,16 +17,19 @@ from archive.architectures import AUXILIARY, build
 from beeline.errors import ArchiveError
 
 State = dict[str, Tensor]
-# Modules that wrap a network, or a part of it, put these into the names of its tensors.
-_WRAPPED = re.compile(r"((?<=\.)|^)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Older names of torchvision, which its published files still have, and today's. Its own loaders translate them too.
-_OLDER = (
+# Parts of names of tensors, and what they become.
+_RENAMED = (
+    # Of modules that wrap a network, or a part of it.
+    (re.compile(r"((?<=\.)|^)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."), ""),
+    # Older names of torchvision, which its published files still have. Its own loaders rename them too.
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\."), r"\1\2."),
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 )
 _AUXILIARY_HEAD = re.compile(r"(^|\.)(aux\d?|AuxLogits)\.")
 _MISFIT = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
+# A number of classes that no layer has by chance.
+_CLASSES = 1009
 # How deep dictionaries and lists lie in each other at most, and how many names a sentence has at most.
 _DEEPEST, _NAMED = 4, 3
 
@@ -116,9 +119,8 @@ def find_weights(path: Path, values: Any, architecture: str) -> Weights:
         why = f"{path} lacks {form.main!r}, the head of {architecture}; train one with `beeline train`"
         if found:
             why = (
-                f"{path} has a head of its own ({', '.join(found[:_NAMED])}) where {architecture} has {form.main} "
-                f"{list(form.shapes[form.main])}, and a state dict lacks its code; make TorchScript of the model: "
-                f"{to_torchscript()}"
+                f"{path} has a head of its own ({', '.join(found[:_NAMED])}) where {architecture} has {form.main}, and "
+                f"a state dict lacks its code; make TorchScript of the model: {to_torchscript()}"
             )
         state = {name: tensor for name, tensor in state.items() if not form.is_near(name)}
     if left := [*(name for name in state if name not in form.shapes), *others]:
@@ -137,21 +139,26 @@ def to_torchscript(file: str | None = None) -> str:
 class _Form:
     """What a state dict of an architecture looks like.
 
-    `shapes` are those for 1000 classes, in order. The shapes of `head` depend on the number of classes; `main` is the
-    last weight of these. `body` are all tensors except those near the head, which may be the user's own, and batch
+    `shapes` are those for `_CLASSES` classes, in order. The tensors of `head` have a row a class; `main` is the last
+    weight of these. `body` are all tensors except those near the head, which may be the user's own, and batch
     counters, which came with torch 0.4.1 and change nothing.
     """
 
     def __init__(self, architecture: str) -> None:
-        with torch.device("meta"):
-            self.shapes, wider = (
-                {name: tensor.shape for name, tensor in build(architecture, classes).state_dict().items()}
-                for classes in (1000, 1001)
-            )
-        self.head = frozenset(name for name in self.shapes if self.shapes[name] != wider[name])
+        try:
+            with torch.device("meta"):
+                network = build(architecture, _CLASSES)
+        except NotImplementedError:
+            # A RegNet computes with tensors when it is built.
+            with torch.random.fork_rng(devices=()):
+                network = build(architecture, _CLASSES)
+        self.shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        self.head = frozenset(name for name, shape in self.shapes.items() if shape[:1] == (_CLASSES,))
+        if not self.head:
+            raise ArchiveError(f"the architecture {architecture} has no head with a row a class; name a classifier")
         self.main = [name for name in self.shapes if name in self.head and name.endswith("weight")][-1]
         self.body = [name for name in self.shapes if not self.is_near(name) and not name.endswith("_batches_tracked")]
-        self._older = [each for each in _OLDER if not any(each[0].search(name) for name in self.shapes)]
+        self._renamed = [each for each in _RENAMED if not any(each[0].search(name) for name in self.shapes)]
         self._auxiliary = _AUXILIARY_HEAD if architecture in AUXILIARY else None
 
     def is_near(self, name: str) -> bool:
@@ -162,8 +169,7 @@ class _Form:
         """Return the tensors under today's names, without wrappers and without auxiliary heads."""
         renamed: State = {}
         for name, tensor in tensors.items():
-            name = _WRAPPED.sub("", name)
-            for pattern, newer in self._older:
+            for pattern, newer in self._renamed:
                 name = pattern.sub(newer, name)
             if not (self._auxiliary and self._auxiliary.search(name)):
                 renamed[name] = tensor

@@ -53,7 +53,7 @@ def test_timm_gives_the_preprocessing_that_it_names(name: str) -> None:
 
 def test_a_preprocessing_of_timm_that_squashes_is_refused() -> None:
     with pytest.raises(ArchiveError, match="crop_mode 'squash'; allowed: three channels, a square, 'center'"):
-        find_preset("timm", "timm:vit_base_patch16_siglip_224")
+        find_preset("timm", "timm:coat_lite_medium_384")
 
 
 def test_an_override_wins_and_leaves_the_rest() -> None:
@@ -209,7 +209,7 @@ def test_denormal_weights_are_saved_as_zeros(tmp_path: Path, kind: str, jit: Non
     path = graph_of(network).save(tmp_path)
     loaded = torch.jit.load(str(path)) if kind == "script" else torch.export.load(path).module()
     weight = next(tensor for name, tensor in loaded.state_dict().items() if name.endswith("head.weight"))
-    assert torch.equal(weight == 0, module.head.weight < 1e-39)
+    assert torch.equal(weight == 0, module.head.weight.abs() < 1e-39)
     assert (module.head.weight[:, ::2] == 1e-40).all(), "the user's network is not changed"
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from beeline.errors import ArchiveError
 from train import runs
 from train.config import load
 from train.data import read
-from beeline.errors import ArchiveError
 from train.errors import DataError, RunError
 from train.fit import Epoch, fit
 from train.plan import Plan, plan
