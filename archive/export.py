@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from archive import goldens
-from archive.architectures import timm_preprocessing
+from archive.architectures import TIMM, timm_preprocessing
 from archive.goldens.mistakes import check_names
 from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
 from beeline import pixels
@@ -65,18 +65,19 @@ _PRESETS = {
 }
 
 
-def find_preset(name: str, architecture: str | None = None) -> Preset:
+def find_preset(name: str | None, architecture: str | None = None) -> Preset:
     """Return the preset `name`.
 
     Args:
         name: `imagenet`, `half`, `unit` or `clip`; `torchvision` for the preprocessing of the default weights of
             `architecture`; a torchvision weights name such as `ResNet50_Weights.IMAGENET1K_V2`; or `timm` for what timm
-            names for `architecture`. Nothing is downloaded.
+            names for `architecture`. Nothing is downloaded. None is `timm` for `timm:NAME`, else `imagenet`.
         architecture: the name of a torchvision model, or `timm:NAME`.
 
     Raises:
         ArchiveError: for an unknown name or architecture.
     """
+    name = name or ("timm" if architecture and architecture.startswith(TIMM) else "imagenet")
     if name in _PRESETS:
         return _PRESETS[name]
     if name not in ("torchvision", "timm") and "." not in name:

@@ -145,5 +145,5 @@ def _once(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
 class _Loader(yaml.BaseLoader):
     """YAML of texts only, since `no` may be a label, with each key once."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         return _once([(key.value, self.construct_object(value, deep=True)) for key, value in node.value])

@@ -101,8 +101,7 @@ def build(
             assert model is not None
             if labels is None:
                 raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
-            of_timm = architecture is not None and architecture.startswith(TIMM)
-            chosen = find_preset(preset or ("timm" if of_timm else "imagenet"), architecture).override(
+            chosen = find_preset(preset, architecture).override(
                 _numbers("mean", mean), _numbers("std", std), resize=resize, crop=crop, interpolation=interpolation
             )
             request = ExportRequest(

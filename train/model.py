@@ -22,10 +22,9 @@ def head(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     In every torchvision classifier that is `fc`, `classifier.<n>`, `heads.head` or `head`. Those of timm name it.
     """
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    if not hasattr(network, "get_classifier"):
-        return layers[-1]
+    classifier = getattr(network, "get_classifier", lambda: layers[-1][1])()
     for name, layer in layers:
-        if layer is network.get_classifier():
+        if layer is classifier:
             return name, layer
     raise ConfigError(f"{type(network).__name__} has no single head, so it cannot be trained; take another")
 

@@ -15,6 +15,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torchvision.transforms.v2 import functional
 
 from archive.export import IMAGENET_MEAN, IMAGENET_STD, export_folder, find_preset
@@ -32,7 +34,7 @@ def probable() -> TinyNet:
 
 
 def test_the_preset_imagenet_is_that_of_torchvisions_first_resnets() -> None:
-    assert find_preset("imagenet") == find_preset("ResNet18_Weights.IMAGENET1K_V1")
+    assert find_preset("imagenet") == find_preset("ResNet18_Weights.IMAGENET1K_V1") == find_preset(None, "resnet18")
 
 
 def test_torchvision_gives_the_preprocessing_of_the_architectures_default_weights() -> None:
@@ -43,9 +45,10 @@ def test_torchvision_gives_the_preprocessing_of_the_architectures_default_weight
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "vit_base_patch16_clip_224.openai", "inception_v3.tf_in1k"])
 def test_timm_gives_the_preprocessing_that_it_names(name: str) -> None:
-    config = timm.data.resolve_model_data_config(timm.create_model(name, pretrained=False))
-    resize, crop, *_, normalise = timm.data.create_transform(**config).transforms
+    config = resolve_model_data_config(timm.create_model(name, pretrained=False))
+    resize, crop, *_, normalise = create_transform(**config).transforms
     preset = find_preset("timm", f"timm:{name}")
+    assert preset == find_preset(None, f"timm:{name}")
     assert preset.geometry == Geometry(resize.size, crop.size[0], resize.interpolation.value)
     assert torch.equal(torch.tensor(preset.mean), normalise.mean)
     assert torch.equal(torch.tensor(preset.std), normalise.std)

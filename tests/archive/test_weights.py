@@ -132,7 +132,7 @@ def test_safetensors_are_read_and_written(tmp_path: Path, squeezenet: nn.Module)
         read_weights(path, "squeezenet1_1")
 
 
-OLDER = {
+OLDER: dict[str, tuple[str, Any, int]] = {
     "densenet121": (r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", 64),
     "vit_b_32": (r"\.mlp\.(?:0|(3))\.", lambda match: f".mlp.linear_{2 if match[1] else 1}.", 224),
 }
@@ -159,7 +159,7 @@ def test_an_mnasnet_is_read_with_its_version_and_without(tmp_path: Path, lost: b
 def test_an_mnasnet_of_the_first_version_gets_its_first_layers(tmp_path: Path) -> None:
     network, old = seeded("mnasnet0_5", num_classes=5), seeded("mnasnet0_5", num_classes=5)
     state = network.state_dict()
-    state._metadata[""]["version"] = 1
+    state._metadata[""]["version"] = 1  # type: ignore[attr-defined]
     # torchvision gives a network the first layers of the first version before it compares shapes.
     with pytest.warns(UserWarning, match="previous version"), pytest.raises(RuntimeError):
         old.load_state_dict(state)
@@ -251,7 +251,7 @@ def test_another_head_is_left_out_in_training_and_refused_in_an_archive(
 
 def test_an_added_layer_of_a_known_head_is_a_head_of_its_own(tmp_path: Path) -> None:
     network = seeded("mobilenet_v2")
-    network.classifier.append(nn.Linear(1000, 2))
+    network.classifier = nn.Sequential(*network.get_submodule("classifier").children(), nn.Linear(1000, 2))
     torch.save(network.state_dict(), tmp_path / FILE)
     with pytest.raises(ArchiveError, match=r"classifier\.2\.weight \[2, 1000\].*lacks its code; make TorchScript"):
         load_network(tmp_path / FILE, "mobilenet_v2")

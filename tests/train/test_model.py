@@ -47,7 +47,7 @@ def test_the_head_is_found_and_makes_the_logits(name: str, expected: str) -> Non
 def test_a_head_of_timm_is_the_one_that_timm_names() -> None:
     network = build("timm:efficientnet_b0", 3)
     name, layer = head(network)
-    assert (name, layer) == ("classifier", network.get_classifier())
+    assert (name, layer) == ("classifier", network.get_submodule(name))
     with pytest.raises(ConfigError, match="VisionTransformerDistilled has no single head"):
         head(build("timm:deit_tiny_distilled_patch16_224", 3))
 
