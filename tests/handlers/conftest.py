@@ -8,8 +8,8 @@ import pytest
 import torch
 import torchvision
 
-from archive.artifact import read_labels
 from archive.export import IMAGENET_MEAN, IMAGENET_STD, ExportRequest, export_folder
+from archive.labels import read_labels
 from beeline.spec import Geometry, ModelSpec
 from tests.conftest import write_checksums
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from beeline.errors import ConfigError
+from beeline.errors import BeelineError, ConfigError
 from beeline.spec import ModelSpec
 from cli.train import train
 from train.errors import DataError
@@ -27,7 +29,7 @@ def test_a_run_is_trained_exported_and_reused(drawn: Path, random_weights: Path,
     named.symlink_to(drawn)
     words = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64", "fit.epochs=1", "export.name=shapes"]
     options = ["--data", str(named), "--weights", str(random_weights), "--seed", "3", "--runs", str(tmp_path / "runs")]
-    first = call(*words, *options, "--json")
+    first = call(*words, *options, "--json", "--safetensors", str(tmp_path / "trained.safetensors"))
     assert first.exit_code == 0, first.output
     values = json.loads(first.stdout.splitlines()[-1])
     assert (values["seed"], values["pictures"], values["reused"]) == (3, 8, False)
@@ -36,6 +38,9 @@ def test_a_run_is_trained_exported_and_reused(drawn: Path, random_weights: Path,
     assert (spec.name, spec.fingerprint()) == ("shapes", values["model_fingerprint"])
     assert "epoch 1/1: training loss" in first.stderr
     assert "Tip" not in first.output
+    saved, checkpoint = load_file(tmp_path / "trained.safetensors"), torch.load(Path(values["run"]) / "checkpoint.pth")
+    assert saved.keys() == checkpoint.keys()
+    assert all(torch.equal(saved[name], checkpoint[name]) for name in saved)
 
     again = call(*words, *options, "--reuse")
     assert again.exit_code == 0, again.output
@@ -49,6 +54,7 @@ def test_a_run_is_trained_exported_and_reused(drawn: Path, random_weights: Path,
     ("words", "error", "sentence"),
     [
         (["model.nmae=x"], ConfigError, r"unknown key model\.nmae; did you mean"),
+        (["--safetensors", "/missing/x"], BeelineError, "--safetensors is /missing/x, whose folder is missing"),
         (["--data", "/missing", "--generated"], ConfigError, "generated pictures and a folder of pictures are both"),
         (["data.folder=/missing", "--generated"], ConfigError, "leave one out"),
         (["--data", "/missing"], DataError, r"the data folder /missing is missing"),

@@ -90,10 +90,14 @@ def test_a_folder_that_is_neither_run_nor_export_has_its_sentence(tmp_path: Path
 def test_a_lost_or_foreign_checkpoint_has_its_sentence(copy: Run) -> None:
     text = (copy.folder / "config.yaml").read_text()
     (copy.folder / "config.yaml").write_text(text.replace("squeezenet1_1", "resnet18"))
-    with pytest.raises(RunError, match=r"checkpoint\.pth is not of resnet18 \("):
+    with pytest.raises(
+        RunError, match=r"checkpoint\.pth is damaged or of another architecture \(.* lacks .*; train again"
+    ):
         network(copy)
     copy.checkpoint.write_bytes(b"junk")
-    with pytest.raises(RunError, match=r"checkpoint\.pth is damaged; train again"):
+    with pytest.raises(
+        RunError, match=r"checkpoint\.pth is damaged or .*\(.* is not a plain state dict .*; train again"
+    ):
         network(copy)
     copy.checkpoint.unlink()
     with pytest.raises(RunError, match=r"checkpoint\.pth is missing; train again"):

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from beeline.errors import ArchiveError
 from train import runs
 from train.config import load
 from train.data import read
-from train.errors import DataError, RunError, WeightsError
+from train.errors import DataError, RunError
 from train.fit import Epoch, fit
 from train.plan import Plan, plan
 from train.predictor import RunPredictor
@@ -88,7 +89,7 @@ def test_from_random_weights_batch_normalisation_learns(drawn: Path, tmp_path: P
 
 def test_weights_of_another_architecture_leave_no_run(environ: dict[str, str], tmp_path: Path) -> None:
     wrong = plan(["model.name=resnet18", "model.resize=72", "model.crop=64"], silent, environ=environ)
-    with pytest.raises(WeightsError, match=r"squeezenet\.pth does not fit ResNet"):
+    with pytest.raises(ArchiveError, match=r"squeezenet\.pth lacks 'conv1\.weight', which resnet18 has"):
         fit(wrong, silent, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

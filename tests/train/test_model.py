@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from archive.artifact import read_state_dict
-from beeline.errors import ConfigError
-from train.errors import WeightsError
-from train.model import build, check_input, head, names, start_from
+from archive.artifact import read_weights
+from beeline.errors import ArchiveError, ConfigError
+from train.model import build, check_input, head
 
 FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3"}
 # More families, which are slow to build.
@@ -46,14 +45,18 @@ def test_the_head_is_found_and_makes_the_logits(name: str, expected: str) -> Non
     assert torch.equal(logits, made)
 
 
-def test_every_name_is_a_classifier_with_one_output() -> None:
-    assert {"resnet18", "resnet34", "squeezenet1_1", "vit_b_16"} <= set(names())
-    assert not {"inception_v3", "googlenet", "raft_large", "fcn_resnet50"} & set(names())
+def test_a_head_of_timm_is_the_one_that_timm_names() -> None:
+    network = build("timm:efficientnet_b0", 3)
+    name, layer = head(network)
+    assert (name, layer) == ("classifier", network.get_submodule(name))
+    with pytest.raises(ConfigError, match="VisionTransformerDistilled has no single head"):
+        head(build("timm:deit_tiny_distilled_patch16_224", 3))
 
 
-def test_an_unknown_name_has_its_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"is 'resnet81', no classifier of torchvision; did you mean 'resnet"):
-        build("resnet81", 2)
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_a_network_with_auxiliary_heads_has_its_sentence(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.name is '{name}', which returns several outputs"):
+        build(name, 2)
 
 
 def test_a_size_that_the_architecture_cannot_take_has_its_sentence() -> None:
@@ -69,19 +72,8 @@ def test_the_check_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_the_body_is_loaded_and_the_head_left_alone(random_weights: Path) -> None:
-    network, state = build("squeezenet1_1", 2), read_state_dict(random_weights)
-    before = network.state_dict()["classifier.1.weight"].clone()
-    start_from(network, state, "the file")
-    assert torch.equal(network.state_dict()["features.0.weight"], state["features.0.weight"])
-    assert torch.equal(network.state_dict()["classifier.1.weight"], before)
-
-
-def test_weights_of_another_architecture_or_size_have_their_sentence(random_weights: Path) -> None:
-    with pytest.raises(WeightsError, match=r"does not fit ResNet: \d+ missing \(bn1\.bias.*; \d+ unknown") as caught:
-        start_from(build("resnet18", 2), read_state_dict(random_weights), "the file")
-    assert str(caught.value).endswith("set model.name to the architecture that the file was made for")
-    assert "\n" not in str(caught.value)
-    small, large = (models.VisionTransformer(side, 16, 1, 1, 8, 8, num_classes=2) for side in (32, 64))
-    with pytest.raises(WeightsError, match=r"VisionTransformer: 1 of another shape \(encoder\.pos_embedding\)"):
-        start_from(large, small.state_dict(), "it")
+def test_weights_of_another_size_of_picture_have_their_sentence(tmp_path: Path) -> None:
+    state = models.vit_b_16(image_size=64, num_classes=2).state_dict()
+    torch.save(state, tmp_path / "small.pth")
+    with pytest.raises(ArchiveError, match=r"'encoder\.pos_embedding' of shape \[1, 17, 768\], vit_b_16 has \[1, 197"):
+        read_weights(tmp_path / "small.pth", "vit_b_16").start(build("vit_b_16", 2))
