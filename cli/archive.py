@@ -34,11 +34,13 @@ def build(
     architecture: Annotated[str | None, _of_model(help="torchvision's name; for a state dict.")] = None,
     name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
     version: Annotated[str, _of_model(help="The model's version.")] = "1.0",
-    output: Annotated[str, _of_model(help="What the model returns: logits or probabilities.")] = "logits",
+    output: Annotated[str | None, _of_model(help="logits, probabilities or scores. [what its outputs show]")] = None,
+    output_key: Annotated[str | None, _of_model(help="Which entry of a dict or tuple it returns.")] = None,
     uint8_input: Annotated[bool, _of_model("--uint8-input", help="It takes uint8 NHWC and normalises it.")] = False,
     resize: Annotated[int | None, _of_model(help="Shorter side in pixels, over the preset's.")] = None,
     crop: Annotated[int | None, _of_model(help="Side of the middle crop, over the preset's.")] = None,
     interpolation: Annotated[str | None, _of_model(help="Resize filter, over the preset's.")] = None,
+    channels: Annotated[str, _of_model(help="The order in which it takes colours: rgb or bgr.")] = "rgb",
     mean: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
     std: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
     top_k: Annotated[int, _of_model(help="Labels an answer holds at most.")] = 5,
@@ -107,7 +109,9 @@ def build(
                 mean=chosen.mean,
                 std=chosen.std,
                 architecture=architecture or "unknown",
+                channels=channels,
                 output=output,
+                output_key=output_key,
                 top_k=top_k,
                 provenance=Provenance(data=data, weights=weights or model.name, licence=licence),
                 golden_pictures=golden,
@@ -115,7 +119,7 @@ def build(
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            export_folder(load_network(model, architecture), request, export, takes_uint8=uint8_input)
+            export_folder(load_network(model, architecture), request, export, takes_uint8=uint8_input, say=say)
         made, measured = variants.prepare(
             export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding, say
         )

@@ -18,6 +18,8 @@ def train(
     weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
+    golden: Annotated[Path | None, typer.Option(help="Your own golden pictures instead of made ones.")] = None,
+    blind_to: Annotated[list[str] | None, typer.Option(help="A mistake that goldens may miss: exif ...")] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +32,10 @@ def train(
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
     planned = plan(words, say, generated=generated)
+    if blind_to:
+        from archive.goldens.mistakes import check_names
 
+        check_names(blind_to)
     data_done = time.monotonic()
     from train.runs import find_run, open_run
 
@@ -45,7 +50,7 @@ def train(
     fit_done = time.monotonic()
     from train.export import export
 
-    spec = export(run, planned.config.export)
+    spec = export(run, planned.config.export, golden, tuple(blind_to or ()))
     pictures = sum(run.record["data"]["val"].values())
     note = " These were GENERATED pictures, no photographs." if run.record["data"]["generated"] else ""
     values = {

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
 from beeline.errors import ConfigError, did_you_mean
-from beeline.spec import INTERPOLATIONS, Geometry
+from beeline.spec import INTERPOLATIONS, NAME, NAMES, Geometry
 
 FOLDER = Path(__file__).resolve().parents[1] / "config" / "train"
 RECIPES = ("finetune", "scratch")
@@ -113,8 +113,8 @@ class FitConfig:
 class ExportConfig:
     """Name, version and top-k of the exported model."""
 
-    name: str | None = _is("a name, or null")
-    version: str = _is("a version, such as 1.0")
+    name: str | None = _is(f"null, or {NAMES}", pattern=f"^{NAME}$")
+    version: str = _is(NAMES, pattern=f"^{NAME}$")
     top_k: int = _number("at least 1, a whole number", ge=1)
 
 

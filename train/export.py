@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beeline import pixels
-from beeline.errors import ArchiveError, SpecError
+from beeline.errors import ArchiveError, SpecError, short
 from beeline.spec import EXPECTED, GOLDEN, Accuracy, ModelSpec, Provenance
 from train.config import ExportConfig
 from train.errors import RunError
@@ -21,10 +22,13 @@ if TYPE_CHECKING:  # An earlier export is found without importing torch.
 EXPORT = 1
 
 
-def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
+def export(
+    run: Run, naming: ExportConfig | None = None, golden: Path | None = None, blind_to: tuple[str, ...] = ()
+) -> ModelSpec:
     """Write `<run>/export/` and return its spec; an earlier export that says the same is kept.
 
-    `naming` are name, version and top-k; None takes those that the run was trained with.
+    `naming` are name, version and top-k; None takes those that the run was trained with. `golden` and `blind_to` are
+    those of `archive.export.ExportRequest`; with either the export is made again.
 
     Raises:
         RunError: when the checkpoint is missing or damaged. ArchiveError: when the model cannot be exported.
@@ -42,7 +46,7 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
         "provenance": Provenance(data["name"], data["generated"], run.record["weights"]["name"]),
     }
     maker = run.folder / "exported_by"
-    if maker.is_file() and maker.read_text() == str(EXPORT):
+    if not (golden or blind_to) and maker.is_file() and maker.read_text() == str(EXPORT):
         try:
             spec = ModelSpec.load(run.export)
         except SpecError:
@@ -57,7 +61,15 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
     from archive.export import ExportRequest, export_folder
 
     model = config.model
-    request = ExportRequest(mean=model.mean, std=model.std, architecture=model.name, **described)
+    request = ExportRequest(
+        mean=model.mean,
+        std=model.std,
+        architecture=model.name,
+        output="logits",
+        golden_pictures=golden,
+        blind_to=blind_to,
+        **described,
+    )
     spec = export_folder(network(run), request, run.export)
     maker.write_text(str(EXPORT))
     return spec
@@ -77,6 +89,5 @@ def network(run: Run) -> nn.Module:
     except ArchiveError as error:
         raise RunError(f"{run.checkpoint} is damaged; train again") from error
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:160]
-        raise RunError(f"{run.checkpoint} is not of {name} ({why}); train again") from error
+        raise RunError(f"{run.checkpoint} is not of {name} ({short(error)}); train again") from error
     return built.eval()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from beeline.errors import ConfigError, did_you_mean
+from beeline.errors import ConfigError, did_you_mean, short
 from train.errors import WeightsError
 
 # Both return several outputs while they train, and their published weights expect pixels that are normalised twice: too
@@ -73,7 +73,6 @@ def check_input(network: nn.Module, crop: int, name: str) -> None:
         with torch.inference_mode():
             network(torch.zeros(1, 3, crop, crop))
     except (AssertionError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise ConfigError(f"model.crop is {crop}, which {name} cannot take ({why}); most take 224") from error
+        raise ConfigError(f"model.crop is {crop}, which {name} cannot take ({short(error)}); most take 224") from error
     finally:
         network.train(training)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from archive.goldens.mistakes import Mistake
 from archive.graph import Differentiable
 from beeline import pixels
 from beeline.answer import probabilities, top_labels
-from beeline.errors import ArchiveError, RequestError
+from beeline.errors import ArchiveError, RequestError, short
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec
 
@@ -94,7 +94,13 @@ class Pattern:
     against: Mistake | None = None
 
 
-def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence[str] = ()) -> None:
+def make(
+    folder: Path,
+    model: Model,
+    own: Path | None = None,
+    blind_to: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Write `folder/golden` with pictures and `expected.json`, and prove that they notice each required mistake.
 
     Args:
@@ -102,11 +108,12 @@ def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence
         model: the one that was saved there.
         own: a folder of the user's pictures; None makes some.
         blind_to: mistakes that the pictures need not notice, since some models see no colour.
+        say: is told when a further search begins.
 
     Raises:
         ArchiveError: when pictures are missing, unclear to the model, or do not notice a mistake.
     """
-    encoded = _given(own, model.spec) if own else _made(model)
+    encoded = _given(own, model.spec) if own else _made(model, say)
     for attempt in range(1, _ATTEMPTS + 1):
         _write(folder, model, encoded, [])
         data = [picture.data for picture in encoded]
@@ -114,6 +121,7 @@ def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence
         missed = [name for name in mistakes.REQUIRED if noticed.get(name) is False and name not in blind_to]
         if not missed or own or attempt == _ATTEMPTS:
             break
+        say(f"  the golden pictures do not notice {_named(missed)} yet: making more")
         # One more picture for each missed mistake that has gradients.
         against = mistakes.on_crops(model.photometry)
         target = (attempt - 1) % len(model.spec.labels)
@@ -121,14 +129,19 @@ def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence
         patterns = [_pattern(model, 2, target, 100 * attempt + i, each) for i, each in enumerate(chosen)]
         encoded += [picture for picture in _draw(model, patterns) if picture]
     if missed:
+        options = " ".join(f"--blind-to {name}" for name in missed)
         raise ArchiveError(
-            f"the golden pictures would not notice {mistakes.MISTAKES[missed[0]]}; give pictures of your own that "
-            f"depend on it with --golden DIR, or say --blind-to {missed[0]} if this model cannot tell"
+            f"the golden pictures would not notice {_named(missed)}; give pictures of your own that depend on it with "
+            f"--golden DIR, or say {options} if this model cannot tell"
         )
     _write(folder, model, encoded, [name for name, seen in noticed.items() if seen])
 
 
-def _made(model: Model) -> list[Encoded]:
+def _named(missed: Sequence[str]) -> str:
+    return " and ".join(mistakes.MISTAKES[name] for name in missed)
+
+
+def _made(model: Model, say: Callable[[str], None]) -> list[Encoded]:
     """Make pictures of up to four classes, the first and the last included, of which the model is sure."""
     classes = len(model.spec.labels)
     targets = (0, classes - 1, classes // 3, 2 * classes // 3)
@@ -138,6 +151,11 @@ def _made(model: Model) -> list[Encoded]:
         patterns = [_pattern(model, number, targets[number], 10 * attempt + number) for number in numbers]
         pictures = zip(numbers, _draw(model, patterns), strict=True)
         clear |= {number: picture for number, picture in pictures if picture}
+        if not clear:
+            # No other start will find one either.
+            break
+        if attempt + 1 < _ATTEMPTS and len(clear) < len(targets):
+            say(f"  the model is sure of {len(clear)} of {len(targets)} golden pictures: searching for more")
     if len(clear) < 2:
         raise ArchiveError(
             f"fewer than two made pictures get a top-1 probability over {FLOOR} from this model; is it trained? "
@@ -161,7 +179,7 @@ def _draw(model: Model, patterns: Sequence[Pattern]) -> list[Encoded | None]:
     try:
         painted = _ascend(model, patterns)
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:160]
+        why = short(error)
         raise ArchiveError(
             f"no golden pictures can be made, since no gradient passes this model ({why}); give pictures of your own "
             "with --golden DIR"
@@ -234,12 +252,15 @@ def _crop(picture: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _logarithms(rows: Tensor, output: str, targets: list[int]) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of each row's probability of its target, and of all other classes together.
+    """Return the logarithms of each row's probability of its target, and of anything else.
 
     A logarithm keeps its gradient where a probability is rounded to 0 or 1.
     """
-    logarithms = rows.clamp_min(1e-12).log() if output == "probabilities" else rows.log_softmax(1)
     chosen = functional.one_hot(torch.tensor(targets), rows.shape[1]).bool()
+    if output == "scores":
+        own = rows[chosen]
+        return own.clamp_min(1e-12).log(), (1 - own).clamp_min(1e-12).log()
+    logarithms = rows.clamp_min(1e-12).log() if output == "probabilities" else rows.log_softmax(1)
     return logarithms[chosen], logarithms.masked_fill(chosen, -torch.inf).logsumexp(1)
 
 

@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from beeline import formats, pixels
-from beeline.errors import RequestError, SelfTestError, SpecError
+from beeline.errors import RequestError, SelfTestError, SpecError, short
 from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 
@@ -125,7 +125,7 @@ class CudaJpegs:
                 ready = iter(torch.stack(crops).cpu().numpy() if crops else ())
                 return [next(ready) if fits else None for fits in good]
         except RuntimeError as error:
-            self._why = " ".join(str(error).split())[:200]
+            self._why = short(error)
             return None
 
     def _resized(self, planes: Tensor) -> Tensor:

@@ -24,13 +24,15 @@ FILE_NAME = "model_spec.json"
 # Also in an archive: the golden pictures' folder, the expected answers in it, and the digest of each file.
 GOLDEN, EXPECTED, CHECKSUMS = "golden", "expected.json", "checksums.json"
 FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
-OUTPUTS = ("logits", "probabilities")
+# Scores are of independent labels: each is 0 to 1, and they need not sum to 1.
+OUTPUTS = ("logits", "probabilities", "scores")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 DECODINGS = ("full", "scaled", "cuda")
 ENGINES = ("torch", "torch_compile", "openvino", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+# Of a model's name and its version.
+NAME, NAMES = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "1 to 128 letters, digits, '.', '_' and '-', first a letter or digit"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -110,7 +112,7 @@ class Provenance:
 class ModelSpec:
     """One model as the worker serves it.
 
-    `output` is what the graph returns: logits or probabilities; `tolerance` is the largest difference in any golden
+    `output` is what the graph returns, one of `OUTPUTS`; `tolerance` is the largest difference in any golden
     probability that this engine and precision may show; `geometry_version` is the `GEOMETRY` of the `pixels.py` that
     made the goldens. Specs of schema 1 have that file's digest instead, `geometry_sha256`.
     """
@@ -138,8 +140,7 @@ class ModelSpec:
             self.schema in (1, SCHEMA), "schema", self.schema, f"this Beeline reads 1 and {SCHEMA}; rebuild the archive"
         )
         for key, name in (("name", self.name), ("version", self.version)):
-            fits = bool(_NAME.fullmatch(name))
-            _check(fits, key, name, "letters, digits, '.', '_' and '-', first a letter or digit")
+            _check(bool(re.fullmatch(NAME, name)), key, name, NAMES)
         _check(len(self.labels) >= 2, "labels", list(self.labels), "a classifier needs at least two")
         for label, count in Counter(self.labels).items():
             _check(bool(label.strip()), "labels", label, "no label may be blank")
