@@ -196,10 +196,10 @@ def test_sizes_over_2_gib_are_written_and_judged(
     end = data.find(b"PK\6\6")
     for place in (size + 4, end + 48, end + 32):
         built.path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(ArchiveError, match="hold|cut off"):
+        with pytest.raises(ArchiveError, match=r"hold|cut off"):
             check(built.path)
     built.path.write_bytes(data[:end] + b"more" + data[end:])
-    with pytest.raises(ArchiveError, match="hold|cut off"):
+    with pytest.raises(ArchiveError, match=r"hold|cut off"):
         check(built.path)
 
 
