@@ -175,7 +175,7 @@ def export_folder(
         provenance=request.provenance,
     )
     with _fixed_threads(), whole_folder(out) as draft:
-        graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8, request.channels)
+        graph = Graph(network, request.mean, request.std, request.geometry.shape, takes_uint8, request.channels)
         settled = outputs.settle(graph, network, len(spec.labels), request.output, request.output_key)
         for note in settled.notes:
             say(f"  {note}")

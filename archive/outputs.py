@@ -25,10 +25,8 @@ from beeline.errors import ArchiveError, short
 _LARGEST_BATCH = 4096
 # Sides that a network may have been traced or exported with.
 _SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
-_EXPORT = (
-    "torch.export.export(model.cpu().eval(), (torch.zeros(2, 3, {0}, {0}),), dynamic_shapes=({{0: Dim('batch')}},))"
-)
-_TRACE = "torch.jit.trace(model.cpu().eval(), torch.zeros(2, 3, {0}, {0}))"
+_EXPORT = "torch.export.export(model.cpu().eval(), (torch.zeros(2, 3, {0}),), dynamic_shapes=({{0: Dim('batch')}},))"
+_TRACE = "torch.jit.trace(model.cpu().eval(), torch.zeros(2, 3, {0}))"
 _FORMS = "a float tensor [N, classes], or a dict, tuple or list that holds one"
 
 
@@ -84,7 +82,7 @@ def settle(graph: Graph, network: Network, labels: int, output: str | None, key:
     `probabilities`, rows with a value outside 0..1 `logits`. `key` names the entry of a dict, tuple or list.
     """
     _check_batch(network)
-    noise = np.random.default_rng(0).integers(0, 256, (3, graph.crop, graph.crop, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (3, *graph.shape, 3), dtype=np.uint8)
     pixels = torch.from_numpy(noise)
     notes = list(graph.notes)
     found = _run(graph, network, pixels)
@@ -201,7 +199,7 @@ def _check_batch(network: Network) -> None:
     shape = next((each.shape for each in inputs if isinstance(each, Tensor) and each.ndim == 4), None)
     if shape is None:
         return
-    again = _EXPORT.format(shape[-1] if isinstance(shape[-1], int) else 224)
+    again = _EXPORT.format(", ".join(str(side) if isinstance(side, int) else "224" for side in shape[2:]))
     if isinstance(shape[0], int):
         raise ArchiveError(f"the program takes batches of exactly {shape[0]}; export it for every size: {again}")
     for symbol, bounds in network.range_constraints.items():
@@ -217,20 +215,20 @@ def _run(graph: Graph, network: Network, pixels: Tensor) -> Any:
         graph(pixels[:1])
         return graph(pixels)
     except Exception as error:
-        why, crop = short(error, 240, end=True), graph.crop
-        again = (_TRACE if isinstance(network, torch.jit.ScriptModule) else _EXPORT).format(crop)
+        why, (high, wide) = short(error, 240, end=True), graph.shape
+        again = (_TRACE if isinstance(network, torch.jit.ScriptModule) else _EXPORT).format(f"{high}, {wide}")
         if re.search("same device|cuda", str(error), re.IGNORECASE):
             reason = f"the model was saved on a GPU and holds constants of it ({why}); save it on the CPU: {again}"
-        elif fitting := [side for side in _SIDES if side != crop and graph.takes(side)]:
+        elif not graph.takes(graph.shape) and (fitting := [side for side in _SIDES if graph.takes((side, side))]):
             reason = (
-                f"the network does not take pictures of {crop} x {crop}, and takes {fitting[0]} x {fitting[0]}; add "
+                f"the network does not take pictures of {wide} x {high}, and takes {fitting[0]} x {fitting[0]}; add "
                 f"--resize {fitting[0]} --crop {fitting[0]}, or what it was trained with"
             )
-        elif graph.takes(crop) != graph.takes(crop, pictures=3):
+        elif graph.takes(graph.shape) != graph.takes(graph.shape, pictures=3):
             reason = f"the network does not take both one picture and three ({why}); its batch size is fixed: {again}"
         else:
             reason = (
-                f"the network does not run on 1 and 3 pictures of {crop} x {crop} ({why}); check --crop, that the "
+                f"the network does not run on 1 and 3 pictures of {wide} x {high} ({why}); check --crop, that the "
                 "batch size is not fixed, and --uint8-input if the network takes uint8 NHWC itself"
             )
         raise ArchiveError(reason) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,8 @@ def build(
     output_key: Annotated[str | None, _of_model(help="Which entry of a dict or tuple it returns.")] = None,
     uint8_input: Annotated[bool, _of_model("--uint8-input", help="It takes uint8 NHWC and normalises it.")] = False,
     resize: Annotated[int | None, _of_model(help="Shorter side in pixels, over the preset's.")] = None,
-    crop: Annotated[int | None, _of_model(help="Side of the middle crop, over the preset's.")] = None,
+    crop: Annotated[str | None, _of_model(help="Middle crop, as 224 or 320x240 (width x height).")] = None,
+    fit: Annotated[str | None, _of_model(help="crop, squash, pad or centre. [crop]")] = None,
     interpolation: Annotated[str | None, _of_model(help="Resize filter, over the preset's.")] = None,
     channels: Annotated[str, _of_model(help="The order in which it takes colours: rgb or bgr.")] = "rgb",
     mean: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
@@ -99,7 +101,11 @@ def build(
             if labels is None:
                 raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
             chosen = find_preset(preset, architecture).override(
-                _numbers("mean", mean), _numbers("std", std), resize=resize, crop=crop, interpolation=interpolation
+                _numbers("mean", mean),
+                _numbers("std", std),
+                resize=resize,
+                interpolation=interpolation,
+                **_shape(crop, fit),
             )
             request = ExportRequest(
                 name=name or architecture or model.stem,
@@ -252,11 +258,23 @@ def _check_only_of_models(context: typer.Context, source: Path) -> None:
 
 
 def _numbers(key: str, text: str | None) -> list[float] | None:
-    """Return the numbers of an option such as `0.5,0.5,0.5`."""
+    """Return the numbers of an option such as `0.5,0.5,0.5`; a single one counts for each channel."""
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        numbers = None if text is None else [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise BeelineError(f"--{key} is {text!r}; allowed: three numbers, as 0.5,0.5,0.5") from error
+        raise BeelineError(f"--{key} is {text!r}; allowed: three numbers, as 0.5,0.5,0.5, or one") from error
+    return 3 * numbers if numbers and len(numbers) == 1 else numbers
+
+
+def _shape(crop: str | None, fit: str | None) -> dict[str, object]:
+    """Return the fields of `Geometry` of `--crop` and `--fit`."""
+    if crop is None:
+        return {"fit": fit}
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", crop)
+    if match is None:
+        raise BeelineError(f"--crop is {crop!r}; allowed: pixels, as 224, or width x height, as 320x240")
+    width, height = int(match[1]), int(match[2] or match[1])
+    return {"fit": fit, "crop": height, "width": None if width == height else width}
 
 
 def needed_package(engine: str) -> str | None:

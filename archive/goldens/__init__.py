@@ -166,7 +166,8 @@ def _made(model: Model, say: Callable[[str], None]) -> list[Encoded]:
 
 def _pattern(model: Model, number: int, target: int, seed: int, against: Mistake | None = None) -> Pattern:
     part, longer, landscape, ending = _SHAPES[number]
-    short = max(8, round(model.spec.geometry.resize * part))
+    geometry = model.spec.geometry
+    short = max(8, round((geometry.resize if geometry.fit == "crop" else max(geometry.shape)) * part))
     long = round(short * longer)
     width, height = (long, short) if landscape else (short, long)
     return Pattern(target, width, height, seed, ending, against)
@@ -243,12 +244,14 @@ def _crop(picture: Tensor, geometry: Geometry) -> Tensor:
     """Resize and crop like `beeline.pixels`, but with gradients."""
     planes = picture.permute(0, 3, 1, 2)
     height, width = planes.shape[2:]
-    scale = geometry.resize / min(height, width)
-    size = (max(geometry.resize, int(height * scale)), max(geometry.resize, int(width * scale)))
-    planes = functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
-    # Rounded like torchvision, halves to even: the model answers a picture that is shifted by a pixel differently.
-    top, left = (round((side - geometry.crop) / 2) for side in size)
-    return planes[:, :, top : top + geometry.crop, left : left + geometry.crop].permute(0, 2, 3, 1)
+    # The same rounding: the model answers a picture that is shifted by a pixel differently.
+    wide, high, left, top = pixels.placed(width, height, geometry)
+    tall, broad = geometry.shape
+    planes = functional.interpolate(planes, size=(high, wide), mode="bilinear", antialias=True)
+    planes = planes[:, :, max(top, 0) : top + tall, max(left, 0) : left + broad]
+    before, above = max(-left, 0), max(-top, 0)
+    around = (before, broad - planes.shape[3] - before, above, tall - planes.shape[2] - above)
+    return functional.pad(planes, around).permute(0, 2, 3, 1)
 
 
 def _logarithms(rows: Tensor, output: str, targets: list[int]) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ def test_only_an_export_is_ever_replaced(tmp_path: Path) -> None:
 
 
 def graph_of(network: Network, takes_uint8: bool = False) -> Graph:
-    return Graph(network, IMAGENET_MEAN, IMAGENET_STD, 32, takes_uint8)
+    return Graph(network, IMAGENET_MEAN, IMAGENET_STD, (32, 32), takes_uint8)
 
 
 def noise(count: int) -> torch.Tensor:

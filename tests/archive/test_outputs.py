@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from beeline import golden
 from beeline.answer import probabilities
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
+from beeline.spec import Geometry, ModelSpec
 from tests.archive.conftest import Changed, TinyNet, tiny_request
 
 SIDE = 32
@@ -26,7 +28,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
 def settled(network: Network, labels: int = 3, output: str | None = None, key: str | None = None) -> tuple[Graph, Any]:
-    graph = Graph(network, MEAN, STD, SIDE)
+    graph = Graph(network, MEAN, STD, (SIDE, SIDE))
     return graph, outputs.settle(graph, network, labels, output, key)
 
 
@@ -168,7 +170,7 @@ def test_one_channel_gets_grey_and_bgr_gets_blue_first() -> None:
     luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     assert torch.allclose(torch.from_numpy(found.rows), grey((planes(found.noise) * luma).sum(1, True)), atol=1e-5)
     assert graph.notes == ["its one channel gets grey pictures"]
-    blue_first = Graph(TinyNet(), MEAN, STD, SIDE, channels="bgr")
+    blue_first = Graph(TinyNet(), MEAN, STD, (SIDE, SIDE), channels="bgr")
     assert torch.allclose(blue_first(torch.from_numpy(found.noise)), TinyNet()(planes(found.noise).flip(1)), atol=1e-5)
 
 
@@ -185,6 +187,16 @@ def test_scores_are_exported_proved_and_answered_as_they_are(tmp_path: Path, end
     assert rows.max() <= 1
     assert abs(rows.sum(1) - 1).max() > 0.05
     assert ("  a sigmoid makes its outputs scores" in said) is (ends == "logits")
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad", "centre"])
+def test_a_rectangle_of_each_fit_is_exported_and_proved(tmp_path: Path, fit: str) -> None:
+    geometry = Geometry(48, 32, fit=fit, width=40)
+    spec = export_folder(TinyNet(), tiny_request(geometry=geometry), tmp_path / "export")
+    assert ModelSpec.load(tmp_path / "export").geometry == geometry
+    engine = TorchEngine(tmp_path / "export", spec, device="cpu")
+    assert engine.forward(np.zeros((3, 32, 40, 3), np.uint8)).shape == (3, 3)
+    assert golden.replay(tmp_path / "export", spec, engine.forward) >= 2
 
 
 @pytest.mark.parametrize(

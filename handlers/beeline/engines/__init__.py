@@ -88,9 +88,9 @@ class Engine:
         raise NotImplementedError
 
     def _warm_up(self) -> None:
-        size, classes = self.spec.geometry.crop, len(self.spec.labels)
+        size, classes = self.spec.geometry.shape, len(self.spec.labels)
         for count in (1, 2):
-            shape = self.forward(np.zeros((count, size, size, 3), np.uint8)).shape
+            shape = self.forward(np.zeros((count, *size, 3), np.uint8)).shape
             if shape != (count, classes):
                 raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")
 

@@ -89,6 +89,13 @@ def test_a_model_that_cannot_notice_a_mistake_is_refused_until_its_owner_says_so
         tiny_request(blind_to=("chanels",))
 
 
+def test_all_missed_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    half = Changed(lambda scores: scores)
+    half.forward = lambda pictures: Grey.forward(half, (pictures + pictures.transpose(2, 3)) / 2)  # type: ignore[method-assign]
+    with pytest.raises(ArchiveError, match="--blind-to channels --blind-to exif"):
+        export_folder(half, tiny_request(), tmp_path / "export")
+
+
 def test_without_made_pictures_the_message_asks_for_the_users_own(tmp_path: Path) -> None:
     unsure = Changed(lambda scores: scores / 1000)
     for network, why in ((unsure, "is it trained"), (opaque(), "no gradient passes this model")):
