@@ -16,9 +16,9 @@ from train.runs import Run
 if TYPE_CHECKING:  # An earlier export is found without importing torch.
     from torch import nn
 
-# The version of `archive.export`, `archive.graph`, `archive.outputs` and `archive.goldens`: raise it when the same network gives another
-# export. A run's export of another version is made again. The number is here because those modules import torch, and
-# finding an earlier export must not.
+# The version of `archive.export`, `archive.graph`, `archive.outputs` and `archive.goldens`: raise it when the same
+# network gives another export. A run's export of another version is made again. The number is here because those
+# modules import torch, and finding an earlier export must not.
 EXPORT = 2
 
 

@@ -161,16 +161,28 @@ def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     return caught.value.code
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyError("a bug"), 2, "unexpected KeyError: 'a bug'; run it again with --debug"),
+        (ValueError("\x1b[1;31mred\x1b[0m\n  lines"), 2, "unexpected ValueError: red lines; run"),
+        (
+            PermissionError(13, "Permission denied", "runs"),
+            1,
+            "runs cannot be used (Permission denied); make it writable",
+        ),
+    ],
+)
 def test_an_unexpected_error_is_a_sentence_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str
 ) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise KeyError("a bug")
+        raise error
 
     monkeypatch.setattr("cli.main.app", broken)
-    assert call(["predict"], monkeypatch) == 2
-    assert "unexpected KeyError: 'a bug'; run it again with --debug" in capsys.readouterr().err
-    with pytest.raises(KeyError):
+    assert call(["predict"], monkeypatch) == code
+    assert said in capsys.readouterr().err
+    with pytest.raises(type(error)):
         call(["predict", "--debug"], monkeypatch)
 
 
