@@ -28,13 +28,15 @@ Server = Annotated[str, typer.Option(help="The server whose context the handler 
 @app.command()
 def build(
     context: typer.Context,
-    source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="A run, an exported folder, or image_classifier's .mar.")
+    ] = None,
     model: Annotated[Path | None, _of_model(help="TorchScript, exported program or state dict.")] = None,
     labels: Annotated[Path | None, _of_model(help="One a line, JSON list or index_to_name.json.")] = None,
     preset: Annotated[str, _of_model(help="imagenet, half, unit, clip, torchvision, or a weights name.")] = "imagenet",
     architecture: Annotated[str | None, _of_model(help="torchvision's name; for a state dict.")] = None,
     name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
-    version: Annotated[str, _of_model(help="The model's version.")] = "1.0",
+    version: Annotated[str | None, _of_model(help="The model's version. [default: 1.0]")] = None,
     output: Annotated[str | None, _of_model(help="logits, probabilities or scores. [what its outputs show]")] = None,
     output_key: Annotated[str | None, _of_model(help="Which entry of a dict or tuple it returns.")] = None,
     uint8_input: Annotated[bool, _of_model("--uint8-input", help="It takes uint8 NHWC and normalises it.")] = False,
@@ -86,17 +88,20 @@ def build(
     from beeline.spec import Provenance
 
     if (source is None) == (model is None):
-        given = "both a folder and --model are" if source else "neither a folder nor --model is"
-        raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
+        which = "both a source and --model are" if source else "neither a source nor --model is"
+        raise BeelineError(f"{which} given; name a run or an exported folder, or --model FILE --labels FILE")
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
-        if source is not None:
+        if source is not None and source.suffix != ".mar":
             _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
+            from archive import foreign
             from archive.artifact import load_network, read_labels
             from archive.export import ExportRequest, export_folder, find_preset
 
+            given = foreign.unpack(source, Path(scratch) / "given") if source else None
+            model, labels = (given.weights, labels or given.labels) if given else (model, labels)
             assert model is not None
             if labels is None:
                 raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
@@ -108,8 +113,8 @@ def build(
                 **_shape(crop, fit),
             )
             request = ExportRequest(
-                name=name or architecture or model.stem,
-                version=version,
+                name=name or (given.name if given else architecture or model.stem),
+                version=version or (given.version if given else "1.0"),
                 labels=read_labels(labels),
                 geometry=chosen.geometry,
                 mean=chosen.mean,
@@ -125,7 +130,10 @@ def build(
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            export_folder(load_network(model, architecture), request, export, takes_uint8=uint8_input, say=say)
+            network = given.network(architecture) if given else load_network(model, architecture)
+            export_folder(network, request, export, takes_uint8=uint8_input, say=say)
+            if given:
+                given.compare(export, say)
         made, measured = variants.prepare(
             export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding, say
         )
