@@ -70,7 +70,7 @@ def test_its_model_labels_and_version_are_taken_and_its_own_handler_agrees(
     taken.compare(tmp_path / "export", said.append)
     assert said == ["  its own handler gives the same answers to 3 golden pictures"]
     export_folder(network, tiny_request(geometry=Geometry(256, 224), labels=LABELS[::-1]), tmp_path / "swapped")
-    with pytest.raises(ArchiveError, match="old answers .* and its own handler with"):
+    with pytest.raises(ArchiveError, match=r"old answers .* and its own handler with"):
         taken.compare(tmp_path / "swapped", said.append)
 
 
