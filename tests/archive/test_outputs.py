@@ -43,9 +43,9 @@ def scripted(network: nn.Module) -> torch.jit.ScriptModule:
         return torch.jit.trace(network.eval(), torch.zeros(2, 3, SIDE, SIDE), strict=False)  # type: ignore[no-any-return]
 
 
-def program(network: nn.Module, **bounds: int) -> ExportedProgram:
+def program(network: nn.Module, training: bool = False, **bounds: int) -> ExportedProgram:
     shapes = ({0: Dim("batch", **bounds)},)
-    return export(network.eval(), (torch.zeros(2, 3, SIDE, SIDE),), dynamic_shapes=shapes, strict=False)
+    return export(network.train(training), (torch.zeros(2, 3, SIDE, SIDE),), dynamic_shapes=shapes, strict=False)
 
 
 WAYS: dict[str, Callable[[nn.Module], Network]] = {"module": lambda each: each, "traced": scripted, "program": program}
@@ -142,7 +142,7 @@ def test_what_can_be_read_in_two_ways_or_not_at_all_is_refused(
             "batches of exactly 1; export it for every size: ",
         ),
         (lambda: program(TinyNet(), min=2, max=16), "batches of (1|2) to 16; export it without bounds: "),
-        (lambda: program(nn.Sequential(nn.BatchNorm2d(3).train(), TinyNet()).train()), "neighbours|training mode"),
+        (lambda: program(nn.Sequential(nn.BatchNorm2d(3), TinyNet()), training=True), "as in training mode; call eval"),
     ],
 )
 def test_a_program_with_a_bound_batch_says_how_to_export_it_again(made: Callable[[], Network], reason: str) -> None:
