@@ -25,7 +25,7 @@ Network = nn.Module | ExportedProgram
 _MIXES = {"bgr": [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], "grey": [[0.299, 0.587, 0.114]]}
 CHANNELS = ("rgb", "bgr")
 # Numbers of channels other than 3 that a network may take.
-_COUNTS = (1, 2, 4, 5, 6, 8, 12)
+_COUNTS = (1, 2, 4, 5, 6, 8)
 # Floats of 0..255, `[N, height, width, 3]`, to `[N, classes]`, with gradients.
 Differentiable = Callable[[Tensor], Tensor]
 
@@ -229,6 +229,9 @@ def _save_torchscript(module: nn.Module, path: Path) -> Path:
     """
     draft = path.with_name("draft.pt")
     scripted = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+    if any(isinstance(each, Chain) for each in module.modules()):
+        # Several classes of ours would be saved under names that depend on what this process compiled before.
+        scripted = torch.jit.freeze(scripted.eval())
     scripted.save(str(draft))
     reader = torch._C.PyTorchFileReader(str(draft))
     writer = torch._C.PyTorchFileWriter(str(path))

@@ -7,7 +7,6 @@ is an `ArchiveError` that says what was found and what to do.
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +31,6 @@ _FORMS = "a float tensor [N, classes], or a dict, tuple or list that holds one"
 
 class Element(nn.Module):
     """Takes one entry of what a network returns."""
-
-    __constants__ = ("key",)
 
     def __init__(self, key: str | int) -> None:
         super().__init__()
@@ -88,7 +85,7 @@ def settle(graph: Graph, network: Network, labels: int, output: str | None, key:
     found = _run(graph, network, pixels)
     if not isinstance(found, Tensor):
         chosen, entry = _entry(found, labels, key)
-        graph.append(_typed(chosen, found))
+        graph.append(_typed(chosen, found) if graph.format == "torchscript" else Element(chosen))
         found = entry
         notes.append(f"its output {chosen!r} is taken")
     elif key is not None:
@@ -181,13 +178,15 @@ def _entry(found: Any, labels: int, key: str | None) -> tuple[str | int, Tensor]
 
 
 def _typed(key: str | int, found: Any) -> nn.Module:
-    """Return an `Element` whose input has the type of `found`, which TorchScript asks for."""
-    kinds = {dict: dict[str, Tensor], list: list[Tensor]}
-    kind = next((each for base, each in kinds.items() if isinstance(found, base)), tuple[(Tensor,) * len(found)])
-    forward = types.FunctionType(Element.forward.__code__, {"Tensor": Tensor})
-    forward.__annotations__ = {"found": kind, "return": Tensor}
-    made: nn.Module = type("Element", (Element,), {"forward": forward})(key)
-    return made
+    """Return the same for TorchScript, which asks for the type of what the network returns."""
+    kind = "Dict[str, Tensor]" if isinstance(found, Mapping) else "List[Tensor]"
+    if isinstance(found, tuple):
+        kind = f"Tuple[{', '.join(['Tensor'] * len(found))}]"
+    # A class of its own, since `define` adds the method to the class.
+    module: Any = type("Element", (torch.jit.ScriptModule,), {})()
+    module.define(f"def forward(self, found: {kind}) -> Tensor:\n    return found[{key!r}]\n")
+    taken: nn.Module = module
+    return taken
 
 
 def _check_batch(network: Network) -> None:

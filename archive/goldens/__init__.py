@@ -220,7 +220,8 @@ def _ascend(model: Model, patterns: Sequence[Pattern]) -> list[NDArray[np.uint8]
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if not any(grid.grad is not None and bool(grid.grad.any()) for grid in grids):
-            raise RuntimeError("every gradient is zero")
+            # Where scores are 0 or 1, or where the model has none.
+            break
         optimiser.step()
     with torch.no_grad():
         painted = [_paint(grid, pattern)[0].round() for grid, pattern in zip(grids, patterns, strict=True)]
