@@ -35,7 +35,7 @@ from ts.context import Context
 from ts.torch_handler.image_classifier import ImageClassifier
 
 folder, manifest, pictures = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
-context = Context(manifest["model"]["modelName"], folder, manifest, 1, None, "0.12.0")
+context = Context(manifest["model"]["modelName"], folder, manifest, 1, None, "0.12.0", model_yaml_config={})
 handler = ImageClassifier()
 handler.initialize(context)
 print(json.dumps([handler.handle([{"body": open(path, "rb").read()}], context)[0] for path in pictures]))

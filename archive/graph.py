@@ -118,7 +118,7 @@ class Graph:
             inner = inner.float()
             self.notes.append(f"its {str(other.pop()).removeprefix('torch.')} weights are made float32")
         self.plain, self.planes = inner, 3
-        if not takes_uint8 and not self.takes(shape):
+        if not takes_uint8 and not any(self.takes(shape, pictures=count) for count in (1, 2, 3)):
             self.planes = next((count for count in _COUNTS if self.takes(shape, count)), 3)
         if self.planes not in (1, 3):
             raise ArchiveError(f"the network takes {self.planes} channels; pictures have 3 (RGB) or 1 (grey)")
