@@ -19,7 +19,7 @@ from archive import verify
 from archive.mar import CONFIG_FILE, HANDLER, MANIFEST, manifest
 from archive.store import STORE, Entry, expected_sha256, put
 from beeline import pixels
-from beeline.errors import ArchiveError, ConfigError, did_you_mean
+from beeline.errors import ArchiveError, ConfigError, did_you_mean, short
 from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
 from host.files import SHORT, sha256
 
@@ -155,7 +155,7 @@ def check_config(path: Path) -> None:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
+        why = short(error)
         raise ConfigError(f"{path} cannot be read as YAML ({why}); correct it or leave --model-config out") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: keys and values, as deviceType: cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from archive import goldens
+from archive import goldens, outputs
 from archive.architectures import TIMM, timm_preprocessing
 from archive.goldens.mistakes import check_names
-from archive.graph import PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
+from archive.graph import CHANNELS, PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
 from beeline import pixels
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError, did_you_mean
-from beeline.spec import FILE_NAME, GOLDEN, Accuracy, Artifact, Geometry, ModelSpec, Provenance
+from beeline.spec import FILE_NAME, GOLDEN, OUTPUTS, Accuracy, Artifact, Geometry, ModelSpec, Provenance
 from host.files import sha256, whole_folder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -111,9 +109,10 @@ def find_preset(name: str | None, architecture: str | None = None) -> Preset:
 class ExportRequest:
     """What the network itself does not show about an export.
 
-    `mean` and `std` are per RGB channel, of pixel values scaled to 0..1. `output` is what the network returns, `logits`
-    or `probabilities`. `golden_pictures` is a folder of the user's own pictures. `blind_to` names mistakes that the
-    golden pictures need not notice (see `archive.goldens.mistakes`).
+    `mean` and `std` are per RGB channel, of pixel values scaled to 0..1; `channels` is the order in which the network
+    takes them, `rgb` or `bgr`. `output` is what the network returns, one of `beeline.spec.OUTPUTS`, or None for what
+    its outputs show; `output_key` names the entry of a dict, tuple or list. `golden_pictures` is a folder of the user's
+    own pictures. `blind_to` names mistakes that the golden pictures need not notice (see `archive.goldens.mistakes`).
     """
 
     name: str
@@ -123,7 +122,9 @@ class ExportRequest:
     mean: Sequence[float]
     std: Sequence[float]
     architecture: str = "unknown"
-    output: str = "logits"
+    channels: str = "rgb"
+    output: str | None = None
+    output_key: str | None = None
     top_k: int = 5
     accuracy: Accuracy | None = None
     provenance: Provenance = field(default_factory=Provenance)
@@ -131,22 +132,38 @@ class ExportRequest:
     blind_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise `ArchiveError` for an impossible mean or deviation, or an unknown mistake."""
+        """Raise `ArchiveError` for an impossible mean, deviation or order of channels, or an unknown mistake."""
         for key, values, allowed in (("mean", self.mean, "numbers"), ("std", self.std, "numbers over 0")):
             if len(values) != 3 or (key == "std" and min(values) <= 0):
                 raise ArchiveError(
                     f"{key} is {list(values)}; allowed: three {allowed}, one for each of R, G and B, as 0.5,0.5,0.5"
                 )
+            if max(map(abs, values)) > 1:
+                scaled = ",".join(f"{value / 255:.4g}" for value in values)
+                raise ArchiveError(
+                    f"{key} is {list(values)}; allowed: at most 1, since pixels are scaled to 0..1: divide by 255, as "
+                    f"--{key} {scaled}"
+                )
+        if self.channels not in CHANNELS:
+            raise ArchiveError(f"--channels is {self.channels!r}{did_you_mean(self.channels, CHANNELS)}")
         check_names(self.blind_to)
 
 
-def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_uint8: bool = False) -> ModelSpec:
+def export_folder(
+    network: Network,
+    request: ExportRequest,
+    out: Path,
+    *,
+    takes_uint8: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> ModelSpec:
     """Write the model, `model_spec.json` and `golden/` into `out`, over an earlier export; return the spec.
 
     The same network and request give the same bytes, in every process and folder of one machine.
 
     `network` maps normalised float32 NCHW to `[N, classes]` and is not changed. It may be a module, a TorchScript
     module or an exported program. With `takes_uint8` it takes uint8 `[N, crop, crop, 3]` and normalises by itself.
+    `say` is told what was taken for granted.
 
     Raises:
         ArchiveError: names what does not fit: labels and outputs, a number that is not finite, a fixed batch size,
@@ -164,61 +181,31 @@ def export_folder(network: Network, request: ExportRequest, out: Path, *, takes_
         geometry=request.geometry,
         model=Artifact(PROGRAM_FILE, "exported_program", "0" * 64),
         geometry_version=pixels.GEOMETRY,
-        output=request.output,
+        output=request.output or OUTPUTS[0],
         top_k=request.top_k,
         accuracy=request.accuracy,
         provenance=request.provenance,
     )
     with _fixed_threads(), whole_folder(out) as draft:
-        graph = Graph(network, request.mean, request.std, request.geometry.crop, takes_uint8)
-        noise, outputs = _check_outputs(graph, request)
+        graph = Graph(network, request.mean, request.std, request.geometry.shape, takes_uint8, request.channels)
+        settled = outputs.settle(graph, network, len(spec.labels), request.output, request.output_key)
+        for note in settled.notes:
+            say(f"  {note}")
         model = graph.save(draft)
-        spec = replace(spec, model=Artifact(model.name, graph.format, sha256(model), request.architecture))
+        artifact = Artifact(model.name, graph.format, sha256(model), request.architecture)
+        spec = replace(spec, model=artifact, output=settled.output)
         spec.save(draft / FILE_NAME)
         engine = TorchEngine(draft, spec, device="cpu", threads=_THREADS)
-        apart = float(np.abs(engine.forward(noise) - outputs).max())
-        if apart > 1e-3 * max(1.0, float(np.abs(outputs).max())):
+        apart = float(np.abs(engine.forward(settled.noise) - settled.rows).max())
+        if apart > 1e-3 * max(1.0, float(np.abs(settled.rows).max())):
             raise ArchiveError(
                 f"the saved model's outputs differ from the network's by {apart:.3g}; report this network"
             )
         exported = goldens.Model(spec, engine.forward, graph.differentiable, (request.mean, request.std))
-        goldens.make(draft, exported, request.golden_pictures, request.blind_to)
+        # Grey has almost no red and blue to swap.
+        blind_to = (*request.blind_to, *(["channels"] if graph.planes == 1 else []))
+        goldens.make(draft, exported, request.golden_pictures, blind_to, say)
     return spec
-
-
-def _check_outputs(graph: Graph, request: ExportRequest) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Run noise through the network, one picture alone and with others, check the outputs and return both."""
-    crop = request.geometry.crop
-    noise = np.random.default_rng(0).integers(0, 256, (3, crop, crop, 3), dtype=np.uint8)
-    try:
-        alone, together = graph(torch.from_numpy(noise[:1])), graph(torch.from_numpy(noise))
-    except Exception as error:
-        why = " ".join(str(error).split())[-200:]
-        raise ArchiveError(
-            f"the network does not run on 1 and 3 pictures of {crop} x {crop} ({why}); check --crop, that the batch "
-            "size is not fixed, and --uint8-input if the network takes uint8 NHWC itself"
-        ) from error
-    if not isinstance(together, Tensor) or together.ndim != 2 or together.dtype != torch.float32:
-        got = f"{together.dtype} {list(together.shape)}" if isinstance(together, Tensor) else type(together).__name__
-        raise ArchiveError(f"the network returns {got} for 3 pictures; allowed: float32 [3, classes]")
-    if together.shape[1] != len(request.labels):
-        outputs, labels = together.shape[1], len(request.labels)
-        raise ArchiveError(f"the model has {outputs} outputs and there are {labels} labels; name one for each output")
-    if not torch.isfinite(together).all():
-        raise ArchiveError("the network returns numbers that are not finite for noise; check its weights")
-    if not torch.allclose(alone[0], together[0], rtol=1e-3, atol=1e-3):
-        apart = float((alone[0] - together[0]).abs().max())
-        raise ArchiveError(
-            f"the answer for a picture depends on its neighbours in the batch ({apart:.3g} apart); call eval() on the "
-            "network before you save it"
-        )
-    sums_to_one = bool((together.sum(1) - 1).abs().max() < 1e-3)
-    probable = sums_to_one and bool(together.min() >= 0) and bool(together.max() <= 1 + 1e-6)
-    kind = "probabilities" if probable else "logits"
-    if kind != request.output:
-        why = "each row sums to 1" if probable else f"rows sum to {together[0].sum():.3g}"
-        raise ArchiveError(f"--output is {request.output!r}, the network returns {kind} ({why}); say --output {kind}")
-    return noise, together.numpy()
 
 
 @contextmanager

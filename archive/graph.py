@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,29 @@ from beeline.errors import ArchiveError
 
 PROGRAM_FILE = "model.pt2"
 TORCHSCRIPT_FILE = "model.pt"
-_MANGLED = re.compile(rb"(__torch__[./]archive[./]graph)[./]___torch_mangle_[0-9]+")
+_MANGLED = re.compile(rb"(__torch__[./]archive[./][a-z]+)[./]___torch_mangle_[0-9]+")
 Network = nn.Module | ExportedProgram
-# Floats of 0..255, `[N, crop, crop, 3]`, to `[N, classes]`, with gradients.
+# Rows of RGB weights for each channel that a network takes; grey as ITU-R 601-2 defines luma.
+_MIXES = {"bgr": [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], "grey": [[0.299, 0.587, 0.114]]}
+CHANNELS = ("rgb", "bgr")
+# Numbers of channels other than 3 that a network may take.
+_COUNTS = (1, 2, 4, 5, 6, 8)
+# Floats of 0..255, `[N, height, width, 3]`, to `[N, classes]`, with gradients.
 Differentiable = Callable[[Tensor], Tensor]
 
 
 class Uint8Input(nn.Module):
-    """Makes a network of normalised float32 NCHW one of uint8 `[N, crop, crop, 3]` RGB."""
+    """Makes a network of normalised float32 NCHW one of uint8 `[N, height, width, 3]` RGB."""
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], crop: int) -> None:
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], shape: tuple[int, int]) -> None:
         super().__init__()
         deviation = torch.tensor(std, dtype=torch.float64)
         shift = -torch.tensor(mean, dtype=torch.float64) / deviation
         self.network = network
-        self.crop = crop
+        self.high, self.wide = shape
         # A vector as long as a row of pixels: 224 x 224 pixels take 0.04 ms on one core, and 0.2 ms with three values.
-        self.register_buffer("scale", (1 / (255 * deviation)).repeat(crop).float())
-        self.register_buffer("shift", shift.repeat(crop).float())
+        self.register_buffer("scale", (1 / (255 * deviation)).repeat(self.wide).float())
+        self.register_buffer("shift", shift.repeat(self.wide).float())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise `pixels` (uint8, or floats of 0..255 for gradients) and run the network."""
@@ -44,36 +49,113 @@ class Uint8Input(nn.Module):
         # TorchScript knows that buffers are tensors but cannot read an annotation that says so.
         rows = torch.addcmul(self.shift, rows, self.scale)  # type: ignore[arg-type]
         # The result is NCHW in channels-last order, in which convolutions are fastest.
-        planes = rows.view(-1, self.crop, self.crop, 3).permute(0, 3, 1, 2)
+        planes = rows.view(-1, self.high, self.wide, 3).permute(0, 3, 1, 2)
         scores: Tensor = self.network(planes)
         return scores
+
+
+class Channels(nn.Module):
+    """Makes normalised RGB planes the channels of a network: blue first, or grey as Pillow's mode L."""
+
+    def __init__(self, channels: str) -> None:
+        super().__init__()
+        self.register_buffer("mix", torch.tensor(_MIXES[channels]))
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Return `[N, channels, H, W]`."""
+        return torch.einsum("nchw,kc->nkhw", planes, self.mix)
+
+
+class Chain(nn.Module):
+    """Runs one module after the other."""
+
+    def __init__(self, first: nn.Module, then: nn.Module) -> None:
+        super().__init__()
+        self.first, self.then = first, then
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return what the second makes of what the first returns."""
+        found: Tensor = self.then(self.first(pixels))
+        return found
 
 
 class Graph:
     """A network that is ready to be saved.
 
-    `differentiable` runs it on floats of 0..255, `[N, crop, crop, 3]`, with gradients to them.
+    Attributes:
+        differentiable: runs it on floats of 0..255, `[N, height, width, 3]`, with gradients to them.
+        plain: the network itself, in float32.
+        planes: how many channels it takes.
+        notes: what was changed to run it.
     """
 
     def __init__(
-        self, network: Network, mean: Sequence[float], std: Sequence[float], crop: int, takes_uint8: bool = False
+        self,
+        network: Network,
+        mean: Sequence[float],
+        std: Sequence[float],
+        shape: tuple[int, int],
+        takes_uint8: bool = False,
+        channels: str = "rgb",
     ) -> None:
         """Wrap a copy of `network`: a module, a scripted or traced module, or an exported program.
 
-        `mean` and `std` are per RGB channel, of values scaled to 0..1; `crop` is the side of the input in pixels. With
-        `takes_uint8` the network takes uint8 NHWC and normalises by itself, so it is not wrapped.
+        `mean` and `std` are per RGB channel, of values scaled to 0..1; `shape` is the input's height and width in
+        pixels; `channels` is `rgb` or `bgr`, the order in which the network takes them. With `takes_uint8` the network
+        takes uint8 NHWC and normalises by itself, so it is not wrapped. A network of one channel gets grey.
+
+        Raises:
+            ArchiveError: for a network of two channels, or of four and more.
         """
-        self.crop = crop
+        self.shape = shape
         self.format = "torchscript" if isinstance(network, torch.jit.ScriptModule) else "exported_program"
+        self.notes: list[str] = []
         inner = network.module() if isinstance(network, ExportedProgram) else _frozen_copy(network)
         _flush_denormals(inner)
-        self.module = inner if takes_uint8 else Uint8Input(inner, mean, std, crop)
-        self.differentiable: Differentiable = self.module
+        kinds = {parameter.dtype for parameter in inner.parameters() if parameter.is_floating_point()}
+        if other := kinds - {torch.float32}:
+            # The guards of a program ask for its own type.
+            inner = network.module(check_guards=False) if isinstance(network, ExportedProgram) else inner
+            inner = inner.float()
+            self.notes.append(f"its {str(other.pop()).removeprefix('torch.')} weights are made float32")
+        self.plain, self.planes = inner, 3
+        if not takes_uint8 and not any(self.takes(shape, pictures=count) for count in (1, 2, 3)):
+            self.planes = next((count for count in _COUNTS if self.takes(shape, count)), 3)
+        if self.planes not in (1, 3):
+            raise ArchiveError(f"the network takes {self.planes} channels; pictures have 3 (RGB) or 1 (grey)")
+        if self.planes == 1:
+            channels = "grey"
+            self.notes.append("its one channel gets grey pictures")
+        self._wrapping = None if takes_uint8 else (mean, std, channels)
+        self._unchecked: Differentiable | None = None
         if takes_uint8 and isinstance(network, ExportedProgram):
-            self.differentiable = _WithoutChecks(network.module(check_guards=False)).run
+            self._unchecked = _WithoutChecks(network.module(check_guards=False)).run
+        self._wrap()
+
+    def _wrap(self) -> None:
+        self.module = self.plain
+        if self._wrapping is not None:
+            mean, std, channels = self._wrapping
+            shown = self.plain if channels == "rgb" else Chain(Channels(channels), self.plain)
+            self.module = Uint8Input(shown, mean, std, self.shape)
+        self.differentiable: Differentiable = self._unchecked or self.module
+
+    def takes(self, shape: tuple[int, int], planes: int | None = None, pictures: int = 1) -> bool:
+        """Return whether the network itself runs on so many pictures of so many pixels and channels."""
+        with suppress(Exception), torch.no_grad():
+            self.plain(torch.zeros(pictures, planes or self.planes, *shape))
+            return True
+        return False
+
+    def append(self, last: nn.Module) -> None:
+        """Let a module make something else of the outputs."""
+        self.plain = Chain(self.plain, last)
+        if (before := self._unchecked) is not None:
+            self._unchecked = lambda pixels: last(before(pixels))
+        self._wrap()
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Run on uint8 `[N, crop, crop, 3]`, without gradients."""
+        """Run on uint8 `[N, height, width, 3]`, without gradients."""
         with torch.no_grad():
             scores: Tensor = self.module(pixels)
         return scores
@@ -87,7 +169,7 @@ class Graph:
             if self.format == "torchscript":
                 return _save_torchscript(self.module, folder / TORCHSCRIPT_FILE)
             # Two pictures, since PyTorch treats a dimension of 1 as a constant.
-            example = torch.zeros(2, self.crop, self.crop, 3, dtype=torch.uint8)
+            example = torch.zeros(2, *self.shape, 3, dtype=torch.uint8)
             try:
                 sizes = ({0: Dim("batch", min=1)},)
                 program = torch.export.export(self.module, (example,), dynamic_shapes=sizes, strict=False)
@@ -160,6 +242,9 @@ def _save_torchscript(module: nn.Module, path: Path) -> Path:
     """
     draft = path.with_name("draft.pt")
     scripted = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+    if any(isinstance(each, Chain) for each in module.modules()):
+        # Several classes of ours would be saved under names that depend on what this process compiled before.
+        scripted = torch.jit.freeze(scripted.eval())
     scripted.save(str(draft))
     reader = torch._C.PyTorchFileReader(str(draft))
     writer = torch._C.PyTorchFileWriter(str(path))

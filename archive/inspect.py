@@ -50,7 +50,13 @@ class Card(Contents):
         measured = "not measured"
         if accuracy:
             measured = f"top-1 {accuracy.top1:.3f} on {accuracy.pictures} pictures ({accuracy.data})"
-        steps = f"shorter side to {size.resize}, middle {size.crop} x {size.crop}, {size.interpolation}"
+        cut = f"{size.shape[1]} x {size.shape[0]}"
+        steps = {
+            "crop": f"shorter side to {size.resize}, middle {cut}",
+            "squash": f"squashed to {cut}",
+            "pad": f"fitted into {cut} with black around",
+            "centre": f"middle {cut}, not resized",
+        }[size.fit] + f", {size.interpolation}"
         answers = ", ".join(f"{picture['top'][0][0]} {picture['top'][0][1]:.2f}" for picture in self.pictures)
         return [
             ("archive", f"{self.mar.name}, {_size(self.bytes)}"),

@@ -22,7 +22,7 @@ from typing import Any
 from archive import mar as reader
 from beeline.answer import Answer
 from beeline.engines import runtime
-from beeline.errors import ArchiveError, Undetermined, did_you_mean
+from beeline.errors import ArchiveError, Undetermined, did_you_mean, short
 from beeline.metrics import FOLDER
 from beeline.spec import CHECKSUMS, FILE_NAME, ModelSpec
 from host import processes
@@ -241,7 +241,8 @@ class Sandbox:
         return line
 
     def _failed(self, reply: dict[str, Any], what: str) -> ArchiveError:
-        message = " ".join(str(reply["message"]).split())
+        # A file of the archive is named as the archive names it.
+        message = short(reply["message"], 2_000).replace(f"{(self._scratch / 'model').resolve()}{os.sep}", "")
         reason = message if reply["ours"] else f"{reply['error']}: {message[:300]}"
         hint = ""
         if reply["error"] == "ModuleNotFoundError":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +28,9 @@ Server = Annotated[str, typer.Option(help="The server whose context the handler 
 @app.command()
 def build(
     context: typer.Context,
-    source: Annotated[Path | None, typer.Argument(help="A run, or an exported folder. Or leave it out.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="A run, an exported folder, or image_classifier's .mar.")
+    ] = None,
     model: Annotated[Path | None, _of_model(help="TorchScript, exported program, state dict or safetensors.")] = None,
     labels: Annotated[Path | None, _of_model(help="One a line, JSON, YAML or CSV.")] = None,
     preset: Annotated[
@@ -36,12 +39,15 @@ def build(
     ] = None,
     architecture: Annotated[str | None, _of_model(help="torchvision's name, or timm:NAME; for weights.")] = None,
     name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
-    version: Annotated[str, _of_model(help="The model's version.")] = "1.0",
-    output: Annotated[str, _of_model(help="What the model returns: logits or probabilities.")] = "logits",
+    version: Annotated[str | None, _of_model(help="The model's version. [default: 1.0]")] = None,
+    output: Annotated[str | None, _of_model(help="logits, probabilities or scores. [what its outputs show]")] = None,
+    output_key: Annotated[str | None, _of_model(help="Which entry of a dict or tuple it returns.")] = None,
     uint8_input: Annotated[bool, _of_model("--uint8-input", help="It takes uint8 NHWC and normalises it.")] = False,
     resize: Annotated[int | None, _of_model(help="Shorter side in pixels, over the preset's.")] = None,
-    crop: Annotated[int | None, _of_model(help="Side of the middle crop, over the preset's.")] = None,
+    crop: Annotated[str | None, _of_model(help="Middle crop, as 224 or 320x240 (width x height).")] = None,
+    fit: Annotated[str | None, _of_model(help="crop, squash, pad or centre. [crop]")] = None,
     interpolation: Annotated[str | None, _of_model(help="Resize filter, over the preset's.")] = None,
+    channels: Annotated[str, _of_model(help="The order in which it takes colours: rgb or bgr.")] = "rgb",
     mean: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
     std: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
     top_k: Annotated[int, _of_model(help="Labels an answer holds at most.")] = 5,
@@ -85,34 +91,43 @@ def build(
     from beeline.spec import Provenance
 
     if (source is None) == (model is None):
-        given = "both a folder and --model are" if source else "neither a folder nor --model is"
-        raise BeelineError(f"{given} given; name a run or an exported folder, or --model FILE --labels FILE")
+        which = "both a source and --model are" if source else "neither a source nor --model is"
+        raise BeelineError(f"{which} given; name a run or an exported folder, or --model FILE --labels FILE")
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
-        if source is not None:
+        if source is not None and source.suffix != ".mar":
             _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
+            from archive import foreign
             from archive.architectures import TIMM
             from archive.artifact import load_network
             from archive.export import ExportRequest, export_folder, find_preset
             from archive.labels import read_labels
 
+            given = foreign.unpack(source, Path(scratch) / "given") if source else None
+            model, labels = (given.weights, labels or given.labels) if given else (model, labels)
             assert model is not None
             if labels is None:
                 raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
             chosen = find_preset(preset, architecture).override(
-                _numbers("mean", mean), _numbers("std", std), resize=resize, crop=crop, interpolation=interpolation
+                _numbers("mean", mean),
+                _numbers("std", std),
+                resize=resize,
+                interpolation=interpolation,
+                **_shape(crop, fit),
             )
             request = ExportRequest(
-                name=name or (architecture or model.stem).removeprefix(TIMM),
-                version=version,
+                name=name or (given.name if given else (architecture or model.stem).removeprefix(TIMM)),
+                version=version or (given.version if given else "1.0"),
                 labels=read_labels(labels),
                 geometry=chosen.geometry,
                 mean=chosen.mean,
                 std=chosen.std,
                 architecture=architecture or "unknown",
+                channels=channels,
                 output=output,
+                output_key=output_key,
                 top_k=top_k,
                 provenance=Provenance(data=data, weights=weights or model.name, licence=licence),
                 golden_pictures=golden,
@@ -120,8 +135,12 @@ def build(
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            network = load_network(model, architecture, chosen.is_imagenets, say)
-            export_folder(network, request, export, takes_uint8=uint8_input)
+            network = (
+                given.network(architecture) if given else load_network(model, architecture, chosen.is_imagenets, say)
+            )
+            export_folder(network, request, export, takes_uint8=uint8_input, say=say)
+            if given:
+                given.compare(export, say)
         made, measured = variants.prepare(
             export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding, say
         )
@@ -254,11 +273,23 @@ def _check_only_of_models(context: typer.Context, source: Path) -> None:
 
 
 def _numbers(key: str, text: str | None) -> list[float] | None:
-    """Return the numbers of an option such as `0.5,0.5,0.5`."""
+    """Return the numbers of an option such as `0.5,0.5,0.5`; a single one counts for each channel."""
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        numbers = None if text is None else [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise BeelineError(f"--{key} is {text!r}; allowed: three numbers, as 0.5,0.5,0.5") from error
+        raise BeelineError(f"--{key} is {text!r}; allowed: three numbers, as 0.5,0.5,0.5, or one") from error
+    return 3 * numbers if numbers and len(numbers) == 1 else numbers
+
+
+def _shape(crop: str | None, fit: str | None) -> dict[str, object]:
+    """Return the fields of `Geometry` of `--crop` and `--fit`."""
+    if crop is None:
+        return {"fit": fit}
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", crop)
+    if match is None:
+        raise BeelineError(f"--crop is {crop!r}; allowed: pixels, as 224, or width x height, as 320x240")
+    width, height = int(match[1]), int(match[2] or match[1])
+    return {"fit": fit, "crop": height, "width": None if width == height else width}
 
 
 def needed_package(engine: str) -> str | None:

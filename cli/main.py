@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from beeline.errors import BeelineError
+from beeline.errors import BeelineError, short
 from cli.archive import app as archive
 from cli.bench import app as bench
 from cli.console import err
@@ -54,6 +54,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        why = " ".join(str(error).split()) or "no message"
-        err.print(f"beeline: unexpected {type(error).__name__}: {why}; run it again with --debug", markup=False)
-        sys.exit(2)
+        if isinstance(error, OSError) and error.filename:
+            why, code = f"{error.filename} cannot be used ({error.strerror}); make it writable, or name another", 1
+        else:
+            why, code = f"unexpected {type(error).__name__}: {short(error, 2_000)}; run it again with --debug", 2
+        err.print(f"beeline: {why}", markup=False)
+        sys.exit(code)

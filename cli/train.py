@@ -21,6 +21,8 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random. [0]")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
+    golden: Annotated[Path | None, typer.Option(help="Your own golden pictures instead of made ones.")] = None,
+    blind_to: Annotated[list[str] | None, typer.Option(help="A mistake that goldens may miss: exif ...")] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
     safetensors: Annotated[Path | None, typer.Option(help="Write the trained weights to this file, too.")] = None,
     as_json: Json = False,
@@ -36,7 +38,10 @@ def train(
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
     planned = plan(words, say, generated=generated)
+    if blind_to:
+        from archive.goldens.mistakes import check_names
 
+        check_names(blind_to)
     data_done = time.monotonic()
     from train.runs import find_run, open_run
 
@@ -51,7 +56,7 @@ def train(
     fit_done = time.monotonic()
     from train.export import export, network
 
-    spec = export(run, planned.config.export)
+    spec = export(run, planned.config.export, golden, tuple(blind_to or ()))
     if safetensors is not None:
         from archive.artifact import write_safetensors
 

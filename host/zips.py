@@ -18,6 +18,10 @@ BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, Value
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
+# ZIP64, from 2 GiB on: a header's sizes are in its extra field, and 76 bytes follow the directory.
+_FULL = 0xFFFFFFFF
+_SIZES = struct.Struct("<2H2Q")
+_END_64 = struct.Struct("<4sQ2H2I4Q4sIQI")
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,10 @@ def _check_no_hidden_bytes(path: Path, opened_zip: zipfile.ZipFile, rules: Rules
             file.seek(info.header_offset)
             header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
             signature, _, flags, method, _, _, *sizes, name_length, extra_length = header
-            name = file.read(name_length)
+            name, extra = file.read(name_length), file.read(extra_length)
+            if sizes[1:] == [_FULL, _FULL] and extra_length == _SIZES.size and extra[:4] == b"\1\0\x10\0":
+                _, _, size, packed = _SIZES.unpack(extra)
+                sizes[1:] = packed, size
             listed = [info.flag_bits, info.compress_type, info.CRC, info.compress_size, info.file_size]
             is_listed = info.header_offset == expected and [flags, method, *sizes] == listed
             if not is_listed or signature != b"PK\x03\x04" or flags & 0x8:
@@ -133,7 +140,14 @@ def _check_no_hidden_bytes(path: Path, opened_zip: zipfile.ZipFile, rules: Rules
         file.seek(-_END.size, 2)
         end = file.tell()
         signature, *disks, directory_size, directory, comment = _END.unpack(file.read(_END.size))
+        file.seek(expected + directory_size)
+        between = file.read(end - file.tell()) if file.tell() < end else b""
     entries = len(opened_zip.infolist())
-    is_whole = directory == expected and directory + directory_size == end and disks == [0, 0, entries, entries]
+    tail = _END_64.pack(
+        *(b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, directory_size, expected),
+        *(b"PK\6\7", 0, expected + directory_size, 1),
+    )
+    is_whole = directory == min(expected, _FULL) and disks == [0, 0, entries, entries]
+    is_whole = is_whole and expected + directory_size + len(between) == end and between in (b"", tail)
     if signature != b"PK\x05\x06" or not is_whole or comment:
         raise rules.error(f"{path} holds bytes that belong to no file of it; {rules.fix}")

@@ -29,7 +29,7 @@ VERSIONS = {
     "RECIPE": (train.plan.RECIPE, [f"train/{name}.py" for name in ("data", "fit", "learner", "loader", "model")]),
     "EXPORT": (
         train.export.EXPORT,
-        [f"archive/{name}.py" for name in ("export", "graph", "goldens/__init__", "goldens/mistakes")],
+        [f"archive/{name}.py" for name in ("export", "graph", "outputs", "goldens/__init__", "goldens/mistakes")],
     ),
 }
 # Fields that change no result, or that only some versions of Python have.

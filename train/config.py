@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from yaml import YAMLError
 
 from beeline.errors import ConfigError, did_you_mean
-from beeline.spec import INTERPOLATIONS, Geometry
+from beeline.spec import FITS, INTERPOLATIONS, NAME, NAMES, Geometry
 
 FOLDER = Path(__file__).resolve().parents[1] / "config" / "train"
 RECIPES = ("finetune", "scratch")
@@ -62,18 +62,21 @@ class ModelConfig:
     interpolation: str = _is(", ".join(INTERPOLATIONS), pattern=f"^({'|'.join(INTERPOLATIONS)})$")
     mean: tuple[_Number, _Number, _Number] = _is("three numbers, for red, green, blue")
     std: tuple[_Positive, _Positive, _Positive] = _is("three numbers over 0")
+    # Earlier runs have neither.
+    width: int | None = _number("1 to model.resize, whole pixels, or null", ge=1, default=None)
+    fit: str = _is(", ".join(FITS), pattern=f"^({'|'.join(FITS)})$", default="crop")
 
-    @field_validator("crop")
+    @field_validator("crop", "width")
     @classmethod
-    def _fits(cls, crop: int, info: ValidationInfo) -> int:
-        if crop > (resize := info.data.get("resize", crop)):
+    def _fits(cls, side: int | None, info: ValidationInfo) -> int | None:
+        if side is not None and side > (resize := info.data.get("resize", side)):
             raise ValueError(f"1 to model.resize ({resize}), whole pixels")
-        return crop
+        return side
 
     @property
     def geometry(self) -> Geometry:
         """The geometry of validation and serving."""
-        return Geometry(self.resize, self.crop, self.interpolation)
+        return Geometry(self.resize, self.crop, self.interpolation, fit=self.fit, width=self.width)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -113,8 +116,8 @@ class FitConfig:
 class ExportConfig:
     """Name, version and top-k of the exported model."""
 
-    name: str | None = _is("a name, or null")
-    version: str = _is("a version, such as 1.0")
+    name: str | None = _is(f"null, or {NAMES}", pattern=f"^{NAME}$")
+    version: str = _is(NAMES, pattern=f"^{NAME}$")
     top_k: int = _number("at least 1, a whole number", ge=1)
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from beeline.errors import short
 from host import files, zips
 from train.errors import DownloadError, Unavailable
 from train.progress import Say, progress
@@ -242,4 +243,4 @@ def _first_line(error: BaseException) -> str:
     """Return the innermost cause in one line: urllib3 wraps it in three layers of addresses."""
     while isinstance(cause := getattr(error, "reason", None) or next(iter(error.args), None), BaseException):
         error = cause
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return short(error, 160)

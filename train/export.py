@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beeline import pixels
-from beeline.errors import ArchiveError, SpecError
+from beeline.errors import ArchiveError, SpecError, short
 from beeline.spec import EXPECTED, GOLDEN, Accuracy, ModelSpec, Provenance
 from train.config import ExportConfig
 from train.errors import RunError
@@ -15,16 +16,19 @@ from train.runs import Run
 if TYPE_CHECKING:  # An earlier export is found without importing torch.
     from torch import nn
 
-# The version of `archive.export`, `archive.graph` and `archive.goldens`: raise it when the same network gives another
-# export. A run's export of another version is made again. The number is here because those modules import torch, and
-# finding an earlier export must not.
+# The version of `archive.export`, `archive.graph`, `archive.outputs` and `archive.goldens`: raise it when the same
+# network gives another export. A run's export of another version is made again. The number is here because those
+# modules import torch, and finding an earlier export must not.
 EXPORT = 2
 
 
-def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
+def export(
+    run: Run, naming: ExportConfig | None = None, golden: Path | None = None, blind_to: tuple[str, ...] = ()
+) -> ModelSpec:
     """Write `<run>/export/` and return its spec; an earlier export that says the same is kept.
 
-    `naming` are name, version and top-k; None takes those that the run was trained with.
+    `naming` are name, version and top-k; None takes those that the run was trained with. `golden` and `blind_to` are
+    those of `archive.export.ExportRequest`; with either the export is made again.
 
     Raises:
         RunError: when the checkpoint is missing or damaged. ArchiveError: when the model cannot be exported.
@@ -42,7 +46,7 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
         "provenance": Provenance(data["name"], data["generated"], run.record["weights"]["name"]),
     }
     maker = run.folder / "exported_by"
-    if maker.is_file() and maker.read_text() == str(EXPORT):
+    if not (golden or blind_to) and maker.is_file() and maker.read_text() == str(EXPORT):
         try:
             spec = ModelSpec.load(run.export)
         except SpecError:
@@ -57,7 +61,15 @@ def export(run: Run, naming: ExportConfig | None = None) -> ModelSpec:
     from archive.export import ExportRequest, export_folder
 
     model = config.model
-    request = ExportRequest(mean=model.mean, std=model.std, architecture=model.name, **described)
+    request = ExportRequest(
+        mean=model.mean,
+        std=model.std,
+        architecture=model.name,
+        output="logits",
+        golden_pictures=golden,
+        blind_to=blind_to,
+        **described,
+    )
     spec = export_folder(network(run), request, run.export)
     maker.write_text(str(EXPORT))
     return spec

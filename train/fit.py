@@ -58,7 +58,7 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
     config = plan.config
     with _quiet(), _deterministic(config.seed):
         network = build(config.model.name, len(plan.data.labels))
-        check_input(network, config.model.crop, config.model.name)
+        check_input(network, config.model.geometry.shape, config.model.name)
         if plan.weights.path is not None:
             weights = read_weights(plan.weights.path, config.model.name)
             weights.start(network)

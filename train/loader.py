@@ -50,7 +50,7 @@ class VaryingPictures(Dataset[tuple[Tensor, int]]):
         self._pictures = pictures
         mode = InterpolationMode(geometry.interpolation)
         steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(geometry.crop, augment.scale, augment.ratio, mode, antialias=True),
+            v2.RandomResizedCrop(geometry.shape, augment.scale, augment.ratio, mode, antialias=True),
             v2.RandomHorizontalFlip(augment.flip),
         ]
         if augment.colour:

@@ -29,15 +29,16 @@ def head(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     raise ConfigError(f"{type(network).__name__} has no single head, so it cannot be trained; take another")
 
 
-def check_input(network: nn.Module, crop: int, name: str) -> None:
-    """Run one empty picture through the network; raise `ConfigError` if it cannot take `crop` pixels a side."""
+def check_input(network: nn.Module, shape: tuple[int, int], name: str) -> None:
+    """Run one empty picture through the network; raise `ConfigError` if it cannot take one of this height and width."""
     training = network.training
     network.eval()
     try:
         with torch.inference_mode():
-            network(torch.zeros(1, 3, crop, crop))
+            network(torch.zeros(1, 3, *shape))
     except (AssertionError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise ConfigError(f"model.crop is {crop}, which {name} cannot take ({why}); most take 224") from error
+        high, wide = shape
+        crop = f"model.crop is {high}" + ("" if wide == high else f" and model.width {wide}")
+        raise ConfigError(f"{crop}, which {name} cannot take ({short(error)}); most take 224") from error
     finally:
         network.train(training)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from archive.goldens.mistakes import Mistake
 from archive.graph import Differentiable
 from beeline import pixels
 from beeline.answer import probabilities, top_labels
-from beeline.errors import ArchiveError, RequestError
+from beeline.errors import ArchiveError, RequestError, short
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec
 
@@ -94,7 +94,13 @@ class Pattern:
     against: Mistake | None = None
 
 
-def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence[str] = ()) -> None:
+def make(
+    folder: Path,
+    model: Model,
+    own: Path | None = None,
+    blind_to: Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Write `folder/golden` with pictures and `expected.json`, and prove that they notice each required mistake.
 
     Args:
@@ -102,11 +108,12 @@ def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence
         model: the one that was saved there.
         own: a folder of the user's pictures; None makes some.
         blind_to: mistakes that the pictures need not notice, since some models see no colour.
+        say: is told when a further search begins.
 
     Raises:
         ArchiveError: when pictures are missing, unclear to the model, or do not notice a mistake.
     """
-    encoded = _given(own, model.spec) if own else _made(model)
+    encoded = _given(own, model.spec) if own else _made(model, say)
     for attempt in range(1, _ATTEMPTS + 1):
         _write(folder, model, encoded, [])
         data = [picture.data for picture in encoded]
@@ -114,6 +121,7 @@ def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence
         missed = [name for name in mistakes.REQUIRED if noticed.get(name) is False and name not in blind_to]
         if not missed or own or attempt == _ATTEMPTS:
             break
+        say(f"  the golden pictures do not notice {_named(missed)} yet: making more")
         # One more picture for each missed mistake that has gradients.
         against = mistakes.on_crops(model.photometry)
         target = (attempt - 1) % len(model.spec.labels)
@@ -121,14 +129,19 @@ def make(folder: Path, model: Model, own: Path | None = None, blind_to: Sequence
         patterns = [_pattern(model, 2, target, 100 * attempt + i, each) for i, each in enumerate(chosen)]
         encoded += [picture for picture in _draw(model, patterns) if picture]
     if missed:
+        options = " ".join(f"--blind-to {name}" for name in missed)
         raise ArchiveError(
-            f"the golden pictures would not notice {mistakes.MISTAKES[missed[0]]}; give pictures of your own that "
-            f"depend on it with --golden DIR, or say --blind-to {missed[0]} if this model cannot tell"
+            f"the golden pictures would not notice {_named(missed)}; give pictures of your own that depend on it with "
+            f"--golden DIR, or say {options} if this model cannot tell"
         )
     _write(folder, model, encoded, [name for name, seen in noticed.items() if seen])
 
 
-def _made(model: Model) -> list[Encoded]:
+def _named(missed: Sequence[str]) -> str:
+    return " and ".join(mistakes.MISTAKES[name] for name in missed)
+
+
+def _made(model: Model, say: Callable[[str], None]) -> list[Encoded]:
     """Make pictures of up to four classes, the first and the last included, of which the model is sure."""
     classes = len(model.spec.labels)
     targets = (0, classes - 1, classes // 3, 2 * classes // 3)
@@ -138,6 +151,11 @@ def _made(model: Model) -> list[Encoded]:
         patterns = [_pattern(model, number, targets[number], 10 * attempt + number) for number in numbers]
         pictures = zip(numbers, _draw(model, patterns), strict=True)
         clear |= {number: picture for number, picture in pictures if picture}
+        if not clear:
+            # No other start will find one either.
+            break
+        if attempt + 1 < _ATTEMPTS and len(clear) < len(targets):
+            say(f"  the model is sure of {len(clear)} of {len(targets)} golden pictures: searching for more")
     if len(clear) < 2:
         raise ArchiveError(
             f"fewer than two made pictures get a top-1 probability over {FLOOR} from this model; is it trained? "
@@ -148,7 +166,8 @@ def _made(model: Model) -> list[Encoded]:
 
 def _pattern(model: Model, number: int, target: int, seed: int, against: Mistake | None = None) -> Pattern:
     part, longer, landscape, ending = _SHAPES[number]
-    short = max(8, round(model.spec.geometry.resize * part))
+    geometry = model.spec.geometry
+    short = max(8, round((geometry.resize if geometry.fit == "crop" else max(geometry.shape)) * part))
     long = round(short * longer)
     width, height = (long, short) if landscape else (short, long)
     return Pattern(target, width, height, seed, ending, against)
@@ -161,7 +180,7 @@ def _draw(model: Model, patterns: Sequence[Pattern]) -> list[Encoded | None]:
     try:
         painted = _ascend(model, patterns)
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:160]
+        why = short(error)
         raise ArchiveError(
             f"no golden pictures can be made, since no gradient passes this model ({why}); give pictures of your own "
             "with --golden DIR"
@@ -201,7 +220,8 @@ def _ascend(model: Model, patterns: Sequence[Pattern]) -> list[NDArray[np.uint8]
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if not any(grid.grad is not None and bool(grid.grad.any()) for grid in grids):
-            raise RuntimeError("every gradient is zero")
+            # Where scores are 0 or 1, or where the model has none.
+            break
         optimiser.step()
     with torch.no_grad():
         painted = [_paint(grid, pattern)[0].round() for grid, pattern in zip(grids, patterns, strict=True)]
@@ -225,21 +245,26 @@ def _crop(picture: Tensor, geometry: Geometry) -> Tensor:
     """Resize and crop like `beeline.pixels`, but with gradients."""
     planes = picture.permute(0, 3, 1, 2)
     height, width = planes.shape[2:]
-    scale = geometry.resize / min(height, width)
-    size = (max(geometry.resize, int(height * scale)), max(geometry.resize, int(width * scale)))
-    planes = functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
-    # Rounded like torchvision, halves to even: the model answers a picture that is shifted by a pixel differently.
-    top, left = (round((side - geometry.crop) / 2) for side in size)
-    return planes[:, :, top : top + geometry.crop, left : left + geometry.crop].permute(0, 2, 3, 1)
+    # The same rounding: the model answers a picture that is shifted by a pixel differently.
+    wide, high, left, top = pixels.placed(width, height, geometry)
+    tall, broad = geometry.shape
+    planes = functional.interpolate(planes, size=(high, wide), mode="bilinear", antialias=True)
+    planes = planes[:, :, max(top, 0) : top + tall, max(left, 0) : left + broad]
+    before, above = max(-left, 0), max(-top, 0)
+    around = (before, broad - planes.shape[3] - before, above, tall - planes.shape[2] - above)
+    return functional.pad(planes, around).permute(0, 2, 3, 1)
 
 
 def _logarithms(rows: Tensor, output: str, targets: list[int]) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of each row's probability of its target, and of all other classes together.
+    """Return the logarithms of each row's probability of its target, and of anything else.
 
     A logarithm keeps its gradient where a probability is rounded to 0 or 1.
     """
-    logarithms = rows.clamp_min(1e-12).log() if output == "probabilities" else rows.log_softmax(1)
     chosen = functional.one_hot(torch.tensor(targets), rows.shape[1]).bool()
+    if output == "scores":
+        own = rows[chosen]
+        return own.clamp_min(1e-12).log(), (1 - own).clamp_min(1e-12).log()
+    logarithms = rows.clamp_min(1e-12).log() if output == "probabilities" else rows.log_softmax(1)
     return logarithms[chosen], logarithms.masked_fill(chosen, -torch.inf).logsumexp(1)
 
 

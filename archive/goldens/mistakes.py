@@ -23,7 +23,7 @@ MISTAKES = {
     "channels": "red and blue swapped",
     "normalisation": "mean and deviation left out",
     "exif": "the EXIF orientation ignored",
-    "geometry": "the picture squashed instead of resized and cropped",
+    "geometry": "the picture squashed instead of cropped, or the other way round",
 }
 # The golden pictures must notice these. `geometry` is only recorded, since a square picture cannot show it.
 REQUIRED = ("labels", "channels", "normalisation", "exif")
@@ -87,13 +87,13 @@ def _mistaken(
     """
     mean, std = (np.asarray(values) for values in photometry)
     unscaled = np.rint(crops * std + 255 * mean).clip(0, 255).astype(np.uint8)
-    size = (geometry.crop, geometry.crop)
-    squashed = [np.asarray(pixels.open_rgb(data).resize(size, Image.Resampling.BILINEAR)) for data in pictures]
+    resize, fit = max(geometry.resize, *geometry.shape), "squash" if geometry.fit != "squash" else "crop"
+    other = dataclasses.replace(geometry, resize=resize, fit=fit, decoding="full")
     return {
         "channels": np.ascontiguousarray(crops[..., ::-1]),
         "normalisation": unscaled,
         "exif": np.stack([pixels.decode(_without_exif(data), geometry) for data in pictures]),
-        "geometry": np.stack(squashed),
+        "geometry": np.stack([pixels.decode(data, other) for data in pictures]),
     }
 
 

@@ -21,7 +21,7 @@ from archive.variants import agreement, convert
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.answer import probabilities
-from beeline.errors import ArchiveError, BeelineError, ConfigError, did_you_mean
+from beeline.errors import ArchiveError, BeelineError, ConfigError, did_you_mean, short
 from beeline.golden import Forward, replay
 from beeline.spec import DECODINGS, EXPECTED, FILE_NAME, GOLDEN, Artifact, ModelSpec
 
@@ -188,7 +188,7 @@ def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Ga
     except (BeelineError, OSError, MemoryError):
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
+        why = short(error, 300)
         raise ArchiveError(f"{spec.model.file} cannot be made into {variant} ({why}); take another --engine") from error
     draft = dataclasses.replace(spec, model=artifact, geometry=pictures.geometry, tolerance=0.5, **vars(variant))
     # On the device that a worker would take here; some precisions need a CUDA device.

@@ -57,13 +57,13 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
     import openvino
     import torch
 
-    crop = spec.geometry.crop
+    shape = spec.geometry.shape
     with warnings.catch_warnings():
         # PyTorch warns about its own code.
         warnings.simplefilter("ignore")
-        example = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
+        example = torch.zeros(2, *shape, 3, dtype=torch.uint8)
         model = openvino.convert_model(module(folder, spec), example_input=example)
-    model.reshape(openvino.PartialShape([-1, crop, crop, 3]))
+    model.reshape(openvino.PartialShape([-1, *shape, 3]))
     _number(model)
 
     def compiled(model: Any) -> Any:

@@ -40,9 +40,12 @@ class Answer:
 
 
 def probabilities(scores: NDArray[np.float32], output: str) -> NDArray[np.float64]:
-    """Turn the model's `[N, classes]` output into probabilities; `output` is the spec's (logits need a softmax)."""
+    """Turn the model's `[N, classes]` output into probabilities; `output` is the spec's (logits need a softmax).
+
+    Scores stay as they are: each is the probability of its own label.
+    """
     values = scores.astype(np.float64)
-    if output == "probabilities":
+    if output != "logits":
         return values
     values = np.exp(values - values.max(axis=1, keepdims=True))
     return np.asarray(values / values.sum(axis=1, keepdims=True))

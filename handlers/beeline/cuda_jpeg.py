@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from beeline import formats, pixels
-from beeline.errors import RequestError, SelfTestError, SpecError
+from beeline.errors import RequestError, SelfTestError, SpecError, short
 from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 
@@ -125,16 +125,16 @@ class CudaJpegs:
                 ready = iter(torch.stack(crops).cpu().numpy() if crops else ())
                 return [next(ready) if fits else None for fits in good]
         except RuntimeError as error:
-            self._why = " ".join(str(error).split())[:200]
+            self._why = short(error)
             return None
 
     def _resized(self, planes: Tensor) -> Tensor:
-        """Return `[crop, crop, 3]` uint8 of `[3, height, width]`, in the two steps of torchvision's own transforms."""
+        """Return `[crop, width, 3]` uint8 of `[3, height, width]`, in the two steps of torchvision's own transforms."""
         wide, high, left, top = pixels.placed(planes.shape[2], planes.shape[1], self._geometry)
-        crop = self._geometry.crop
+        tall, broad = self._geometry.shape
         small = interpolate(
             planes[None].float(), (high, wide), mode=self._geometry.interpolation, align_corners=False, antialias=True
-        )[0, :, top : top + crop, left : left + crop]
+        )[0, :, top : top + tall, left : left + broad]
         return small.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
 
     def _prove(self) -> None:

@@ -7,6 +7,7 @@ client of a running worker and has an HTTP status.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -104,3 +105,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def short(text: object, most: int = 200, end: bool = False) -> str:
+    """Return a text, such as an error's, as one line for the middle of a sentence: its first or its last characters.
+
+    Codes that colour a terminal are left out; an error without a text gives its class.
+    """
+    line = " ".join(re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", str(text)).split())
+    return (line[-most:] if end else line[:most]) or type(text).__name__

@@ -65,7 +65,7 @@ def set_limit(max_pixels: int) -> None:
 def decode(
     data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS, hold: Hold = nullcontext
 ) -> NDArray[np.uint8]:
-    """Turn one picture's bytes into `[crop, crop, 3]` uint8 RGB.
+    """Turn one picture's bytes into `[crop, width, 3]` uint8 RGB.
 
     The header may declare at most `max_pixels`. The worker bounds its memory with `hold`: it is called with the number
     of pixels before they are decoded, and its context ends when they are freed.
@@ -121,13 +121,26 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def placed(width: int, height: int, geometry: Geometry) -> tuple[int, int, int, int]:
-    """Return width and height after the resize, and left and top of the crop in it, rounded as torchvision rounds."""
-    short, crop = geometry.resize, geometry.crop
-    if width <= height:
+    """Return width and height after the resize, and left and top of the cut in it, rounded as torchvision rounds.
+
+    Left and top are negative where black goes around the picture.
+    """
+    short, (tall, broad) = geometry.resize, geometry.shape
+    if geometry.fit == "squash":
+        wide, high = broad, tall
+    elif geometry.fit == "centre":
+        wide, high = width, height
+    elif geometry.fit == "pad":
+        scale = min(broad / width, tall / height)
+        wide, high = (max(1, round(side * scale)) for side in (width, height))
+    elif width <= height:
         wide, high = short, int(short * height / width)
     else:
         wide, high = int(short * width / height), short
-    return wide, high, round((wide - crop) / 2), round((high - crop) / 2)
+    left, top = (
+        round((side - cut) / 2) if side >= cut else -((cut - side) // 2) for side, cut in ((wide, broad), (high, tall))
+    )
+    return wide, high, left, top
 
 
 def orientation(image: Image.Image) -> int:
@@ -139,22 +152,28 @@ def orientation(image: Image.Image) -> int:
 
 
 def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
-    """Resize the shorter side to `geometry.resize` and cut out the middle `crop` x `crop`.
+    """Make `[crop, width, 3]` of a picture, as `geometry.fit` says.
 
     Size and offset are rounded as torchvision's `Resize` and `CenterCrop` round them. Both steps are one resize of the
     part that survives the crop, so that a strip of 2000 x 3 pixels does not become 170,667 x 256 first.
     """
     width, height = image.size
-    crop = geometry.crop
+    tall, broad = geometry.shape
     wide, high, left, top = placed(width, height, geometry)
+    first, upper, last, lower = max(left, 0), max(top, 0), min(left + broad, wide), min(top + tall, high)
     box = (
-        left * width / wide,
-        top * height / high,
-        min((left + crop) * width / wide, width),
-        min((top + crop) * height / high, height),
+        first * width / wide,
+        upper * height / high,
+        min(last * width / wide, width),
+        min(lower * height / high, height),
     )
-    small = image.resize((crop, crop), _FILTERS[geometry.interpolation], box=box)
-    return np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
+    small = image.resize((last - first, lower - upper), _FILTERS[geometry.interpolation], box=box)
+    small = small if small.mode == "RGB" else small.convert("RGB")
+    if small.size != (broad, tall):
+        around = Image.new("RGB", (broad, tall))
+        around.paste(small, (first - left, upper - top))
+        small = around
+    return np.asarray(small)
 
 
 def _upright(image: Image.Image) -> Image.Image:

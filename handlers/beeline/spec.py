@@ -24,21 +24,27 @@ FILE_NAME = "model_spec.json"
 # Also in an archive: the golden pictures' folder, the expected answers in it, and the digest of each file.
 GOLDEN, EXPECTED, CHECKSUMS = "golden", "expected.json", "checksums.json"
 FORMATS = ("exported_program", "torchscript", "openvino", "onnx")
-OUTPUTS = ("logits", "probabilities")
+# Scores are of independent labels: each is 0 to 1, and they need not sum to 1.
+OUTPUTS = ("logits", "probabilities", "scores")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 DECODINGS = ("full", "scaled", "cuda")
+FITS = ("crop", "squash", "pad", "centre")
 ENGINES = ("torch", "torch_compile", "openvino", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+# Of a model's name and its version.
+NAME, NAMES = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "1 to 128 letters, digits, '.', '_' and '-', first a letter or digit"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """From a decoded picture to the model's input: the shorter side to `resize` pixels, then the middle `crop` pixels.
+    """From a decoded picture to the model's input, `crop` pixels high and `width` wide (None: as wide as high).
 
-    These are torchvision's `Resize` and `CenterCrop` on a Pillow image, with the antialiased filter `interpolation`.
+    `fit` is `crop`: the shorter side to `resize` pixels, then the middle, as torchvision's `Resize` and `CenterCrop` do
+    on a Pillow image, with the antialiased filter `interpolation`; `squash`: both sides at once, as `Resize([h, w])`;
+    `pad`: as large as fits, with black around it; or `centre`: the middle without a resize, as `CenterCrop` alone, with
+    black around a smaller picture. `resize` counts for `crop` alone.
 
     `decoding` is `full`, the reference that models are trained with; `scaled`: a JPEG whose shorter side is at least
     twice `resize` is decoded at a half, a quarter or an eighth of its size; or `cuda`: JPEGs are decoded and resized on
@@ -49,6 +55,13 @@ class Geometry:
     crop: int
     interpolation: str = "bilinear"
     decoding: str = "full"
+    fit: str = "crop"
+    width: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the model's input in pixels."""
+        return self.crop, self.width or self.crop
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,7 @@ class Provenance:
 class ModelSpec:
     """One model as the worker serves it.
 
-    `output` is what the graph returns: logits or probabilities; `tolerance` is the largest difference in any golden
+    `output` is what the graph returns, one of `OUTPUTS`; `tolerance` is the largest difference in any golden
     probability that this engine and precision may show; `geometry_version` is the `GEOMETRY` of the `pixels.py` that
     made the goldens. Specs of schema 1 have that file's digest instead, `geometry_sha256`.
     """
@@ -138,18 +151,22 @@ class ModelSpec:
             self.schema in (1, SCHEMA), "schema", self.schema, f"this Beeline reads 1 and {SCHEMA}; rebuild the archive"
         )
         for key, name in (("name", self.name), ("version", self.version)):
-            fits = bool(_NAME.fullmatch(name))
-            _check(fits, key, name, "letters, digits, '.', '_' and '-', first a letter or digit")
+            _check(bool(re.fullmatch(NAME, name)), key, name, NAMES)
         _check(len(self.labels) >= 2, "labels", list(self.labels), "a classifier needs at least two")
         for label, count in Counter(self.labels).items():
             _check(bool(label.strip()), "labels", label, "no label may be blank")
             _check(count == 1, "labels", label, "it occurs twice; tell them apart, as by their class ids")
         size = self.geometry
-        _check(1 <= size.crop <= 4096, "geometry.crop", size.crop, "1 to 4096 pixels")
-        _check(size.crop <= size.resize <= 8192, "geometry.resize", size.resize, f"crop ({size.crop}) to 8192 pixels")
+        for key, side in zip(("crop", "width"), size.shape, strict=True):
+            _check(1 <= side <= 4096, f"geometry.{key}", side, "1 to 4096 pixels")
+        least = max(size.shape) if size.fit == "crop" else 1
+        _check(least <= size.resize <= 8192, "geometry.resize", size.resize, f"crop ({least}) to 8192 pixels")
+        known = size.fit == "crop" or size.decoding == "full"
+        _check(known, "geometry.decoding", size.decoding, f"full, where geometry.fit is {size.fit!r}")
         for key, value, allowed in (
             ("geometry.interpolation", size.interpolation, INTERPOLATIONS),
             ("geometry.decoding", size.decoding, DECODINGS),
+            ("geometry.fit", size.fit, FITS),
             ("model.format", self.model.format, FORMATS),
             ("engine", self.engine, ENGINES),
             ("precision", self.precision, PRECISIONS),
@@ -191,9 +208,9 @@ class ModelSpec:
         values = self.to_dict()
         # Left out where unset, so that older archives, which lack these fields, keep their fingerprint.
         geometry, model = values["geometry"], values["model"]
-        later = ((values, "agreement"), (geometry, "decoding"), (model, "weights"), (model, "weights_sha256"))
-        for place, key in later:
-            if place[key] is None or (key, place[key]) == ("decoding", "full"):
+        later = [(values, "agreement"), (model, "weights"), (model, "weights_sha256")]
+        for place, key in [*later, *((geometry, key) for key in ("decoding", "fit", "width"))]:
+            if place[key] is None or (key, place[key]) in (("decoding", "full"), ("fit", "crop")):
                 del place[key]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -103,6 +103,9 @@ def test_a_users_handler_replaces_the_default_one_and_is_verified(tiny_export: P
     assert contents.handler == "thresholded.py"
     assert {"thresholded.py", "vision_handler.py"} <= set(contents.sizes)
     assert built.verified is not None
+    handler.write_text(handler.read_text().replace("logits - 1.0", "logits[:, ::-1]"))
+    with pytest.raises(ArchiveError, match=r"by thresholded\.py, expected"):
+        build(tiny_export, tmp_path / "store", handler=handler)
 
 
 @pytest.mark.parametrize(

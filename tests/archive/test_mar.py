@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from archive.build import Built
-from archive.mar import RULES, check, unpack
+from archive.build import Built, build
+from archive.mar import RULES, check, opened, unpack
 from beeline.errors import ArchiveError
 from tests.archive.conftest import Files, MakeMar
 
@@ -180,6 +180,40 @@ def test_bytes_that_only_servers_would_see_are_refused(tiny_built: Built, tmp_pa
         mar.write_bytes(changed)
         with pytest.raises(ArchiveError, match=reason):
             check(mar)
+
+
+def test_sizes_over_2_gib_are_written_and_judged(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 2_000)
+    built = build(tiny_export, tmp_path, check=False)
+    assert check(built.path).spec == built.spec
+    data = built.path.read_bytes()
+    assert data.rfind(b"PK\6\6") > data.rfind(b"PK\1\2")
+    # The last entry's own header, the record of the directory's place, its count of entries, and something before it.
+    local = data.rfind(b"PK\3\4")
+    size = data.rfind(b"\1\0\x10\0", local)
+    end = data.rfind(b"PK\6\6")
+    for place in (size + 4, end + 48, end + 32):
+        built.path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ArchiveError, match=r"hold|cut off"):
+            check(built.path)
+    built.path.write_bytes(data[:end] + b"more" + data[end:])
+    with pytest.raises(ArchiveError, match=r"hold|cut off"):
+        check(built.path)
+
+
+@pytest.mark.bench
+def test_a_real_archive_over_2_gib(tiny_files: Files, tmp_path: Path) -> None:
+    path, weights = tmp_path / "large.mar", tmp_path / "weights"
+    with weights.open("wb") as file:
+        file.truncate(5 << 29)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(weights, "weights.bin")
+        for name, content in tiny_files.items():
+            archive.writestr(name, content)
+    with opened(path) as archive:
+        assert archive.getinfo("weights.bin").file_size == 5 << 29
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,12 +23,18 @@ from beeline.spec import Geometry
 from tests.handlers.drawn import encoded
 
 GEOMETRY = Geometry(256, 224)
+BILINEAR, BICUBIC = Image.Resampling.BILINEAR, transforms.InterpolationMode.BICUBIC
 REFERENCE = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def padded(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Fit a picture as Pillow does, and add black as torchvision's `CenterCrop` does."""
+    return transforms.CenterCrop((height, width))(ImageOps.contain(image, (width, height), BILINEAR))
 
 
 def independent_decode(data: bytes) -> Image.Image:
@@ -69,6 +76,25 @@ def test_other_geometries(resize: int, crop: int, name: str) -> None:
     image = noise(301, 200)
     difference = pixels.resize_crop(image, Geometry(resize, crop, name)).astype(int) - np.asarray(theirs(image))
     assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("geometry", "theirs"),
+    [
+        (Geometry(64, 40, width=56), [transforms.Resize(64), transforms.CenterCrop((40, 56))]),
+        (Geometry(64, 56, width=40, interpolation="bicubic", fit="squash"), [transforms.Resize((56, 40), BICUBIC)]),
+        (Geometry(1, 64, width=80, fit="centre"), [transforms.CenterCrop((64, 80))]),
+        (Geometry(1, 64, width=80, fit="pad"), [lambda image: padded(image, 80, 64)]),
+    ],
+)
+@pytest.mark.parametrize(("width", "height"), [(301, 200), (200, 301), (50, 40), (90, 50), (80, 64), (40, 100)])
+def test_other_fits_are_torchvisions_and_pillows(
+    geometry: Geometry, theirs: list[Callable[[Image.Image], Image.Image]], width: int, height: int
+) -> None:
+    image = noise(width, height)
+    right = np.asarray(transforms.Compose(theirs)(image)).astype(int)
+    assert np.abs(pixels.resize_crop(image, geometry) - right).max() <= 1
+    assert pixels.decode(encoded(image), geometry).shape == (*geometry.shape, 3)
 
 
 def test_a_strip_is_never_enlarged_to_its_full_length() -> None:

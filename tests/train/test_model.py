@@ -61,13 +61,13 @@ def test_a_network_with_auxiliary_heads_has_its_sentence(name: str) -> None:
 
 def test_a_size_that_the_architecture_cannot_take_has_its_sentence() -> None:
     with pytest.raises(ConfigError, match=r"model\.crop is 192, which vit_b_16 cannot take \(Wrong image height.*224"):
-        check_input(build("vit_b_16", 2), 192, "vit_b_16")
+        check_input(build("vit_b_16", 2), (192, 192), "vit_b_16")
 
 
 def test_the_check_leaves_the_network_as_it_was() -> None:
     network = build("resnet18", 2)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    check_input(network, 64, "resnet18")
+    check_input(network, (64, 48), "resnet18")
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 

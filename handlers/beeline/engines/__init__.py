@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beeline.errors import ArchiveError, BeelineError, ConfigError
+from beeline.errors import ArchiveError, BeelineError, ConfigError, short
 from beeline.settings import Choice, threads_of
 from beeline.spec import ModelSpec
 
@@ -69,7 +69,7 @@ class Engine:
         except BeelineError:
             raise
         except Exception as error:
-            why = " ".join(str(error).split())[:300]
+            why = short(error, 300)
             raise ArchiveError(f"{spec.model.file} does not run on {self.title} ({why}); build it again") from error
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -88,9 +88,9 @@ class Engine:
         raise NotImplementedError
 
     def _warm_up(self) -> None:
-        size, classes = self.spec.geometry.crop, len(self.spec.labels)
+        size, classes = self.spec.geometry.shape, len(self.spec.labels)
         for count in (1, 2):
-            shape = self.forward(np.zeros((count, size, size, 3), np.uint8)).shape
+            shape = self.forward(np.zeros((count, *size, 3), np.uint8)).shape
             if shape != (count, classes):
                 raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")
 

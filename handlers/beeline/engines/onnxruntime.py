@@ -31,8 +31,8 @@ class OnnxRuntimeEngine(Engine):
     title = f"ONNX Runtime {onnxruntime.__version__}"
 
     def _device(self, gpu_id: int | None) -> Choice:
-        available, crop = onnxruntime.get_available_providers(), self.spec.geometry.crop
-        device, self._providers = choose(self.asked, available, gpu_id, crop)
+        available, shape = onnxruntime.get_available_providers(), self.spec.geometry.shape
+        device, self._providers = choose(self.asked, available, gpu_id, shape)
         return device
 
     def _start(self, path: Path) -> None:
@@ -53,10 +53,12 @@ class OnnxRuntimeEngine(Engine):
         return np.asarray(self._session.run(None, {self._input: pixels})[0], dtype=np.float32)
 
 
-def choose(asked: str, available: Sequence[str], gpu_id: int | None, crop: int) -> tuple[Choice, Providers]:
+def choose(
+    asked: str, available: Sequence[str], gpu_id: int | None, shape: tuple[int, int]
+) -> tuple[Choice, Providers]:
     """Return the device, and the providers in the order in which ONNX Runtime tries them; see `device_of`.
 
-    `available` are the providers that this build has, `crop` is the side of a picture in pixels.
+    `available` are the providers that this build has, `shape` is a picture's height and width.
     """
     names = [name for name in (TENSORRT, CUDA) if name in available]
     kinds = " and ".join(name.removesuffix("ExecutionProvider") for name in names)
@@ -68,7 +70,7 @@ def choose(asked: str, available: Sequence[str], gpu_id: int | None, crop: int) 
         return device, providers
     number = int(device.value.partition(":")[2])
     batches = {"min": 1, "opt": _USUAL_BATCH, "max": _LARGEST_BATCH}
-    shapes = {f"trt_profile_{key}_shapes": f"{INPUT}:{batch}x{crop}x{crop}x3" for key, batch in batches.items()}
+    shapes = {f"trt_profile_{key}_shapes": f"{INPUT}:{batch}x{shape[0]}x{shape[1]}x3" for key, batch in batches.items()}
     options: dict[str, dict[str, Any]] = {TENSORRT: {"device_id": number, **shapes}, CUDA: {"device_id": number}}
     return device, [(name, options[name]) for name in names] + providers
 

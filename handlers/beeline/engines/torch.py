@@ -78,7 +78,7 @@ class TorchEngine(Engine):
         if self._graphs:
             self._warm_up()
             with torch.inference_mode():
-                self._run = CudaGraphs(self._compute, self._on, self.spec.geometry.crop)
+                self._run = CudaGraphs(self._compute, self._on, self.spec.geometry.shape)
 
     def _compute(self, pixels: Tensor) -> Tensor:
         # Autocast's cache of converted weights lasts for one pass, and `_narrow` has converted them.
@@ -137,12 +137,16 @@ class CudaGraphs:
     """
 
     def __init__(
-        self, model: Callable[[Tensor], Tensor], device: torch.device, crop: int, buckets: Sequence[int] = BUCKETS
+        self,
+        model: Callable[[Tensor], Tensor],
+        device: torch.device,
+        shape: tuple[int, int],
+        buckets: Sequence[int] = BUCKETS,
     ) -> None:
         """Record the model once for each bucket.
 
-        `model` takes uint8 `[N, crop, crop, 3]` on the CUDA device to `[N, classes]`, without gradients; `crop` is the
-        side of a picture in pixels, and `buckets` are in ascending order.
+        `model` takes uint8 `[N, crop, crop, 3]` on the CUDA device to `[N, classes]`, without gradients; `shape` is a
+        picture's height and width in pixels, and `buckets` are in ascending order.
 
         Raises:
             RuntimeError: as PyTorch raises it, for a model that waits for the device, or for too little memory.
@@ -153,7 +157,7 @@ class CudaGraphs:
             # Only one is replayed at a time, so they share their memory; the largest comes first and allocates enough.
             pool = torch.cuda.graph_pool_handle()
             for size in reversed(self._buckets):
-                given = torch.zeros(size, crop, crop, 3, dtype=torch.uint8, device=device)
+                given = torch.zeros(size, *shape, 3, dtype=torch.uint8, device=device)
                 side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
                 side.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(side):

@@ -33,6 +33,13 @@ class Grey(TinyNet):
         return super().forward(pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1))
 
 
+class Mean(Grey):
+    """Sees no colour and no place."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return super().forward(pictures.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8))
+
+
 def opaque() -> TinyNet:
     """Return a network without gradients."""
     return Changed(torch.Tensor.detach)
@@ -91,6 +98,11 @@ def test_a_model_that_cannot_notice_a_mistake_is_refused_until_its_owner_says_so
     assert set(expected(tmp_path / "export")["detects"]) - {"geometry"} == {"labels", "normalisation", "exif"}
     with pytest.raises(ArchiveError, match="'chanels'; did you mean 'channels'"):
         tiny_request(blind_to=("chanels",))
+
+
+def test_all_missed_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="--blind-to channels --blind-to exif"):
+        export_folder(Mean(), tiny_request(), tmp_path / "export")
 
 
 def test_without_made_pictures_the_message_asks_for_the_users_own(

@@ -24,7 +24,7 @@ EVERYTHING = (TENSORRT, CUDA, CPU)
 def test_tensorrt_then_cuda_then_the_cpu(
     asked: str, available: tuple[str, ...], gpu_id: int | None, device: str, names: list[str]
 ) -> None:
-    choice, providers = choose(asked, available, gpu_id, 224)
+    choice, providers = choose(asked, available, gpu_id, (224, 192))
     assert choice.value == device
     assert [name for name, _ in providers] == names
     for name, options in providers:
@@ -33,14 +33,14 @@ def test_tensorrt_then_cuda_then_the_cpu(
 
 
 def test_tensorrt_gets_the_range_of_batches() -> None:
-    options = dict(choose("cuda", EVERYTHING, None, 224)[1])[TENSORRT]
+    options = dict(choose("cuda", EVERYTHING, None, (224, 192))[1])[TENSORRT]
     shapes = [options[f"trt_profile_{key}_shapes"] for key in ("min", "opt", "max")]
     assert shapes == ["pixels:1x224x224x3", "pixels:16x224x224x3", "pixels:64x224x224x3"]
 
 
 def test_a_build_for_cpus_refuses_a_cuda_device_with_the_fix() -> None:
     with pytest.raises(ConfigError, match=r"'cuda:1', and this build .* on CPUs: use auto .*install onnxruntime-gpu"):
-        choose("cuda:1", (CPU,), None, 224)
+        choose("cuda:1", (CPU,), None, (224, 192))
 
 
 def test_a_provider_that_did_not_start_is_named() -> None:

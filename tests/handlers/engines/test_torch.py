@@ -109,7 +109,7 @@ def test_recordings_answer_as_the_model_itself() -> None:
     device = torch.device("cuda:0")
     model = Net().to(device).eval()
     with torch.inference_mode():
-        graphs = CudaGraphs(model, device, 32)
+        graphs = CudaGraphs(model, device, (32, 32))
         for count in (1, 2, 5, 64, 70):
             pixels = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, device=device)
             found = graphs(pixels)
