@@ -31,13 +31,16 @@ _APART = 0.05
 _SECONDS = 300
 _OWN = """
 import json, sys
-from ts.context import Context
+from unittest.mock import Mock
+from ts.context import Context, RequestProcessor
 from ts.torch_handler.image_classifier import ImageClassifier
 
 folder, manifest, pictures = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
-context = Context(manifest["model"]["modelName"], folder, manifest, 1, None, "0.12.0", model_yaml_config={})
+context = Context(manifest["model"]["modelName"], folder, manifest, 1, None, "0.12.0", metrics=Mock(), model_yaml_config={})
+context.request_processor = [RequestProcessor({})]
 handler = ImageClassifier()
 handler.initialize(context)
+handler.set_max_result_classes(1)
 print(json.dumps([handler.handle([{"body": open(path, "rb").read()}], context)[0] for path in pictures]))
 """
 

@@ -40,13 +40,13 @@ def load(path: Path) -> Any:
     except ArchiveError:
         raise
     except Exception as error:
-        why = short(error, 240)
+        why = short(error, 240, end=True)
         fix = "download or copy it again, or export it again"
         if isinstance(error, FileNotFoundError) or "external" in why.lower():
             fix = "copy the file of its weights beside it"
-        elif match := re.search(r"opset (\d+) is under development|till opset (\d+)", why, re.IGNORECASE):
-            fix = f"export it with opset_version={match[2] or int(match[1]) - 1}"
-        elif re.search(r"No Op registered|not a registered function/op|domain_version", why):
+        elif match := re.search(r"till opset (\d+)", str(error)):
+            fix = f"export it with opset_version={match[1]}"
+        elif re.search(r"No Op registered|not a registered function/op", str(error)):
             fix = "export it again with operations of ONNX alone"
         raise ArchiveError(f"{path} does not load in ONNX Runtime {onnxruntime.__version__} ({why}); {fix}") from error
     return model
@@ -131,7 +131,7 @@ class OnnxGraph:
         own_high, own_wide = sides[1:3] if is_last else sides[2:]
         if own_high not in (None, high) or own_wide not in (None, wide):
             raise ArchiveError(
-                f"the ONNX model takes pictures of {own_wide} x {own_high}, and the crop is {wide} x {high}; add "
+                f"the ONNX model takes pictures of {own_wide} x {own_high} pixels, and the crop is {wide} x {high}; add "
                 f"--crop {own_wide}x{own_high}, and the --resize that it was trained with"
             )
         planes = sides[3 if is_last else 1] or 3

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import omegaconf
-import onnx
 import pytest
 import timm
 import torch
@@ -271,11 +270,6 @@ def tarred(path: Path) -> None:
         archive.add(__file__, "weights.pth")
 
 
-def onnx_of(path: Path) -> None:
-    graph = onnx.helper.make_graph([], "empty", [], [])
-    onnx.save(onnx.helper.make_model(graph, producer_name="pytorch"), path)
-
-
 SQUEEZENET = torchvision.models.squeezenet1_1(num_classes=2).state_dict()
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty; download or copy it again"),
@@ -294,7 +288,6 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "object": (lambda path: torch.save({"a": Strange()}, path), r"holds a .*test_weights\.Strange, .*is refused"),
     "code": (lambda path: path.write_bytes(pickle.dumps(eval, 2)), r"holds a (__builtin__\.)?eval, whose unpickling"),
     "tensor": (lambda path: torch.save(torch.zeros(3), path), "holds no tensors by name"),
-    "onnx": (onnx_of, "is ONNX"),
     "folder": (lambda path: path.mkdir(), "is a folder"),
     "several": (
         lambda path: torch.save(
