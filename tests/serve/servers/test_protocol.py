@@ -53,6 +53,33 @@ def test_torchserve_reads_its_models_from_its_file(resolved: config.Configuratio
     assert values["enable_model_api"] == values["install_py_dep_per_model"] == "false"
 
 
+def test_torchserve_installs_requirements_of_archives_where_the_file_says_so(places: Places, tmp_path: Path) -> None:
+    (tmp_path / "config.properties").write_text("install_py_dep_per_model=true\n")
+    archives = (Archive(Path("/store/fake.mar"), "fake", "1.0"),)
+    resolved = config.resolve(load(tmp_path / "config.properties"), archives, config.Overrides(), {}, 2, 0)
+    assert written(TorchServe(), resolved, places)["install_py_dep_per_model"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("kind", "handler", "requirements", "why", "said"),
+    [
+        (TorchServe(), "image_classifier", "", "captum", ["captum, which /python lacks", "main.txt captum`, or let"]),
+        (TorchServe(), "own.py:handle", "needs.txt", "cv2.dnn", ["txt opencv-python-headless`", "its needs.txt: "]),
+        (Mms(), "own.py", "needs.txt", "captum", ["put it into the archive", "mms.txt captum`"]),
+        (Mms(), "image_classifier", "", "image_classifier", ["is neither in old.mar nor one of Multi Model Server's"]),
+        (Mms(), "own.py", "", None, ["see `beeline serve logs`"]),
+    ],
+)  # fmt: skip
+def test_a_missing_package_is_named_with_the_ways_to_bring_it(
+    kind: protocol.Server, handler: str, requirements: str, why: str | None, said: list[str]
+) -> None:
+    archive = Archive(Path("/store/old.mar"), "old", "1.0", (), handler, requirements)
+    reason = f"ModuleNotFoundError: No module named '{why}'" if why else "RuntimeError: the gate is shut"
+    advice = kind.advice(archive, Path("/python"), reason)
+    assert all(part in advice for part in said), advice
+    assert ("install_py_dep_per_model" in advice) is (kind.name == "torchserve")
+
+
 @pytest.mark.parametrize("kind", [TorchServe(), Mms()])
 @pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400")])
 def test_behind_a_gateway_the_servers_queue_is_twice_as_long(
