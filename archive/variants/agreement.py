@@ -173,7 +173,7 @@ def same_first(reference: NDArray[np.float64], variant: NDArray[np.float64], out
     Of scores, several labels may hold and be equally sure: any label that the reference gives over a half may be first.
     """
     first = variant.argmax(axis=1)
-    same = reference.argmax(axis=1) == first
+    same: NDArray[np.bool_] = reference.argmax(axis=1) == first
     return same | (reference[np.arange(len(first)), first] > 0.5) if output == "scores" else same
 
 
