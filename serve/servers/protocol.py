@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,11 +93,18 @@ class Server(ABC):
 
     def advice(self, archive: Archive, python: Path, why: str) -> str:
         """Return what helps if workers of an archive die for the reason `why`: mostly a package that is missing."""
+        handler = archive.handler
+        name = handler.partition(":")[0].removesuffix(".py")
+        if "logged no reason" in why:
+            # MMS often loses the end of a dead worker's traceback, so import the handler once more, from the zip file.
+            code = "import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])"
+            words = [str(python), "-I", "-c", code, str(archive.path), name]
+            why = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60).stderr
         match = re.search(r"No module named '(\w+)", why)
         if match is None:
             return "see `beeline serve logs`, or run the archive alone with `beeline archive run`"
-        module, handler = match[1], archive.handler
-        if module == handler.partition(":")[0].removesuffix(".py"):
+        module = match[1]
+        if module == name:
             return f"its handler {handler!r} is neither in {archive.path.name} nor one of {self.title}'s"
         package = _PACKAGES.get(module, module)
         fix = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import javaproperties
 import pytest
 
-from archive.mar import Archive
+from archive.mar import Archive, read
 from serve import addresses, config
 from serve.addresses import Ports
 from serve.properties import Properties, load
@@ -18,7 +18,7 @@ from serve.servers.java import Java
 from serve.servers.mms import Mms
 from serve.servers.protocol import Places
 from serve.servers.torchserve import TorchServe, models_json
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_archive
 
 ADDRESSES = addresses.resolve(Properties(Path("config.properties")), Ports(), "none")
 
@@ -78,6 +78,12 @@ def test_a_missing_package_is_named_with_the_ways_to_bring_it(
     advice = kind.advice(archive, Path("/python"), reason)
     assert all(part in advice for part in said), advice
     assert ("install_py_dep_per_model" in advice) is (kind.name == "torchserve")
+
+
+def test_a_missing_package_is_named_even_if_the_server_lost_the_workers_traceback(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "old.mar", "old", {"own.py": b"import json, absent_thing.part\n"}, "own.py")
+    advice = Mms().advice(read(path), Path(sys.executable), "it logged no reason, as when memory runs out")
+    assert f"its handler own.py imports absent_thing, which {sys.executable} lacks: " in advice
 
 
 @pytest.mark.parametrize("kind", [TorchServe(), Mms()])
