@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archive import hugging_face
 from archive.graph import Network, quiet
 from archive.weights import Weights, find_weights, to_torchscript
-from beeline.errors import ArchiveError
+from beeline.errors import ArchiveError, short
 from host.files import write_whole
 
 # Training programs put objects of these modules into their checkpoints: options, numbers, paths.
@@ -60,6 +61,8 @@ def load_network(
     kind = kind_of(path)
     if kind == "pickle":
         tensors = read_tensors(path)
+        if why := hugging_face.refusal(path):
+            raise ArchiveError(why)
         if architecture is None:
             raise ArchiveError(f"{path} is a state dict, which needs its architecture; add --architecture, as resnet18")
         weights = find_weights(path, tensors, architecture)
@@ -79,7 +82,7 @@ def load_network(
             return module
     except Exception as error:
         raise ArchiveError(
-            f"{path} looks like {kind} but does not load ({_short(error)}); save it again with this version of torch"
+            f"{path} looks like {kind} but does not load ({short(error)}); save it again with this version of torch"
         ) from error
 
 
@@ -97,7 +100,8 @@ def kind_of(path: Path) -> str:
     """Return `exported_program`, `torchscript`, `onnx` or `pickle`, from the file's content and not from its name."""
     if not path.is_file():
         what = "is a folder; name the file in it" if path.is_dir() else "is missing; name a file"
-        raise ArchiveError(f"the model file {path} {what}: TorchScript, .pt2, ONNX, state dict or safetensors")
+        why = f"the model file {path} {what}: TorchScript, .pt2, ONNX, state dict or safetensors"
+        raise ArchiveError((path.is_dir() and hugging_face.refusal(path)) or why)
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             return "onnx" if _ONNX.match(file.read(3)) else "pickle"
@@ -142,7 +146,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ArchiveError(f"{path} is damaged safetensors ({_short(error)}); download or copy it again") from error
+        raise ArchiveError(f"{path} is damaged safetensors ({short(error)}); download or copy it again") from error
 
 
 def write_safetensors(network: nn.Module, path: Path) -> None:
@@ -169,7 +173,7 @@ def _unpickle(path: Path) -> Any:
                 # PyTorch puts the reason after its advice on how to load a file unsafely.
                 why = str(error).rpartition("WeightsUnpickler error: ")[2].partition(". ")[0]
                 raise ArchiveError(
-                    f"{path} is not a plain state dict ({' '.join(why.split())[:240] or type(error).__name__}); save "
+                    f"{path} is not a plain state dict ({short(why or type(error).__name__)}); save "
                     "model.state_dict() with torch.save, or copy the file again"
                 ) from error
             # PyTorch names objects of `builtins` without their module.
@@ -196,7 +200,3 @@ def _empty(name: str) -> type:
         def __setstate__(self, state: object) -> None: ...
 
     return Empty
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:240] or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,8 @@ from archive.architectures import TIMM, timm_preprocessing
 from archive.goldens.mistakes import check_names
 from archive.graph import CHANNELS, ONNX_FILE, PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
 from beeline import engines, pixels
-from beeline.errors import ArchiveError, did_you_mean
-from beeline.spec import FILE_NAME, GOLDEN, OUTPUTS, Accuracy, Artifact, Geometry, ModelSpec, Provenance
+from beeline.errors import ArchiveError, did_you_mean, short
+from beeline.spec import FILE_NAME, GOLDEN, NAME, NAMES, OUTPUTS, Accuracy, Artifact, Geometry, ModelSpec, Provenance
 from host.files import sha256, whole_folder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -99,8 +100,8 @@ def find_preset(name: str | None, architecture: str | None = None) -> Preset:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         source = architecture if name == "torchvision" else name
         raise ArchiveError(
-            f"torchvision knows no classification preprocessing for {source!r} ({error}); give --resize, --crop, "
-            "--mean and --std with --preset imagenet"
+            f"torchvision knows no classification preprocessing for {source!r} ({short(error)}); give --resize, "
+            "--crop, --mean and --std with --preset imagenet"
         ) from error
 
 
@@ -131,7 +132,11 @@ class ExportRequest:
     blind_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise `ArchiveError` for an impossible mean, deviation or order of channels, or an unknown mistake."""
+        """Raise `ArchiveError` for an impossible name, mean, deviation or order of channels, or an unknown mistake."""
+        for key, word in (("name", self.name), ("version", self.version)):
+            if not re.fullmatch(NAME, word):
+                why = f"the model's {key} is {short(word)!r}; allowed: {NAMES}"
+                raise ArchiveError(f"{why}; give another with --{key}")
         for key, values, allowed in (("mean", self.mean, "numbers"), ("std", self.std, "numbers over 0")):
             if len(values) != 3 or (key == "std" and min(values) <= 0):
                 raise ArchiveError(

@@ -36,11 +36,12 @@ from ts.context import Context, RequestProcessor
 from ts.torch_handler.image_classifier import ImageClassifier
 
 folder, manifest, pictures = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
-context = Context(manifest["model"]["modelName"], folder, manifest, 1, None, "0.12.0", metrics=Mock(), model_yaml_config={})
-context.request_processor = [RequestProcessor({})]
+context = Context(manifest["model"]["modelName"], folder, manifest, 1, None, "0.12.0", model_yaml_config={})
+context.request_processor, context.metrics = [RequestProcessor({})], Mock()
 handler = ImageClassifier()
 handler.initialize(context)
-handler.set_max_result_classes(1)
+# It answers with five labels, and fails where there are fewer.
+handler.topk = 1
 print(json.dumps([handler.handle([{"body": open(path, "rb").read()}], context)[0] for path in pictures]))
 """
 
@@ -143,4 +144,4 @@ def _class(path: Path) -> type[nn.Module]:
 
 def _turned(path: Path) -> bool:
     with Image.open(path) as image:
-        return image.getexif().get(0x0112, 1) != 1
+        return bool(image.getexif().get(0x0112, 1) != 1)

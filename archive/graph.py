@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from beeline.errors import ArchiveError
+from beeline.errors import ArchiveError, short
 
 PROGRAM_FILE = "model.pt2"
 TORCHSCRIPT_FILE = "model.pt"
@@ -173,7 +173,7 @@ class Graph:
                 sizes = ({0: Dim("batch", min=1)},)
                 program = torch.export.export(self.module, (example,), dynamic_shapes=sizes, strict=False)
             except Exception as error:
-                why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                why = short(error)
                 raise ArchiveError(
                     f"the network cannot be exported for every batch size ({why}); make its batch dimension dynamic, "
                     "or bring it as TorchScript"

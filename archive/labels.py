@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from beeline.errors import ArchiveError
+from beeline.errors import ArchiveError, short
 
 _FORMS = 'one label a line, a JSON list, {"0": "ants"}, {"ants": 0}, {"0": ["n01440764", "tench"]}, CSV of two columns'
 # Under these keys larger files have labels: Hugging Face's config.json, a data set's YAML, a training program's JSON.
@@ -69,7 +69,7 @@ def _values(ending: str, text: str) -> Sequence[Any]:
         if ending in (".yaml", ".yml"):
             return _sequence(yaml.load(text, _Loader))
     except (ValueError, yaml.YAMLError) as error:
-        kind, why = "YAML" if ending in (".yaml", ".yml") else "JSON", " ".join(str(error).split())
+        kind, why = "YAML" if ending in (".yaml", ".yml") else "JSON", short(error)
         raise _Unclear(f"is not {kind} ({why}); allowed: {_FORMS}") from error
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if ending == ".csv":

@@ -41,12 +41,17 @@ class Golden:
 
 @dataclass(frozen=True)
 class Archive:
-    """One `.mar` with its model's name and version. Without golden pictures, it was not built by Beeline."""
+    """One `.mar` with its model's name and version. Without golden pictures, it was not built by Beeline.
+
+    `handler` is its file, or one of TorchServe's names; `requirements` its list of packages, empty if there is none.
+    """
 
     path: Path
     model: str
     version: str
     goldens: tuple[Golden, ...] = ()
+    handler: str = ""
+    requirements: str = ""
 
     @property
     def golden(self) -> Golden | None:
@@ -85,7 +90,9 @@ def read(path: Path) -> Archive:
             model = json.loads(archive.read(MANIFEST))["model"]
             pictures = json.loads(archive.read(listing))["pictures"] if listing in archive.namelist() else ()
         goldens = tuple(Golden(f"{GOLDEN}/{picture['file']}", str(picture["top"][0][0])) for picture in pictures)
-        return Archive(path, str(model["modelName"]), str(model.get("modelVersion", "1.0")), goldens)
+        handler, requirements = (str(model.get(key, "")) for key in ("handler", "requirementsFile"))
+        version = str(model.get("modelVersion", "1.0"))
+        return Archive(path, str(model["modelName"]), version, goldens, handler, requirements)
     except _BROKEN as error:
         raise ArchiveError(
             f"{path} cannot be read as a model archive ({type(error).__name__}: {error}); build it again"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from archive.architectures import AUXILIARY, build
-from beeline.errors import ArchiveError
+from beeline.errors import ArchiveError, short
 
 State = dict[str, Tensor]
 # Parts of names of tensors, and what they become.
@@ -77,7 +77,7 @@ class Weights:
             except RuntimeError as error:
                 why = str(error)
         if (match := _MISFIT.search(why)) is None:
-            raise ArchiveError(f"{self.path} does not fit {self.architecture} ({' '.join(why.split())[:200]})")
+            raise ArchiveError(f"{self.path} does not fit {self.architecture} ({short(why)})")
         raise ArchiveError(
             f"{self.path} has {match[1]!r} of shape {match[2]}, {self.architecture} has {match[3]}; name the right "
             "architecture, and the size of picture that it was trained for"

@@ -89,10 +89,12 @@ def build(
     from archive.samples import named_samples
     from archive.store import STORE
     from beeline.spec import Provenance
+    from host.files import check_writable
 
     if (source is None) == (model is None):
         which = "both a source and --model are" if source else "neither a source nor --model is"
         raise BeelineError(f"{which} given; name a run or an exported folder, or --model FILE --labels FILE")
+    check_writable(store or STORE)
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None and source.suffix != ".mar":
@@ -103,13 +105,15 @@ def build(
             from archive.architectures import TIMM
             from archive.artifact import load_network
             from archive.export import ExportRequest, export_folder, find_preset
+            from archive.hugging_face import refusal
             from archive.labels import read_labels
 
             given = foreign.unpack(source, Path(scratch) / "given") if source else None
             model, labels = (given.weights, labels or given.labels) if given else (model, labels)
             assert model is not None
             if labels is None:
-                raise BeelineError(f"the model {model} has no labels; add --labels FILE, one a line in output order")
+                why = f"the model {model} has no labels; add --labels FILE, one a line in output order"
+                raise BeelineError(refusal(model) or why)
             chosen = find_preset(preset, architecture).override(
                 _numbers("mean", mean),
                 _numbers("std", std),

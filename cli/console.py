@@ -9,6 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from beeline.errors import plain
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 # Progress goes to stderr and results to stdout, so that `beeline ... --json | jq` always works.
 out = Console(highlight=False, soft_wrap=True)
@@ -17,7 +19,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def say(text: str) -> None:
     """Print one line of progress to stderr."""
-    err.print(text, markup=False)
+    err.print(plain(text), markup=False)
 
 
 def result(values: dict[str, Any], as_json: bool, text: str) -> None:
@@ -25,7 +27,7 @@ def result(values: dict[str, Any], as_json: bool, text: str) -> None:
     if as_json:
         sys.stdout.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
     else:
-        out.print(text, markup=False)
+        out.print(plain(text), markup=False)
 
 
 def fail(code: int = 1) -> NoReturn:

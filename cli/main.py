@@ -10,7 +10,7 @@ import typer
 from beeline.errors import BeelineError, short
 from cli.archive import app as archive
 from cli.bench import app as bench
-from cli.console import err
+from cli.console import say
 from cli.evaluate import evaluate
 from cli.predict import predict
 from cli.quickstart import quickstart
@@ -46,10 +46,10 @@ def main() -> None:
     except BeelineError as error:
         if debug:
             raise
-        err.print(f"beeline: {error}", markup=False)
+        say(f"beeline: {error}")
         sys.exit(error.exit_code)
     except Interrupted as interruption:
-        err.print(f"beeline: stopped before there was a result ({interruption})", markup=False)
+        say(f"beeline: stopped before there was a result ({interruption})")
         sys.exit(interruption.exit_code)
     except Exception as error:
         if debug:
@@ -58,5 +58,5 @@ def main() -> None:
             why, code = f"{error.filename} cannot be used ({error.strerror}); make it writable, or name another", 1
         else:
             why, code = f"unexpected {type(error).__name__}: {short(error, 2_000)}; run it again with --debug", 2
-        err.print(f"beeline: {why}", markup=False)
+        say(f"beeline: {why}")
         sys.exit(code)

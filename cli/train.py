@@ -30,10 +30,12 @@ def train(
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
     import time
 
+    from host.files import check_writable
     from train.plan import plan
 
     if safetensors is not None and not safetensors.parent.is_dir():
         raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")
+    check_writable(runs)
     begun = time.monotonic()
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
@@ -42,6 +44,10 @@ def train(
         from archive.goldens.mistakes import check_names
 
         check_names(blind_to)
+    if golden is not None:
+        from archive.goldens import read_given
+
+        read_given(golden)
     data_done = time.monotonic()
     from train.runs import find_run, open_run
 

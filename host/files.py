@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from beeline.errors import BeelineError
 from beeline.files import SHORT, sha256, write_whole
 
 __all__ = ["SHORT", "is_locked", "locked", "sha256", "try_lock", "whole_folder", "write_json", "write_whole"]
@@ -24,6 +25,14 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = False) -> None:
     """Write `values` as indented UTF-8 JSON, as `write_whole` does; raise ValueError for NaN and infinite numbers."""
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode, sync)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `BeelineError` unless files can be made in `folder`, which may be missing."""
+    nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "is read-only for you" if nearest.is_dir() else "is a file"
+        raise BeelineError(f"nothing can be written into {folder}, since {nearest} {why}; name another folder")
 
 
 @contextmanager

@@ -62,6 +62,7 @@ class Configuration:
     threads: Setting
     numbers: Mapping[str, Setting] = field(default_factory=dict)
     vmargs: str = ""
+    install_py_dep_per_model: str = "false"
 
     @property
     def max_request_size(self) -> int:
@@ -140,7 +141,8 @@ def resolve(
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     if not numbers["beeline_lone_threads"].value:
         numbers["beeline_lone_threads"] = _lone_threads(models, threads.value, cores)
-    return Configuration(models, threads, numbers, properties.texts.get("vmargs", ""))
+    texts = {key: properties.texts[key] for key in ("vmargs", "install_py_dep_per_model") if key in properties.texts}
+    return Configuration(models, threads, numbers, **texts)
 
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:

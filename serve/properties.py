@@ -101,6 +101,7 @@ class File(BaseModel):
     # Used if there is a certificate.
     beeline_tls_address: _Tls = Address("127.0.0.1", 8443, "https")
     vmargs: str = ""
+    install_py_dep_per_model: str = Field("false", pattern="^(true|false)$", description="true or false")
     beeline_tls_certificate: str = ""
     beeline_tls_key: str = ""
     models: dict[str, dict[str, Entry]] = Field({}, description="a JSON object {model: {version: {batchSize: 8, ...}}}")
@@ -117,7 +118,6 @@ _OWNED = {
     "model_store": "it is the option `serve up --store`",
     "allowed_urls": "only the served archives are allowed",
     "enable_model_api": "models are not registered while the server runs",
-    "install_py_dep_per_model": "archives bring no dependencies of their own",
     "disable_system_metrics": "`serve status` shows the processes",
     **dict.fromkeys(("grpc_inference_address", "grpc_management_address"), "gRPC stays on loopback"),
     **dict.fromkeys(("metrics_address", "grpc_inference_port", "grpc_management_port"), "a free port is taken"),

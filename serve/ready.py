@@ -72,11 +72,13 @@ def wait_for_workers(
     watch: Watch,
     seconds: float,
     check: Callable[[], None],
+    fix: Callable[[str], str],
 ) -> None:
     """Wait until `wanted` workers of the model are READY and the server lists no others.
 
     `version` None means the default one. `watch` is made before the workers start; `check` raises if the server ended.
-    Raise BeelineError if workers die again and again, and Undetermined after `seconds`.
+    `fix` returns what helps against the reason of a worker's death. Raise BeelineError if workers die again and again,
+    and Undetermined after `seconds`.
     """
     deadline = time.monotonic() + seconds
     begun = watch.deaths
@@ -95,10 +97,8 @@ def wait_for_workers(
         log = watch.folder / "worker.log"
         has_refused = watch.deaths > begun and log.is_file() and "refuses to serve" in "".join(logs.tail(log, 200))
         if has_refused or watch.deaths - begun > max(wanted, 1):
-            raise BeelineError(
-                f"no worker of {model} stays up: {watch.why()}; see `beeline serve logs`, "
-                "or run the archive alone with `beeline archive run`"
-            )
+            why = watch.why()
+            raise BeelineError(f"no worker of {model} stays up: {why}; {fix(why)}")
         if time.monotonic() > deadline:
             raise Undetermined(
                 f"{described.ready} of {wanted} workers of {model} are ready after {seconds:g} s; "

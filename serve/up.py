@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from archive import store
@@ -81,9 +82,9 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     try:
         target.sweep()
         settled = addresses.settle(listeners, kind.highest_port)
-        started = _Start(target, kind, resolved, settled, archives, gateway, read, request.card)
+        started = _Start(target, kind, resolved, settled, archives, gateway, read, request.card, python)
         try:
-            running = _spawn(started, lock, jvm, python, environ)
+            running = _spawn(started, lock, jvm, environ)
         except BaseException:
             target.sweep()
             raise
@@ -146,11 +147,12 @@ class _Start:
     gateway: Choice
     properties: properties.Properties
     card: Card | None
+    python: Path
 
 
-def _spawn(start: _Start, lock: int, jvm: java.Java, python: Path, environ: Mapping[str, str]) -> Running:
+def _spawn(start: _Start, lock: int, jvm: java.Java, environ: Mapping[str, str]) -> Running:
     """Write the state and the files, and start the supervisor with the lock and a pipe."""
-    target, kind, resolved = start.target, start.kind, start.resolved
+    target, kind, resolved, python = start.target, start.kind, start.resolved, start.python
     mark = target.new_mark()
     places = Places(instance.scratch(mark), target.logs)
     state = State(
@@ -218,18 +220,19 @@ def _wait(running: Running, start: _Start, say: Say) -> None:
         assert running.state.java is not None
         watch = Watch(running.state.java, running.instance.logs)
         watch.workers()
-        try:
-            kind.register(management, resolved)
-        except BeelineError as error:
-            running.check()
-            reason = watch.why(patience=15)
-            raise BeelineError(f"a model does not start: {reason} ({error}); see `beeline serve logs`") from error
         with InferenceClient(running.state.backend) as inference:
             for model, archive in zip(resolved.models, start.archives, strict=True):
                 version = model.version if kind.versions else None
                 workers = model.min_workers.value
                 patience = model.startup_timeout.value
-                wait_for_workers(management, model.model, version, workers, watch, patience, running.check)
+                fix = partial(kind.advice, archive, start.python)
+                try:
+                    kind.register(management, model)
+                except BeelineError as error:
+                    running.check()
+                    why = watch.why(patience=15)
+                    raise BeelineError(f"{model.model} does not start: {why} ({error}); {fix(why)}") from error
+                wait_for_workers(management, model.model, version, workers, watch, patience, running.check, fix)
                 say(f"{try_golden(inference, archive, version)}; workers: {workers}")
         serving = {(one.model, one.version) for one in resolved.models if one.min_workers.value}
         if silent := serving - counts.read(Path(running.state.environment[FOLDER])).counting():

@@ -21,6 +21,7 @@ from train.errors import DataError
 
 Predict = Callable[[list[bytes]], list[Answer]]
 
+_SCORES = "The answers are scores of independent labels: right means that the true label has the highest one."
 BATCH = 32
 TOP_K = 5
 # The answer's column in the confusion matrix for a label that no class folder has, and for no answer.
@@ -75,6 +76,11 @@ class Report:
     def k(self) -> int:
         """The k of `topk`: five, or fewer where no answer held five labels."""
         return min(TOP_K, max((len(one.answers) for one in self.judged), default=1) or 1)
+
+    @property
+    def note(self) -> list[str]:
+        """What right means where the answers are scores, which may sum to more than 1."""
+        return [_SCORES] * any(sum(value for _, value in one.answers) > 1.01 for one in self.judged)
 
     @property
     def topk(self) -> float:
@@ -143,7 +149,7 @@ class Report:
         failed = sum(map(len, failures.values()))
         first = f"{self.right} of {len(self.judged)} right: accuracy {self.top1:.4f}, top-{self.k} {self.topk:.4f}"
         first += f"; {failed} without a prediction, counted as wrong" if failed else ""
-        lines = [first, "", terminal((self._table(), self._confusion(_ON_TERMINAL)))]
+        lines = [first, *self.note, "", terminal((self._table(), self._confusion(_ON_TERMINAL)))]
         if wrong:
             lines += ["", "surest mistakes:"]
             lines += [
@@ -168,7 +174,7 @@ class Report:
         many = f"the surest {_MISTAKES} of {len(wrong)}" if len(wrong) > _MISTAKES else f"all {len(wrong)}"
         thumbnails = Pictures(tuple(map(_thumbnail, wrong[:_MISTAKES]))) if wrong else Sentences(("None.",))
         sections = [
-            Section("Labels", (Figures(figures), chart, self._table())),
+            Section("Labels", (Figures(figures), Sentences(tuple(self.note)), chart, self._table())),
             Section("Confusion", (self._confusion(_ON_PAGE),)),
             Section(f"Mistakes, {many}" if wrong else "Mistakes", (thumbnails,)),
         ]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import PIL
 
+from archive import hugging_face
 from beeline import pixels
 from beeline.errors import ConfigError
 from host.files import sha256
@@ -115,8 +116,11 @@ def find_weights(architecture: str, file: Path | None, say: Say, environ: Mappin
     """
     named = file or _path(environ.get(VARIABLE))
     if named is not None:
+        if why := hugging_face.refusal(named):
+            raise WeightsError(f"{why}; to train, name weights of torchvision or timm")
         if not named.is_file():
-            raise WeightsError(f"the weights file {named} is missing; name a state dict of {architecture}")
+            what = "is a folder; name the file in it," if named.is_dir() else "is missing; name"
+            raise WeightsError(f"the weights file {named} {what} a state dict of {architecture}")
         say(f"weights: the file {named}")
         return Weights("file", named.name, named, sha256(named))
     try:

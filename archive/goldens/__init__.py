@@ -29,8 +29,9 @@ from beeline.errors import ArchiveError, RequestError, short
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec
 
-# The least top-1 probability of a golden picture; rounding could change a less certain answer.
-FLOOR = 0.65
+# The least top-1 probability of a golden picture, and its least distance to the next label: rounding could change a
+# less certain answer. Of probabilities the first implies the second; of scores, which need not sum to 1, it does not.
+FLOOR, _AHEAD = 0.65, 0.29
 MAX_PICTURES = 16
 _TOP = 5
 _ATTEMPTS = 3
@@ -186,7 +187,12 @@ def _draw(model: Model, patterns: Sequence[Pattern]) -> list[Encoded | None]:
             "with --golden DIR"
         ) from error
     encoded = [_encode(picture, pattern.ending) for picture, pattern in zip(painted, patterns, strict=True)]
-    return [picture if model.rows([picture]).max() >= FLOOR else None for picture in encoded]
+    return [picture if _is_sure(model.rows([picture])[0]) else None for picture in encoded]
+
+
+def _is_sure(row: NDArray[np.float64]) -> bool:
+    second, first = np.sort(row)[-2:]
+    return bool(first >= FLOOR and first - second >= _AHEAD)
 
 
 def _ascend(model: Model, patterns: Sequence[Pattern]) -> list[NDArray[np.uint8]]:
@@ -262,14 +268,15 @@ def _logarithms(rows: Tensor, output: str, targets: list[int]) -> tuple[Tensor, 
     """
     chosen = functional.one_hot(torch.tensor(targets), rows.shape[1]).bool()
     if output == "scores":
-        own = rows[chosen]
-        return own.clamp_min(1e-12).log(), (1 - own).clamp_min(1e-12).log()
+        # The probability that the target holds and the strongest other label does not.
+        alone = rows[chosen] * (1 - rows.masked_fill(chosen, 0).amax(1))
+        return alone.clamp_min(1e-12).log(), (1 - alone).clamp_min(1e-12).log()
     logarithms = rows.clamp_min(1e-12).log() if output == "probabilities" else rows.log_softmax(1)
     return logarithms[chosen], logarithms.masked_fill(chosen, -torch.inf).logsumexp(1)
 
 
-def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
-    """Read the user's pictures, and add a copy of the first one that is turned by EXIF."""
+def read_given(folder: Path) -> tuple[list[Encoded], Image.Image]:
+    """Return the user's pictures, and the first one upright; raise `ArchiveError` for anything else in the folder."""
     if not folder.is_dir():
         raise ArchiveError(f"the folder of golden pictures {folder} is missing; name a folder of pictures")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -277,17 +284,24 @@ def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
         raise ArchiveError(
             f"{folder} holds {len(paths)} files; allowed: 1 to {MAX_PICTURES} pictures of two classes or more"
         )
-    encoded = []
+    encoded: list[Encoded] = []
     for path in paths:
+        data = path.read_bytes()
         try:
-            upright = pixels.open_rgb(path.read_bytes())
+            opened = pixels.open_rgb(data)
         except RequestError as error:
             raise ArchiveError(f"the golden picture {path} cannot be used: {error}") from error
-        encoded.append(Encoded(path.suffix.lstrip(".").lower() or "jpg", path.read_bytes()))
-        if len(encoded) == 1:
-            upright.thumbnail((4 * spec.geometry.resize,) * 2)
-            turned = _encode(np.asarray(upright), "turned.jpg")
-    return [*encoded, turned]
+        if not encoded:
+            first = opened
+        encoded.append(Encoded(path.suffix.lstrip(".").lower() or "jpg", data))
+    return encoded, first
+
+
+def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
+    """Return the user's pictures, and a copy of the first one that is turned by EXIF."""
+    encoded, upright = read_given(folder)
+    upright.thumbnail((4 * spec.geometry.resize,) * 2)
+    return [*encoded, _encode(np.asarray(upright), "turned.jpg")]
 
 
 def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequence[str]) -> None:
@@ -297,10 +311,11 @@ def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequ
     entries = []
     for number, (picture, row) in enumerate(zip(encoded, model.rows(encoded), strict=True)):
         top = top_labels(row, model.spec, _TOP)
-        if not top[0][1] >= FLOOR:
+        if not _is_sure(row):
+            (first, most), (second, next_most) = top[:2]
             raise ArchiveError(
-                f"golden picture {number} ({picture.ending}) gets {top[0][0]!r} with only {top[0][1]:.2f}; "
-                f"take pictures of which the model is at least {FLOOR} sure"
+                f"golden picture {number} ({picture.ending}) gets {first!r} with {most:.2f} and {second!r} with "
+                f"{next_most:.2f}; take pictures of one label, of which the model is at least {FLOOR} sure"
             )
         name = f"{number}.{picture.ending.removeprefix('turned.')}"
         (target / name).write_bytes(picture.data)

@@ -208,7 +208,7 @@ def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Ga
         )
     expected = agreement.scores(engines.load(export, spec, device="cpu").forward, pictures.judged, spec.output)
     actual = agreement.scores(engine.forward, pictures.served, spec.output)
-    measured = agreement.measure(expected, actual, pictures.source)
+    measured = agreement.measure(expected, actual, pictures.source, spec.output)
     agreement.check(measured, gate, str(variant))
     shutil.copytree(export / GOLDEN, out / GOLDEN)
     photometry = convert.photometry(export, spec)

@@ -161,17 +161,29 @@ def _decoded(
 def scores(forward: Forward, crops: NDArray[np.uint8], output: str) -> NDArray[np.float64]:
     """Return the probabilities, `[N, classes]`, of uint8 crops `[N, crop, crop, 3]`.
 
-    `output` says whether `forward` returns `logits` or `probabilities`.
+    `output` is what `forward` returns, one of `beeline.spec.OUTPUTS`.
     """
     parts = [forward(crops[start : start + _BATCH]) for start in range(0, len(crops), _BATCH)]
     return probabilities(np.concatenate(parts), output)
 
 
-def measure(reference: NDArray[np.float64], variant: NDArray[np.float64], source: str) -> Agreement:
+def same_first(reference: NDArray[np.float64], variant: NDArray[np.float64], output: str) -> NDArray[np.bool_]:
+    """Return for each row whether the first label is the reference's.
+
+    Of scores, several labels may hold and be equally sure: any label that the reference gives over a half may be first.
+    """
+    first = variant.argmax(axis=1)
+    same: NDArray[np.bool_] = reference.argmax(axis=1) == first
+    return same | (reference[np.arange(len(first)), first] > 0.5) if output == "scores" else same
+
+
+def measure(
+    reference: NDArray[np.float64], variant: NDArray[np.float64], source: str, output: str = "logits"
+) -> Agreement:
     """Compare probabilities, `[N, classes]` each. Numbers that are not finite agree with nothing."""
     moved = np.abs(reference - variant).max(axis=1)
     moved = np.where(np.isfinite(moved), moved, 1.0)
-    same = (reference.argmax(axis=1) == variant.argmax(axis=1)) & np.isfinite(variant).all(axis=1)
+    same = same_first(reference, variant, output) & np.isfinite(variant).all(axis=1)
     within = np.sort(moved)[_least(len(moved)) - 1]
     return Agreement(
         round(float(same.mean()), 5), round(float(moved.max()), 4), round(float(within), 4), len(moved), source

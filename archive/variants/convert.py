@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from archive.goldens.mistakes import Photometry
 from archive.graph import ONNX_FILE
-from archive.variants.agreement import Gate, Pictures
+from archive.variants.agreement import Gate, Pictures, same_first
 from beeline.answer import probabilities
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, ModelSpec
@@ -160,8 +160,8 @@ def quantised(
         """Return one plus the gate's slack over these pictures, since NNCF divides by it, and a mark for each."""
         ready = runnable(candidate)
         pairs = [(probabilities(scores(ready, one), output)[0], expected) for one, expected in data]
-        moved = np.array([np.abs(actual - expected).max() for actual, expected in pairs])
-        same = np.array([actual.argmax() == expected.argmax() for actual, expected in pairs])
+        actual, expected = (np.stack(rows) for rows in zip(*pairs, strict=True))
+        moved, same = np.abs(actual - expected).max(axis=1), same_first(expected, actual, output)
         marks = (same & (moved <= gate.moved)) - _NEAR * moved
         return 1 + gate.slack(same, moved) - _NEAR * float(moved.mean()), marks.tolist()
 

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import requests
 
-from beeline.errors import BeelineError, Undetermined
+from beeline.errors import BeelineError, Undetermined, short
 from bench.compare.peers import DEFAULT, FOLDER, OURS, Peer
 from bench.pictures import Pictures
 from host import ROOT, processes
@@ -210,5 +210,5 @@ def stop_leftovers() -> list[int]:
 
 def error_text(error: Exception) -> str:
     """Return an error in one line, without the path of this repository."""
-    text = " ".join(str(error).split()).replace(f"{ROOT}{os.sep}", "") or type(error).__name__
+    text = short(error, 2_000).replace(f"{ROOT}{os.sep}", "")
     return text if isinstance(error, BeelineError) else f"{type(error).__name__}: {text}"

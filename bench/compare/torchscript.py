@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from beeline import pixels
-from beeline.errors import ArchiveError, RequestError, Undetermined
+from beeline.errors import ArchiveError, RequestError, Undetermined, short
 from beeline.spec import ModelSpec
 from bench.peers.classifier import Documented
 from bench.pictures import Pictures
@@ -29,6 +29,12 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
 
     Raise `ArchiveError` when the model cannot be converted, or the converted model has other outputs.
     """
+    if spec.geometry.fit != "crop" or spec.geometry.width:
+        (high, wide), fit = spec.geometry.shape, spec.geometry.fit
+        raise ArchiveError(
+            f"{spec.name} gets pictures by --fit {fit} of {wide} x {high}; compare an archive of pictures resized "
+            "and cropped to a square, as other servers do it"
+        )
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # TorchScript is deprecated, and TorchServe's documentation serves it; tracing warns about constants.
@@ -36,7 +42,7 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
             model, photometry = _convert(folder, spec)
             torch.jit.save(model, str(out / "documented.pt"))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = short(error)
         raise ArchiveError(
             f"{spec.model.file} cannot be converted to TorchScript for other servers ({reason}); "
             "name an fp32 archive of the same model with --reference"

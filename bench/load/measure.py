@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from beeline.errors import BeelineError, ConfigError, Undetermined, did_you_mean
+from beeline.errors import BeelineError, ConfigError, Undetermined, did_you_mean, short
 from bench import record
 from bench.load import PERCENTILES, Outcome, Plan, Watch, run
 from bench.record import Record, interval, without_user
@@ -213,7 +213,7 @@ def ab(plan: Plan, requests: int) -> float:
         try:
             text = subprocess.check_output(command, stderr=subprocess.STDOUT, text=True, timeout=_PATIENCE)
         except (OSError, subprocess.SubprocessError) as error:
-            words = " ".join((getattr(error, "output", None) or str(error)).split())
+            words = short(getattr(error, "output", None) or error, 500, end=True)
             raise Undetermined(f"ab at {plan.url}: {words}") from error
     rate = re.search(r"(?m)^Requests per second: +([\d.]+)", text)
     if rate is None:

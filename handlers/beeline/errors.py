@@ -107,10 +107,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
 
 
+def plain(text: object) -> str:
+    """Return a text without the codes that colour a terminal or move its cursor."""
+    return re.sub(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])", "", str(text))
+
+
 def short(text: object, most: int = 200, end: bool = False) -> str:
     """Return a text, such as an error's, as one line for the middle of a sentence: its first or its last characters.
 
     Codes that colour a terminal are left out; an error without a text gives its class.
     """
-    line = " ".join(re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", str(text)).split())
+    line = " ".join(plain(text).split())
     return (line[-most:] if end else line[:most]) or type(text).__name__

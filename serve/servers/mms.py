@@ -68,9 +68,8 @@ class Mms(Server):
         # The older key, `default_response_timeout`, counts minutes. Its own metrics come once a day, nearly never.
         return {"default_response_timeout_seconds": str(slowest), "metric_time_interval": "86400"}
 
-    def register(self, management: ManagementClient, configuration: Configuration) -> None:
-        for model in configuration.models:
-            self._register(management, model, model.min_workers.value, model.max_workers.value)
+    def register(self, management: ManagementClient, model: ModelSettings) -> None:
+        self._register(management, model, model.min_workers.value, model.max_workers.value)
 
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
         # With its last worker, MMS ends the process that forks workers and never starts another: it does not even

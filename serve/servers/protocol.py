@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,9 @@ from serve.servers.java import Java, options
 # faults: a forward pass of ResNet-18, batch 8, one thread, took 169-189 ms with them, 203-209 without, and 296-331 with
 # thresholds of 128 KiB to 4 MiB.
 MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+
+# Packages whose modules have another name.
+_PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 Say = Callable[[str], None]
 
@@ -47,10 +52,11 @@ class Server(ABC):
         main: Java's entry class.
         package: the Python package that has the jars in its folder `frontend`.
         arguments: its own options, in addition to `command` below.
-        versions: whether it serves several versions of one model.
+        versions: whether it serves several versions of one model, and can install the requirements of an archive.
         highest_port: the largest port that it takes.
         synchronous: whether only its answer to a synchronous request says that workers are loaded (MMS lists them as
             READY from the start).
+        lock_file: the packages of its Python.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Server(ABC):
     versions: bool
     highest_port: int
     synchronous: bool
+    lock_file: Path
 
     @abstractmethod
     def prepare(self, say: Say) -> Path:
@@ -81,8 +88,33 @@ class Server(ABC):
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
         """Return this server's own configuration, in addition to `write_properties` below."""
 
-    def register(self, management: ManagementClient, configuration: Configuration) -> None:  # noqa: B027
-        """Load the models once the API answers, unless the server loads them itself; raise BeelineError as `revive`."""
+    def register(self, management: ManagementClient, model: ModelSettings) -> None:  # noqa: B027
+        """Load a model once the API answers, unless the server loads it itself; raise BeelineError as `revive`."""
+
+    def advice(self, archive: Archive, python: Path, why: str) -> str:
+        """Return what helps if workers of an archive die for the reason `why`: mostly a package that is missing."""
+        handler = archive.handler
+        name = handler.partition(":")[0].removesuffix(".py")
+        if "logged no reason" in why:
+            # MMS often loses the end of a dead worker's traceback, so import the handler once more, from the zip file.
+            code = "import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])"
+            words = [str(python), "-I", "-c", code, str(archive.path), name]
+            why = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60).stderr
+        match = re.search(r"No module named '(\w+)", why)
+        if match is None:
+            return "see `beeline serve logs`, or run the archive alone with `beeline archive run`"
+        module = match[1]
+        if module == name:
+            return f"its handler {handler!r} is neither in {archive.path.name} nor one of {self.title}'s"
+        package = _PACKAGES.get(module, module)
+        fix = (
+            f"its handler {handler} imports {module}, which {python} lacks: put it into the archive if it is a file of "
+            f"yours, else install it with `uv pip install --python {python} --constraint {self.lock_file} {package}`"
+        )
+        if self.versions:
+            brought = f"its {archive.requirements}" if archive.requirements else "a requirements.txt in the archive"
+            fix += f", or let {self.title} install {brought}: install_py_dep_per_model=true in config.properties"
+        return fix
 
     @abstractmethod
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:

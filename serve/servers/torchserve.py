@@ -31,6 +31,7 @@ class TorchServe(Server):
     versions = True
     highest_port = 65_535
     synchronous = False
+    lock_file = ROOT / "requirements" / "main.txt"
 
     def prepare(self, say: Say) -> Path:
         self.site(Path(sys.executable))
@@ -54,7 +55,7 @@ class TorchServe(Server):
             "allowed_urls": f"{places.store.as_uri()}/.*",
             "enable_model_api": "false",
             "enable_metrics_api": "false",
-            "install_py_dep_per_model": "false",
+            "install_py_dep_per_model": configuration.install_py_dep_per_model,
             "disable_system_metrics": "true",
             # Metrics and gRPC get free ports on loopback, so that two servers never want the same one.
             "metrics_address": "http://127.0.0.1:0",

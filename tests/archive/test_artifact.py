@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from archive.artifact import kind_of, load_network
 from archive.build import build
@@ -77,6 +78,63 @@ def test_a_pickled_module_is_refused_and_never_run(tmp_path: Path, nested: bool)
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="is missing"):
         load_network(tmp_path / "none.pt")
+
+
+PLAIN = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "resample": 2}
+SAME = "--mean 0.5,0.5,0.5 --std 0.2,0.2,0.2"
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "options"),
+    [
+        (None, "224, 224", ""),
+        ({**PLAIN, "size": {"height": 192, "width": 256}}, "192, 256", f"{SAME} --fit squash --crop 256x192"),
+        ({**PLAIN, "size": 224, "resample": 3}, "224, 224", f"{SAME} --interpolation bicubic --fit squash --crop 224"),
+        ({**PLAIN, "size": {"shortest_edge": 224}, "crop_pct": 0.875}, "224, 224", f"{SAME} --resize 256 --crop 224"),
+        ({**PLAIN, "size": {"shortest_edge": 384}, "crop_pct": 1.0}, "384, 384", f"{SAME} --fit squash --crop 384"),
+        (
+            {"size": {"shortest_edge": 288}, "do_center_crop": True, "crop_size": 256, "do_flip_channel_order": True},
+            "256, 256",
+            "--preset unit --channels bgr --resize 288 --crop 256",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", [".", "model.safetensors", "pytorch_model.bin"])
+def test_a_model_of_transformers_is_refused_with_the_lines_that_export_it(
+    tmp_path: Path, values: dict[str, Any] | None, size: str, options: str, name: str
+) -> None:
+    config = {"model_type": "resnet", "architectures": ["ResNetForImageClassification"], "id2label": {"0": "a"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    if values is not None:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(ArchiveError) as caught:
+        load_network(tmp_path / name, "resnet18")
+    said = str(caught.value)
+    assert "is a ResNetForImageClassification of transformers" in said
+    assert f"from_pretrained('{tmp_path}').eval()" in said
+    assert f"torch.zeros(2, 3, {size})" in said
+    assert said.endswith(f"--labels {tmp_path}/config.json{f' {options}' if options else ''}")
+    assert read_labels(tmp_path / "config.json") == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel of transformers, which is no image class"),
+        # timm's weights have timm's names.
+        ({"architecture": "resnet18", "num_classes": 3}, "is a state dict, which needs its architecture"),
+        ([], "is a state dict, which needs its architecture"),
+    ],
+)
+def test_another_configuration_beside_weights_is_no_image_classifier_of_transformers(
+    tmp_path: Path, config: object, reason: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ArchiveError, match=reason):
+        load_network(tmp_path / "model.safetensors")
 
 
 @pytest.mark.shared

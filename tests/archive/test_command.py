@@ -93,8 +93,8 @@ def test_list_fails_when_an_archive_is_not_as_it_was_built(tiny_export: Path, tm
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([], "neither a folder nor --model is given"),
-        (["runs/x", "--model", "m.pt"], "both a folder and --model are given"),
+        ([], "neither a source nor --model is given"),
+        (["runs/x", "--model", "m.pt"], "both a source and --model are given"),
         (["no/such/run"], "holds no exported model"),
         (["--model", "m.pt"], "add --labels FILE"),
     ],
@@ -111,7 +111,9 @@ def test_a_build_without_its_input_is_one_sentence(words: list[str], reason: str
         (["--mean", "1,x,2"], "--mean is '1,x,2'"),
         (["--preset", "imagnet"], "did you mean 'imagenet'"),
         (["--output", "logit"], "output is 'logit'"),
-        (["--name", "my model"], "name is 'my model'"),
+        (["--name", "my model"], "the model's name is 'my model'; allowed: 1 to 128 letters, digits"),
+        (["--name", "m" * 129], "first a letter or digit; give another with --name"),
+        (["--version", "1 beta"], "the model's version is '1 beta'; allowed: 1 to 128"),
         (["--crop", "0"], "geometry.crop is 0"),
         (["--labels", "two.txt"], "3 outputs and there are 2 labels"),
     ],

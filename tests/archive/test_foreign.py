@@ -58,7 +58,7 @@ def test_its_model_labels_and_version_are_taken_and_its_own_handler_agrees(
     assert taken.labels is not None
     noise = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     network = taken.network()
-    assert torch.equal(network(noise), TinyNet()(noise))  # type: ignore[operator]
+    assert torch.equal(network(noise), TinyNet()(noise))
     request = tiny_request(geometry=Geometry(256, 224), version=taken.version)
     export_folder(network, request, tmp_path / "export")
     # Of captum that handler needs only the explanations, which nobody asks for here: this one is a fake.

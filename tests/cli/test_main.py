@@ -104,6 +104,8 @@ def test_evaluate_an_archive(colour_archive: Path, labelled: Path, tmp_path: Pat
         ("predict DATA --url http://127.0.0.1:1/ --mar x.mar", 1, "both --url http://127.0.0.1:1/ and --mar x.mar"),
         ("evaluate nothing.pth --data DATA", 1, "nothing.pth is no URL"),
         ("archive build EXPORT --version 2.0", 1, "--version is given with the exported folder"),
+        ("archive build EXPORT --store FILE/store", 1, "FILE/store, since FILE is a file; name another folder"),
+        ("train --generated --runs FILE/runs", 1, "FILE/runs, since FILE is a file; name another folder"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_an_exit_code(
@@ -115,8 +117,9 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    paths = {"DATA": str(labelled), "EXPORT": str(colour_model)}
-    assert call([paths.get(word, word) for word in words.split()], monkeypatch) == code
+    for word, path in {"DATA": labelled, "EXPORT": colour_model, "FILE": labelled / "red" / "0.png"}.items():
+        words, said = words.replace(word, str(path)), said.replace(word, str(path))
+    assert call(words.split(), monkeypatch) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("beeline: ")
     assert said in line
@@ -148,6 +151,7 @@ def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
     ("error", "code", "said"),
     [
         (BeelineError("x.mar is missing; build it"), 1, "x.mar is missing; build it"),
+        (BeelineError("\x1b[31mdamaged\x1b[0m \x1b[1;4Hfile"), 1, "damaged file\n"),
         (KeyError("a bug"), 2, "unexpected KeyError: 'a bug'; run it again with --debug"),
         (ValueError("\x1b[1;31mred\x1b[0m\n  lines"), 2, "unexpected ValueError: red lines; run"),
         (

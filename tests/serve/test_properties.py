@@ -36,6 +36,7 @@ def test_the_projects_own_file_is_valid() -> None:
             for text in ("", "0", "101", "1.5", "8.0", "1_0", "two", "True")
         ),
         ("job_queue_size=1\njob_queue_size=2", ":2: job_queue_size is set twice"),
+        ("install_py_dep_per_model=yes", "install_py_dep_per_model is 'yes'; allowed: true or false"),
         ("inference_address=8080", "inference_address is '8080'; allowed: http://HOST:PORT"),
         ("inference_address=http://127.0.0.1:99999", "allowed: http://HOST:PORT"),
         ('models={"fake": {"1.0": {"batchSize": 8,}}}', "models is not JSON near"),

@@ -11,7 +11,7 @@ import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from beeline.errors import BeelineError, ConfigError
+from beeline.errors import ArchiveError, BeelineError, ConfigError
 from beeline.spec import ModelSpec
 from cli.train import train
 from train.errors import DataError
@@ -58,9 +58,16 @@ def test_a_run_is_trained_exported_and_reused(drawn: Path, random_weights: Path,
         (["--data", "/missing", "--generated"], ConfigError, "generated pictures and a folder of pictures are both"),
         (["data.folder=/missing", "--generated"], ConfigError, "leave one out"),
         (["--data", "/missing"], DataError, r"the data folder /missing is missing"),
+        (["--data", "DRAWN", "--golden", "/missing"], ArchiveError, "golden pictures /missing is missing"),
+        (["--data", "DRAWN", "--blind-to", "exf"], ArchiveError, "did you mean 'exif'"),
+        (["--data", "DRAWN", "export.name=_model"], ConfigError, "export.name is '_model'; allowed: null, or 1"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], error: type[Exception], sentence: str) -> None:
-    done = call(*words, "fit=scratch")
-    assert isinstance(done.exception, error)
+def test_a_mistake_is_one_sentence_before_the_training(
+    words: list[str], error: type[Exception], sentence: str, drawn: Path, tmp_path: Path
+) -> None:
+    named = (str(drawn) if word == "DRAWN" else word for word in words)
+    done = call(*named, "fit=scratch", "--runs", str(tmp_path / "runs"))
+    assert isinstance(done.exception, error), done.output
+    assert not (tmp_path / "runs").exists()
     assert sentence.replace("\\", "") in str(done.exception)

@@ -98,6 +98,14 @@ def test_the_dictionary_is_json_and_the_text_has_tables_mistakes_and_failures(re
         assert f"\n{line}" in text
 
 
+def test_scores_of_independent_labels_say_what_right_means(report: Report, six: LabelledPictures) -> None:
+    scores = evaluate(lambda pictures: [good(ant=0.9, bee=0.8, wasp=0.1) for _ in pictures], six)
+    assert scores.top1 == 2 / 6
+    for text in (scores.text(), scores.page("x").html()):
+        assert "scores of independent labels: right means that the true label has the highest one" in text
+    assert "of independent labels" not in report.text() + report.page("x").html()
+
+
 def test_a_report_of_failures_alone(six: LabelledPictures) -> None:
     report = evaluate(lambda pictures: [Answer(503, "Busy", "try later") for _ in pictures], six)
     assert (report.top1, report.topk, report.k) == (0.0, 0.0, 1)

@@ -6,6 +6,7 @@ import ast
 import copy
 import dataclasses
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,17 @@ def test_a_named_file_comes_first_then_the_environments(random_weights: Path) ->
     assert find_weights("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": str(random_weights)}) == found
     with pytest.raises(WeightsError, match="the weights file /missing is missing; name a state dict of squeezenet1_1"):
         find_weights("squeezenet1_1", None, print, {"BEELINE_WEIGHTS": "/missing"})
+    folder = random_weights.parent
+    with pytest.raises(WeightsError, match="is a folder; name the file in it, a state dict of squeezenet1_1"):
+        find_weights("squeezenet1_1", folder, print, {})
+
+
+def test_weights_of_transformers_are_refused_before_the_training(tmp_path: Path) -> None:
+    values = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(WeightsError, match=r"ViTForImageClassification .*; to train, name weights of torchvision"):
+            find_weights("resnet18", path, print, {})
 
 
 def test_torchvisions_weights_are_downloaded_once_and_have_the_digest_in_their_name(

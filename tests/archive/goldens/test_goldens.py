@@ -128,9 +128,22 @@ def test_given_pictures_keep_their_bytes_and_a_turned_one_is_added(tiny_export: 
         assert turned.getexif()[0x0112] == 6
 
 
+def test_given_pictures_of_two_sure_labels_are_refused_for_scores(tiny_export: Path, tmp_path: Path) -> None:
+    # The second label has the score of the first.
+    both = Changed(lambda rows: rows[:, [0, 0, 2]])
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "0.jpg").write_bytes((tiny_export / "golden" / "0.jpg").read_bytes())
+    with pytest.raises(ArchiveError, match=r"gets 'ants' with 1\.00 and 'bees' with 1\.00; take pictures of one label"):
+        export_folder(both, tiny_request(output="scores", golden_pictures=tmp_path / "own"), tmp_path / "export")
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
-    [({}, "holds 0 files"), ({"a.jpg": b"no picture"}, r"a\.jpg cannot be used"), ({"a.png": None}, "with only 0")],
+    [
+        ({}, "holds 0 files"),
+        ({"a.jpg": b"no picture"}, r"a\.jpg cannot be used"),
+        ({"a.png": None}, "take pictures of one label"),
+    ],
 )
 def test_given_pictures_that_do_not_work_are_refused(
     tmp_path: Path, files: dict[str, bytes | None], reason: str

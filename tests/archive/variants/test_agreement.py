@@ -82,6 +82,14 @@ def test_agreement_and_movement_are_measured() -> None:
     assert agreement.measure(reference, variant * np.nan, "here") == Agreement(0.0, 1.0, 1.0, 200, "here")
 
 
+def test_of_scores_any_label_that_holds_may_be_first() -> None:
+    reference = np.tile([0.97, 0.96, 0.4], (3, 1))
+    variant = np.array([[0.96, 0.97, 0.4], [0.3, 0.3, 0.4], [0.97, 0.96, 0.4]])
+    assert agreement.same_first(reference, variant, "scores").tolist() == [True, False, True]
+    assert agreement.measure(reference, variant, "here", "scores").top1 == pytest.approx(2 / 3, abs=1e-5)
+    assert agreement.measure(reference, variant, "here", "logits").top1 == pytest.approx(1 / 3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("measured", "reason"),
     [

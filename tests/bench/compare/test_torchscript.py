@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,19 @@ def spec(file: str, form: str) -> ModelSpec:
     return ModelSpec("m", "1.0", ("a", "b"), geometry, Artifact(file, form, "0" * 64), geometry_version=1)
 
 
+@pytest.mark.parametrize("geometry", [Geometry(18, 16, fit="squash"), Geometry(18, 16, width=17)])
+def test_a_geometry_that_other_servers_do_not_have_is_refused(tmp_path: Path, geometry: Geometry) -> None:
+    with pytest.raises(ArchiveError, match=r"m gets pictures by --fit \w+ of 1[67] x 16; compare an archive of pict"):
+        torchscript.write(tmp_path, replace(spec("model.pt2", "exported_program"), geometry=geometry), tmp_path)
+
+
 @pytest.mark.parametrize("scripted", [False, True], ids=["exported", "scripted"])
 def test_the_network_behind_the_archives_own_normalisation_is_taken_out(tmp_path: Path, scripted: bool) -> None:
     network = Network().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         given = torch.jit.trace(network, torch.zeros(2, 3, 16, 16)) if scripted else network
-    graph = Graph(given, MEAN, STD, 16)
+    graph = Graph(given, MEAN, STD, (16, 16))
     file = graph.save(tmp_path)
     torchscript.write(tmp_path, spec(file.name, graph.format), tmp_path)
     about = json.loads((tmp_path / "documented.json").read_text())

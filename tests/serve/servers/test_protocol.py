@@ -9,7 +9,7 @@ from pathlib import Path
 import javaproperties
 import pytest
 
-from archive.mar import Archive
+from archive.mar import Archive, read
 from serve import addresses, config
 from serve.addresses import Ports
 from serve.properties import Properties, load
@@ -18,7 +18,7 @@ from serve.servers.java import Java
 from serve.servers.mms import Mms
 from serve.servers.protocol import Places
 from serve.servers.torchserve import TorchServe, models_json
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_archive
 
 ADDRESSES = addresses.resolve(Properties(Path("config.properties")), Ports(), "none")
 
@@ -51,6 +51,39 @@ def test_torchserve_reads_its_models_from_its_file(resolved: config.Configuratio
     assert int(values["max_request_size"]) == resolved.max_request_size
     assert values["allowed_urls"] == f"file://{places.store}/.*"
     assert values["enable_model_api"] == values["install_py_dep_per_model"] == "false"
+
+
+def test_torchserve_installs_requirements_of_archives_where_the_file_says_so(places: Places, tmp_path: Path) -> None:
+    (tmp_path / "config.properties").write_text("install_py_dep_per_model=true\n")
+    archives = (Archive(Path("/store/fake.mar"), "fake", "1.0"),)
+    resolved = config.resolve(load(tmp_path / "config.properties"), archives, config.Overrides(), {}, 2, 0)
+    assert written(TorchServe(), resolved, places)["install_py_dep_per_model"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("kind", "handler", "requirements", "why", "said"),
+    [
+        (TorchServe(), "image_classifier", "", "captum", ["captum, which /python lacks", "main.txt captum`, or let"]),
+        (TorchServe(), "own.py:handle", "needs.txt", "cv2.dnn", ["txt opencv-python-headless`", "its needs.txt: "]),
+        (Mms(), "own.py", "needs.txt", "captum", ["put it into the archive", "mms.txt captum`"]),
+        (Mms(), "image_classifier", "", "image_classifier", ["is neither in old.mar nor one of Multi Model Server's"]),
+        (Mms(), "own.py", "", None, ["see `beeline serve logs`"]),
+    ],
+)  # fmt: skip
+def test_a_missing_package_is_named_with_the_ways_to_bring_it(
+    kind: protocol.Server, handler: str, requirements: str, why: str | None, said: list[str]
+) -> None:
+    archive = Archive(Path("/store/old.mar"), "old", "1.0", (), handler, requirements)
+    reason = f"ModuleNotFoundError: No module named '{why}'" if why else "RuntimeError: the gate is shut"
+    advice = kind.advice(archive, Path("/python"), reason)
+    assert all(part in advice for part in said), advice
+    assert ("install_py_dep_per_model" in advice) is (kind.name == "torchserve")
+
+
+def test_a_missing_package_is_named_even_if_the_server_lost_the_workers_traceback(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "old.mar", "old", {"own.py": b"import json, absent_thing.part\n"}, "own.py")
+    advice = Mms().advice(read(path), Path(sys.executable), "it logged no reason, as when memory runs out")
+    assert f"its handler own.py imports absent_thing, which {sys.executable} lacks: " in advice
 
 
 @pytest.mark.parametrize("kind", [TorchServe(), Mms()])

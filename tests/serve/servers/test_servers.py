@@ -22,7 +22,7 @@ from serve.instance.child import Running
 from serve.scale import scale
 from serve.status import status
 from serve.up import Request, up
-from tests.conftest import GREEN, RED
+from tests.conftest import GREEN, RED, write_archive
 from tests.serve.conftest import MakeArchive, wait_for
 
 pytestmark = pytest.mark.server
@@ -161,6 +161,14 @@ def test_a_worker_that_refuses_its_archive_is_reported_at_once(
     with pytest.raises(BeelineError, match="the gate is shut"):
         up(request_for(server, archive, f"refused-{server}"), print, environ)
     assert processes.marked(MARK, environ["BEELINE_STATE"] + f"/refused-{server}:") == []
+
+
+def test_a_handler_of_torchserve_that_lacks_a_package_is_told_with_the_package(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    archive = write_archive(tmp_path / "old.mar", "old", {"model.pt": b"no model"}, "image_classifier")
+    with pytest.raises(BeelineError, match=r"captum'; its handler image_classifier imports captum, which "):
+        up(request_for("torchserve", archive, "lacks"), print, environ)
 
 
 def runs(running: Running, number: int) -> bool:
