@@ -23,7 +23,7 @@ from beeline.errors import ArchiveError, short
 # A worker's largest batch is far below.
 _LARGEST_BATCH = 4096
 # Sides that a network may have been traced or exported with.
-_SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
+_SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 378, 384, 448, 512, 518)
 _EXPORT = "torch.export.export(model.cpu().eval(), (torch.zeros(2, 3, {0}),), dynamic_shapes=({{0: Dim('batch')}},))"
 _TRACE = "torch.jit.trace(model.cpu().eval(), torch.zeros(2, 3, {0}))"
 _FORMS = "a float tensor [N, classes], or a dict, tuple or list that holds one"
