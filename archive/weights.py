@@ -203,7 +203,7 @@ class _Form:
             return None
         # One position is the class token's.
         patches = state["encoder.pos_embedding"].shape[1:2].numel() - 1
-        return math.isqrt(max(patches, 0)) * self.shapes["conv_proj.weight"][-1]
+        return math.isqrt(max(patches, 0)) * int(self.shapes["conv_proj.weight"][-1])
 
     def with_single_layer(self, state: State) -> tuple[str, State] | None:
         """Return the name of the only layer in the head's place, as `fc.1.weight`, and `state` with the head's name."""

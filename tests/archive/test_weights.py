@@ -47,7 +47,7 @@ def seeded(name: str, **options: Any) -> nn.Module:
         network = torchvision.models.get_model(name, weights=None, **options)
     if name.startswith("vit_"):
         # torchvision makes it of zeros, so that all answers are equal.
-        nn.init.normal_(network.get_submodule("heads.head").weight)
+        nn.init.normal_(network.get_parameter("heads.head.weight"))
     return network.eval()
 
 
@@ -158,6 +158,7 @@ def test_a_vit_is_made_for_the_size_of_pictures_that_its_file_shows(tmp_path: Pa
     network = seeded("vit_b_32", num_classes=5, image_size=64)
     torch.save(network.state_dict(), tmp_path / FILE)
     loaded = load_network(tmp_path / FILE, "vit_b_32")
+    assert isinstance(loaded, nn.Module)
     pictures = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(loaded(pictures), network(pictures), rtol=1e-4, atol=1e-6)
     graph = Graph(loaded, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (224, 224))
