@@ -28,6 +28,8 @@ _HARMLESS = (
     "argparse", "collections", "datetime", "decimal", "easydict", "enum", "lightning", "lightning_fabric",
     "ml_collections", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "types", "typing", "uuid", "yacs"
 )  # fmt: skip
+# An ONNX file begins with the version of its form, from 1 to 32.
+_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]")
 _UNSUPPORTED = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 # How files begin that hold no weights, and the way out.
 _FOREIGN = (
@@ -42,7 +44,6 @@ _FOREIGN = (
     (rb"BZh\d|\xfd7zXZ", "is compressed; unpack it with `bunzip2` or `unxz`"),
     (rb".{257}ustar", "is a tar archive; unpack it with `tar xf`"),
     (rb"\x89HDF", "is HDF5, as Keras saves weights; convert the model to PyTorch"),
-    (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", "is ONNX, which is not read; bring the PyTorch model it was made from"),
 )
 
 
@@ -52,7 +53,7 @@ def load_network(
     transform_input: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Network:
-    """Load the network in `path`: TorchScript, an exported program, or the weights of `architecture`.
+    """Load the network in `path`: TorchScript, an exported program, ONNX, or the weights of `architecture`.
 
     `transform_input`: see `archive.architectures.build`. `say` gets a sentence for each reading that is not plain.
     """
@@ -66,6 +67,10 @@ def load_network(
         for note in weights.notes:
             say(note)
         return network
+    if kind == "onnx":
+        from archive import onnx_graph
+
+        return onnx_graph.load(path)
     try:
         with quiet():
             if kind == "exported_program":
@@ -89,12 +94,13 @@ def read_weights(path: Path, architecture: str) -> Weights:
 
 
 def kind_of(path: Path) -> str:
-    """Return `exported_program`, `torchscript` or `pickle`, from the file's content and not from its name."""
+    """Return `exported_program`, `torchscript`, `onnx` or `pickle`, from the file's content and not from its name."""
     if not path.is_file():
         what = "is a folder; name the file in it" if path.is_dir() else "is missing; name a file"
-        raise ArchiveError(f"the model file {path} {what}: TorchScript, .pt2, state dict or safetensors")
+        raise ArchiveError(f"the model file {path} {what}: TorchScript, .pt2, ONNX, state dict or safetensors")
     if not zipfile.is_zipfile(path):
-        return "pickle"
+        with path.open("rb") as file:
+            return "onnx" if _ONNX.match(file.read(3)) else "pickle"
     with zipfile.ZipFile(path) as archive:
         inside = [name.partition("/")[2] for name in archive.namelist()]
     if any(name.startswith("models/") or name == "serialized_exported_program.json" for name in inside):

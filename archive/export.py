@@ -14,9 +14,8 @@ import torch
 from archive import goldens, outputs
 from archive.architectures import TIMM, timm_preprocessing
 from archive.goldens.mistakes import check_names
-from archive.graph import CHANNELS, PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
-from beeline import pixels
-from beeline.engines.torch import TorchEngine
+from archive.graph import CHANNELS, ONNX_FILE, PROGRAM_FILE, TORCHSCRIPT_FILE, Graph, Network
+from beeline import engines, pixels
 from beeline.errors import ArchiveError, did_you_mean
 from beeline.spec import FILE_NAME, GOLDEN, OUTPUTS, Accuracy, Artifact, Geometry, ModelSpec, Provenance
 from host.files import sha256, whole_folder
@@ -167,7 +166,7 @@ def export_folder(
             golden pictures that would not notice a mistake.
         SpecError: when the request breaks the schema.
     """
-    own = {PROGRAM_FILE, TORCHSCRIPT_FILE, FILE_NAME, GOLDEN}
+    own = {PROGRAM_FILE, TORCHSCRIPT_FILE, ONNX_FILE, FILE_NAME, GOLDEN}
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - own):
         raise ArchiveError(f"{out} exists and is not an exported folder; name another, or remove it")
     # The spec checks the whole request before anything takes time.
@@ -184,21 +183,27 @@ def export_folder(
         provenance=request.provenance,
     )
     with _fixed_threads(), whole_folder(out) as draft:
-        graph = Graph(network, request.mean, request.std, request.geometry.shape, takes_uint8, request.channels)
+        kind: Any = Graph
+        if not isinstance(network, (torch.nn.Module, torch.export.ExportedProgram)):
+            from archive import onnx_graph
+
+            kind = onnx_graph.OnnxGraph
+        graph = kind(network, request.mean, request.std, request.geometry.shape, takes_uint8, request.channels)
         settled = outputs.settle(graph, network, len(spec.labels), request.output, request.output_key)
         for note in settled.notes:
             say(f"  {note}")
         model = graph.save(draft)
         artifact = Artifact(model.name, graph.format, sha256(model), request.architecture)
-        spec = replace(spec, model=artifact, output=settled.output)
+        engine = "onnxruntime" if graph.format == "onnx" else "torch"
+        spec = replace(spec, model=artifact, output=settled.output, engine=engine)
         spec.save(draft / FILE_NAME)
-        engine = TorchEngine(draft, spec, device="cpu", threads=_THREADS)
-        apart = float(np.abs(engine.forward(settled.noise) - settled.rows).max())
+        forward = engines.load(draft, spec, device="cpu", threads=_THREADS).forward
+        apart = float(np.abs(forward(settled.noise) - settled.rows).max())
         if apart > 1e-3 * max(1.0, float(np.abs(settled.rows).max())):
             raise ArchiveError(
                 f"the saved model's outputs differ from the network's by {apart:.3g}; report this network"
             )
-        exported = goldens.Model(spec, engine.forward, graph.differentiable, (request.mean, request.std))
+        exported = goldens.Model(spec, forward, graph.differentiable, (request.mean, request.std))
         # Grey has almost no red and blue to swap.
         blind_to = (*request.blind_to, *(["channels"] if graph.planes == 1 else []))
         goldens.make(draft, exported, request.golden_pictures, blind_to, say)

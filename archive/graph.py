@@ -19,10 +19,11 @@ from beeline.errors import ArchiveError
 
 PROGRAM_FILE = "model.pt2"
 TORCHSCRIPT_FILE = "model.pt"
+ONNX_FILE = "model.onnx"
 _MANGLED = re.compile(rb"(__torch__[./]archive[./][a-z]+)[./]___torch_mangle_[0-9]+")
 Network = nn.Module | ExportedProgram
 # Rows of RGB weights for each channel that a network takes; grey as ITU-R 601-2 defines luma.
-_MIXES = {"bgr": [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], "grey": [[0.299, 0.587, 0.114]]}
+MIXES = {"bgr": [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], "grey": [[0.299, 0.587, 0.114]]}
 CHANNELS = ("rgb", "bgr")
 # Numbers of channels other than 3 that a network may take.
 _COUNTS = (1, 2, 4, 5, 6, 8)
@@ -59,7 +60,7 @@ class Channels(nn.Module):
 
     def __init__(self, channels: str) -> None:
         super().__init__()
-        self.register_buffer("mix", torch.tensor(_MIXES[channels]))
+        self.register_buffer("mix", torch.tensor(MIXES[channels]))
 
     def forward(self, planes: Tensor) -> Tensor:
         """Return `[N, channels, H, W]`."""
@@ -121,11 +122,9 @@ class Graph:
         self.plain, self.planes = inner, 3
         if not takes_uint8 and not any(self.takes(shape, pictures=count) for count in (1, 2, 3)):
             self.planes = next((count for count in _COUNTS if self.takes(shape, count)), 3)
-        if self.planes not in (1, 3):
-            raise ArchiveError(f"the network takes {self.planes} channels; pictures have 3 (RGB) or 1 (grey)")
+        self.notes += check_planes(self.planes)
         if self.planes == 1:
             channels = "grey"
-            self.notes.append("its one channel gets grey pictures")
         self._wrapping = None if takes_uint8 else (mean, std, channels)
         self._unchecked: Differentiable | None = None
         if takes_uint8 and isinstance(network, ExportedProgram):
@@ -182,6 +181,13 @@ class Graph:
             _remove_origin(program)
             torch.export.save(program, folder / PROGRAM_FILE)
         return folder / PROGRAM_FILE
+
+
+def check_planes(planes: int) -> list[str]:
+    """Return what is to say of a network of so many channels; raise `ArchiveError` if pictures have another number."""
+    if planes not in (1, 3):
+        raise ArchiveError(f"the network takes {planes} channels; pictures have 3 (RGB) or 1 (grey)")
+    return ["its one channel gets grey pictures"] if planes == 1 else []
 
 
 class _WithoutChecks(torch.fx.Interpreter):

@@ -24,8 +24,14 @@ from beeline.errors import ArchiveError, short
 _LARGEST_BATCH = 4096
 # Sides that a network may have been traced or exported with.
 _SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 378, 384, 448, 512, 518)
-_EXPORT = "torch.export.export(model.cpu().eval(), (torch.zeros(2, 3, {0}),), dynamic_shapes=({{0: Dim('batch')}},))"
-_TRACE = "torch.jit.trace(model.cpu().eval(), torch.zeros(2, 3, {0}))"
+# By format, what makes it again for height and width `{0}`.
+AGAIN = {
+    "exported_program": "torch.export.export(model.cpu().eval(), (torch.zeros(2, 3, {0}),), "
+    "dynamic_shapes=({{0: torch.export.Dim('batch')}},))",
+    "torchscript": "torch.jit.trace(model.cpu().eval(), torch.zeros(2, 3, {0}))",
+    "onnx": "torch.onnx.export(model.eval(), (torch.zeros(2, 3, {0}),), 'model.onnx', dynamo=True, "
+    "dynamic_shapes=({{0: torch.export.Dim('batch')}},))",
+}
 _FORMS = "a float tensor [N, classes], or a dict, tuple or list that holds one"
 
 
@@ -82,7 +88,7 @@ def settle(graph: Graph, network: Network, labels: int, output: str | None, key:
     noise = np.random.default_rng(0).integers(0, 256, (3, *graph.shape, 3), dtype=np.uint8)
     pixels = torch.from_numpy(noise)
     notes = list(graph.notes)
-    found = _run(graph, network, pixels)
+    found = _run(graph, pixels)
     if not isinstance(found, Tensor):
         chosen, entry = _entry(found, labels, key)
         graph.append(_typed(chosen, found) if graph.format == "torchscript" else Element(chosen))
@@ -198,7 +204,9 @@ def _check_batch(network: Network) -> None:
     shape = next((each.shape for each in inputs if isinstance(each, Tensor) and each.ndim == 4), None)
     if shape is None:
         return
-    again = _EXPORT.format(", ".join(str(side) if isinstance(side, int) else "224" for side in shape[2:]))
+    again = AGAIN["exported_program"].format(
+        ", ".join(str(side) if isinstance(side, int) else "224" for side in shape[2:])
+    )
     if isinstance(shape[0], int):
         raise ArchiveError(f"the program takes batches of exactly {shape[0]}; export it for every size: {again}")
     for symbol, bounds in network.range_constraints.items():
@@ -208,14 +216,14 @@ def _check_batch(network: Network) -> None:
             )
 
 
-def _run(graph: Graph, network: Network, pixels: Tensor) -> Any:
+def _run(graph: Graph, pixels: Tensor) -> Any:
     """Run the network on one picture and on three; raise `ArchiveError` with what keeps it from running."""
     try:
         graph(pixels[:1])
         return graph(pixels)
     except Exception as error:
         why, (high, wide) = short(error, 240, end=True), graph.shape
-        again = (_TRACE if isinstance(network, torch.jit.ScriptModule) else _EXPORT).format(f"{high}, {wide}")
+        again = AGAIN[graph.format].format(f"{high}, {wide}")
         if re.search("same device|cuda", str(error), re.IGNORECASE):
             reason = f"the model was saved on a GPU and holds constants of it ({why}); save it on the CPU: {again}"
         elif not graph.takes(graph.shape) and (fitting := [side for side in _SIDES if graph.takes((side, side))]):

@@ -31,7 +31,7 @@ def build(
     source: Annotated[
         Path | None, typer.Argument(help="A run, an exported folder, or image_classifier's .mar.")
     ] = None,
-    model: Annotated[Path | None, _of_model(help="TorchScript, exported program, state dict or safetensors.")] = None,
+    model: Annotated[Path | None, _of_model(help="TorchScript, .pt2, ONNX, state dict or safetensors.")] = None,
     labels: Annotated[Path | None, _of_model(help="One a line, JSON, YAML or CSV.")] = None,
     preset: Annotated[
         str | None,
@@ -59,8 +59,8 @@ def build(
         list[str] | None, _of_model(help="A mistake that goldens may miss: exif ...; repeat it.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="torch, torch_compile, openvino, onnxruntime; auto: the fastest.")
-    ] = "torch",
+        str | None, typer.Option(help="torch, torch_compile, openvino, onnxruntime; auto: the fastest. [torch]")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto. [default: fp32; auto with --engine auto]")
     ] = None,

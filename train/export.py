@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beeline import pixels
-from beeline.errors import ArchiveError, SpecError, short
+from beeline.errors import ArchiveError, SpecError
 from beeline.spec import EXPECTED, GOLDEN, Accuracy, ModelSpec, Provenance
 from train.config import ExportConfig
 from train.errors import RunError

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from archive import architectures
-from beeline.errors import ConfigError
+from beeline.errors import ConfigError, short
 
 
 def build(name: str, classes: int) -> nn.Module:

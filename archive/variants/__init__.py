@@ -60,11 +60,16 @@ class Variant:
 
 
 REFERENCE = Variant("torch", "fp32")
+# Of an ONNX model.
+ONNX_REFERENCE = Variant("onnxruntime", "fp32")
 
 
-def known() -> list[Variant]:
-    """Return every variant that can be made, the reference first."""
-    return [REFERENCE, *(Variant(name, precision) for name, made in CONVERTERS.items() for precision in made.packages)]
+def known(reference: Variant = REFERENCE) -> list[Variant]:
+    """Return every variant that can be made of an export, its reference first."""
+    made = [Variant(name, precision) for name, made in CONVERTERS.items() for precision in made.packages]
+    if reference == ONNX_REFERENCE:
+        made = [each for each in made if each != reference and not each.engine.startswith("torch")]
+    return [reference, *made]
 
 
 def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> str | None:
@@ -100,7 +105,7 @@ def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> st
 def prepare(
     export: Path,
     scratch: Path,
-    asked: tuple[str, str | None],
+    asked: tuple[str | None, str | None],
     pictures: tuple[Path | None, Path | None],
     gate: tuple[float, float],
     decoding: str,
@@ -109,9 +114,9 @@ def prepare(
     """Return the folder to build from, and for `auto` the results of `fastest`.
 
     Args:
-        export: of the fp32 model for PyTorch.
+        export: of the fp32 model for PyTorch, or of an ONNX model.
         scratch: a folder for variants.
-        asked: engine and precision; each may be `auto`.
+        asked: engine and precision; each may be `auto`, or None for the reference's.
         pictures: a folder to judge by, and one to calibrate with.
         gate: the fields of `Gate`.
         decoding: see `Geometry`.
@@ -121,13 +126,14 @@ def prepare(
         ConfigError: for an unknown value, a variant that cannot be made here, or missing pictures.
         ArchiveError: when the gate refuses the variant.
     """
-    candidates = _candidates(*asked)
+    spec = ModelSpec.load(export)
+    reference = Variant(spec.engine, spec.precision)
+    candidates = _candidates(reference, *asked)
     if decoding not in DECODINGS:
         raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")
-    spec = ModelSpec.load(export)
     geometry = dataclasses.replace(spec.geometry, decoding=decoding)
     judged, calibration = pictures
-    if candidates == [REFERENCE] and geometry == spec.geometry:
+    if candidates == [reference] and geometry == spec.geometry:
         if judged or calibration:
             raise ConfigError(
                 "--pictures and --calibration are for a fast variant, and this is the fp32 reference: add --engine, "
@@ -154,15 +160,16 @@ def prepare(
     return scratch / "variant", None
 
 
-def _candidates(engine: str, precision: str | None) -> list[Variant]:
+def _candidates(reference: Variant, engine: str | None, precision: str | None) -> list[Variant]:
     """Return the variants of an engine and a precision, each of which may be `auto`."""
-    choices = known()
+    choices, engine = known(reference), engine or reference.engine
     for word, option, names in (
         (engine, "--engine", {each.engine for each in choices}),
         (precision, "--precision", {each.precision for each in choices}),
     ):
         if word not in (None, "auto", *names):
-            raise ConfigError(f"{option} is {word!r}{did_you_mean(str(word), ('auto', *sorted(names)))}")
+            of = "" if reference == REFERENCE else " for an ONNX model"
+            raise ConfigError(f"{option} is {word!r}{of}{did_you_mean(str(word), ('auto', *sorted(names)))}")
     precision = precision or ("auto" if engine == "auto" else "fp32")
     chosen = [each for each in choices if engine in ("auto", each.engine) and precision in ("auto", each.precision)]
     if not chosen:
@@ -173,14 +180,14 @@ def _candidates(engine: str, precision: str | None) -> list[Variant]:
 def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Gate) -> ModelSpec:
     """Write a variant of an exported folder into the new folder `out`, and return its spec.
 
-    `export` holds the fp32 model for PyTorch. The variant will decode pictures as `pictures` were decoded.
+    `export` holds the fp32 reference. The variant will decode pictures as `pictures` were decoded.
 
     Raises:
         ArchiveError: when the model cannot be converted, or is too far from the reference on the pictures or the
             golden pictures.
     """
     spec = ModelSpec.load(export)
-    if Variant(spec.engine, spec.precision) != REFERENCE:
+    if Variant(spec.engine, spec.precision) not in (REFERENCE, ONNX_REFERENCE):
         raise ArchiveError(f"{export} is {spec.engine} {spec.precision} already; a variant is made of the fp32 export")
     out.mkdir()
     try:
@@ -232,7 +239,8 @@ def fastest(
             continue
         folder = export
         try:
-            if variant != REFERENCE or pictures.geometry != ModelSpec.load(export).geometry:
+            spec = ModelSpec.load(export)
+            if (variant, pictures.geometry) != (Variant(spec.engine, spec.precision), spec.geometry):
                 folder = scratch / f"{variant.engine}-{variant.precision}"
                 make(export, folder, variant, pictures, gate)
             milliseconds = 1000 * _seconds_a_picture(folder, pictures)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive.goldens.mistakes import Photometry
+from archive.graph import ONNX_FILE
 from archive.variants.agreement import Gate, Pictures
 from beeline.answer import probabilities
 from beeline.errors import ArchiveError
@@ -30,7 +31,7 @@ from host.files import sha256
 # OpenVINO and NNCF report their use through this package if they can import it.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-_ONNX, _OPENVINO, _OPENVINO_WEIGHTS = "model.onnx", "model.xml", "model.bin"
+_OPENVINO, _OPENVINO_WEIGHTS = "model.xml", "model.bin"
 # At most so many pictures calibrate int8, and so many others control it; more do not change the ranges any further.
 _CALIBRATION, _CONTROL = 200, 200
 # How much of a picture's mark is how far its probabilities move. It ranks layers that cost no picture its label.
@@ -61,8 +62,11 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
     with warnings.catch_warnings():
         # PyTorch warns about its own code.
         warnings.simplefilter("ignore")
-        example = torch.zeros(2, *shape, 3, dtype=torch.uint8)
-        model = openvino.convert_model(module(folder, spec), example_input=example)
+        if spec.model.format == "onnx":
+            model = openvino.convert_model(folder / spec.model.file)
+        else:
+            example = torch.zeros(2, *shape, 3, dtype=torch.uint8)
+            model = openvino.convert_model(module(folder, spec), example_input=example)
     model.reshape(openvino.PartialShape([-1, *shape, 3]))
     _number(model)
 
@@ -80,25 +84,10 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
 
 def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
     """Write `model.onnx`, one file with the weights inside."""
-    import onnxruntime
-    import torch
-
+    from archive.onnx_graph import remove_origin, session
     from beeline.engines.onnxruntime import INPUT
 
-    _require_program(spec, "which PyTorch cannot write as ONNX")
-    with warnings.catch_warnings():
-        # PyTorch warns about its own code.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(module(folder, spec), dynamo=True, verbose=False, input_names=[INPUT])
-    if program is None:
-        raise ArchiveError(f"PyTorch made no ONNX of {spec.model.file}; take --engine torch")
-    model: Any = program.model_proto
-    _remove_origin(model)
-
-    def session(model: Any) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model = _onnx(folder, spec, INPUT)
 
     def feed(one: NDArray[np.uint8]) -> dict[str, Any]:
         return {INPUT: one}
@@ -107,9 +96,30 @@ def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
         model = quantised(
             model, pictures, gate, spec.output, session, lambda runnable, one: runnable.run(None, feed(one))[0], feed
         )
-        _remove_origin(model)
-    (out / _ONNX).write_bytes(model.SerializeToString(deterministic=True))
-    return Artifact(_ONNX, "onnx", sha256(out / _ONNX), spec.model.architecture)
+        remove_origin(model)
+    (out / ONNX_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    return Artifact(ONNX_FILE, "onnx", sha256(out / ONNX_FILE), spec.model.architecture)
+
+
+def _onnx(folder: Path, spec: ModelSpec, name: str) -> Any:
+    """Return the model as ONNX, whose input has this name."""
+    import onnx
+    import torch
+
+    from archive.onnx_graph import remove_origin
+
+    if spec.model.format == "onnx":
+        return onnx.load(folder / spec.model.file)
+    _require_program(spec, "which PyTorch cannot write as ONNX")
+    with warnings.catch_warnings():
+        # PyTorch warns about its own code.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(module(folder, spec), dynamo=True, verbose=False, input_names=[name])
+    if program is None:
+        raise ArchiveError(f"PyTorch made no ONNX of {spec.model.file}; take --engine torch")
+    model: Any = program.model_proto
+    remove_origin(model)
+    return model
 
 
 def quantised(
@@ -187,8 +197,13 @@ def photometry(folder: Path, spec: ModelSpec) -> Photometry:
     They are in the buffers of `archive.graph.Uint8Input`. A network that takes uint8 itself has no such buffers, for
     which mean 0 and deviation 1 stand.
     """
-    model = module(folder, spec)
-    buffers = dict(model.state_dict() if callable(model.state_dict) else model.state_dict)
+    if spec.model.format == "onnx":
+        from archive.onnx_graph import normalisation
+
+        buffers = normalisation(folder / spec.model.file)
+    else:
+        model = module(folder, spec)
+        buffers = dict(model.state_dict() if callable(model.state_dict) else model.state_dict)
     if "scale" not in buffers or "shift" not in buffers:
         return ((0.0,) * 3, (1.0,) * 3)
     deviation = [1 / (255 * float(value)) for value in buffers["scale"].flatten()[:3]]
@@ -208,21 +223,3 @@ def _number(model: Any) -> None:
     model.set_friendly_name("model")
     for number, operation in enumerate(model.get_ordered_ops()):
         operation.set_friendly_name(f"{operation.get_type_name().lower()}_{number}")
-
-
-def _remove_origin(model: Any) -> None:
-    """Remove from an ONNX model what differs between processes or versions, and number its operations."""
-    model.producer_name, model.producer_version, model.doc_string = "beeline", "", ""
-    graph = model.graph
-    graph.name, graph.doc_string = "model", ""
-    # Shapes of intermediate values, with symbols that PyTorch numbers; runtimes infer them.
-    del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
-        shape = value.type.tensor_type.shape.dim
-        if not shape[0].HasField("dim_value"):
-            shape[0].dim_param = "batch"
-    for number, node in enumerate(graph.node):
-        node.name = f"{node.op_type.lower()}_{number}"
-    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *model.functions):
-        part.doc_string = ""
-        del part.metadata_props[:]
