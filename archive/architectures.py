@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
@@ -12,17 +12,19 @@ import torch
 from torch import nn
 
 from beeline.errors import ArchiveError
+from beeline.spec import Geometry
 
 TIMM = "timm:"
 # Both return several outputs while they train, and their published weights expect pixels that are normalised twice.
 AUXILIARY = ("googlenet", "inception_v3")
 
 
-def build(architecture: str, classes: int, transform_input: bool = False) -> nn.Module:
+def build(architecture: str, classes: int, transform_input: bool = False, image_size: int | None = None) -> nn.Module:
     """Return the network with random weights: float32 `[N, 3, H, W]` to logits `[N, classes]`.
 
     With `transform_input` the two of `AUXILIARY` change pixels that are normalised with ImageNet's numbers to -1..1, as
-    torchvision does with the weights that it publishes. Both come without their auxiliary heads.
+    torchvision does with the weights that it publishes. Both come without their auxiliary heads. `image_size` is the
+    side in pixels of the pictures that a ViT of torchvision takes, 224 without it.
 
     Raises:
         ArchiveError: for an unknown name, with the nearest ones, or if timm is missing.
@@ -44,27 +46,39 @@ def build(architecture: str, classes: int, transform_input: bool = False) -> nn.
     options: dict[str, Any] = {}
     if architecture in AUXILIARY:
         options = {"aux_logits": False, "init_weights": False, "transform_input": transform_input}
+    if image_size:
+        options["image_size"] = image_size
     network = models.get_model(architecture, weights=None, num_classes=classes, **options)
     return network
 
 
-def timm_preprocessing(architecture: str) -> dict[str, Any]:
-    """Return timm's preprocessing of a network: its `resize`, `crop`, `interpolation`, `mean` and `std`.
+def timm_preprocessing(architecture: str) -> tuple[Geometry, Sequence[float], Sequence[float]]:
+    """Return timm's preprocessing of a network: geometry, and `mean` and `std` of values scaled to 0..1.
 
     Raises:
-        ArchiveError: for an unknown name, or if timm does more than to resize and to crop a square from the middle.
+        ArchiveError: for an unknown name, or if timm does what `Geometry` cannot say.
     """
     timm, name = _timm(architecture)
     with torch.device("meta"):
         config = timm.data.resolve_model_data_config(timm.create_model(name, pretrained=False))
-    channels, height, width = config["input_size"]
-    if (channels, height, config["crop_mode"]) != (3, width, "center"):
+    (channels, height, width), mode, part = (config[key] for key in ("input_size", "crop_mode", "crop_pct"))
+    # In other cases timm crops a squashed picture, resizes until both sides of a rectangle are covered, or surrounds a
+    # picture with the mean colour ("border").
+    known = {"center": width == height, "squash": part == 1}
+    if channels != 3 or not known.get(mode):
         raise ArchiveError(
-            f"timm prepares pictures for {architecture} with input_size {config['input_size']} and crop_mode "
-            f"{config['crop_mode']!r}; allowed: three channels, a square, 'center'; or name another --preset"
+            f"timm prepares pictures for {architecture} with input_size {config['input_size']}, crop_mode {mode!r} and "
+            f"crop_pct {part}; allowed: three channels, and 'center' with a square or 'squash' with crop_pct 1; name "
+            "another --preset"
         )
-    resize = int(height / config["crop_pct"])
-    return {"resize": resize, "crop": height, **{key: config[key] for key in ("interpolation", "mean", "std")}}
+    geometry = Geometry(
+        int(height / part),
+        height,
+        config["interpolation"],
+        fit="squash" if mode == "squash" else "crop",
+        width=None if width == height else width,
+    )
+    return geometry, config["mean"], config["std"]
 
 
 def _timm(architecture: str) -> tuple[ModuleType, str]:

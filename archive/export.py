@@ -83,10 +83,7 @@ def find_preset(name: str | None, architecture: str | None = None) -> Preset:
     if name in ("torchvision", "timm") and architecture is None:
         raise ArchiveError(f"the preset {name!r} needs an architecture; add --architecture, as resnet18")
     if name == "timm":
-        numbers = timm_preprocessing(str(architecture))
-        return Preset(
-            Geometry(*(numbers[key] for key in ("resize", "crop", "interpolation"))), numbers["mean"], numbers["std"]
-        )
+        return Preset(*timm_preprocessing(str(architecture)))
     import torchvision
 
     try:

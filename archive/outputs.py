@@ -23,7 +23,7 @@ from beeline.errors import ArchiveError, short
 # A worker's largest batch is far below.
 _LARGEST_BATCH = 4096
 # Sides that a network may have been traced or exported with.
-_SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
+_SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 378, 384, 448, 512, 518)
 # By format, what makes it again for height and width `{0}`.
 AGAIN = {
     "exported_program": "torch.export.export(model.cpu().eval(), (torch.zeros(2, 3, {0}),), "

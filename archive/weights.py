@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections import OrderedDict
@@ -40,7 +41,8 @@ class Weights:
 
     `state` has the tensors by name, and `head` the names of those whose shapes depend on the number of classes.
     `classes` is None if the file has no head of this architecture; `why_headless` is then a sentence about it. `notes`
-    are sentences about what was left out, or found in another place.
+    are sentences about what was left out, or found in another place. `image_size` is the side in pixels of the pictures
+    that a ViT of torchvision was trained with; None for other networks.
     """
 
     path: Path
@@ -50,12 +52,13 @@ class Weights:
     classes: int | None
     why_headless: str
     notes: tuple[str, ...]
+    image_size: int | None
 
     def network(self, transform_input: bool = False) -> nn.Module:
         """Return the network with these weights, in evaluation mode; see `archive.architectures.build`."""
         if self.classes is None:
             raise ArchiveError(self.why_headless)
-        network = build(self.architecture, self.classes, transform_input)
+        network = build(self.architecture, self.classes, transform_input, self.image_size)
         self._load(network, self.state)
         return network.eval()
 
@@ -127,7 +130,7 @@ def find_weights(path: Path, values: Any, architecture: str) -> Weights:
         more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
         notes.append(f"left out of {path.name}: {', '.join(left[:_NAMED])}{more}")
     known = {name: tensor for name, tensor in state.items() if name in form.shapes}
-    return Weights(path, architecture, known, form.head, classes, why, tuple(notes))
+    return Weights(path, architecture, known, form.head, classes, why, tuple(notes), form.image_size(state))
 
 
 def to_torchscript(file: str | None = None) -> str:
@@ -193,6 +196,14 @@ class _Form:
         first = {name: int(name in self.head) for name in near}
         same = all(state[name].shape[first[name] :] == self.shapes[name][first[name] :] for name in near)
         return int(state[self.main].shape[0]) if same else None
+
+    def image_size(self, state: State) -> int | None:
+        """Return the side of the pictures that the positions of torchvision's ViT are for; None for other networks."""
+        if "encoder.pos_embedding" not in self.shapes:
+            return None
+        # One position is the class token's.
+        patches = state["encoder.pos_embedding"].shape[1:2].numel() - 1
+        return math.isqrt(max(patches, 0)) * int(self.shapes["conv_proj.weight"][-1])
 
     def with_single_layer(self, state: State) -> tuple[str, State] | None:
         """Return the name of the only layer in the head's place, as `fc.1.weight`, and `state` with the head's name."""

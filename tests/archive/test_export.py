@@ -54,9 +54,17 @@ def test_timm_gives_the_preprocessing_that_it_names(name: str) -> None:
     assert torch.equal(torch.tensor(preset.std), normalise.std)
 
 
-def test_a_preprocessing_of_timm_that_squashes_is_refused() -> None:
-    with pytest.raises(ArchiveError, match="crop_mode 'squash'; allowed: three channels, a square, 'center'"):
-        find_preset("timm", "timm:coat_lite_medium_384")
+def test_timms_squash_is_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "timm:coat_lite_medium_384"
+    assert find_preset("timm", name).geometry == Geometry(384, 384, "bicubic", fit="squash")
+    config = {**resolve_model_data_config(timm.create_model("resnet18d", pretrained=False)), "crop_pct": 1.0}
+    changes = {"crop_mode": "squash", "input_size": (3, 240, 320)}
+    monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda network: config | changes)
+    assert find_preset("timm", name).geometry == Geometry(240, 240, "bicubic", fit="squash", width=320)
+    for change in ({"crop_mode": "border"}, {"crop_mode": "center"}, {"crop_pct": 0.9}, {"input_size": (1, 224, 224)}):
+        monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda network, odd=change: config | changes | odd)
+        with pytest.raises(ArchiveError, match="allowed: three channels, and 'center' with a square or 'squash' with"):
+            find_preset("timm", name)
 
 
 def test_an_override_wins_and_leaves_the_rest() -> None:

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from archive.architectures import build
 from archive.artifact import load_network, read_weights, write_safetensors
+from archive.graph import Graph
+from archive.outputs import settle
 from beeline.errors import ArchiveError
 from tests.archive.conftest import TinyNet
 
@@ -42,6 +44,9 @@ def seeded(name: str, **options: Any) -> nn.Module:
         network: nn.Module = timm.create_model(name.removeprefix("timm:"), pretrained=False, **options)
     else:
         network = torchvision.models.get_model(name, weights=None, **options)
+    if name.startswith("vit_"):
+        # torchvision makes it of zeros, so that all answers are equal.
+        nn.init.normal_(network.get_parameter("heads.head.weight"))
     return network.eval()
 
 
@@ -145,6 +150,22 @@ def test_published_files_with_older_names_are_read(tmp_path: Path, name: str) ->
     assert state.keys() != network.state_dict().keys()
     torch.save(state, tmp_path / FILE)
     check(tmp_path / FILE, name, network, side)
+
+
+def test_a_vit_is_made_for_the_size_of_pictures_that_its_file_shows(tmp_path: Path) -> None:
+    """As those that torchvision publishes for 384, 512 and 518 pixels."""
+    network = seeded("vit_b_32", num_classes=5, image_size=64)
+    torch.save(network.state_dict(), tmp_path / FILE)
+    loaded = load_network(tmp_path / FILE, "vit_b_32")
+    assert isinstance(loaded, nn.Module)
+    pictures = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(loaded(pictures), network(pictures), rtol=1e-4, atol=1e-6)
+    graph = Graph(loaded, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (224, 224))
+    with pytest.raises(ArchiveError, match="take pictures of 224 x 224, and takes 64 x 64; add --resize 64 --crop 64"):
+        settle(graph, loaded, 5, None)
+    # A file of other patches still gets the sentence about its shapes.
+    with pytest.raises(ArchiveError, match=r"shape .* name the right architecture, and the size of picture"):
+        load_network(tmp_path / FILE, "vit_b_16")
 
 
 @pytest.mark.parametrize("lost", [False, True])
