@@ -158,7 +158,7 @@ bench-containers:
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
 
 bench-decoders:
-	@.venv/bin/python -m bench.studies.decoders --pictures '$(PICTURES)' --out bench/results/decoders.json
+	@.venv/bin/python -m bench.studies.serving decoders --picture '$(PICTURES)' --out bench/results/decoders.json
 
 bench-sweep:
 	@.venv/bin/beeline bench sweep '$(MAR)' --pictures '$(PICTURES)' --least 64 --out bench/results/sweep.jsonl

@@ -189,7 +189,7 @@ def sweep(
     with signals.as_exceptions(), archive_of(source, say) as archive:
         plan = Plan(archive, sent, device, threads, least, most, repeats, seconds, memory_mb=memory)
         values, interruption = measure(plan, lambda row: say(progress(row)))
-    record = Record.now("sweep", command_line("beeline", sys.argv[1:]), values, sent, started=started)
+    record = Record.now("sweep", command_line("beeline", sys.argv[1:]), values, sent, started)
     append(out, record)
     _end(values, text(record), as_json, interruption.exit_code if interruption else 0)
 

@@ -81,8 +81,10 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
         if journal.rows:
             say(f"turns measured before the interruption: {len(journal.rows)}; without {journal.path} it begins again")
         result = run(peers, setup, request.rounds, journal, say)
-    versions = {name: version for peer in peers for name, version in peer.pinned().items()}
-    return Record.now("compare", request.command, result, setup.pictures, versions, started), journal.path
+    record = Record.now("compare", request.command, result, setup.pictures, started)
+    for peer in peers:
+        record.versions.update(peer.pinned())
+    return record, journal.path
 
 
 @contextmanager

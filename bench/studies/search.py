@@ -62,7 +62,7 @@ def main(
             alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
         values = result(name, goal, alone, finalists, choice) | {"seconds": round(time.monotonic() - began, 1)}
         command = command_line("python -m bench.studies.search", sys.argv[1:])
-        record.append(tuned, Record.now("search", command, values, sent, started=started))
+        record.append(tuned, Record.now("search", command, values, sent, started))
         typer.echo(values["sentence"])
 
 
