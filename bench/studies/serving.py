@@ -1,4 +1,4 @@
-"""What serving costs: HTTP and the gateway around the handler, more clients than the server holds, and decoding."""
+"""What serving costs: HTTP and the gateway around the handler, and more clients than the server holds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,15 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import psutil
-import torch
 import typer
 
-from beeline import formats, pixels
-from beeline.errors import BeelineError
 from beeline.metrics import FOLDER
-from beeline.spec import Geometry
 from bench import load, sweep
 from bench.pictures import Pictures, read
 from bench.record import machine, utc
@@ -39,12 +33,9 @@ from serve.up import Request, up
 _NO_RATE = "beeline_requests_per_second=100000\n"
 _CLIENTS, _SECONDS, _WARM_UP = 50, 10.0, 2.0
 _PHASE = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms", "without_retry_after")
-# Of `decoders`: the sizes of shorter side and crop; pictures at most.
-_SIZES, _MOST = (256, 224), 40
 Mar = Annotated[Path, typer.Option(help="The archive to serve.")]
-Picture = Annotated[Path, typer.Option(help="What is sent: a picture, or a folder of them.")]
+Picture = Annotated[Path, typer.Option(help="What is sent.")]
 Out = Annotated[Path, typer.Option(help="Write the figures here as JSON.")]
-Rounds = Annotated[int, typer.Option(help="Turns of each.")]
 app = typer.Typer(help=__doc__, add_completion=False)
 
 
@@ -78,7 +69,7 @@ def path(
     out: Out,
     workers: Annotated[int, typer.Option(help="Of the server, and without one.")] = 2,
     batch: Annotated[int, typer.Option(help="Of the server, and without one.")] = 16,
-    rounds: Rounds = 5,
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
 ) -> None:
     """Measure the server behind its gateway, the server alone with many clients and with one, and its handler alone.
 
@@ -97,51 +88,8 @@ def path(
         keep(out, about, {**values, "turns": turns})
 
 
-@app.command()
-def decoders(picture: Picture, out: Out, rounds: Rounds = 7) -> None:
-    """Measure milliseconds from a JPEG to the model's input, and the pixels' difference (of 255) from a full decoding.
-
-    It measures the Pillow that it imports. For Pillow-SIMD, `pip install --no-deps --target FOLDER pillow-simd` and
-    repeat it with `PYTHONPATH=FOLDER`.
-    """
-    sent, known = read(picture, _MOST), _decoders()
-    bodies = [body for body in sent.bodies if formats.kind_of(body) == "JPEG"]
-    # The first pass of each decoder is not timed.
-    crops = {name: list(map(decode, bodies)) for name, (decode, _) in known.items()}
-    if any(crop is None for own in crops.values() for crop in own):
-        raise BeelineError("nvJPEG does not decode one of the pictures; name others with --picture")
-    turns: dict[str, list[float]] = {name: [] for name in known}
-    for _ in range(rounds):
-        for name, (decode, _) in known.items():
-            start = time.perf_counter()
-            for body in bodies:
-                decode(body)
-            turns[name].append(1000 * (time.perf_counter() - start) / len(bodies))
-    rows = []
-    for name, (_, version) in known.items():
-        milliseconds = round(statistics.median(turns[name]), 2)
-        difference = round(float(np.abs(np.subtract(crops[name], crops["full"], dtype=float)).mean()), 2)
-        rows.append({"decoder": name, "version": version, "milliseconds": milliseconds, "difference": difference})
-        typer.echo(f"{name:8} {version:34} {milliseconds:6.2f} ms   {difference:5.2f} of 255")
-    keep(out, {"pictures": sent.to_dict()}, {"rows": rows})
-
-
-def _decoders() -> dict[str, tuple[Callable[[bytes], Any], str]]:
-    """Return by name what this machine decodes with, and its version; the crops are uint8 `[crop, crop, 3]`."""
-    known: dict[str, tuple[Callable[[bytes], Any], str]] = {}
-    for name in ("full", "scaled"):
-        decode = partial(pixels.decode, geometry=Geometry(*_SIZES, decoding=name))
-        known[name] = decode, f"Pillow {formats.pillow_version()}"
-    if torch.cuda.is_available():
-        from beeline.cuda_jpeg import CudaJpegs
-
-        jpegs = CudaJpegs(torch.device("cuda"), Geometry(*_SIZES, decoding="cuda"))
-        known["cuda"] = (lambda data: jpegs.decode([data])[0]), jpegs.version
-    return known
-
-
 def keep(path: Path, about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Write the figures of a study, with the time, the machine and what was measured."""
+    """Write a study's figures, with the time, the machine and what was measured."""
     write_json(path, {"at": utc(), "machine": machine(), **about, **result})
 
 

@@ -1,17 +1,10 @@
-"""What serving costs: how turns become figures, and decoders on a real picture."""
+"""What serving costs: how turns become figures."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-
-from bench.studies.serving import decoders, medians
+from bench.studies.serving import medians
 
 
 def turn(
@@ -34,19 +27,3 @@ def test_ratios_are_of_the_turns_and_not_of_the_medians() -> None:
     assert values["failed"] == 1
     assert (values["alone_per_second"], values["served_per_second"]) == (100.0, 88.0)
     assert (values["gateway_per_second"], values["gateway_cpu_ms"]) == (44.0, 0.2)
-
-
-def test_a_row_for_each_decoder_is_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    picture = Image.fromarray(values).resize((1200, 900))
-    picture.save(tmp_path / "large.jpg")
-    # Left out: nvJPEG reads none.
-    picture.save(tmp_path / "large.png")
-    decoders(tmp_path, tmp_path / "out.json", 1)
-    kept = json.loads((tmp_path / "out.json").read_text())
-    full, scaled = kept["rows"][:2]
-    assert [row["decoder"] for row in kept["rows"]] == ["full", "scaled", "cuda"][: 2 + torch.cuda.is_available()]
-    assert full["version"].startswith("Pillow ")
-    assert full["milliseconds"] > 0
-    assert full["difference"] == 0 < scaled["difference"] < 3
-    assert "scaled" in capsys.readouterr().out
