@@ -28,11 +28,9 @@ class Pictures:
 
 
 def read(path: Path, most: int | None = None) -> Pictures:
-    """Read one file of any kind, or the pictures below a folder.
+    """Read one file of any kind, or the pictures below a folder: `most` at most, taken evenly from all of it.
 
-    With `most`, so many at most are taken, evenly, so that each of several folders has its share.
-
-    Raise `BeelineError` where there is no picture.
+    Raise `BeelineError` if there is no picture.
     """
     if not path.exists():
         raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")

@@ -110,11 +110,9 @@ def prepared(request: Request) -> Iterator[Setup]:
 
 
 def take(peer: Peer, setup: Setup) -> dict[str, Any]:
-    """Run one turn and return its figures: good answers a second, milliseconds, failed requests, MB, seconds.
+    """Run one turn and return its figures; raise `BeelineError` with the reason if the second start fails too.
 
     `agreement` is None without pictures for it; `restarts` counts starts that ended before the first answer.
-
-    Raise `BeelineError` with the reason when the second start fails too.
     """
     wire, restarts = peer.wire, 0
     sent = replace(setup.pictures, bodies=tuple(map(wire.encode, setup.pictures.bodies)))
@@ -160,11 +158,8 @@ def run(
     """Give every server one turn in each round, and one of them a second turn at the round's end (A/A).
 
     Each is compared with the first of its class that was measured, and asked for its agreement in its first turn. An
-    error ends a server's turns. What the journal has is not measured again. Ctrl-C or SIGTERM stops the running server,
-    and the result has the turns so far.
-
-    Returns:
-        The record's result: in `rows` a row a server, in `aa` the row of the second turns.
+    error ends a server's turns. What the journal has is not measured again. Ctrl-C or SIGTERM stops the running server.
+    Return the turns so far as the record's result: a row for each server, and the row `aa` of the second turns.
     """
     # The first server with our engine, which starts fast, else the first.
     twice = next((peer for peer in peers if peer.kind == OURS), peers[0])
@@ -204,8 +199,6 @@ def run(
 def _row(peer: Peer, turns: Sequence[dict[str, Any]], precision: str) -> dict[str, Any]:
     """Return one server's row, which `_compared` completes."""
     good = [turn for turn in turns if "error" not in turn]
-    keys = ("memory_mb", "ready_s")
-    medians = {key: round(statistics.median(turn[key] for turn in good), 1) if good else None for key in keys}
     return {
         "server": peer.name,
         "class": peer.kind,
@@ -220,7 +213,8 @@ def _row(peer: Peer, turns: Sequence[dict[str, Any]], precision: str) -> dict[st
         "failed": sum(turn["failed"] for turn in good),
         "restarts": sum(turn["restarts"] for turn in good),
         "agreement": good[0]["agreement"] if good else None,
-        **medians,
+        "memory_mb": round(statistics.median(turn["memory_mb"] for turn in good), 1) if good else None,
+        "ready_s": round(statistics.median(turn["ready_s"] for turn in good), 1) if good else None,
         "error": next((turn["error"] for turn in turns if "error" in turn), None),
     }
 

@@ -85,7 +85,7 @@ class Server:
     def wait(self, picture: bytes) -> None:
         """Wait until one picture is answered, then as many at once as all workers can take.
 
-        Raise `BeelineError` when the server ends before that, `Undetermined` when it takes too long.
+        Raise `BeelineError` if the server ends before that, `Undetermined` if it takes too long.
         """
         deadline = time.monotonic() + _PATIENCE
         for count in (1, max(2, 2 * self.peer.settings.workers)):
@@ -158,11 +158,11 @@ def fields(peer: Peer, setup: Setup, port: int, scratch: Path) -> dict[str, Any]
 
 def environ(peer: Peer, setup: Setup, values: dict[str, Any]) -> dict[str, str]:
     """Return the environment of one start: without telemetry, and with the peer's own number of threads."""
-    scratch, is_ours = str(values["scratch"]), peer.kind == OURS
+    scratch = str(values["scratch"])
     variables = {key: value for key, value in clean(os.environ).items() if peer.server or key not in _THREADS}
     variables |= {"TMPDIR": scratch, "TEMP": scratch, "CUDA_VISIBLE_DEVICES": "", MARK: scratch, **_QUIET}
     if not peer.server:
-        engine = "beeline" if is_ours else "documented"
+        engine = "beeline" if peer.kind == OURS else "documented"
         asked = {"engine": engine, "model": str(setup.model), "scratch": scratch, "port": values["port"]}
         variables |= {
             "PATH": os.pathsep.join([str(values["python"].parent), variables.get("PATH", os.defpath)]),
@@ -173,7 +173,7 @@ def environ(peer: Peer, setup: Setup, values: dict[str, Any]) -> dict[str, str]:
         if peer.settings.threads != DEFAULT:
             variables |= dict.fromkeys(("OMP_NUM_THREADS", "BEELINE_THREADS"), str(peer.settings.threads))
         # As in the workers of `serve up`.
-        variables |= MALLOC if is_ours else {}
+        variables |= MALLOC if peer.kind == OURS else {}
     return variables | {key: value.format_map(values) for key, value in peer.variables.items()}
 
 
