@@ -152,7 +152,7 @@ def _bar(row: Result) -> Bar:
     if row["ratio"] and row["compared_with"] != row["server"]:
         words += f", {row['ratio']:.2f} times, {row['verdict']}"
         interval = tuple(median * end / row["ratio"] for end in row["interval"])
-    return Bar(row["server"], median, words, 0, interval, tuple(row["per_second"]))
+    return Bar(row["server"], median, words, interval, tuple(row["per_second"]))
 
 
 def _load(runs: Sequence[Run]) -> Section:

@@ -26,6 +26,7 @@ from bench.compare.peers import DEFAULT, FOLDER, OURS, Peer
 from bench.pictures import Pictures
 from host import ROOT, processes
 from serve import ports
+from serve.instance import logs
 from serve.ports import Address
 from serve.servers import java
 from serve.servers.protocol import MALLOC, clean
@@ -74,10 +75,8 @@ class Server:
 
     def check(self) -> None:
         """Raise `BeelineError` with its last words if it has ended."""
-        code = self.process.poll()
-        if code is not None:
-            text = (self.scratch / "peer.log").read_text(encoding="utf-8", errors="replace")
-            log = [" ".join(line.split()) for line in text.splitlines()[-30:] if line.strip()]
+        if (code := self.process.poll()) is not None:
+            log = [" ".join(line.split()) for line in logs.tail(self.scratch / "peer.log", 30) if line.strip()]
             errors = [line for line in log if "Error" in line or "error:" in line]
             words = (errors or log or ["nothing"])[-1][:300]
             raise BeelineError(f"{self.peer.name} ended with exit code {code}; its log says: {words}")
