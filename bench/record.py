@@ -110,18 +110,14 @@ def command_line(program: str, words: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement: when it `started`, by `utc()`; the `command` that repeats it; and its `result`.
+    """One measurement."""
 
-    `kind`, one of `KINDS`, decides the keys of `result`. `machine` is that of `machine()`, `pictures` that of
-    `Pictures.to_dict`, empty where none were sent.
-    """
-
-    kind: str
-    command: str
-    started: str
+    kind: str  # one of `KINDS`; it decides the keys of `result`
+    command: str  # that repeats it
+    started: str  # as by `utc`
     machine: dict[str, Any]
     versions: dict[str, str]
-    pictures: dict[str, Any]
+    pictures: dict[str, Any]  # as by `Pictures.to_dict`; empty if none were sent
     result: dict[str, Any]
     schema: int = SCHEMA
 
@@ -141,8 +137,7 @@ class Record:
         for package in _PACKAGES:
             with suppress(metadata.PackageNotFoundError):
                 versions[package] = metadata.version(package)
-        pictures = sent.to_dict() if sent else {}
-        return cls(kind, command, started or utc(), machine(), versions, pictures, result)
+        return cls(kind, command, started or utc(), machine(), versions, sent.to_dict() if sent else {}, result)
 
 
 def check_writable(path: Path | None) -> None:
@@ -157,10 +152,9 @@ def check_writable(path: Path | None) -> None:
 
 def append(path: Path | None, record: Record) -> None:
     """Add a record's line to a file, if there is one."""
-    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)
     if path is not None:
         with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> list[Record]:

@@ -66,8 +66,8 @@ def text(record: Record) -> str:
 
 def _details(record: Record) -> str:
     """Return what distinguishes a record from others of its kind."""
-    keys = _KINDS[record.kind][2]
-    return ", ".join(f"{key} {_text(record.result[key])}" for key in keys if record.result.get(key))
+    result, (_, _, keys) = record.result, _KINDS[record.kind]
+    return ", ".join(f"{key} {_text(result[key])}" for key in keys if result.get(key))
 
 
 def _join(*parts: str) -> str:

@@ -35,30 +35,25 @@ from serve.servers.protocol import Say
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare, as in the options of `beeline bench compare`.
-
-    Each server is asked for its first labels of the pictures in `agreement`. Without names in `servers` the default
-    ones are compared. `overrides` are settings of our engine, and `command` is the command line that repeats it.
-    """
+    """What to compare, as in the options of `beeline bench compare`."""
 
     archive: Path
     picture: Path
-    agreement: Path | None = None
-    servers: tuple[str, ...] = ()
+    agreement: Path | None = None  # pictures whose first labels each server is asked for
+    servers: tuple[str, ...] = ()  # names; by default those of `choose`
     clients: int = 50
     rounds: int = 5
     seconds: float = 8.0
-    overrides: Overrides = field(default_factory=Overrides)
+    overrides: Overrides = field(default_factory=Overrides)  # of the servers with our engine
     reference: Path | None = None
-    command: str = ""
+    command: str = ""  # that repeats it
     config_file: Path = ROOT / "config" / "config.properties"
 
     def peers(self) -> list[Peer]:
         """Return all servers, ours with the settings that `serve up` would take on this machine; it raises the same."""
         (archive,) = store.find_archives(self.archive.parent, (str(self.archive),))
         numbers, environ = properties.load(self.config_file, os.environ), {**os.environ, "BEELINE_DEVICE": "cpu"}
-        ours = configured(archive, numbers, environ, self.overrides)
-        return everything(archive.model, machine.cores(), ours)
+        return everything(archive.model, machine.cores(), configured(archive, numbers, environ, self.overrides))
 
 
 def compare(request: Request, say: Say) -> tuple[Record, Path]:

@@ -88,21 +88,17 @@ def triton(model: str) -> Wire:
 
 @dataclass(frozen=True)
 class Peer:
-    """One server: its name in `--servers`, how it runs, how it is asked, and which page of documentation it follows.
+    """One server; it is ready when it has answered a picture."""
 
-    It is ready when it has answered a picture. `server.fields` has the names in braces in `command` and `variables`.
-    `lock` is the folder in `bench/peers` with its packages and code; None is Beeline's own environment. `server` is
-    `torchserve` or `mms` if `beeline serve up` starts it.
-    """
-
-    name: str
+    name: str  # in `--servers`
     settings: Settings
     wire: Wire
+    # `server.start` knows the names in braces in `command` and `variables`.
     command: str = "{python} {folder}/server.py"
     variables: Mapping[str, str] = field(default_factory=dict)
-    pattern: str = ""
-    lock: str | None = None
-    server: str = ""
+    pattern: str = ""  # the page of documentation that it follows
+    lock: str | None = None  # the folder in `bench/peers` of its packages and code; None is Beeline's environment
+    server: str = ""  # `torchserve` or `mms` if `beeline serve up` starts it
 
     @property
     def kind(self) -> str:

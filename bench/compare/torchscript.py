@@ -49,10 +49,7 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
 
 
 def labels(folder: Path, spec: ModelSpec, pictures: Pictures) -> list[str]:
-    """Return the first label of each picture, by the model that `write` wrote, on pixels decoded in full.
-
-    Raise `Undetermined` for a picture that cannot be decoded.
-    """
+    """Return each picture's first label by the model that `write` wrote; raise `Undetermined` if one is unreadable."""
     reference, found = Documented(folder), []
     for name, body in zip(pictures.names, pictures.bodies, strict=True):
         try:

@@ -336,8 +336,7 @@ class _Load:
         curl.head.clear()
         curl.setopt(pycurl.HTTPHEADER, headers)
         curl.setopt(pycurl.POSTFIELDS, body)
-        left = self.plan.deadline - (perf_counter() - start)
-        curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1000 * left)))
+        curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1000 * (start + self.plan.deadline - perf_counter()))))
         self.busy.add(curl)
         self.multi.add_handle(curl)
 

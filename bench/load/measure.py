@@ -53,9 +53,8 @@ Judge = Callable[[Summary], dict[str, Any]]
 def parse(text: str) -> Judge:
     """Return what judges a summary by `p95>500ms`, `errors>0`, `errors>1%`, `rps<300` or `p99>=1s`.
 
-    A verdict has the threshold's `text`, the `value` in its unit, and whether it `holds`; None does not hold.
-
-    Raise `ConfigError` for a text of another form.
+    A verdict has the threshold's `text`, the `value` in its unit, and whether it `holds`; None does not hold. Raise
+    `ConfigError` for a text of another form.
     """
     match = _FORM.fullmatch(text)
     if match is None:

@@ -1,7 +1,4 @@
-"""The classifier that every peer serves: as its documentation loads one, or with Beeline's engine.
-
-Runs in the peers' own environments, next to their `server.py`.
-"""
+"""The classifier that every peer serves, in its own environment: as documented, or with Beeline's engine."""
 
 import io
 import json
@@ -62,8 +59,7 @@ class Beeline:
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:
         """Classify arrays, a list of them or one stacked; as many labels as the archive says."""
-        logits = self.engine.forward(np.ascontiguousarray(pictures))
-        rows = self.answer.probabilities(logits, self.spec.output)
+        rows = self.answer.probabilities(self.engine.forward(np.ascontiguousarray(pictures)), self.spec.output)
         return [dict(self.answer.top_labels(row, self.spec)) for row in rows]
 
 

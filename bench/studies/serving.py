@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import psutil
@@ -59,7 +59,8 @@ def overload(
             typer.echo(json.dumps(phases[-1]))
         ratio, afterwards = (round(each["p95_ms"] / phases[0]["p95_ms"], 3) for each in phases[1:])
         typer.echo(f"p95 of the good answers under overload: {ratio} times that before; afterwards {afterwards} times")
-        keep(out, about, {"phases": phases, "p95_ratio": ratio, "p95_ratio_afterwards": afterwards})
+        ratios = {"p95_ratio": ratio, "p95_ratio_afterwards": afterwards}
+        write_json(out, {"at": utc(), "machine": machine(), **about, "phases": phases, **ratios})
 
 
 @app.command()
@@ -85,12 +86,7 @@ def path(
             typer.echo(f"  {turns[-1]}")
         values = medians(turns)
         typer.echo(json.dumps(values, indent=1))
-        keep(out, about, {**values, "turns": turns})
-
-
-def keep(path: Path, about: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Write a study's figures, with the time, the machine and what was measured."""
-    write_json(path, {"at": utc(), "machine": machine(), **about, **result})
+        write_json(out, {"at": utc(), "machine": machine(), **about, **values, "turns": turns})
 
 
 def _round(mar: Path, pictures: Pictures, workers: int, batch: int) -> dict[str, Any]:
@@ -152,13 +148,11 @@ def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
     `alone_ms` the time of decoding and the forward pass, and `added_ms` their difference.
     """
     keys = ("alone_per_second", "served_per_second", "served_p95_ms", "gateway_per_second", "gateway_cpu_ms")
-    ratios = {"kept": ("served_per_second", "alone_per_second")}
-    ratios["gateway_kept"] = ("gateway_per_second", "served_per_second")
     served, alone = zip(*(pair for turn in turns for pair in turn["lone"]), strict=True)
-    median = statistics.median
     return {
         **{key: round(median(turn[key] for turn in turns), 3) for key in keys},
-        **{key: round(median(turn[one] / turn[other] for turn in turns), 3) for key, (one, other) in ratios.items()},
+        "kept": round(median(turn["served_per_second"] / turn["alone_per_second"] for turn in turns), 3),
+        "gateway_kept": round(median(turn["gateway_per_second"] / turn["served_per_second"] for turn in turns), 3),
         "alone_ms": round(median(alone), 2),
         "served_ms": round(median(served), 2),
         "added_ms": round(median(over - pure for over, pure in zip(served, alone, strict=True)), 2),

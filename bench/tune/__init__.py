@@ -93,8 +93,7 @@ def tune(
         numbers, usual = properties.load(config_file, {}).numbers, max(1, machine.cores() // best.workers)
         threads = best.threads if best.threads != numbers.get("beeline_threads", usual) else None
         change = properties.change(config_file, name, model.archive.version, numbers_of(best), threads)
-    record = Record.now("tune", command, result, sent, started)
-    return record, change, journal.path, interruption
+    return Record.now("tune", command, result, sent, started), change, journal.path, interruption
 
 
 def turns_of(journal: Journal) -> list[Turn]:

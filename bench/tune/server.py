@@ -115,10 +115,7 @@ class Servers(ExitStack):
         return Turn(settings, figures["seconds"], per_second, p95_ms, figures["failed"], cost, growing)
 
     def time_batches(self, threads: int, seconds: float) -> None:
-        """Time batches of growing sizes with so many threads, and a worker's cost, in a process of its own.
-
-        A journal's row `batch` has threads, size and milliseconds; its row `cost` is that of `Sandbox.time_batches`.
-        """
+        """Time batches in a sandbox; add rows `batch` (threads, size, ms) and `cost`, as by `Sandbox.time_batches`."""
         names = ("OMP_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
         # A worker may hold a second model for a picture that comes alone, and that costs memory.
         lone = self.model.properties.numbers.get("beeline_lone_threads") or min(machine.cores(), config.LONE)
