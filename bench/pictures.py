@@ -44,9 +44,7 @@ def read(path: Path, most: int | None = None) -> Pictures:
     return Pictures(str(path), tuple(file.name for file in files), tuple(file.read_bytes() for file in files))
 
 
-def choose(
-    picture: Path | None, folder: Path | None, archive: Archive | None = None, most: int | None = None
-) -> Pictures:
+def choose(picture: Path | None, folder: Path | None, archive: Archive | None, most: int | None = None) -> Pictures:
     """Return the pictures of a command's --picture or --pictures, else the archive's golden pictures.
 
     Raise `ConfigError` for both options, or neither and no archive; otherwise as `read`.

@@ -124,14 +124,11 @@ class Record:
     def __post_init__(self) -> None:
         """Raise `ValueError` for an unknown kind or schema."""
         if self.kind not in KINDS or self.schema != SCHEMA:
-            raise ValueError(
-                f"its kind is {self.kind!r} and its schema {self.schema!r}; known are {', '.join(KINDS)} and {SCHEMA}"
-            )
+            known = f"known are {', '.join(KINDS)} and {SCHEMA}"
+            raise ValueError(f"its kind is {self.kind!r} and its schema {self.schema!r}; {known}")
 
     @classmethod
-    def now(
-        cls, kind: str, command: str, result: dict[str, Any], sent: Pictures | None, started: str | None = None
-    ) -> Record:
+    def now(cls, kind: str, command: str, result: dict[str, Any], sent: Pictures | None, started: str = "") -> Record:
         """Return the record of a measurement on this machine that has just ended; `started` is an earlier `utc()`."""
         versions = {}
         for package in _PACKAGES:

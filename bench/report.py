@@ -104,9 +104,7 @@ def _facts(caption: str, items: Sequence[Result], names: Sequence[str]) -> list[
 
 def _section(title: str, run: Run, blocks: Iterable[Block]) -> Section:
     """Return the section of one run; its tables have the run's name too, since a page's captions must differ."""
-    named = [
-        replace(each, caption=_join(each.caption, run.name)) if isinstance(each, Table) else each for each in blocks
-    ]
+    named = [replace(one, caption=_join(one.caption, run.name)) if isinstance(one, Table) else one for one in blocks]
     return Section(_join(title, run.name), tuple(named))
 
 

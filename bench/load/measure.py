@@ -120,9 +120,7 @@ def limits(figures: Summary) -> str | None:
     return None
 
 
-def measure(
-    plan: Plan, console: Console, thresholds: Sequence[Judge] = (), other: bool = False, command: str = ""
-) -> tuple[Record, int]:
+def measure(plan: Plan, console: Console, thresholds: Sequence[Judge], other: bool, command: str) -> tuple[Record, int]:
     """Measure and show progress; return the record and the exit code. Ctrl-C keeps what was measured until then.
 
     With `other`, ab then makes the same load. `command` is the command line that measures it again. Raise

@@ -51,9 +51,7 @@ def main(
     digest = sent.to_dict()["sha256"]
     tunings = [each for each in record.read(tuned) if each.kind == "tune" and each.result["model"] == name]
     if not tunings or tunings[-1].pictures["sha256"] != digest:
-        raise ConfigError(
-            f"{tuned} has no tuning of {name} with these pictures; run `beeline bench tune --out {tuned}`"
-        )
+        raise ConfigError(f"{tuned} has no tuning of {name} on these pictures; run `beeline bench tune --out {tuned}`")
     tuning = tunings[-1].result
     goal, choice = Goal(**tuning["goal"], clients=tuning["clients"] or 50), Settings.of(tuning["best"])
     about = {"archive": model.sha256, "tuned": tunings[-1].started, "pictures": digest}

@@ -47,7 +47,7 @@ async def slow(arrival: Arrival) -> bytes:
 def measured(server: LocalServer, *thresholds: str, **changes: Any) -> tuple[dict[str, Any], int, str]:
     """Return the result of a load, the exit code, and the text for people."""
     load = plan(server, **{"clients": 2, **changes})
-    made, code = measure(load, Console(file=io.StringIO()), tuple(map(parse, thresholds)), command="again")
+    made, code = measure(load, Console(file=io.StringIO()), tuple(map(parse, thresholds)), False, "again")
     assert (made.kind, made.command) == ("load", "again")
     return made.result, code, text(made.result)
 
@@ -106,7 +106,7 @@ def test_a_cross_check_that_cannot_be_made_leaves_the_figures(serve: Serve, monk
     monkeypatch.setattr(room, "check_possible", lambda plan: None)
     monkeypatch.setattr(room, "cross_check", fail)
     shown = io.StringIO()
-    made, code = measure(plan(serve(slow), clients=1), Console(file=shown), other=True)
+    made, code = measure(plan(serve(slow), clients=1), Console(file=shown), (), True, "")
     assert "no cross-check: the tool broke" in shown.getvalue()
     assert made.result["crosscheck"] is None
     assert made.result["good_per_second"] > 0
