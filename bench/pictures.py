@@ -28,10 +28,7 @@ class Pictures:
 
 
 def read(path: Path, most: int | None = None) -> Pictures:
-    """Read one file of any kind, or the pictures below a folder: `most` at most, taken evenly from all of it.
-
-    Raise `BeelineError` if there is no picture.
-    """
+    """Read a file of any kind, or a folder's pictures, `most` of them evenly; raise `BeelineError` if there is none."""
     if not path.exists():
         raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
     files = [path]
@@ -45,10 +42,7 @@ def read(path: Path, most: int | None = None) -> Pictures:
 
 
 def choose(picture: Path | None, folder: Path | None, archive: Archive | None, most: int | None = None) -> Pictures:
-    """Return the pictures of a command's --picture or --pictures, else the archive's golden pictures.
-
-    Raise `ConfigError` for both options, or neither and no archive; otherwise as `read`.
-    """
+    """Read --picture or --pictures, else the archive's golden pictures; raise `ConfigError` for both, or for none."""
     if (picture and folder) or not (picture or folder or archive):
         raise ConfigError("name what to send: one picture with --picture, or a folder with --pictures")
     if path := picture or folder:

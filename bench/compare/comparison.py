@@ -84,10 +84,7 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
 
 @contextmanager
 def prepared(request: Request) -> Iterator[Setup]:
-    """Read the pictures, unpack the archive and convert its model, in a folder that is removed at the end.
-
-    Raise `ArchiveError` for an archive that Beeline did not build, or that cannot be converted.
-    """
+    """Read pictures, unpack and convert the archive in a temporary folder; raise `ArchiveError` if that fails."""
     pictures = read(request.picture)
     agreement = read(request.agreement) if request.agreement else None
     with tempfile.TemporaryDirectory(prefix="beeline-compare-") as scratch:

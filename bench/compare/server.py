@@ -79,10 +79,7 @@ class Server:
             raise BeelineError(f"{self.peer.name} ended with exit code {code}; its log says: {words}")
 
     def wait(self, picture: bytes) -> None:
-        """Wait until one picture is answered, then as many at once as all workers can take.
-
-        Raise `BeelineError` if the server ends before that, `Undetermined` if it takes too long.
-        """
+        """Wait for one answer, then for as many at once as all workers take; raise `BeelineError` if none comes."""
         deadline = time.monotonic() + _PATIENCE
         for count in (1, max(2, 2 * self.peer.settings.workers)):
             while words := [words for label, words in ask(self, [picture] * count, count) if label is None]:

@@ -25,10 +25,7 @@ _TOLERANCE = 1e-3
 
 
 def write(folder: Path, spec: ModelSpec, out: Path) -> None:
-    """Convert the model of an unpacked archive; write it, its labels and its preprocessing into `out`.
-
-    Raise `ArchiveError` when the model cannot be converted, or the converted model has other outputs.
-    """
+    """Write an archive's model as TorchScript, with labels and preprocessing; raise `ArchiveError` if that fails."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # TorchScript is deprecated, and TorchServe's documentation serves it; tracing warns about constants.

@@ -218,7 +218,9 @@ def run(plan: Plan, watch: Watch | None = None, outcome: Outcome | None = None) 
     try:
         load.drive()
     finally:
-        load.close()
+        for curl in load.busy:
+            load.multi.remove_handle(curl)
+        load.multi.close()
     return load.outcome
 
 
@@ -298,12 +300,6 @@ class _Load:
             for curl in self.busy:
                 outcome.add(curl.start, perf_counter(), "Unanswered")
             raise
-
-    def close(self) -> None:
-        """Close every connection."""
-        for curl in self.busy:
-            self.multi.remove_handle(curl)
-        self.multi.close()
 
     def _until(self, when: float) -> None:
         """Send requests and take answers until then."""

@@ -196,16 +196,14 @@ def cross_check(plan: Plan, latency_ms: float | None, rounds: int = 3) -> dict[s
 
 
 def ab(plan: Plan, requests: int) -> float:
-    """Let ab send `requests` of a plan, or one a client; return its answers a second. Raise `Undetermined` if it fails.
-
-    It gives up by itself after 30 seconds without an answer.
-    """
+    """Let ab send `requests` of a plan, or one a client; return answers a second. Raise `Undetermined` if it fails."""
     headers, body = plan.requests()[0]
     count, clients = max(plan.clients or 1, requests), plan.clients or 1
     with tempfile.NamedTemporaryFile() as picture:
         picture.write(body)
         picture.flush()
         options = ["-q", "-k", "-l", f"-n{count}", f"-c{clients}", "-T", headers["Content-Type"], "-p", picture.name]
+        # It gives up by itself after 30 seconds without an answer.
         done = subprocess.run(["ab", *options, plan.url], capture_output=True, text=True, check=False)
     rate = re.search(r"(?m)^Requests per second: +([\d.]+)", done.stdout)
     if rate is None:

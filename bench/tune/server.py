@@ -52,10 +52,7 @@ class Model:
 
 
 def find_model(name: str, folder: Path, config_file: Path, environ: Mapping[str, str]) -> Model:
-    """Return the model of an archive by its path or by its name in the store.
-
-    Raise `BeelineError` when it is not there, was not built by Beeline, or the configuration has a mistake.
-    """
+    """Return the model of an archive, by path or name in the store; raise `BeelineError` if it cannot be served."""
     archive = store.find_archives(folder, (str(Path(name).resolve()) if Path(name).is_file() else name,))[0]
     mar.check(archive.path)
     numbers = properties.load(config_file, environ)
