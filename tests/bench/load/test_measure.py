@@ -236,6 +236,18 @@ def test_ab_sends_the_same_picture_and_takes_turns(serve: Serve, monkeypatch: py
     assert any("ApacheBench" in arrival.head for arrival in server.arrivals)
 
 
+def test_ab_gets_the_pictures_own_type_and_its_failure_is_an_error(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ab = tmp_path / "ab"
+    ab.write_text('#!/bin/sh\necho "$@"\necho refused >&2\nexit 1\n')
+    ab.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    png = Pictures("a.png", ("a.png",), (b"picture",))
+    with pytest.raises(Undetermined, match=r"printed no rate: .* -n2 -c2 -T image/png .* refused"):
+        room.ab(plan(serve(good), pictures=png, clients=2), 1)
+
+
 def test_a_load_that_ab_cannot_make_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(good)
     one = plan(server, clients=1, pictures=ONE)
