@@ -26,6 +26,13 @@ _TOLERANCE = 1e-3
 
 def write(folder: Path, spec: ModelSpec, out: Path) -> None:
     """Write an archive's model as TorchScript, with labels and preprocessing; raise `ArchiveError` if that fails."""
+    size = spec.geometry
+    # `Resize` of one number keeps the proportions, of two it does not.
+    resize = {"crop": size.resize, "squash": size.shape}.get(size.fit)
+    if resize is None:
+        raise ArchiveError(
+            f"its pictures fit by {size.fit!r}, which other servers cannot do; compare one of crop or squash"
+        )
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # TorchScript is deprecated, and TorchServe's documentation serves it; tracing warns about constants.
@@ -38,7 +45,7 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
             f"{spec.model.file} cannot be converted to TorchScript for other servers ({reason}); "
             "name an fp32 archive of the same model with --reference"
         ) from error
-    geometry = {key: getattr(spec.geometry, key) for key in ("resize", "crop", "interpolation")}
+    geometry = {"resize": resize, "crop": size.shape, "interpolation": size.interpolation}
     description = geometry | {"labels": spec.labels} | dict(zip(("mean", "std"), photometry.tolist(), strict=True))
     (out / "documented.json").write_text(json.dumps(description), encoding="utf-8")
     # The stock handler's file of labels.
@@ -63,7 +70,7 @@ def _convert(folder: Path, spec: ModelSpec) -> tuple[Any, Tensor]:
     It is the network behind the archive's own normalisation. Where the archive's graph does not begin with one, it is
     the whole graph behind the inverse of ImageNet's normalisation.
     """
-    path, crop = folder / spec.model.file, spec.geometry.crop
+    path, shape = folder / spec.model.file, (3, *spec.geometry.shape, 3)
     if spec.model.format == "torchscript":
         source: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         whole, network = source, getattr(source, "network", source)
@@ -71,7 +78,7 @@ def _convert(folder: Path, spec: ModelSpec) -> tuple[Any, Tensor]:
         program = torch.export.load(path)
         source = program.module(check_guards=False)
         whole, network = (_traceable(program, takes_planes) for takes_planes in (False, True))
-    crops = torch.randint(0, 256, (3, crop, crop, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    crops = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     expected = whole(crops)
     scale, shift = getattr(source, "scale", None), getattr(source, "shift", None)
     if isinstance(scale, Tensor) and isinstance(shift, Tensor):

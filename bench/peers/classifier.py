@@ -33,7 +33,7 @@ class Documented:
         self.transform = transforms.Compose([resize, transforms.CenterCrop(about["crop"]), self.normalise])
 
     def decode(self, data: bytes) -> Any:
-        """Return float32 `[3, crop, crop]`."""
+        """Return float32 `[3, height, width]`."""
         return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:
@@ -54,7 +54,7 @@ class Beeline:
         self.spec = spec.ModelSpec.load(folder)
         self.engine = engines.load(folder, self.spec, device="cpu")
         self.answer = answer
-        # Of a picture's bytes; uint8 `[crop, crop, 3]`.
+        # Of a picture's bytes; uint8 `[height, width, 3]`.
         self.decode = partial(pixels.decode, geometry=self.spec.geometry)
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:

@@ -125,7 +125,11 @@ def test_loads_and_sweeps_share_a_chart_and_tunings_do_not(record: Record, drawn
 
 
 def test_an_interruption_before_the_first_turn_still_gives_a_report() -> None:
-    nothing = {"per_second": [], "p95_ms": [], **dict.fromkeys(("ratio", "interval", "verdict", "error"))}
+    nothing: dict[str, Any] = {
+        "per_second": [],
+        "p95_ms": [],
+        **dict.fromkeys(("ratio", "interval", "verdict", "error")),
+    }
     comparison = changed(COMPARE, rows=[{**row, **nothing} for row in ROWS], aa={**COMPARE.result["aa"], **nothing})
     tuning = changed(TUNE, tried=[], best=None, interrupted=True, sentence="no turn was measured")
     said = report([comparison, tuning]).markdown()
