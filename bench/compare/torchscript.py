@@ -30,9 +30,7 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
     # `Resize` of one number keeps the proportions, of two it does not.
     resize = {"crop": size.resize, "squash": size.shape}.get(size.fit)
     if resize is None:
-        raise ArchiveError(
-            f"its pictures fit by {size.fit!r}, which other servers cannot do; compare one of crop or squash"
-        )
+        raise ArchiveError(f"its fit is {size.fit!r}, which other servers cannot do; compare one of crop or squash")
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # TorchScript is deprecated, and TorchServe's documentation serves it; tracing warns about constants.

@@ -78,10 +78,7 @@ def parse(text: str) -> Judge:
 
 
 def resolve(url: str, model: str | None = None) -> str:
-    """Return the full address of predictions, given that already or a server's root, whose only model is the default.
-
-    Raise `BeelineError` when a root serves several models and none is named, `Undetermined` when nothing answers.
-    """
+    """Return the address of predictions, given it or a server's root; raise `BeelineError` if the model is not clear."""
     path, root = urlsplit(url).path.rstrip("/"), url.rstrip("/")
     if path:
         if model is not None and path.rpartition("/predictions/")[2].partition("/")[0] != model:

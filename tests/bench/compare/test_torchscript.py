@@ -79,5 +79,5 @@ def test_what_cannot_be_converted_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"no model")
     with pytest.raises(ArchiveError, match="name an fp32 archive of the same model with --reference"):
         torchscript.write(tmp_path, spec("model.pt2", "exported_program"), tmp_path)
-    with pytest.raises(ArchiveError, match="its pictures fit by 'pad', which other servers cannot do"):
+    with pytest.raises(ArchiveError, match="its fit is 'pad', which other servers cannot do"):
         torchscript.write(tmp_path, spec("model.pt2", "exported_program", "pad"), tmp_path)
