@@ -78,7 +78,7 @@ def parse(text: str) -> Judge:
 
 
 def resolve(url: str, model: str | None = None) -> str:
-    """Return the address of predictions, given it or a server's root; raise `BeelineError` if the model is not clear."""
+    """Return the address of predictions, given it or a server's root; raise `BeelineError` if the model is unclear."""
     path, root = urlsplit(url).path.rstrip("/"), url.rstrip("/")
     if path:
         if model is not None and path.rpartition("/predictions/")[2].partition("/")[0] != model:
