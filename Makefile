@@ -6,7 +6,7 @@ SBOM ?= .beeline/sbom
 # The instructions that Pillow-SIMD is built for; processors of 2013 and later have them.
 SIMD_CC ?= cc -mavx2
 # What `make bench` measures, and the tuner's goal.
-WHAT ?= overload containers path decoders sweep tune compare
+WHAT ?= overload containers path sweep tune compare
 GOAL ?= --p95 1s --clients 16
 # Processes that share the tests of a tier, file by file: real servers spend half of their time waiting.
 PARALLEL ?= 2
@@ -156,9 +156,6 @@ bench-containers:
 		then .venv/bin/beeline bench compare '$(MAR)' --picture '$(PICTURE)' --rounds 12 --out bench/results/compare.jsonl \
 			--servers ours-torchserve-nginx,ours-container; \
 		else echo "make: no image beeline-cpu:0.1.0 here, so the container was not measured"; fi
-
-bench-decoders:
-	@.venv/bin/python -m bench.studies.decoders --pictures '$(PICTURES)' --out bench/results/decoders.json
 
 bench-sweep:
 	@.venv/bin/beeline bench sweep '$(MAR)' --pictures '$(PICTURES)' --least 64 --out bench/results/sweep.jsonl

@@ -28,12 +28,7 @@ class Pictures:
 
 
 def read(path: Path, most: int | None = None) -> Pictures:
-    """Read one file of any kind, or the pictures below a folder.
-
-    With `most`, so many at most are taken, evenly, so that each of several folders has its share.
-
-    Raise `BeelineError` where there is no picture.
-    """
+    """Read a file of any kind, or a folder's pictures, `most` of them evenly; raise `BeelineError` if there is none."""
     if not path.exists():
         raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
     files = [path]
@@ -46,13 +41,8 @@ def read(path: Path, most: int | None = None) -> Pictures:
     return Pictures(str(path), tuple(file.name for file in files), tuple(file.read_bytes() for file in files))
 
 
-def choose(
-    picture: Path | None, folder: Path | None, archive: Archive | None = None, most: int | None = None
-) -> Pictures:
-    """Return the pictures of a command's --picture or --pictures, else the archive's golden pictures.
-
-    Raise `ConfigError` for both options, or neither and no archive; otherwise as `read`.
-    """
+def choose(picture: Path | None, folder: Path | None, archive: Archive | None, most: int | None = None) -> Pictures:
+    """Read --picture or --pictures, else the archive's golden pictures; raise `ConfigError` for both, or for none."""
     if (picture and folder) or not (picture or folder or archive):
         raise ConfigError("name what to send: one picture with --picture, or a folder with --pictures")
     if path := picture or folder:

@@ -60,9 +60,9 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
 
 def interval(values: Sequence[float], share: float = 0.5, confidence: float = 0.95) -> list[float] | None:
-    """Return a confidence interval of the quantile `share`, by rank: no distribution is assumed.
+    """Return a confidence interval of the quantile `share`, by rank, or None if there are too few values.
 
-    It is None where there are too few values. It imports scipy, which takes half a second: not during a load.
+    No distribution is assumed. Importing scipy takes half a second, so do not call it during a load.
     """
     if not len(values):
         return None
@@ -76,10 +76,8 @@ def judge(rates: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
     """Compare the requests a second of two servers in the same rounds.
 
     A machine's speed drifts from round to round, so each round gives one ratio. A server is faster or slower only if
-    the interval of their median lies more than `_MARGIN` off 1; too few rounds prove nothing.
-
-    Returns:
-        The median `ratio` to the other, its `interval` and the `verdict`; each None if no round has both.
+    the interval of their median lies more than `_MARGIN` off 1; too few rounds prove nothing. Return the median
+    `ratio` to the other, its `interval` and the `verdict`; each is None if no round has both.
     """
     ratios = sorted(rate / other for rate, other in zip(rates, others, strict=False) if other > 0)
     if not ratios:
@@ -112,49 +110,35 @@ def command_line(program: str, words: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement: when it `started`, by `utc()`; the `command` that repeats it; and its `result`.
+    """One measurement."""
 
-    `kind`, one of `KINDS`, decides the keys of `result`. `machine` is that of `machine()`, `pictures` that of
-    `Pictures.to_dict`, empty where none were sent.
-    """
-
-    kind: str
-    command: str
-    started: str
+    kind: str  # one of `KINDS`; it decides the keys of `result`
+    command: str  # that repeats it
+    started: str  # as by `utc`
     machine: dict[str, Any]
     versions: dict[str, str]
-    pictures: dict[str, Any]
+    pictures: dict[str, Any]  # as by `Pictures.to_dict`; empty if none were sent
     result: dict[str, Any]
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for an unknown kind or schema."""
         if self.kind not in KINDS or self.schema != SCHEMA:
-            raise ValueError(
-                f"its kind is {self.kind!r} and its schema {self.schema!r}; known are {', '.join(KINDS)} and {SCHEMA}"
-            )
+            known = f"known are {', '.join(KINDS)} and {SCHEMA}"
+            raise ValueError(f"its kind is {self.kind!r} and its schema {self.schema!r}; {known}")
 
     @classmethod
-    def now(
-        cls,
-        kind: str,
-        command: str,
-        result: dict[str, Any],
-        pictures: Pictures | None,
-        more_versions: dict[str, str] | None = None,
-        started: str | None = None,
-    ) -> Record:
+    def now(cls, kind: str, command: str, result: dict[str, Any], sent: Pictures | None, started: str = "") -> Record:
         """Return the record of a measurement on this machine that has just ended; `started` is an earlier `utc()`."""
         versions = {}
         for package in _PACKAGES:
             with suppress(metadata.PackageNotFoundError):
                 versions[package] = metadata.version(package)
-        sent = pictures.to_dict() if pictures else {}
-        return cls(kind, command, started or utc(), machine(), versions | (more_versions or {}), sent, result)
+        return cls(kind, command, started or utc(), machine(), versions, sent.to_dict() if sent else {}, result)
 
 
 def check_writable(path: Path | None) -> None:
-    """Make the folder of a file of records; raise `BeelineError` where a record cannot be added."""
+    """Make the folder of a file of records; raise `BeelineError` if a record cannot be added."""
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,17 +149,13 @@ def check_writable(path: Path | None) -> None:
 
 def append(path: Path | None, record: Record) -> None:
     """Add a record's line to a file, if there is one."""
-    line = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)
     if path is not None:
         with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(asdict(record), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> list[Record]:
-    """Return a file's records, oldest first.
-
-    Raise `BeelineError` for a file without records, or with a line that is no record.
-    """
+    """Return a file's records, oldest first; raise `BeelineError` if it has none, or a line that is no record."""
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
         try:

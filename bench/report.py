@@ -66,8 +66,8 @@ def text(record: Record) -> str:
 
 def _details(record: Record) -> str:
     """Return what distinguishes a record from others of its kind."""
-    keys = _KINDS[record.kind][2]
-    return ", ".join(f"{key} {_text(record.result[key])}" for key in keys if record.result.get(key))
+    result, (_, _, keys) = record.result, _KINDS[record.kind]
+    return ", ".join(f"{key} {_text(result[key])}" for key in keys if result.get(key))
 
 
 def _join(*parts: str) -> str:
@@ -104,9 +104,7 @@ def _facts(caption: str, items: Sequence[Result], names: Sequence[str]) -> list[
 
 def _section(title: str, run: Run, blocks: Iterable[Block]) -> Section:
     """Return the section of one run; its tables have the run's name too, since a page's captions must differ."""
-    named = [
-        replace(each, caption=_join(each.caption, run.name)) if isinstance(each, Table) else each for each in blocks
-    ]
+    named = [replace(one, caption=_join(one.caption, run.name)) if isinstance(one, Table) else one for one in blocks]
     return Section(_join(title, run.name), tuple(named))
 
 
@@ -152,7 +150,7 @@ def _bar(row: Result) -> Bar:
     if row["ratio"] and row["compared_with"] != row["server"]:
         words += f", {row['ratio']:.2f} times, {row['verdict']}"
         interval = tuple(median * end / row["ratio"] for end in row["interval"])
-    return Bar(row["server"], median, words, 0, interval, tuple(row["per_second"]))
+    return Bar(row["server"], median, words, interval, tuple(row["per_second"]))
 
 
 def _load(runs: Sequence[Run]) -> Section:

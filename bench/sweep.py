@@ -33,24 +33,18 @@ _PATIENCE = 600.0
 
 @dataclass(frozen=True)
 class Plan:
-    """One sweep.
-
-    `device` and `threads` are what a worker would get by `BEELINE_DEVICE` and `BEELINE_THREADS`. The batch size doubles
-    from 1 until a plateau, but at least to `least` and at most to `most`. Each sample goes through the same `mix`
-    pictures, so that rows differ by their batch size alone; a row takes `repeats` samples of each stage, or as many
-    (three at least) as fit into `seconds`. `memory_mb` limits the worker on the CPU, by default to nine tenths of the
-    free memory: then a batch that is too large is a row, and the kernel ends no process.
-    """
+    """One sweep: the batch size doubles from 1 until a plateau, but at least to `least` and at most to `most`."""
 
     archive: Path
     pictures: Pictures
-    device: str = "auto"
-    threads: int = 1
+    device: str = "auto"  # as `BEELINE_DEVICE` of a worker
+    threads: int = 1  # as `BEELINE_THREADS`
     least: int = 1
     most: int = 256
-    repeats: int = 7
+    repeats: int = 7  # samples of each stage, or as many (three at least) as fit into `seconds`
     seconds: float = 20.0
-    mix: int = 16
+    mix: int = 16  # pictures of each sample, the same ones at every batch size
+    # The worker's limit on the CPU, by default 90 % of the free memory, so that the kernel kills no process.
     memory_mb: int | None = None
 
     def bodies(self) -> list[bytes]:

@@ -46,7 +46,7 @@ def load(
 
     check_writable(out)
     thresholds = tuple(parse(text) for text in fail_if or ())
-    clients, sent = 50 if clients is None and rate is None else clients, choose(picture, pictures)
+    clients, sent = 50 if clients is None and rate is None else clients, choose(picture, pictures, None)
     plan = Plan(resolve(url, model), sent, seconds, warm_up, clients, rate, not evenly, deadline, seed)
     record, code = measure(plan, err, thresholds, cross_check, command_line("beeline", sys.argv[1:]))
     append(out, record)
@@ -185,11 +185,11 @@ def sweep(
     from host import signals
 
     check_writable(out)
-    started, sent = utc(), choose(picture, pictures)
+    started, sent = utc(), choose(picture, pictures, None)
     with signals.as_exceptions(), archive_of(source, say) as archive:
         plan = Plan(archive, sent, device, threads, least, most, repeats, seconds, memory_mb=memory)
         values, interruption = measure(plan, lambda row: say(progress(row)))
-    record = Record.now("sweep", command_line("beeline", sys.argv[1:]), values, sent, started=started)
+    record = Record.now("sweep", command_line("beeline", sys.argv[1:]), values, sent, started)
     append(out, record)
     _end(values, text(record), as_json, interruption.exit_code if interruption else 0)
 

@@ -35,30 +35,25 @@ from serve.servers.protocol import Say
 
 @dataclass(frozen=True)
 class Request:
-    """What to compare, as in the options of `beeline bench compare`.
-
-    Each server is asked for its first labels of the pictures in `agreement`. Without names in `servers` the default
-    ones are compared. `overrides` are settings of our engine, and `command` is the command line that repeats it.
-    """
+    """What to compare, as in the options of `beeline bench compare`."""
 
     archive: Path
     picture: Path
-    agreement: Path | None = None
-    servers: tuple[str, ...] = ()
+    agreement: Path | None = None  # pictures whose first labels each server is asked for
+    servers: tuple[str, ...] = ()  # names; by default those of `choose`
     clients: int = 50
     rounds: int = 5
     seconds: float = 8.0
-    overrides: Overrides = field(default_factory=Overrides)
+    overrides: Overrides = field(default_factory=Overrides)  # of the servers with our engine
     reference: Path | None = None
-    command: str = ""
+    command: str = ""  # that repeats it
     config_file: Path = ROOT / "config" / "config.properties"
 
     def peers(self) -> list[Peer]:
         """Return all servers, ours with the settings that `serve up` would take on this machine; it raises the same."""
         (archive,) = store.find_archives(self.archive.parent, (str(self.archive),))
         numbers, environ = properties.load(self.config_file, os.environ), {**os.environ, "BEELINE_DEVICE": "cpu"}
-        ours = configured(archive, numbers, environ, self.overrides)
-        return everything(archive.model, machine.cores(), ours)
+        return everything(archive.model, machine.cores(), configured(archive, numbers, environ, self.overrides))
 
 
 def compare(request: Request, say: Say) -> tuple[Record, Path]:
@@ -81,16 +76,15 @@ def compare(request: Request, say: Say) -> tuple[Record, Path]:
         if journal.rows:
             say(f"turns measured before the interruption: {len(journal.rows)}; without {journal.path} it begins again")
         result = run(peers, setup, request.rounds, journal, say)
-    versions = {name: version for peer in peers for name, version in peer.pinned().items()}
-    return Record.now("compare", request.command, result, setup.pictures, versions, started), journal.path
+    record = Record.now("compare", request.command, result, setup.pictures, started)
+    for peer in peers:
+        record.versions.update(peer.pinned())
+    return record, journal.path
 
 
 @contextmanager
 def prepared(request: Request) -> Iterator[Setup]:
-    """Read the pictures, unpack the archive and convert its model, in a folder that is removed at the end.
-
-    Raise `ArchiveError` for an archive that Beeline did not build, or that cannot be converted.
-    """
+    """Read pictures, unpack and convert the archive in a temporary folder; raise `ArchiveError` if that fails."""
     pictures = read(request.picture)
     agreement = read(request.agreement) if request.agreement else None
     with tempfile.TemporaryDirectory(prefix="beeline-compare-") as scratch:
@@ -108,11 +102,9 @@ def prepared(request: Request) -> Iterator[Setup]:
 
 
 def take(peer: Peer, setup: Setup) -> dict[str, Any]:
-    """Run one turn and return its figures: good answers a second, milliseconds, failed requests, MB, seconds.
+    """Run one turn and return its figures; raise `BeelineError` with the reason if the second start fails too.
 
     `agreement` is None without pictures for it; `restarts` counts starts that ended before the first answer.
-
-    Raise `BeelineError` with the reason when the second start fails too.
     """
     wire, restarts = peer.wire, 0
     sent = replace(setup.pictures, bodies=tuple(map(wire.encode, setup.pictures.bodies)))
@@ -158,11 +150,8 @@ def run(
     """Give every server one turn in each round, and one of them a second turn at the round's end (A/A).
 
     Each is compared with the first of its class that was measured, and asked for its agreement in its first turn. An
-    error ends a server's turns. What the journal has is not measured again. Ctrl-C or SIGTERM stops the running server,
-    and the result has the turns so far.
-
-    Returns:
-        The record's result: in `rows` a row a server, in `aa` the row of the second turns.
+    error ends a server's turns. What the journal has is not measured again. Ctrl-C or SIGTERM stops the running server.
+    Return the turns so far as the record's result: a row for each server, and the row `aa` of the second turns.
     """
     # The first server with our engine, which starts fast, else the first.
     twice = next((peer for peer in peers if peer.kind == OURS), peers[0])
@@ -202,8 +191,6 @@ def run(
 def _row(peer: Peer, turns: Sequence[dict[str, Any]], precision: str) -> dict[str, Any]:
     """Return one server's row, which `_compared` completes."""
     good = [turn for turn in turns if "error" not in turn]
-    keys = ("memory_mb", "ready_s")
-    medians = {key: round(statistics.median(turn[key] for turn in good), 1) if good else None for key in keys}
     return {
         "server": peer.name,
         "class": peer.kind,
@@ -218,7 +205,8 @@ def _row(peer: Peer, turns: Sequence[dict[str, Any]], precision: str) -> dict[st
         "failed": sum(turn["failed"] for turn in good),
         "restarts": sum(turn["restarts"] for turn in good),
         "agreement": good[0]["agreement"] if good else None,
-        **medians,
+        "memory_mb": round(statistics.median(turn["memory_mb"] for turn in good), 1) if good else None,
+        "ready_s": round(statistics.median(turn["ready_s"] for turn in good), 1) if good else None,
         "error": next((turn["error"] for turn in turns if "error" in turn), None),
     }
 

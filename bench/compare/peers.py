@@ -1,7 +1,4 @@
-"""Every server that can be compared, as one record each: environment, command, settings, and how it is asked.
-
-There are two classes: servers as their documentation has them, and servers with our engine.
-"""
+"""Every server that can be compared: its environment, command and settings, and how it is asked."""
 
 from __future__ import annotations
 
@@ -9,18 +6,20 @@ import base64
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from urllib3.filepost import encode_multipart_formdata
 
+from beeline import formats
 from beeline.errors import BeelineError, did_you_mean
 from bench.tune.grid import Settings
 from host import ROOT, environments
 from serve import servers
 from serve.servers.protocol import Say
 
+# The two classes: servers as their documentation has them, and servers with our engine.
 DOCUMENTED, OURS = "as documented", "our engine"
 ONE_THREAD, BEFORE_OURS = "-one-thread", "ours-"
 FOLDER = ROOT / "bench" / "peers"
@@ -68,7 +67,8 @@ def form(path: str, name: str) -> Wire:
     """The picture as a browser uploads a file."""
 
     def encode(data: bytes) -> bytes:
-        return encode_multipart_formdata({name: ("picture.jpg", data, "image/jpeg")}, _BOUNDARY)[0]
+        kind = (formats.kind_of(data) or "jpeg").lower()
+        return encode_multipart_formdata({name: (f"picture.{kind}", data, f"image/{kind}")}, _BOUNDARY)[0]
 
     return Wire(path, {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, encode)
 
@@ -88,21 +88,17 @@ def triton(model: str) -> Wire:
 
 @dataclass(frozen=True)
 class Peer:
-    """One server: its name in `--servers`, how it runs, how it is asked, and which page of documentation it follows.
+    """One server; it is ready when it has answered a picture."""
 
-    It is ready when it has answered a picture. `server.fields` has the names in braces in `command` and `variables`.
-    `lock` is the folder in `bench/peers` with its packages and code; None is Beeline's own environment. `server` is
-    `torchserve` or `mms` if `beeline serve up` starts it.
-    """
-
-    name: str
+    name: str  # in `--servers`
     settings: Settings
     wire: Wire
+    # `server.start` knows the names in braces in `command` and `variables`.
     command: str = "{python} {folder}/server.py"
     variables: Mapping[str, str] = field(default_factory=dict)
-    pattern: str = ""
-    lock: str | None = None
-    server: str = ""
+    pattern: str = ""  # the page of documentation that it follows
+    lock: str | None = None  # the folder in `bench/peers` of its packages and code; None is Beeline's environment
+    server: str = ""  # `torchserve` or `mms` if `beeline serve up` starts it
 
     @property
     def kind(self) -> str:
@@ -111,7 +107,7 @@ class Peer:
 
     @property
     def environment(self) -> environments.Environment | None:
-        """The environment of its lock file."""
+        """The environment of its lock file, if it has one."""
         if self.lock is None:
             return None
         version = sys.executable if sys.version.startswith(f"{_PYTHON}.") else _PYTHON
@@ -134,10 +130,7 @@ class Peer:
 
 
 def documented(cores: int) -> list[Peer]:
-    """Return the servers that people would use instead, as their documentation has them, for so many cores.
-
-    The docstring of a server's code says which page that is.
-    """
+    """Return the servers that people would use instead, set up as the documentation named in their code has them."""
     uvicorn = "{python} -m uvicorn server:app --host 127.0.0.1 --port {port} --app-dir {folder} --no-access-log"
     gunicorn = f"{{python}} -m gunicorn server:app --bind 127.0.0.1:{{port}} --pythonpath {{folder}} -t {_SECONDS}"
     bentoml = "{python.parent}/bentoml serve server:Classifier --host 127.0.0.1 --port {port} --working-dir {folder}"
@@ -195,12 +188,11 @@ def _own(server: str, gateway: str, model: str, settings: Settings) -> Peer:
         "--management-port 0 --metrics-port 0 --mar {setup.archive} --config {setup.config_file} --batch-size "
         "{settings.batch_size} --workers {settings.workers} --max-batch-delay {settings.max_batch_delay}"
     )
-    ending, words = {"none": ("", "no gateway"), "nginx": ("-nginx", "behind its gateway (nginx)")}[gateway]
+    ending, words = ("", "no gateway") if gateway == "none" else ("-nginx", "behind its gateway (nginx)")
     title = {"torchserve": "TorchServe", "mms": "Multi Model Server"}[server]
+    name, pattern = f"{BEFORE_OURS}{server}{ending}", f"beeline serve up on {title}, {words}"
     variables = {"BEELINE_STATE": "{scratch}", "BEELINE_DEVICE": "cpu"}
-    pattern = f"beeline serve up on {title}, {words}"
-    name, wire = f"{BEFORE_OURS}{server}{ending}", raw(f"/predictions/{model}")
-    return Peer(name, settings, wire, command, variables, pattern, server=server)
+    return Peer(name, settings, raw(f"/predictions/{model}"), command, variables, pattern, server=server)
 
 
 def _container(model: str, settings: Settings) -> Peer:
@@ -216,14 +208,13 @@ def _container(model: str, settings: Settings) -> Peer:
     return Peer(f"{BEFORE_OURS}container", settings, raw(f"/predictions/{model}"), command, pattern=pattern)
 
 
-def choose(peers: Iterable[Peer], names: Iterable[str]) -> list[Peer]:
+def choose(peers: Iterable[Peer], names: Sequence[str]) -> list[Peer]:
     """Return the named servers in their order here, or the default ones; raise `BeelineError` for an unknown name."""
     by_name = {peer.name: peer for peer in peers}
-    # By default, of those with one thread only TorchServe, whose documentation recommends it; and no container.
-    left_out = {name for name in by_name if name.endswith(ONE_THREAD) and name != f"torchserve{ONE_THREAD}"}
-    left_out.add(f"{BEFORE_OURS}container")
-    chosen = list(names) or by_name.keys() - left_out
-    for name in chosen:
+    for name in names:
         if name not in by_name:
             raise BeelineError(f"--servers has {name!r}{did_you_mean(name, by_name)}")
+    # By default no container, and of those with one thread only TorchServe, whose documentation recommends it.
+    left_out = {f"{peer.lock}{ONE_THREAD}" for peer in by_name.values() if peer.lock != "torchserve"}
+    chosen = names or by_name.keys() - left_out - {f"{BEFORE_OURS}container"}
     return [peer for name, peer in by_name.items() if name in chosen]

@@ -26,6 +26,7 @@ from bench.compare.peers import DEFAULT, FOLDER, OURS, Peer
 from bench.pictures import Pictures
 from host import ROOT, processes
 from serve import ports
+from serve.instance import logs
 from serve.ports import Address
 from serve.servers import java
 from serve.servers.protocol import MALLOC, clean
@@ -47,20 +48,17 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BEELI
 
 @dataclass(frozen=True)
 class Setup:
-    """What all servers of a comparison share: the archive and its configuration, its unpacked files, the load.
-
-    `labels` are the fp32 reference's, of the pictures in `agreement`.
-    """
+    """What all servers of a comparison share."""
 
     archive: Path
     config_file: Path
-    model: Path
+    model: Path  # the folder of the unpacked archive and its TorchScript
     precision: str
     pictures: Pictures
     clients: int
     seconds: float
     agreement: Pictures | None = None
-    labels: Sequence[str] = ()
+    labels: Sequence[str] = ()  # of `agreement`, by the fp32 reference
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,14 @@ class Server:
 
     def check(self) -> None:
         """Raise `BeelineError` with its last words if it has ended."""
-        code = self.process.poll()
-        if code is not None:
-            text = (self.scratch / "peer.log").read_text(encoding="utf-8", errors="replace")
-            log = [" ".join(line.split()) for line in text.splitlines()[-30:] if line.strip()]
+        if (code := self.process.poll()) is not None:
+            log = [" ".join(line.split()) for line in logs.tail(self.scratch / "peer.log", 30) if line.strip()]
             errors = [line for line in log if "Error" in line or "error:" in line]
             words = (errors or log or ["nothing"])[-1][:300]
             raise BeelineError(f"{self.peer.name} ended with exit code {code}; its log says: {words}")
 
     def wait(self, picture: bytes) -> None:
-        """Wait until one picture is answered, then as many at once as all workers can take.
-
-        Raise `BeelineError` when the server ends before that, `Undetermined` when it takes too long.
-        """
+        """Wait for one answer, then for as many at once as all workers take; raise `BeelineError` if none comes."""
         deadline = time.monotonic() + _PATIENCE
         for count in (1, max(2, 2 * self.peer.settings.workers)):
             while words := [words for label, words in ask(self, [picture] * count, count) if label is None]:
@@ -125,13 +118,12 @@ def running(peer: Peer, setup: Setup) -> Iterator[Server]:
         scratch = Path(folder)
         # If root starts nginx, its workers run as `nobody` and must be able to enter this folder.
         scratch.chmod(0o711)
-        values = fields(peer, setup, address.port, scratch)
-        command = [word.format_map(values) for word in peer.command.split()]
+        command, environ = start(peer, setup, address.port, scratch)
         try:
             with (scratch / "peer.log").open("wb") as log:
                 process = subprocess.Popen(
                     command,
-                    env=environ(peer, setup, values),
+                    env=environ,
                     # Ray's workers write a title over their environment, so they are found by their folder.
                     cwd=scratch,
                     stdin=subprocess.DEVNULL,
@@ -147,34 +139,36 @@ def running(peer: Peer, setup: Setup) -> Iterator[Server]:
         yield Server(peer, f"http://{address.host}:{address.port}{peer.wire.path}", scratch, process)
 
 
-def fields(peer: Peer, setup: Setup, port: int, scratch: Path) -> dict[str, Any]:
-    """Return the values of the names in braces in a peer's command and variables."""
+def start(peer: Peer, setup: Setup, port: int, scratch: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of one start: without telemetry, with the peer's own number of threads."""
     python = peer.environment.python if peer.environment else Path(sys.executable)
     home = java.find_java(os.environ).command.parents[1] if "JAVA_HOME" in peer.variables else None
     folder, libraries = FOLDER / (peer.lock or ""), python.resolve().parents[1] / "lib"
-    places = {"python": python, "java": home, "folder": folder, "libraries": libraries, "scratch": scratch}
-    return {**places, "port": port, "settings": peer.settings, "setup": setup}
-
-
-def environ(peer: Peer, setup: Setup, values: dict[str, Any]) -> dict[str, str]:
-    """Return the environment of one start: without telemetry, and with the peer's own number of threads."""
-    scratch, is_ours = str(values["scratch"]), peer.kind == OURS
+    values: dict[str, Any] = {
+        "python": python,
+        "java": home,
+        "folder": folder,
+        "libraries": libraries,
+        "scratch": scratch,
+    }
+    values |= {"port": port, "settings": peer.settings, "setup": setup}
     variables = {key: value for key, value in clean(os.environ).items() if peer.server or key not in _THREADS}
-    variables |= {"TMPDIR": scratch, "TEMP": scratch, "CUDA_VISIBLE_DEVICES": "", MARK: scratch, **_QUIET}
+    variables |= {**dict.fromkeys(("TMPDIR", "TEMP", MARK), str(scratch)), "CUDA_VISIBLE_DEVICES": "", **_QUIET}
     if not peer.server:
-        engine = "beeline" if is_ours else "documented"
-        asked = {"engine": engine, "model": str(setup.model), "scratch": scratch, "port": values["port"]}
+        engine = "beeline" if peer.kind == OURS else "documented"
+        asked = {"engine": engine, "model": str(setup.model), "scratch": str(scratch), "port": port}
         variables |= {
-            "PATH": os.pathsep.join([str(values["python"].parent), variables.get("PATH", os.defpath)]),
+            "PATH": os.pathsep.join([str(python.parent), variables.get("PATH", os.defpath)]),
             "PYTHONPATH": os.pathsep.join(map(str, (FOLDER, ROOT / "handlers"))),
-            "HOME": scratch,
+            "HOME": str(scratch),
             "PEER": json.dumps(asked | asdict(peer.settings)),
         }
         if peer.settings.threads != DEFAULT:
             variables |= dict.fromkeys(("OMP_NUM_THREADS", "BEELINE_THREADS"), str(peer.settings.threads))
         # As in the workers of `serve up`.
-        variables |= MALLOC if is_ours else {}
-    return variables | {key: value.format_map(values) for key, value in peer.variables.items()}
+        variables |= MALLOC if peer.kind == OURS else {}
+    variables |= {key: value.format_map(values) for key, value in peer.variables.items()}
+    return [word.format_map(values) for word in peer.command.split()], variables
 
 
 def ask(server: Server, pictures: Sequence[bytes], clients: int) -> list[tuple[str | None, str]]:

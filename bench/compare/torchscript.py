@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from beeline import pixels
-from beeline.errors import ArchiveError, RequestError, Undetermined, short
+from beeline.errors import ArchiveError, RequestError, Undetermined
 from beeline.spec import ModelSpec
 from bench.peers.classifier import Documented
 from bench.pictures import Pictures
@@ -25,16 +25,12 @@ _TOLERANCE = 1e-3
 
 
 def write(folder: Path, spec: ModelSpec, out: Path) -> None:
-    """Convert the model of an unpacked archive; write it, its labels and its preprocessing into `out`.
-
-    Raise `ArchiveError` when the model cannot be converted, or the converted model has other outputs.
-    """
-    if spec.geometry.fit != "crop" or spec.geometry.width:
-        (high, wide), fit = spec.geometry.shape, spec.geometry.fit
-        raise ArchiveError(
-            f"{spec.name} gets pictures by --fit {fit} of {wide} x {high}; compare an archive of pictures resized "
-            "and cropped to a square, as other servers do it"
-        )
+    """Write an archive's model as TorchScript, with labels and preprocessing; raise `ArchiveError` if that fails."""
+    size = spec.geometry
+    # `Resize` of one number keeps the proportions, of two it does not.
+    resize = {"crop": size.resize, "squash": size.shape}.get(size.fit)
+    if resize is None:
+        raise ArchiveError(f"its fit is {size.fit!r}, which other servers cannot do; compare one of crop or squash")
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # TorchScript is deprecated, and TorchServe's documentation serves it; tracing warns about constants.
@@ -42,12 +38,12 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
             model, photometry = _convert(folder, spec)
             torch.jit.save(model, str(out / "documented.pt"))
     except Exception as error:
-        reason = short(error)
+        reason = " ".join(str(error).split())[:200]
         raise ArchiveError(
             f"{spec.model.file} cannot be converted to TorchScript for other servers ({reason}); "
             "name an fp32 archive of the same model with --reference"
         ) from error
-    geometry = {key: getattr(spec.geometry, key) for key in ("resize", "crop", "interpolation")}
+    geometry = {"resize": resize, "crop": size.shape, "interpolation": size.interpolation}
     description = geometry | {"labels": spec.labels} | dict(zip(("mean", "std"), photometry.tolist(), strict=True))
     (out / "documented.json").write_text(json.dumps(description), encoding="utf-8")
     # The stock handler's file of labels.
@@ -55,10 +51,7 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
 
 
 def labels(folder: Path, spec: ModelSpec, pictures: Pictures) -> list[str]:
-    """Return the first label of each picture, by the model that `write` wrote, on pixels decoded in full.
-
-    Raise `Undetermined` for a picture that cannot be decoded.
-    """
+    """Return each picture's first label by the model that `write` wrote; raise `Undetermined` if one is unreadable."""
     reference, found = Documented(folder), []
     for name, body in zip(pictures.names, pictures.bodies, strict=True):
         try:
@@ -75,7 +68,7 @@ def _convert(folder: Path, spec: ModelSpec) -> tuple[Any, Tensor]:
     It is the network behind the archive's own normalisation. Where the archive's graph does not begin with one, it is
     the whole graph behind the inverse of ImageNet's normalisation.
     """
-    path, crop = folder / spec.model.file, spec.geometry.crop
+    path, shape = folder / spec.model.file, (3, *spec.geometry.shape, 3)
     if spec.model.format == "torchscript":
         source: Any = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         whole, network = source, getattr(source, "network", source)
@@ -83,7 +76,7 @@ def _convert(folder: Path, spec: ModelSpec) -> tuple[Any, Tensor]:
         program = torch.export.load(path)
         source = program.module(check_guards=False)
         whole, network = (_traceable(program, takes_planes) for takes_planes in (False, True))
-    crops = torch.randint(0, 256, (3, crop, crop, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    crops = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     expected = whole(crops)
     scale, shift = getattr(source, "scale", None), getattr(source, "shift", None)
     if isinstance(scale, Tensor) and isinstance(shift, Tensor):

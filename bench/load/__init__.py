@@ -186,7 +186,7 @@ class Outcome:
 
     def sentence(self, limit: str | None = None) -> str:
         """Return the figures as one sentence for people; where the client is the limit, `limit` says why."""
-        figures, backlog = self.summary(), self.backlog()
+        figures = self.summary()
         parts = [f"{self.plan}: {figures['per_second']:.1f} answers/s over {figures['seconds']:.1f} s"]
         if self.latencies:
             parts += [f"p{each} {figures[f'p{each}_ms']:.0f} ms" for each in PERCENTILES]
@@ -194,6 +194,7 @@ class Outcome:
         text = ", ".join(parts) + "; interrupted" * self.interrupted
         if limit is not None:
             return f"{text}; {limit}: this says nothing about the server"
+        backlog = figures["backlog"]
         if backlog and backlog["growing"]:
             return (
                 f"{text}; the server does not hold {self.plan.rate:g}/s: each second {backlog['per_second']:.1f} more "
@@ -217,7 +218,9 @@ def run(plan: Plan, watch: Watch | None = None, outcome: Outcome | None = None) 
     try:
         load.drive()
     finally:
-        load.close()
+        for curl in load.busy:
+            load.multi.remove_handle(curl)
+        load.multi.close()
     return load.outcome
 
 
@@ -259,23 +262,19 @@ class _Load:
         self.random = random.Random(plan.seed)
         self.busy: set[Any] = set()
         self.idle: list[Any] = []
+        self.last_tick, self.last_watch = 0.0, perf_counter()
+        outcome.begin = self.last_watch + plan.warm_up
+        outcome.end = outcome.begin + plan.seconds
         # A heap of the times at which unsent requests are due, and the time of an open loop's next arrival.
-        self.queue: list[float] = []
-        self.next = math.inf
-        self.last_tick = self.last_watch = 0.0
-        self.sending = True
+        self.queue = [self.last_watch] * (plan.clients or 0)
+        self.next = self.last_watch + self._gap() if plan.rate else math.inf
         self.most = plan.clients or _MOST_CONNECTIONS
         self.multi = pycurl.CurlMulti()
         self.multi.setopt(pycurl.M_MAXCONNECTS, self.most)
 
     def drive(self) -> None:
         """Warm up, measure, wait for the last answers."""
-        plan, outcome = self.plan, self.outcome
-        start = self.last_watch = perf_counter()
-        outcome.begin = start + plan.warm_up
-        outcome.end = outcome.begin + plan.seconds
-        self.queue = [start] * (plan.clients or 0)
-        self.next = start + self._gap() if plan.rate else math.inf
+        outcome = self.outcome
         try:
             self._until(outcome.begin)
             outcome.cpu = -time.thread_time()
@@ -287,10 +286,10 @@ class _Load:
             outcome.end = max(outcome.begin, min(outcome.end, perf_counter()))
             raise
         finally:
-            self.sending, outcome.now = False, perf_counter()
+            outcome.now = perf_counter()
             outcome.cpu += time.thread_time() if outcome.cpu else 0.0
         self._sample(outcome.now)
-        for due in self.queue if plan.rate else ():
+        for due in self.queue if self.plan.rate else ():
             outcome.add(due, outcome.now, "NotSent")
         try:
             while self.busy:
@@ -301,12 +300,6 @@ class _Load:
             for curl in self.busy:
                 outcome.add(curl.start, perf_counter(), "Unanswered")
             raise
-
-    def close(self) -> None:
-        """Close every connection."""
-        for curl in self.busy:
-            self.multi.remove_handle(curl)
-        self.multi.close()
 
     def _until(self, when: float) -> None:
         """Send requests and take answers until then."""
@@ -339,8 +332,7 @@ class _Load:
         curl.head.clear()
         curl.setopt(pycurl.HTTPHEADER, headers)
         curl.setopt(pycurl.POSTFIELDS, body)
-        left = self.plan.deadline - (perf_counter() - start)
-        curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1000 * left)))
+        curl.setopt(pycurl.TIMEOUT_MS, max(1, round(1000 * (start + self.plan.deadline - perf_counter()))))
         self.busy.add(curl)
         self.multi.add_handle(curl)
 
@@ -369,8 +361,7 @@ class _Load:
         if code is None and b"\r\n" not in curl.head:
             # libcurl accepts a head that was cut off.
             answer = "Disconnected"
-        pairs = (line.partition(b":") for line in curl.head)
-        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in curl.head)}
         self.outcome.add(curl.start, end, answer, headers)
         if answer == "Refused":
             # Else it would measure nothing but refusals.
@@ -388,7 +379,7 @@ class _Load:
         self.last_tick = now
         while self.plan.rate and self.queue and self.queue[0] < now - self.plan.deadline:
             self.outcome.add(heapq.heappop(self.queue), now, "Timeout")
-        if self.sending:
+        if now < self.outcome.end:
             self.outcome.now = now
             self._sample(now)
         if self.watch is not None and now - self.last_watch >= _WATCH:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from beeline.errors import BeelineError, ConfigError, Undetermined, did_you_mean, short
+from beeline.errors import BeelineError, ConfigError, Undetermined, did_you_mean
 from bench import record
 from bench.load import PERCENTILES, Outcome, Plan, Watch, run
 from bench.record import Record, interval, without_user
@@ -31,10 +31,10 @@ _WRONG_ADDRESS = (401, 403, 404, 405)
 _BAR, _LINES = 40, 2.0
 # From these shares on the client is the limit: of one core; its own lateness of the latency's p99.
 _BUSY, _LATE = 0.8, 0.3
-# Seconds, and times an answer, that a turn of ab takes at least: it counts from its first connection on.
+# Seconds, and times an answer, that a turn of ab takes at least, because it counts from its first connection on.
 _SHORTEST, _TIMES = 3.0, 10
-# Seconds after which ab hangs; it and our client agree where their ratio is within this much of 1.
-_PATIENCE, _CLOSE = 900.0, 0.05
+# ab and this client agree if their ratio is within this much of 1.
+_CLOSE = 0.05
 
 # Each quantity's key in a summary, and the units that it may be given in.
 QUANTITIES = {
@@ -53,9 +53,8 @@ Judge = Callable[[Summary], dict[str, Any]]
 def parse(text: str) -> Judge:
     """Return what judges a summary by `p95>500ms`, `errors>0`, `errors>1%`, `rps<300` or `p99>=1s`.
 
-    A verdict has the threshold's `text`, the `value` in its unit, and whether it `holds`; None does not hold.
-
-    Raise `ConfigError` for a text of another form.
+    A verdict has the threshold's `text`, the `value` in its unit, and whether it `holds`; None does not hold. Raise
+    `ConfigError` for a text of another form.
     """
     match = _FORM.fullmatch(text)
     if match is None:
@@ -79,10 +78,7 @@ def parse(text: str) -> Judge:
 
 
 def resolve(url: str, model: str | None = None) -> str:
-    """Return the full address of predictions, given that already or a server's root, whose only model is the default.
-
-    Raise `BeelineError` when a root serves several models and none is named, `Undetermined` when nothing answers.
-    """
+    """Return the address of predictions, given it or a server's root; raise `BeelineError` if the model is unclear."""
     path, root = urlsplit(url).path.rstrip("/"), url.rstrip("/")
     if path:
         if model is not None and path.rpartition("/predictions/")[2].partition("/")[0] != model:
@@ -121,9 +117,7 @@ def limits(figures: Summary) -> str | None:
     return None
 
 
-def measure(
-    plan: Plan, console: Console, thresholds: Sequence[Judge] = (), other: bool = False, command: str = ""
-) -> tuple[Record, int]:
+def measure(plan: Plan, console: Console, thresholds: Sequence[Judge], other: bool, command: str) -> tuple[Record, int]:
     """Measure and show progress; return the record and the exit code. Ctrl-C keeps what was measured until then.
 
     With `other`, ab then makes the same load. `command` is the command line that measures it again. Raise
@@ -150,9 +144,8 @@ def measure(
             code = ended.exit_code
     if not outcome.seconds:
         raise Undetermined("interrupted before anything was measured; let it run longer")
-    figures = outcome.summary()
+    figures, times = outcome.summary(), [round(each, 3) for each in outcome.latencies]
     limit, verdicts = limits(figures), [judge(figures) for judge in thresholds]
-    times = [round(each, 3) for each in outcome.latencies]
     values = {
         **figures,
         "intervals_ms": {f"p{each}_ms": interval(times, each / 100) for each in PERCENTILES},
@@ -168,11 +161,11 @@ def measure(
         is_fault = limit is None or any(each.startswith("errors") for each in crossed)
         failed = not figures["statuses"].get("200") or (crossed and is_fault)
         code = 1 if failed else 2 if crossed or (other and checked is None) else 0
-    return Record.now("load", command, values, plan.pictures, started=started), code
+    return Record.now("load", command, values, plan.pictures, started), code
 
 
 def check_possible(plan: Plan) -> None:
-    """Raise `Undetermined` where `ab` cannot make this load: an open one, several pictures, or it is not installed."""
+    """Raise `Undetermined` if `ab` cannot make this load, or is not installed."""
     if plan.clients is None or len(plan.pictures.bodies) > 1:
         raise Undetermined("--cross-check is for --clients and one --picture, which is all that ab can do")
     if shutil.which("ab") is None:
@@ -180,7 +173,7 @@ def check_possible(plan: Plan) -> None:
 
 
 def cross_check(plan: Plan, latency_ms: float | None, rounds: int = 3) -> dict[str, Any]:
-    """Let this client and ab take turns, in all about as long as the plan or longer; `latency_ms` is one answer's.
+    """Let this client and ab take turns; `latency_ms` is one answer's.
 
     Return the `tool`, the median of its answers `per_second`, the median `ratio` of ours to them, and whether the two
     `agree`. Raise `Undetermined` when there was no answer, or ab fails.
@@ -200,24 +193,18 @@ def cross_check(plan: Plan, latency_ms: float | None, rounds: int = 3) -> dict[s
 
 
 def ab(plan: Plan, requests: int) -> float:
-    """Send about so many requests of a plan by keep-alive clients of ApacheBench; return its answers a second.
-
-    Raise `Undetermined` where ab fails.
-    """
-    clients = plan.clients or 1
-    options = ["-q", "-k", "-l", "-n", str(max(clients, requests)), "-c", str(clients), "-T", "image/jpeg", "-p"]
+    """Let ab send `requests` of a plan, or one a client; return answers a second. Raise `Undetermined` if it fails."""
+    headers, body = plan.requests()[0]
+    count, clients = max(plan.clients or 1, requests), plan.clients or 1
     with tempfile.NamedTemporaryFile() as picture:
-        picture.write(plan.pictures.bodies[0])
+        picture.write(body)
         picture.flush()
-        command = ["ab", *options, picture.name, plan.url]
-        try:
-            text = subprocess.check_output(command, stderr=subprocess.STDOUT, text=True, timeout=_PATIENCE)
-        except (OSError, subprocess.SubprocessError) as error:
-            words = short(getattr(error, "output", None) or error, 500, end=True)
-            raise Undetermined(f"ab at {plan.url}: {words}") from error
-    rate = re.search(r"(?m)^Requests per second: +([\d.]+)", text)
+        options = ["-q", "-k", "-l", f"-n{count}", f"-c{clients}", "-T", headers["Content-Type"], "-p", picture.name]
+        # It gives up by itself after 30 seconds without an answer.
+        done = subprocess.run(["ab", *options, plan.url], capture_output=True, text=True, check=False)
+    rate = re.search(r"(?m)^Requests per second: +([\d.]+)", done.stdout)
     if rate is None:
-        raise Undetermined(f"ab printed no rate: {text}")
+        raise Undetermined(f"ab at {plan.url} printed no rate: {' '.join((done.stdout + done.stderr).split())}")
     return float(rate[1])
 
 
@@ -263,7 +250,7 @@ def aligned(lines: Sequence[tuple[str, str]]) -> str:
 def watching(console: Console) -> Iterator[Watch]:
     """Yield what a load calls: on a terminal a view that redraws itself and disappears, elsewhere plain lines."""
     time = answers = 0.0
-    # Without a thread of its own, which would take the processor from the load at any moment.
+    # Without a thread, which would take the processor from the load at any moment.
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def show(outcome: Outcome) -> None:

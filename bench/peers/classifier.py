@@ -1,7 +1,4 @@
-"""The classifier that every peer serves: as its documentation loads one, or with Beeline's engine.
-
-Runs in the peers' own environments, next to their `server.py`.
-"""
+"""The classifier that every peer serves, in its own environment: as documented, or with Beeline's engine."""
 
 import io
 import json
@@ -36,7 +33,7 @@ class Documented:
         self.transform = transforms.Compose([resize, transforms.CenterCrop(about["crop"]), self.normalise])
 
     def decode(self, data: bytes) -> Any:
-        """Return float32 `[3, crop, crop]`."""
+        """Return float32 `[3, height, width]`."""
         return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:
@@ -57,13 +54,12 @@ class Beeline:
         self.spec = spec.ModelSpec.load(folder)
         self.engine = engines.load(folder, self.spec, device="cpu")
         self.answer = answer
-        # Of a picture's bytes; uint8 `[crop, crop, 3]`.
+        # Of a picture's bytes; uint8 `[height, width, 3]`.
         self.decode = partial(pixels.decode, geometry=self.spec.geometry)
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:
         """Classify arrays, a list of them or one stacked; as many labels as the archive says."""
-        logits = self.engine.forward(np.ascontiguousarray(pictures))
-        rows = self.answer.probabilities(logits, self.spec.output)
+        rows = self.answer.probabilities(self.engine.forward(np.ascontiguousarray(pictures)), self.spec.output)
         return [dict(self.answer.top_labels(row, self.spec)) for row in rows]
 
 

@@ -51,9 +51,7 @@ def main(
     digest = sent.to_dict()["sha256"]
     tunings = [each for each in record.read(tuned) if each.kind == "tune" and each.result["model"] == name]
     if not tunings or tunings[-1].pictures["sha256"] != digest:
-        raise ConfigError(
-            f"{tuned} has no tuning of {name} with these pictures; run `beeline bench tune --out {tuned}`"
-        )
+        raise ConfigError(f"{tuned} has no tuning of {name} on these pictures; run `beeline bench tune --out {tuned}`")
     tuning = tunings[-1].result
     goal, choice = Goal(**tuning["goal"], clients=tuning["clients"] or 50), Settings.of(tuning["best"])
     about = {"archive": model.sha256, "tuned": tunings[-1].started, "pictures": digest}
@@ -62,7 +60,7 @@ def main(
             alone, finalists = compare(servers, journal, goal, choice, around(choice, machine.cores()))
         values = result(name, goal, alone, finalists, choice) | {"seconds": round(time.monotonic() - began, 1)}
         command = command_line("python -m bench.studies.search", sys.argv[1:])
-        record.append(tuned, Record.now("search", command, values, sent, started=started))
+        record.append(tuned, Record.now("search", command, values, sent, started))
         typer.echo(values["sentence"])
 
 

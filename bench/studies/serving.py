@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import psutil
@@ -20,8 +20,9 @@ import typer
 from beeline.metrics import FOLDER
 from bench import load, sweep
 from bench.pictures import Pictures, read
-from bench.studies import Out, Rounds, job, keep
-from host.files import sha256
+from bench.record import machine, utc
+from bench.studies import job
+from host.files import sha256, write_json
 from serve import counts
 from serve.addresses import Ports
 from serve.config import Overrides
@@ -34,6 +35,7 @@ _CLIENTS, _SECONDS, _WARM_UP = 50, 10.0, 2.0
 _PHASE = ("statuses", "errors", "good_per_second", "p50_ms", "p95_ms", "p99_ms", "without_retry_after")
 Mar = Annotated[Path, typer.Option(help="The archive to serve.")]
 Picture = Annotated[Path, typer.Option(help="What is sent.")]
+Out = Annotated[Path, typer.Option(help="Write the figures here as JSON.")]
 app = typer.Typer(help=__doc__, add_completion=False)
 
 
@@ -57,7 +59,8 @@ def overload(
             typer.echo(json.dumps(phases[-1]))
         ratio, afterwards = (round(each["p95_ms"] / phases[0]["p95_ms"], 3) for each in phases[1:])
         typer.echo(f"p95 of the good answers under overload: {ratio} times that before; afterwards {afterwards} times")
-        keep(out, about, {"phases": phases, "p95_ratio": ratio, "p95_ratio_afterwards": afterwards})
+        ratios = {"p95_ratio": ratio, "p95_ratio_afterwards": afterwards}
+        write_json(out, {"at": utc(), "machine": machine(), **about, "phases": phases, **ratios})
 
 
 @app.command()
@@ -67,7 +70,7 @@ def path(
     out: Out,
     workers: Annotated[int, typer.Option(help="Of the server, and without one.")] = 2,
     batch: Annotated[int, typer.Option(help="Of the server, and without one.")] = 16,
-    rounds: Rounds = 5,
+    rounds: Annotated[int, typer.Option(help="Turns of each.")] = 5,
 ) -> None:
     """Measure the server behind its gateway, the server alone with many clients and with one, and its handler alone.
 
@@ -83,7 +86,7 @@ def path(
             typer.echo(f"  {turns[-1]}")
         values = medians(turns)
         typer.echo(json.dumps(values, indent=1))
-        keep(out, about, {**values, "turns": turns})
+        write_json(out, {"at": utc(), "machine": machine(), **about, **values, "turns": turns})
 
 
 def _round(mar: Path, pictures: Pictures, workers: int, batch: int) -> dict[str, Any]:
@@ -145,13 +148,11 @@ def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
     `alone_ms` the time of decoding and the forward pass, and `added_ms` their difference.
     """
     keys = ("alone_per_second", "served_per_second", "served_p95_ms", "gateway_per_second", "gateway_cpu_ms")
-    ratios = {"kept": ("served_per_second", "alone_per_second")}
-    ratios["gateway_kept"] = ("gateway_per_second", "served_per_second")
     served, alone = zip(*(pair for turn in turns for pair in turn["lone"]), strict=True)
-    median = statistics.median
     return {
         **{key: round(median(turn[key] for turn in turns), 3) for key in keys},
-        **{key: round(median(turn[one] / turn[other] for turn in turns), 3) for key, (one, other) in ratios.items()},
+        "kept": round(median(turn["served_per_second"] / turn["alone_per_second"] for turn in turns), 3),
+        "gateway_kept": round(median(turn["gateway_per_second"] / turn["served_per_second"] for turn in turns), 3),
         "alone_ms": round(median(alone), 2),
         "served_ms": round(median(served), 2),
         "added_ms": round(median(over - pure for over, pure in zip(served, alone, strict=True)), 2),

@@ -27,6 +27,7 @@ from bench.tune.server import MOST_PICTURES, Servers, find_model, numbers_of
 from host import ROOT, machine
 from host.signals import Interrupted, as_exceptions
 from serve import properties, servers
+from serve.servers.protocol import Say
 
 STORE, CONFIG = ROOT / "model_store", ROOT / "config" / "config.properties"
 # Shares of the time, and seconds at most: for stopping servers, and for batches outside of any.
@@ -47,26 +48,21 @@ _SECONDS, _NOISE, _DRIFT, _MEMORY = 5.0, 0.05, 0.12, 4.0
 def tune(
     archive: str,
     goal: Goal,
-    say: Callable[[str], None],
-    picture: Path | None = None,
-    pictures: Path | None = None,
-    minutes: float = 5.0,
-    server: str = "torchserve",
-    store: Path = STORE,
-    config_file: Path = CONFIG,
-    command: str = "",
+    say: Say,
+    picture: Path | None,
+    pictures: Path | None,
+    minutes: float,
+    server: str,
+    store: Path,
+    config_file: Path,
+    command: str,
 ) -> tuple[Record, properties.Change | None, Path, Interrupted | None]:
     """Find the best configuration within so many minutes; go on where the same tuning was interrupted.
 
-    `archive` is its path or its name in the store; without pictures its golden ones are sent. With 0
-    minutes nothing more is measured.
-
-    Returns:
-        The record; the change of the configuration file, None if nothing holds the goal; the journal; the interruption.
-
-    Raises:
-        BeelineError: where archive, configuration, pictures or server cannot be used.
-        Undetermined: when it ended before anything was measured.
+    `archive` is its path or its name in the store; without pictures its golden ones are sent. With 0 minutes nothing
+    more is measured. Return the record; the change of the configuration file, None if nothing holds the goal; the
+    journal; the interruption. Raise `BeelineError` if archive, configuration, pictures or server cannot be used,
+    `Undetermined` if it ended before anything was measured.
     """
     started, start = utc(), time.monotonic()
     servers.named(server)
@@ -79,7 +75,7 @@ def tune(
     say(f"{name}: {goal}; configured now: {model.configured}; {len(sent.bodies)} pictures")
     if before := len(journal.of("turn")):
         say(f"  it was interrupted after {before} turns and goes on from there; delete {journal.path} to start again")
-    interruption, whole = None, 60 * minutes
+    interruption, change, whole = None, None, 60 * minutes
     deadline = start + whole - min(_STOP_SECONDS, _STOP * whole)
     try:
         # The alarm is off while servers stop.
@@ -91,15 +87,13 @@ def tune(
     result = answer(name, model.configured, goal, journal)
     journal.add("seconds", round(time.monotonic() - start))
     result |= {"server": server, "seconds": sum(journal.of("seconds")), "interrupted": interruption is not None}
-    change = None
     if result["holds"]:
         best = Settings.of(result["best"])
         # Of the file alone: where the file serves, this shell's environment is not there.
         numbers, usual = properties.load(config_file, {}).numbers, max(1, machine.cores() // best.workers)
         threads = best.threads if best.threads != numbers.get("beeline_threads", usual) else None
         change = properties.change(config_file, name, model.archive.version, numbers_of(best), threads)
-    record = Record.now("tune", command, result, sent, started=started)
-    return record, change, journal.path, interruption
+    return Record.now("tune", command, result, sent, started), change, journal.path, interruption
 
 
 def turns_of(journal: Journal) -> list[Turn]:
@@ -168,7 +162,7 @@ class Search:
 
     servers: Servers
     configured: Settings
-    say: Callable[[str], None]
+    say: Say
     deadline: float
     clock: Callable[[], float] = time.monotonic
 

@@ -106,19 +106,15 @@ class Goal:
 
 @dataclass(frozen=True)
 class Turn:
-    """The figures of one configuration under one load, or under several: medians, and all failures.
-
-    `p95_ms` is None without an answer; `growing` says whether more and more arrivals waited. `cost` is the goal's; of
-    several turns it is corrected for the machine's drift.
-    """
+    """The figures of one configuration under one load, or under several: medians, and all failures."""
 
     settings: Settings
     seconds: float
     per_second: float
-    p95_ms: float | None
+    p95_ms: float | None  # None without an answer
     failed: int
-    cost: float
-    growing: bool = False
+    cost: float  # as by `Goal.cost`; of several turns corrected for the machine's drift
+    growing: bool = False  # whether more and more arrivals waited
     turns: int = 1
 
     def __str__(self) -> str:
@@ -135,15 +131,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The `Goal.cost` to expect of configurations on a machine with so many cores, under the goal's load.
+    """The `Goal.cost` to expect of configurations on a machine with so many cores, under the goal's load."""
 
-    `lines` has, by threads, a batch's time outside of any server; `paces`, by threads and workers, the measured cost
-    over the expected one, since neighbours on the chip slow each other down.
-    """
-
-    lines: Mapping[int, Fit]
+    lines: Mapping[int, Fit]  # by threads, a batch's time outside of any server
     goal: Goal
     cores: int
+    # By layout, the measured cost over the expected one: neighbours on the chip slow each other down.
     paces: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     def of(self, settings: Settings) -> float:

@@ -23,8 +23,9 @@ from bench.record import Journal
 from bench.tune.grid import WORKERS, Goal, Settings, Turn
 from host import machine
 from host.files import sha256
-from serve import config, properties
+from serve import properties
 from serve.addresses import Ports
+from serve.config import LONE, Overrides, resolve
 from serve.instance.child import Running
 from serve.properties import Properties
 from serve.servers.protocol import MALLOC
@@ -51,22 +52,17 @@ class Model:
 
 
 def find_model(name: str, folder: Path, config_file: Path, environ: Mapping[str, str]) -> Model:
-    """Return the model of an archive by its path or by its name in the store.
-
-    Raise `BeelineError` when it is not there, was not built by Beeline, or the configuration has a mistake.
-    """
+    """Return the model of an archive, by path or name in the store; raise `BeelineError` if it cannot be served."""
     archive = store.find_archives(folder, (str(Path(name).resolve()) if Path(name).is_file() else name,))[0]
     mar.check(archive.path)
     numbers = properties.load(config_file, environ)
-    return Model(archive, sha256(archive.path), numbers, configured(archive, numbers, environ, config.Overrides()))
+    return Model(archive, sha256(archive.path), numbers, configured(archive, numbers, environ, Overrides()))
 
 
-def configured(
-    archive: Archive, numbers: Properties, environ: Mapping[str, str], overrides: config.Overrides
-) -> Settings:
+def configured(archive: Archive, numbers: Properties, environ: Mapping[str, str], overrides: Overrides) -> Settings:
     """Return the settings with which `serve up` would serve an archive; it raises the same."""
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
-    resolved = config.resolve(numbers, (archive,), overrides, environ, machine.cores(), gpus)
+    resolved = resolve(numbers, (archive,), overrides, environ, machine.cores(), gpus)
     (model,) = resolved.models
     values = (model.batch_size, model.min_workers, model.max_batch_delay, resolved.threads)
     return Settings(*(setting.value for setting in values))
@@ -115,13 +111,10 @@ class Servers(ExitStack):
         return Turn(settings, figures["seconds"], per_second, p95_ms, figures["failed"], cost, growing)
 
     def time_batches(self, threads: int, seconds: float) -> None:
-        """Time batches of growing sizes with so many threads, and a worker's cost, in a process of its own.
-
-        A journal's row `batch` has threads, size and milliseconds; its row `cost` is that of `Sandbox.time_batches`.
-        """
+        """Time batches in a sandbox; add rows `batch` (threads, size, ms) and `cost`, as by `Sandbox.time_batches`."""
         names = ("OMP_NUM_THREADS", "BEELINE_THREADS", "BEELINE_LONE_THREADS")
         # A worker may hold a second model for a picture that comes alone, and that costs memory.
-        lone = self.model.properties.numbers.get("beeline_lone_threads") or min(machine.cores(), config.LONE)
+        lone = self.model.properties.numbers.get("beeline_lone_threads") or min(machine.cores(), LONE)
         environment = MALLOC | dict.fromkeys(names, str(threads))
         with Sandbox(self.model.archive.path, load_seconds=_LOAD_SECONDS, environment=environment) as sandbox:
             sandbox.take(self.pictures.bodies[:_TIMED])

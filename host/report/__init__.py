@@ -11,9 +11,9 @@ from typing import Any
 from beeline.errors import BeelineError
 from beeline.files import write_whole
 
-# The CSS classes of the charts' colours, and the marks of four series and of a reference in their legends.
-NAMES = ("ink", "dim", "panel", "line", "grid", "bad", "ref", "s0", "s1", "s2", "s3", "s4", "s5")
-GLYPHS = "●■◆▲▼"
+# The CSS classes of the charts' colours, and the marks of four series in their legends.
+NAMES = ("ink", "dim", "panel", "line", "grid", "bad", "s0", "s1", "s2", "s3", "s4", "s5")
+GLYPHS = "●■◆▲"
 _ROWS = 20  # of a table on a terminal
 
 
@@ -51,15 +51,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A function that draws the SVG, a caption, what the drawing shows in words, and a legend.
-
-    Each of `keys` is a series, None for a reference, and its name.
-    """
+    """A function that draws the SVG, a caption, what the drawing shows in words, and a legend: series and names."""
 
     draw: Callable[[], str]
     caption: str
     description: str
-    keys: tuple[tuple[int | None, str], ...] = ()
+    keys: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # In pixels: a chart's width, and the space left, right, above and below of its axes.
 _WIDTH, _EDGES = 640, (66, 18, 34, 58)
 # The same marks as `GLYPHS` in the legend.
-_MARKS = "osD^v"
+_MARKS = "osD^"
 # matplotlib draws in these stand-ins, `_classes` turns them into CSS classes, the template has the real colours.
 _COLOURS = {name: f"#0000{i:02x}" for i, name in enumerate(NAMES, 1)}
 _CLASSES = {colour: name for name, colour in _COLOURS.items()}
@@ -40,18 +40,17 @@ class Bar:
     name: str
     value: float | None
     text: str
-    series: int = 0
     interval: tuple[float, ...] = ()
     dots: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y, what shows under a pointer) of a series, None for a reference; `dashes` is `-`, `--` or `none`."""
+    """Points (x, y, what shows under a pointer) of a series; `dashes` is `-`, `--` or `none`."""
 
     name: str
     points: Sequence[tuple[float, float, str]]
-    series: int | None
+    series: int
     dashes: str = "-"
     hollow: bool = False
 
@@ -72,7 +71,7 @@ def bars(title: str, caption: str, rows: Sequence[Bar], least: float = 0.0) -> C
             axes.text(0, top + 20, bar.name, weight="bold")
             axes.text(most, y - 16, bar.text, ha="right")
             axes.barh(y, most, 1 if bar.value is None else 16, color=_COLOURS["grid"])
-            axes.barh(y, bar.value or 0, 16, color=_colour(bar.series), gid=f"tip:{bar.name}: {bar.text}")
+            axes.barh(y, bar.value or 0, 16, color=_COLOURS["s0"], gid=f"tip:{bar.name}: {bar.text}")
             axes.plot(bar.interval, [y] * len(bar.interval), "|-", c=ink, lw=1.6, ms=11, clip_on=False)
             axes.plot(bar.dots, [y + 13] * len(bar.dots), "o", c=ink, ms=5, mew=0, clip_on=False)
             top += 26 * count + 34
@@ -123,17 +122,12 @@ def plot(
     return Chart(partial(_svg, title, words, paint, 380, _EDGES), caption, words, keys)
 
 
-def _colour(series: int | None) -> str:
-    return _COLOURS["ref" if series is None else f"s{series % 6}"]
-
-
 def _line(axes: Axes, line: Line) -> None:
-    own, panel = _colour(line.series), _COLOURS["panel"]
+    own, panel = _COLOURS[f"s{line.series % 6}"], _COLOURS["panel"]
     axes.plot([x for x, *_ in line.points], [y for _, y, _ in line.points], ls=line.dashes, color=own)
-    shape = _MARKS[-1 if line.series is None else line.series % 4]
     look: Any = {"mfc": panel if line.hollow else own, "mec": own if line.hollow else panel, "ms": 8, "mew": 1.4}
     for x, y, tip in line.points:
-        axes.plot(x, y, shape, **look, clip_on=False, gid=f"tip:{tip}: {number(y)} at {x:.6g}")
+        axes.plot(x, y, _MARKS[line.series % 4], **look, clip_on=False, gid=f"tip:{tip}: {number(y)} at {x:.6g}")
 
 
 def _scale(axes: Axes, which: str, title: str, values: Sequence[float], base: int | None) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from beeline.errors import BeelineError
@@ -105,20 +103,6 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_measurement(tmp_pa
 def test_an_interval_is_by_rank(count: int, cut: int) -> None:
     assert interval(range(count)) == [cut, count - 1 - cut]
     assert interval([1.0] * 5) is interval([]) is None
-
-
-def test_an_interval_holds_the_quantile_as_often_as_it_says() -> None:
-    """Every way in which nine draws can lie below and above the median; draws of a distribution with a long tail."""
-    held = 0
-    for signs in product((-1.0, 1.0), repeat=9):
-        low, high = interval(signs) or (0, 0)
-        held += low < 0 < high
-    assert held / 2**9 >= 0.95
-    source, held = np.random.default_rng(1), 0
-    for _ in range(200):
-        low, high = interval(source.exponential(1, 400).tolist(), 0.95) or (0, 0)
-        held += low <= np.log(20) <= high
-    assert 0.9 < held / 200 < 1
 
 
 def test_a_journal_is_read_again(journal: Journal) -> None:

@@ -128,10 +128,7 @@ def test_an_interruption_before_the_first_turn_still_gives_a_report() -> None:
     nothing: dict[str, Any] = {
         "per_second": [],
         "p95_ms": [],
-        "ratio": None,
-        "interval": None,
-        "verdict": None,
-        "error": None,
+        **dict.fromkeys(("ratio", "interval", "verdict", "error")),
     }
     comparison = changed(COMPARE, rows=[{**row, **nothing} for row in ROWS], aa={**COMPARE.result["aa"], **nothing})
     tuning = changed(TUNE, tried=[], best=None, interrupted=True, sentence="no turn was measured")

@@ -13,11 +13,12 @@ import pytest
 
 from beeline.errors import BeelineError
 from bench.compare.peers import DEFAULT, FOLDER, OURS, Peer, base64_json, choose, everything, form, raw, triton
-from bench.compare.server import Setup, environ, fields
+from bench.compare.server import Setup, start
 from bench.peers.torchserve import server as torchserve
 from bench.pictures import Pictures
 from bench.tune.grid import Settings
 from host import ROOT
+from tests.conftest import RED
 
 PEERS = {peer.name: peer for peer in everything("resnet18", 2, Settings(8, 2, 3, 1))}
 LOCKS = sorted(path.parent.name for path in FOLDER.glob("*/requirements.in"))
@@ -53,8 +54,8 @@ def test_the_default_is_all_but_the_container_and_peers_on_one_thread_and_names_
 def test_a_start_has_its_port_on_loopback_its_settings_and_no_reports(peer: Peer, tmp_path: Path) -> None:
     pictures = Pictures("p", ("a",), (b"x",))
     setup = Setup(tmp_path / "m.mar", tmp_path / "config.properties", tmp_path, "bf16", pictures, 1, 1.0)
-    values = fields(peer, setup, 23456, tmp_path)
-    command, variables = peer.command.format_map(values), environ(peer, setup, values)
+    words, variables = start(peer, setup, 23456, tmp_path)
+    command = " ".join(words)
     assert "0.0.0.0" not in command + str(variables)
     assert variables["BENTOML_DO_NOT_TRACK"] == "True"
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
@@ -104,14 +105,16 @@ def test_the_stock_archive_of_few_labels_asks_for_no_more_than_there_are(
 DATA = b"\xff\xd8\xff picture \r\n--beeline"
 
 
-def test_a_picture_is_sent_raw_in_base64_or_as_a_form_that_a_parser_reads() -> None:
-    assert raw("/x").encode(DATA) == DATA
-    assert base64.b64decode(json.loads(base64_json("/x", "image_data").encode(DATA))["image_data"]) == DATA
+@pytest.mark.parametrize(("data", "kind"), [(DATA, "image/jpeg"), (RED, "image/png")])
+def test_a_picture_is_sent_raw_in_base64_or_as_a_form_that_a_parser_reads(data: bytes, kind: str) -> None:
+    assert raw("/x").encode(data) == data
+    assert base64.b64decode(json.loads(base64_json("/x", "image_data").encode(data))["image_data"]) == data
     wire = form("/x", "file")
     head = f"Content-Type: {wire.headers['Content-Type']}\r\n\r\n".encode()
-    (part,) = email.message_from_bytes(head + wire.encode(DATA), policy=email.policy.HTTP).iter_parts()
+    (part,) = email.message_from_bytes(head + wire.encode(data), policy=email.policy.HTTP).iter_parts()
     assert part.get_param("name", header="content-disposition") == "file"
-    assert part.get_payload(decode=True) == DATA
+    # BentoML opens a picture by its content type.
+    assert (part.get_content_type(), part.get_payload(decode=True)) == (kind, data)
 
 
 @pytest.mark.parametrize("size", [1, 2_000_000])

@@ -107,9 +107,17 @@ def serve() -> Iterator[Serve]:
         server.stop()
 
 
-async def good(arrival: Arrival) -> bytes:
-    """Answer 200 at once."""
-    return answer()
+def always(said: bytes | None, seconds: float = 0.0) -> Respond:
+    """Return a server that sends the same to each request, after so many seconds."""
+
+    async def respond(arrival: Arrival) -> bytes | None:
+        await asyncio.sleep(seconds)
+        return said
+
+    return respond
+
+
+good = always(answer())
 
 
 def plan(server: LocalServer, **changes: Any) -> Plan:

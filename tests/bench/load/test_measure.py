@@ -20,34 +20,21 @@ from beeline.errors import BeelineError, ConfigError, Undetermined
 from bench import record
 from bench.load import Outcome, Plan
 from bench.load import measure as room
-from bench.load.measure import (
-    check_address,
-    check_possible,
-    cross_check,
-    limits,
-    measure,
-    parse,
-    phase,
-    resolve,
-    rows,
-    text,
-    watching,
-)
+from bench.load.measure import check_address, cross_check, limits, measure, parse, resolve, rows, text, watching
 from bench.pictures import Pictures
 from cli.bench import load
-from tests.bench.load.conftest import PICTURES, Arrival, LocalServer, Respond, Serve, answer, good, outcome, plan
+from tests.bench.load.conftest import Arrival, LocalServer, Respond, Serve, always, answer, good, outcome, plan
 from tests.conftest import ROOT
 
-
-async def slow(arrival: Arrival) -> bytes:
-    await asyncio.sleep(0.05)
-    return answer(b"{}", "200 OK", "X-Batch-Size: 4")
+slow = always(answer(b"{}", "200 OK", "X-Batch-Size: 4"), 0.05)
+broken = always(answer(b"{}", "500 Broken"))
+missing = always(answer(b'{"message": "Model not found: x"}', "404 Not Found"))
 
 
 def measured(server: LocalServer, *thresholds: str, **changes: Any) -> tuple[dict[str, Any], int, str]:
     """Return the result of a load, the exit code, and the text for people."""
     load = plan(server, **{"clients": 2, **changes})
-    made, code = measure(load, Console(file=io.StringIO()), tuple(map(parse, thresholds)), command="again")
+    made, code = measure(load, Console(file=io.StringIO()), tuple(map(parse, thresholds)), False, "again")
     assert (made.kind, made.command) == ("load", "again")
     return made.result, code, text(made.result)
 
@@ -68,10 +55,6 @@ def test_the_record_has_the_figures_and_what_they_are_of(serve: Serve) -> None:
     assert result["intervals_ms"]["p99_ms"] is None
     assert said.startswith("2 clients: ")
     assert "pass         fail if errors>0: it is 0" in said
-
-
-async def broken(arrival: Arrival) -> bytes:
-    return answer(b"{}", "500 Broken")
 
 
 async def refusing(arrival: Arrival) -> bytes:
@@ -106,7 +89,7 @@ def test_a_cross_check_that_cannot_be_made_leaves_the_figures(serve: Serve, monk
     monkeypatch.setattr(room, "check_possible", lambda plan: None)
     monkeypatch.setattr(room, "cross_check", fail)
     shown = io.StringIO()
-    made, code = measure(plan(serve(slow), clients=1), Console(file=shown), other=True)
+    made, code = measure(plan(serve(slow), clients=1), Console(file=shown), (), True, "")
     assert "no cross-check: the tool broke" in shown.getvalue()
     assert made.result["crosscheck"] is None
     assert made.result["good_per_second"] > 0
@@ -192,10 +175,6 @@ def catalog(*names: str) -> Respond:
     return respond
 
 
-async def missing(arrival: Arrival) -> bytes:
-    return answer(b'{"message": "Model not found: x"}', "404 Not Found")
-
-
 def test_a_full_address_is_kept_and_a_root_gets_the_named_or_only_model(serve: Serve) -> None:
     for url in ("http://127.0.0.1:1/predict", "http://127.0.0.1:1/predictions/x", "http://127.0.0.1:1/a/b?c=d"):
         assert resolve(url) == url
@@ -223,14 +202,14 @@ def test_an_address_that_cannot_be_decided_is_an_error(
 
 def test_the_loads_first_picture_is_sent_to_an_address_before_any_load(serve: Serve) -> None:
     server = serve(good)
-    load = Plan(f"{server.url}/predictions/x?y=z", PICTURES, clients=1)
+    load = Plan(f"{server.url}/predictions/x?y=z", ONE, clients=1)
     check_address(load)
     assert server.arrivals[0].head.startswith("POST /predictions/x?y=z ")
     assert server.arrivals[0].body == load.requests()[0][1]
     with pytest.raises(BeelineError, match=r"answers 404 .*Model not found: x"):
-        check_address(Plan(f"{serve(missing).url}/predictions/x", PICTURES, clients=1))
+        check_address(Plan(f"{serve(missing).url}/predictions/x", ONE, clients=1))
     with pytest.raises(Undetermined, match=r"nothing answers at http://127\.0\.0\.1:1;"):
-        check_address(Plan("http://127.0.0.1:1/predictions/x", PICTURES, clients=1))
+        check_address(Plan("http://127.0.0.1:1/predictions/x", ONE, clients=1))
 
 
 # The same load by `ab`.
@@ -257,17 +236,29 @@ def test_ab_sends_the_same_picture_and_takes_turns(serve: Serve, monkeypatch: py
     assert any("ApacheBench" in arrival.head for arrival in server.arrivals)
 
 
+def test_ab_gets_the_pictures_own_type_and_its_failure_is_an_error(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ab = tmp_path / "ab"
+    ab.write_text('#!/bin/sh\necho "$@"\necho refused >&2\nexit 1\n')
+    ab.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    png = Pictures("a.png", ("a.png",), (b"picture",))
+    with pytest.raises(Undetermined, match=r"printed no rate: .* -n2 -c2 -T image/png .* refused"):
+        room.ab(plan(serve(good), pictures=png, clients=2), 1)
+
+
 def test_a_load_that_ab_cannot_make_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(good)
     one = plan(server, clients=1, pictures=ONE)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    check_possible(one)
+    room.check_possible(one)
     for other in (plan(server, rate=1.0, pictures=ONE), plan(server, clients=1)):
         with pytest.raises(Undetermined, match="one --picture"):
-            check_possible(other)
+            room.check_possible(other)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(Undetermined, match="apt-get install"):
-        check_possible(one)
+        room.check_possible(one)
 
 
 @pytest.mark.parametrize(("rate", "ratio", "agree"), [(100.0, 1.05, True), (100.0, 0.94, False)])
@@ -372,4 +363,4 @@ def test_a_terminal_is_redrawn_and_elsewhere_there_are_plain_lines() -> None:
     assert "30 times 200, 10 times 429" in plain
     assert "\x1b" not in plain
     made.now = 110.0
-    assert phase(made) == "waiting for the last answers"
+    assert room.phase(made) == "waiting for the last answers"

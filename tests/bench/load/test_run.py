@@ -12,7 +12,7 @@ import pytest
 import bench.load
 from beeline.errors import ConfigError
 from bench.load import Outcome, Plan, run
-from tests.bench.load.conftest import PICTURES, Arrival, Serve, answer, good, outcome, plan
+from tests.bench.load.conftest import PICTURES, Arrival, Serve, always, answer, good, outcome, plan
 
 
 def test_each_client_keeps_its_connection_and_sends_the_pictures_in_turn(serve: Serve) -> None:
@@ -52,10 +52,7 @@ CLOSING = ("200 OK", "Connection: close")
 def test_every_legal_form_of_an_answer_is_one_and_a_broken_one_is_an_error_by_its_name(
     serve: Serve, sent: bytes | None, error: str | None
 ) -> None:
-    async def respond(arrival: Arrival) -> bytes | None:
-        return sent
-
-    found = run(plan(serve(respond), clients=2)).summary()
+    found = run(plan(serve(always(sent)), clients=2)).summary()
     assert found["requests"] > 2
     assert found["failed"] == (found["requests"] if error else 0)
     assert set(found["errors"]) == ({error} if error else set())
@@ -77,12 +74,8 @@ def test_a_request_that_meets_a_closing_connection_is_sent_again_but_not_twice(s
 
 
 def test_no_answer_within_the_deadline_is_a_timeout(serve: Serve) -> None:
-    async def never(arrival: Arrival) -> bytes:
-        await asyncio.sleep(600)
-        return b""
-
     for how in ({"clients": 3}, {"rate": 20.0}):
-        found = run(plan(serve(never), deadline=0.3, **how)).summary()
+        found = run(plan(serve(always(b"", 600)), deadline=0.3, **how)).summary()
         assert set(found["errors"]) <= {"Timeout", "NotSent"}
         assert found["errors"]["Timeout"] == found["failed"] > 0
 
@@ -204,11 +197,7 @@ def test_arrivals_that_were_due_while_the_client_slept_count(serve: Serve) -> No
 
 
 def test_open_loop_opens_no_more_connections_than_it_may(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def slow(arrival: Arrival) -> bytes:
-        await asyncio.sleep(0.2)
-        return answer()
-
-    server = serve(slow)
+    server = serve(always(answer(), 0.2))
     monkeypatch.setattr(bench.load, "_MOST_CONNECTIONS", 7)
     found = run(plan(server, rate=200.0)).summary()
     assert server.most_open == 7

@@ -110,8 +110,11 @@ def turn(settings: Settings, per_second: float, p95_ms: float | None = 100.0, fa
     return Turn(settings, 5.0, per_second, p95_ms, failed, TIGHT.cost(per_second, p95_ms))
 
 
-def turn_at_rate(settings: Settings, per_second: float, p95_ms: float, growing: bool = False) -> Turn:
+def at_rate(settings: Settings, per_second: float, p95_ms: float, growing: bool = False) -> Turn:
     return Turn(settings, 5.0, per_second, p95_ms, 0, p95_ms, growing)
+
+
+BEHIND = at_rate(OTHER, 60, 3000, growing=True)
 
 
 def test_several_turns_count_by_the_median_of_each_figure() -> None:
@@ -131,12 +134,7 @@ def test_several_turns_count_by_the_median_of_each_figure() -> None:
         # Where nothing holds, the nearest.
         (TIGHT, [turn(FAST, 100, 900), turn(SLOW, 80, 700), turn(OTHER, 1, None)], [SLOW, FAST, OTHER], 0),
         # At a rate, the lowest latency of what keeps up.
-        (
-            Goal(rate=100),
-            [turn_at_rate(FAST, 99, 80), turn_at_rate(SLOW, 99, 60), turn_at_rate(OTHER, 60, 3000, growing=True)],
-            [SLOW, FAST, OTHER],
-            2,
-        ),
+        (Goal(rate=100), [at_rate(FAST, 99, 80), at_rate(SLOW, 99, 60), BEHIND], [SLOW, FAST, OTHER], 2),
     ],
 )
 def test_the_best_comes_first(goal: Goal, turns: list[Turn], order: list[Settings], holding: int) -> None:
