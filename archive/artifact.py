@@ -73,7 +73,8 @@ def load_network(
     if kind == "onnx":
         from archive import onnx_graph
 
-        return onnx_graph.load(path)
+        model: Network = onnx_graph.load(path)
+        return model
     try:
         with quiet():
             if kind == "exported_program":

@@ -131,8 +131,8 @@ class OnnxGraph:
         own_high, own_wide = sides[1:3] if is_last else sides[2:]
         if own_high not in (None, high) or own_wide not in (None, wide):
             raise ArchiveError(
-                f"the ONNX model takes pictures of {own_wide} x {own_high} pixels, and the crop is {wide} x {high}; add "
-                f"--crop {own_wide}x{own_high}, and the --resize that it was trained with"
+                f"the ONNX model takes pictures of {own_wide} x {own_high} pixels, and the crop is {wide} x {high}; "
+                f"add --crop {own_wide}x{own_high}, and the --resize that it was trained with"
             )
         planes = sides[3 if is_last else 1] or 3
         self.notes += check_planes(planes)

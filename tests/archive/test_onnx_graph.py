@@ -96,8 +96,8 @@ def own_pictures(folder: Path, made: Any, count: int, sure: tuple[float, float] 
 @pytest.mark.parametrize(("kind", "dtype"), [(TensorProto.FLOAT, np.float32), (TensorProto.FLOAT16, np.float16)])
 def test_the_graph_answers_as_onnx_runtime_does(tmp_path: Path, kind: int, dtype: Any) -> None:
     made = model(kind=kind)
-    graph = OnnxGraph(load_network(saved(tmp_path, made)), MEAN, STD, (SIDE, SIDE))
-    settled = settle(graph, made, 3, None)  # type: ignore[arg-type]
+    graph: Any = OnnxGraph(load_network(saved(tmp_path, made)), MEAN, STD, (SIDE, SIDE))
+    settled = settle(graph, made, 3, None)
     assert settled.output == "logits"
     got = graph(torch.from_numpy(pictures())).numpy()
     assert got.dtype == np.float32
@@ -161,7 +161,7 @@ def test_a_program_of_pytorch_in_onnx_answers_as_pytorch_does(tmp_path: Path) ->
             verbose=False,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
-    graph = OnnxGraph(load_network(tmp_path / "net.onnx"), MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(load_network(tmp_path / "net.onnx"), MEAN, STD, (SIDE, SIDE))
     crops = torch.from_numpy(pictures())
     with torch.no_grad():
         own = Uint8Input(network, MEAN, STD, (SIDE, SIDE))(crops)
@@ -170,15 +170,15 @@ def test_a_program_of_pytorch_in_onnx_answers_as_pytorch_does(tmp_path: Path) ->
 
 def test_outputs_of_other_forms_are_taken(tmp_path: Path) -> None:
     two = model(outputs=("maps", "scores"))
-    graph = OnnxGraph(two, MEAN, STD, (SIDE, SIDE))
-    assert settle(graph, two, 3, None).notes == ["its output 'scores' is taken"]  # type: ignore[arg-type]
+    graph: Any = OnnxGraph(two, MEAN, STD, (SIDE, SIDE))
+    assert settle(graph, two, 3, None).notes == ["its output 'scores' is taken"]
     flat = model(outputs=("pooled",))
     graph = OnnxGraph(flat, MEAN, STD, (SIDE, SIDE))
-    assert settle(graph, flat, 3, "scores").rows.shape == (3, 3)  # type: ignore[arg-type]
-    rows = expected(flat, settle(graph, flat, 3, "scores").noise)[0].reshape(3, 3)  # type: ignore[arg-type]
+    assert settle(graph, flat, 3, "scores").rows.shape == (3, 3)
+    rows = expected(flat, settle(graph, flat, 3, "scores").noise)[0].reshape(3, 3)
     np.testing.assert_allclose(
         graph(torch.from_numpy(settle(graph, flat, 3, "scores").noise)), 1 / (1 + np.exp(-rows)), atol=1e-4
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_file_that_does_not_load_has_its_own_sentence(
 def test_external_weights_are_read_and_missing_ones_named(tmp_path: Path) -> None:
     made = model()
     onnx.save(made, tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
-    graph = OnnxGraph(load_network(tmp_path / "net.onnx"), MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(load_network(tmp_path / "net.onnx"), MEAN, STD, (SIDE, SIDE))
     assert graph(torch.from_numpy(pictures())).shape == (4, 3)
     (tmp_path / "net.data").unlink()
     with pytest.raises(ArchiveError, match=r"net.data.*; copy the file of its weights beside it"):
