@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import javaproperties
@@ -99,7 +100,8 @@ class Server(ABC):
             # MMS often loses the end of a dead worker's traceback, so import the handler once more, from the zip file.
             code = "import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])"
             words = [str(python), "-I", "-c", code, str(archive.path), name]
-            why = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60).stderr
+            with suppress(subprocess.TimeoutExpired):  # Then nothing more is known.
+                why = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60).stderr
         match = re.search(r"No module named '(\w+)", why)
         if match is None:
             return "see `beeline serve logs`, or run the archive alone with `beeline archive run`"
