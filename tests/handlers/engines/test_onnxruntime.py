@@ -35,7 +35,7 @@ def test_tensorrt_then_cuda_then_the_cpu(
 def test_tensorrt_gets_the_range_of_batches() -> None:
     options = dict(choose("cuda", EVERYTHING, None, (224, 192))[1])[TENSORRT]
     shapes = [options[f"trt_profile_{key}_shapes"] for key in ("min", "opt", "max")]
-    assert shapes == ["pixels:1x224x224x3", "pixels:16x224x224x3", "pixels:64x224x224x3"]
+    assert shapes == ["pixels:1x224x192x3", "pixels:16x224x192x3", "pixels:64x224x192x3"]
 
 
 def test_a_build_for_cpus_refuses_a_cuda_device_with_the_fix() -> None:
