@@ -91,7 +91,8 @@ def test_the_catalog_is_any_ready_backends_and_stays_when_all_are_gone(cluster: 
     new.offer("2.0", card=b'{"spec": 2}')
     cluster.resolve_to("127.0.0.2", "127.0.0.3")
     site = cluster.gateway()
-    wait_for(lambda: len(hosts(site)) == 2)
+    # Nginx asks both only after it has reloaded.
+    wait_for(lambda: {site.predict().json().get("from") for _ in range(4)} == {"127.0.0.2", "127.0.0.3"})
     # Either version's files are found, whichever backend is asked first.
     pages = ["/catalog/fake/1.0.json", "/catalog/fake/2.0.json", "/samples/fake/1.0/a.png", "/samples/fake/2.0/a.png"]
     answers = {page: ask(f"{site.url}{page}") for page in [*pages, "/catalog.json"]}
