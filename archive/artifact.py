@@ -29,8 +29,9 @@ _HARMLESS = (
     "argparse", "collections", "datetime", "decimal", "easydict", "enum", "lightning", "lightning_fabric",
     "ml_collections", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "types", "typing", "uuid", "yacs"
 )  # fmt: skip
-# An ONNX file begins with the version of its form, from 1 to 32.
-_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]")
+# An ONNX file begins with the version of its form, from 1 to 32, and another field. The length that safetensors begins
+# with may look the same, and is followed by a brace.
+_ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42].{5}(?!\{)", re.DOTALL)
 _UNSUPPORTED = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 # How files begin that hold no weights, and the way out.
 _FOREIGN = (
@@ -105,7 +106,7 @@ def kind_of(path: Path) -> str:
         raise ArchiveError((path.is_dir() and hugging_face.refusal(path)) or why)
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            return "onnx" if _ONNX.match(file.read(3)) else "pickle"
+            return "onnx" if _ONNX.match(file.read(9)) else "pickle"
     with zipfile.ZipFile(path) as archive:
         inside = [name.partition("/")[2] for name in archive.namelist()]
     if any(name.startswith("models/") or name == "serialized_exported_program.json" for name in inside):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from archive import variants
-from archive.artifact import load_network, read_weights
+from archive.artifact import kind_of, load_network, read_weights
 from archive.export import ExportRequest, export_folder
 from archive.graph import Uint8Input
 from archive.onnx_graph import OnnxGraph
@@ -253,3 +253,19 @@ def test_external_weights_are_read_and_missing_ones_named(tmp_path: Path) -> Non
 def test_onnx_cannot_be_trained(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"is a program \(onnx\), which cannot be trained"):
         read_weights(saved(tmp_path, model()), "resnet18")
+
+
+def test_one_output_for_two_labels_is_the_second_ones() -> None:
+    last = helper.make_node("ReduceMax", ["pooled"], ["scores"], axes=[1], keepdims=1)
+    made = model([*model().graph.node[:2], last])
+    graph: Any = OnnxGraph(made, MEAN, STD, (SIDE, SIDE))
+    assert settle(graph, made, 2, None).output == "logits"
+    highest = expected(made, pictures())[0].reshape(4)
+    got = graph(torch.from_numpy(pictures())).numpy()
+    np.testing.assert_allclose(got, np.stack([np.zeros(4), highest], 1), rtol=1e-4, atol=1e-4)
+
+
+def test_safetensors_whose_length_begins_like_onnx_are_none(tmp_path: Path) -> None:
+    (tmp_path / "net.safetensors").write_bytes((0x120108).to_bytes(8, "little") + b"{}")
+    assert kind_of(tmp_path / "net.safetensors") == "pickle"
+    assert kind_of(saved(tmp_path, model())) == "onnx"
