@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archive.mar import Archive
-from beeline.errors import BeelineError, ConfigError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
+from beeline.errors import ConfigError
+from host.files import find_pictures
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,7 @@ class Pictures:
 
 def read(path: Path, most: int | None = None) -> Pictures:
     """Read a file of any kind, or a folder's pictures, `most` of them evenly; raise `BeelineError` if there is none."""
-    if not path.exists():
-        raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise BeelineError(f"no picture below {path}; known endings are {', '.join(SUFFIXES)}")
+    files = find_pictures([path])
     if most is not None and len(files) > most:
         files = [files[index * len(files) // most] for index in range(most)]
     return Pictures(str(path), tuple(file.name for file in files), tuple(file.read_bytes() for file in files))

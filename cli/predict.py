@@ -9,11 +9,11 @@ import typer
 
 from beeline.errors import BeelineError, Undetermined
 from cli.console import Json, fail, result, say
+from host.files import find_pictures
 
 if TYPE_CHECKING:
     from beeline.answer import Answer
 
-PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo"}
 _BATCH = 32
 
 
@@ -42,22 +42,6 @@ def predict(
     if failed:
         say(f"{failed} of {len(rows)} pictures got no prediction")
         fail()
-
-
-def find_pictures(given: list[Path]) -> list[Path]:
-    """Return the given files, and the pictures in the given folders, sorted; raise BeelineError if there are none."""
-    pictures: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            pictures += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in PICTURES)
-        elif path.is_file():
-            pictures.append(path)
-        else:
-            raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
-    if not pictures:
-        names = ", ".join(map(str, given))
-        raise BeelineError(f"no picture in {names}; known endings are {', '.join(sorted(PICTURES))}")
-    return pictures
 
 
 def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:

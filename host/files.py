@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from beeline.files import SHORT, sha256, write_whole
 
 __all__ = ["SHORT", "is_locked", "locked", "sha256", "try_lock", "whole_folder", "write_json", "write_whole"]
 
+# Endings of the files that a worker takes.
+PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
 # Of renameat2(2).
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -25,6 +27,22 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = False) -> None:
     """Write `values` as indented UTF-8 JSON, as `write_whole` does; raise ValueError for NaN and infinite numbers."""
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode, sync)
+
+
+def find_pictures(given: Sequence[Path]) -> list[Path]:
+    """Return the given files, and the pictures in the given folders, sorted; raise `BeelineError` if there are none."""
+    pictures: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            pictures += sorted(each for each in path.rglob("*") if each.suffix.lower() in PICTURES and each.is_file())
+        elif path.is_file():
+            pictures.append(path)
+        else:
+            raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
+    if not pictures:
+        names = ", ".join(map(str, given))
+        raise BeelineError(f"no picture below {names}; known endings are {', '.join(PICTURES)}")
+    return pictures
 
 
 def check_writable(folder: Path) -> None:

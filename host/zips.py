@@ -45,9 +45,8 @@ def opened(path: Path, rules: Rules) -> Iterator[zipfile.ZipFile]:
             yield opened_zip
     except BROKEN as error:
         size = path.stat().st_size if path.exists() else 0
-        raise rules.error(
-            f"{path} is cut off, damaged or no zip file and cannot be unpacked ({size} bytes, {error}); {rules.fix}"
-        ) from error
+        what = f"is cut off, damaged or no zip file and cannot be unpacked ({size} bytes, {error})"
+        raise rules.error(f"{path} {what}; {rules.fix}") from error
 
 
 def unpack(path: Path, folder: Path, rules: Rules) -> None:
@@ -130,10 +129,8 @@ def _check_no_hidden_bytes(path: Path, opened_zip: zipfile.ZipFile, rules: Rules
             listed = [info.flag_bits, info.compress_type, info.CRC, info.compress_size, info.file_size]
             is_listed = info.header_offset == expected and [flags, method, *sizes] == listed
             if not is_listed or signature != b"PK\x03\x04" or flags & 0x8:
-                raise rules.error(
-                    f"{path} holds bytes around {info.filename!r} that its directory does not list; it was changed or "
-                    f"written by another tool: {rules.fix}"
-                )
+                what = f"holds bytes around {info.filename!r} that its directory does not list"
+                raise rules.error(f"{path} {what}; it was changed or written by another tool: {rules.fix}")
             if name != info.filename.encode("utf-8"):
                 raise rules.error(f"{path} names {info.filename!r} differently in its directory; {rules.fix}")
             expected = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length + info.compress_size

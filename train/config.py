@@ -158,10 +158,7 @@ def compose(
     """Resolve the configuration: overrides, then environment, then the files in `folder`.
 
     Overrides are `key=value` words in Hydra's grammar, as `model.name=resnet34`. `recipe` is the `fit` file to take
-    unless an override names one.
-
-    Raises:
-        ConfigError: for an unknown key, a value of the wrong type or an impossible one.
+    unless an override names one. Raise `ConfigError` for an unknown key, or an impossible value.
     """
     given = {override.key_or_group: override for override in map(_parse, overrides)}
     for key, override in given.items():

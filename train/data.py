@@ -13,14 +13,14 @@ from pathlib import Path
 
 from beeline import pixels
 from beeline.errors import RequestError
+from host import ROOT, Say
 from host.files import sha256
 from train.download import NAME, hymenoptera
 from train.errors import DataError, Unavailable
 from train.generate import LABELS as GENERATED_LABELS
 from train.generate import generate
-from train.progress import Say
 
-CACHE = Path(__file__).resolve().parents[1] / ".beeline" / "data"
+CACHE = ROOT / ".beeline" / "data"
 VARIABLE = "BEELINE_DATA"
 
 # The suffix makes a file a picture. GIF is left out, as in torchvision's ImageFolder: such files are drawings,
@@ -103,10 +103,8 @@ def find_data(
     """Return the first data of: `folder`, `BEELINE_DATA`, the downloaded set, a generated set.
 
     `say` takes lines that name the source and the files that are left out. `held_out` is the share of a single image
-    folder that becomes the validation pictures. With `generated` no other set is looked for.
-
-    Raises:
-        DataError: for a folder that cannot be trained on. DownloadError: for a download that started and failed.
+    folder that becomes the validation pictures. With `generated` no other set is looked for. Raise `DataError` for a
+    folder that cannot be trained on, `DownloadError` for a download that started and failed.
     """
     named = folder or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
     if generated:
@@ -138,9 +136,8 @@ def find_data(
 def read(folder: Path, held_out: float = 0.2, name: str | None = None, source: str = "") -> DataSet:
     """Read a folder with `train/` and `val/`, or one with a folder a class, which is split.
 
-    Raises:
-        DataError: missing, not a folder of classes, one class only, an empty class, a class that only one half has, or
-            a picture that cannot be read.
+    Raise `DataError` for a folder that is missing or not of classes, for one class only, an empty class, a class that
+    only one half has, or a picture that cannot be read.
     """
     root = _root(folder)
     train, val = _child(root, _TRAIN), _child(root, _VAL)
@@ -149,10 +146,8 @@ def read(folder: Path, held_out: float = 0.2, name: str | None = None, source: s
         first, second = _readable(_pictures(train)), _readable(_pictures(val))
         if first.labels != second.labels:
             odd = sorted(set(first.labels) ^ set(second.labels))
-            raise DataError(
-                f"{root} has the class {odd[0]!r} in only one of {train.name}/ and {val.name}/; "
-                "give both the same class folders"
-            )
+            what = f"the class {odd[0]!r} in only one of {train.name}/ and {val.name}/"
+            raise DataError(f"{root} has {what}; give both the same class folders")
         return DataSet(name, source, first, second, f"the folders {train.name}/ and {val.name}/")
     if val:
         raise DataError(f"{root} has {val.name}/ but no train/; add it, or name a folder with one folder a class")
@@ -198,9 +193,8 @@ def _pictures(root: Path, least: int = 2) -> LabelledPictures:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         good = [path for path in files if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
         if not good:
-            raise DataError(
-                f"the class folder {folder} has no pictures ({', '.join(SUFFIXES)}); add some, or remove the folder"
-            )
+            lacks = f"has no pictures ({', '.join(SUFFIXES)})"
+            raise DataError(f"the class folder {folder} {lacks}; add some, or remove the folder")
         pictures += [Picture(path, truth) for path in good]
         skipped += sorted(set(files) - set(good))
     return LabelledPictures(root, tuple(path.name for path in classes), tuple(pictures), tuple(skipped))

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import requests
 
 from beeline.errors import short
-from host import files, zips
+from host import Say, files, zips
 from train.errors import DownloadError, Unavailable
-from train.progress import Say, progress
+from train.progress import progress
 
 # Until the first byte of the answer's head; a machine without a network must not wait longer than this.
 REACH_SECONDS = 6.0
@@ -49,10 +49,7 @@ def hymenoptera(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) 
     """Return the unpacked set's folder under `cache`, and download it if it is not there.
 
     `BEELINE_DATA_URL` names another address, `BEELINE_DATA_SHA256` the digest of the archive there; without a digest
-    the pictures themselves must be the known ones.
-
-    Raises:
-        Unavailable: the address cannot be reached. DownloadError: cut off, unsafe, or not the expected content.
+    the pictures themselves must be the known ones. It raises as `fetch`, and `DownloadError` for an unsafe archive.
     """
     url = environ.get("BEELINE_DATA_URL") or _URL
     sha256 = environ.get("BEELINE_DATA_SHA256") or None
@@ -68,11 +65,9 @@ def hymenoptera(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) 
         try:
             zips.unpack(archive, fresh, RULES)
             if sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
-                raise DownloadError(
-                    f"the pictures from {url} are not the known {PICTURES} of {NAME} (their digest is {found[:12]}, "
-                    f"expected {PICTURES_SHA256[:12]}); to use them anyway, set "
-                    f"BEELINE_DATA_SHA256={files.sha256(archive)}"
-                )
+                why = f"their digest is {found[:12]}, expected {PICTURES_SHA256[:12]}"
+                fix = f"to use them anyway, set BEELINE_DATA_SHA256={files.sha256(archive)}"
+                raise DownloadError(f"the pictures from {url} are not the known {PICTURES} of {NAME} ({why}); {fix}")
         except DownloadError:
             # Such as a login page with status 200: with it here, no later run would download the archive.
             archive.unlink()
@@ -95,11 +90,8 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
 
     Bytes go to `<target>.part`, which is renamed when it is complete and, with `sha256` (the digest in hexadecimal, or
     its first eight digits or more), verified. A part continues only under the server's own validator (`If-Range`); from
-    a server that ignores `Range` the download starts again.
-
-    Raises:
-        Unavailable: the server could not be reached in time, or has no such file. DownloadError: cut off for good, too
-            large, or not the file that was expected.
+    a server that ignores `Range` the download starts again. Raise `Unavailable` if the server could not be reached in
+    time or has no such file, `DownloadError` for a file that is cut off for good, too large, or not the expected one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Two writers would mix their bytes.
@@ -112,10 +104,9 @@ def fetch(url: str, target: Path, say: Say, sha256: str | None = None, max_bytes
         actual = files.sha256(part.path)
         if sha256 is not None and not actual.startswith(sha256.lower()):
             part.discard()
-            raise DownloadError(
-                f"{url} has the sha256 {actual}, expected {sha256.lower()}: the file changed or was damaged on its "
-                "way; download it yourself and name it, or correct the checksum"
-            )
+            why = f"expected {sha256.lower()}: the file changed or was damaged on its way"
+            fix = "download it yourself and name it, or correct the checksum"
+            raise DownloadError(f"{url} has the sha256 {actual}, {why}; {fix}")
         # The part is the draft: several runs may have written it, piece by piece.
         part.path.replace(target)
         part.notes.unlink(missing_ok=True)
@@ -165,10 +156,8 @@ def _complete(part: _Part, say: Say, max_bytes: int) -> None:
                 raise
             fruitless = 0 if part.size() > before else fruitless + 1
             if fruitless == _FRUITLESS_ATTEMPTS:
-                raise DownloadError(
-                    f"the download of {part.url} broke off after {part.size()} bytes ({_first_line(error)}); "
-                    "run the same command again to continue it"
-                ) from error
+                what = f"the download of {part.url} broke off after {part.size()} bytes ({_first_line(error)})"
+                raise DownloadError(f"{what}; run the same command again to continue it") from error
             say(f"the download broke off after {part.size() / 1e6:.1f} MB; trying to continue")
             time.sleep(_PAUSE_SECONDS * fruitless)
         started = True

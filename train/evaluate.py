@@ -216,8 +216,7 @@ class Report:
 def evaluate(predict: Predict, data: LabelledPictures, batch: int = BATCH) -> Report:
     """Ask for every picture's label, `batch` pictures at a time, and compare.
 
-    Raises:
-        DataError: when there are no pictures. Undetermined: for a 200 whose body is no prediction.
+    Raise `DataError` when there are no pictures, `Undetermined` for a 200 whose body is no prediction.
     """
     if not data.pictures:
         raise DataError(f"{data.root} holds no pictures; name a folder with one folder a class")
@@ -238,10 +237,8 @@ def _judge(path: Path, truth: str, answer: Answer) -> Judged:
     except (ValueError, TypeError, AttributeError):
         values = {}
     if not values:
-        raise Undetermined(
-            f"the answer for {path} is {answer.body[:80]!r}, no labels with probabilities; "
-            "name a model that answers as Beeline's do"
-        )
+        got = f"the answer for {path} is {answer.body[:80]!r}, no labels with probabilities"
+        raise Undetermined(f"{got}; name a model that answers as Beeline's do")
     return Judged(path, truth, tuple(sorted(values.items(), key=lambda pair: -pair[1])), 200)
 
 

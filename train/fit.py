@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import nn
 
 from archive.artifact import read_weights
+from host import Say
 from host.files import write_json
 from train import runs
 from train.errors import DataError, RunError
@@ -26,7 +27,7 @@ from train.learner import Learner, solve_head
 from train.loader import Pictures
 from train.model import build, check_input
 from train.plan import Plan
-from train.progress import Say, Step, progress
+from train.progress import Step, progress
 from train.runs import RUNS, Run
 
 # Enough pictures to solve for a head; the features of all are in memory at once.
@@ -49,11 +50,9 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
     """Train as planned and return the run, a new folder under `folder`.
 
     The folder gets `config.yaml`, `checkpoint.pth` (a state dict), `metrics.csv`, `metrics.json` and, last,
-    `run.json`. The schedule is fixed, and the model of the last epoch is kept.
-
-    Raises:
-        ConfigError, ArchiveError: for an architecture, size or weights that do not fit. DataError: for a bad picture.
-            RunError: for a loss that is not finite, or an interrupt.
+    `run.json`. The schedule is fixed, and the model of the last epoch is kept. Raise `ConfigError` or `ArchiveError`
+    for an architecture, size or weights that do not fit, `DataError` for a bad picture, `RunError` for a loss that is
+    not finite, or an interrupt.
     """
     config = plan.config
     with _quiet(), _deterministic(config.seed):
@@ -123,8 +122,6 @@ def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[
 
 
 class _Lines(Callback):
-    """Collects one row an epoch and prints it, with progress through the batches."""
-
     def __init__(self, epochs: int, pictures: int, say: Say) -> None:
         self.epochs: list[Epoch] = []
         self._count, self._pictures, self._say, self._start = epochs, pictures, say, 0.0

@@ -17,12 +17,12 @@ import PIL
 from archive import hugging_face
 from beeline import pixels
 from beeline.errors import ConfigError
+from host import Say
 from host.files import sha256
 from train.config import TrainConfig, compose
 from train.data import CACHE, DataSet, find_data
 from train.download import fetch
 from train.errors import Unavailable, WeightsError
-from train.progress import Say
 
 # The version of data, fit, learner, loader and model: raise it when the same plan gives another model. A finished run
 # of another version is not reused.
@@ -69,10 +69,8 @@ class Plan:
             "recipe": RECIPE,
             "geometry": pixels.GEOMETRY,
             # PIL may come from another package, Pillow-SIMD.
-            "packages": {
-                **{name: version(name) for name in ("torch", "torchvision", "lightning", *timm)},
-                "pillow": PIL.__version__,
-            },
+            "packages": {name: version(name) for name in ("torch", "torchvision", "lightning", *timm)}
+            | {"pillow": PIL.__version__},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -86,11 +84,8 @@ def plan(
 ) -> Plan:
     """Resolve the configuration, find pictures and weights, and choose the recipe by the weights.
 
-    With `generated` the pictures are drawn, and no others are looked for.
-
-    Raises:
-        ConfigError: for a mistake in an override or a file, or two sources of pictures. DataError, DownloadError,
-            WeightsError: for pictures that cannot be used, or weights that are missing.
+    With `generated` the pictures are drawn, and no others are looked for. Raise `ConfigError` for a mistake in an
+    override or a file, or two sources of pictures; `DataError`, `DownloadError` or `WeightsError` as these are found.
     """
     config = compose(overrides, environ=environ)
     if generated and any(word.startswith("data.folder=") for word in overrides):
@@ -111,8 +106,7 @@ def plan(
 def find_weights(architecture: str, file: Path | None, say: Say, environ: Mapping[str, str] = os.environ) -> Weights:
     """Return the first weights of `file`, `BEELINE_WEIGHTS` and torchvision's for `architecture`; else none.
 
-    Raises:
-        WeightsError: for a named file that is not there. DownloadError: for a download that started and failed.
+    Raise `WeightsError` for a named file that is not there, `DownloadError` for a download that started and failed.
     """
     named = file or _path(environ.get(VARIABLE))
     if named is not None:
@@ -127,10 +121,8 @@ def find_weights(architecture: str, file: Path | None, say: Say, environ: Mappin
         found = _torchvision(architecture, say)
     except Unavailable as error:
         say(f"no weights to download: {error}")
-        say(
-            f"WARNING: {architecture} starts from random weights, which needs more pictures and epochs; "
-            f"set {VARIABLE} to a state dict of it"
-        )
+        what = f"WARNING: {architecture} starts from random weights, which needs more pictures and epochs"
+        say(f"{what}; set {VARIABLE} to a state dict of it")
         return _RANDOM
     say(f"weights: torchvision's {found.name}")
     return found

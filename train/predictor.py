@@ -24,8 +24,7 @@ class RunPredictor(VisionHandler):
     def __init__(self, folder: Path) -> None:
         """Open a run by its folder or id, or a folder with `model_spec.json`.
 
-        Raises:
-            RunError: when it is neither. SpecError, ArchiveError: for a damaged export.
+        Raise `RunError` when it is neither, `SpecError` or `ArchiveError` for a damaged export.
         """
         if not (folder / FILE_NAME).is_file():
             run = open_run(folder)
@@ -34,9 +33,8 @@ class RunPredictor(VisionHandler):
                 try:
                     export(run)
                 except (ArchiveError, OSError) as error:
-                    raise RunError(
-                        f"{run.folder} has no export, from which it answers, and none can be made: {error}"
-                    ) from error
+                    why = f"has no export, from which it answers, and none can be made: {error}"
+                    raise RunError(f"{run.folder} {why}") from error
         self.spec, threads = ModelSpec.load(folder), torch.get_num_threads()
         self.engine = TorchEngine(folder, self.spec, threads=threads)
         self.decoder = Decoder(self.spec.geometry, Limits.from_environment(), threads)

@@ -9,15 +9,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress
 
-Say = Callable[[str], None]
+from host import Say, silent
+
 Step = Callable[[int], None]
 
 # In a log, a line now and then shows that a long step still runs.
 _LINE_EVERY_SECONDS = 30.0
-
-
-def silent(text: str) -> None:
-    """Ignore the line."""
 
 
 @contextmanager

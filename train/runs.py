@@ -63,11 +63,7 @@ class Run:
 
 
 def open_run(folder: Path) -> Run:
-    """Return the finished run in `folder`, which may be an id under `runs/`.
-
-    Raises:
-        RunError: when there is none, it was not finished, or its record is damaged.
-    """
+    """Return the finished run in `folder`, or of that id under `runs/`; raise `RunError` for one that is none."""
     if not folder.is_dir() and (RUNS / folder).is_dir():
         folder = RUNS / folder
     path = folder / RECORD

@@ -131,7 +131,6 @@ def _line(axes: Axes, line: Line) -> None:
 
 
 def _scale(axes: Axes, which: str, title: str, values: Sequence[float], base: int | None) -> None:
-    """Give an axis its title, range and round ticks."""
     from matplotlib import ticker
 
     known = [value for value in values if value > 0] or [1.0]

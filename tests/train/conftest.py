@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from host import silent
 from train.fit import fit
 from train.generate import generate
 from train.model import build
 from train.plan import Plan, plan
 from train.predictor import RunPredictor
-from train.progress import silent
 from train.runs import Run, open_run
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from host import silent
 from train import data, download
 from train.data import find_data, labelled_pictures, read
 from train.errors import DataError
 from train.generate import LABELS, draw, generate
-from train.progress import silent
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
+from host import silent
 from tests.train.conftest import FileServer, zipped
 from train import download
 from train.data import find_data
 from train.download import fetch, hymenoptera
 from train.errors import DownloadError, Unavailable
-from train.progress import silent
 
 CONTENT = random.Random(0).randbytes(300_000)
 PIECE = 65_536

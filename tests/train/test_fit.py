@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from beeline.errors import ArchiveError
+from host import silent
 from train import runs
 from train.config import load
 from train.data import read
@@ -20,7 +21,6 @@ from train.errors import DataError, RunError
 from train.fit import Epoch, fit
 from train.plan import Plan, plan
 from train.predictor import RunPredictor
-from train.progress import silent
 from train.runs import Run
 
 

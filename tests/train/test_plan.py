@@ -18,11 +18,11 @@ import torch
 from torchvision import models
 
 import train.plan
+from host import silent
 from tests import digests
 from tests.train.conftest import FileServer
 from train.errors import DownloadError, WeightsError
 from train.plan import Weights, find_weights, plan
-from train.progress import silent
 
 # What fit.py imports of this room and what cannot change a fit that starts from the same values.
 NOT_SHAPING = {"config", "errors", "plan", "progress", "runs", "download", "generate"}
