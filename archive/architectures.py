@@ -24,10 +24,8 @@ def build(architecture: str, classes: int, transform_input: bool = False, image_
 
     With `transform_input` the two of `AUXILIARY` change pixels that are normalised with ImageNet's numbers to -1..1, as
     torchvision does with the weights that it publishes. Both come without their auxiliary heads. `image_size` is the
-    side in pixels of the pictures that a ViT of torchvision takes, 224 without it.
-
-    Raises:
-        ArchiveError: for an unknown name, with the nearest ones, or if timm is missing.
+    side in pixels of the pictures that a ViT of torchvision takes, 224 without it. Raise `ArchiveError` for an unknown
+    name, with the nearest ones, or if timm is missing.
     """
     if architecture.startswith(TIMM):
         timm, name = _timm(architecture)
@@ -39,15 +37,11 @@ def build(architecture: str, classes: int, transform_input: bool = False, image_
     known = models.list_models(module=models)
     if architecture not in known:
         lacks = "has as no classifier" if architecture in models.list_models() else "lacks"
-        raise ArchiveError(
-            f"the architecture is {architecture!r}, which torchvision {torchvision.__version__} {lacks}"
-            f"{_nearest(architecture, known)}; {_of_timm(architecture)}"
-        )
-    options: dict[str, Any] = {}
+        which = f"which torchvision {torchvision.__version__} {lacks}{_nearest(architecture, known)}"
+        raise ArchiveError(f"the architecture is {architecture!r}, {which}; {_of_timm(architecture)}")
+    options: dict[str, Any] = {"image_size": image_size} if image_size else {}
     if architecture in AUXILIARY:
         options = {"aux_logits": False, "init_weights": False, "transform_input": transform_input}
-    if image_size:
-        options["image_size"] = image_size
     network = models.get_model(architecture, weights=None, num_classes=classes, **options)
     return network
 
@@ -55,8 +49,7 @@ def build(architecture: str, classes: int, transform_input: bool = False, image_
 def timm_preprocessing(architecture: str) -> tuple[Geometry, Sequence[float], Sequence[float]]:
     """Return timm's preprocessing of a network: geometry, and `mean` and `std` of values scaled to 0..1.
 
-    Raises:
-        ArchiveError: for an unknown name, or if timm does what `Geometry` cannot say.
+    Raise `ArchiveError` for an unknown name, or if timm does what `Geometry` cannot say.
     """
     timm, name = _timm(architecture)
     with torch.device("meta"):
@@ -64,20 +57,12 @@ def timm_preprocessing(architecture: str) -> tuple[Geometry, Sequence[float], Se
     (channels, height, width), mode, part = (config[key] for key in ("input_size", "crop_mode", "crop_pct"))
     # In other cases timm crops a squashed picture, resizes until both sides of a rectangle are covered, or surrounds a
     # picture with the mean colour ("border").
-    known = {"center": width == height, "squash": part == 1}
-    if channels != 3 or not known.get(mode):
-        raise ArchiveError(
-            f"timm prepares pictures for {architecture} with input_size {config['input_size']}, crop_mode {mode!r} and "
-            f"crop_pct {part}; allowed: three channels, and 'center' with a square or 'squash' with crop_pct 1; name "
-            "another --preset"
-        )
-    geometry = Geometry(
-        int(height / part),
-        height,
-        config["interpolation"],
-        fit="squash" if mode == "squash" else "crop",
-        width=None if width == height else width,
-    )
+    if channels != 3 or not {"center": width == height, "squash": part == 1}.get(mode):
+        does = f"input_size {config['input_size']}, crop_mode {mode!r} and crop_pct {part}"
+        allowed = "three channels, and 'center' with a square or 'squash' with crop_pct 1; name another --preset"
+        raise ArchiveError(f"timm prepares pictures for {architecture} with {does}; allowed: {allowed}")
+    fit, wide = mode.replace("center", "crop"), None if width == height else width
+    geometry = Geometry(int(height / part), height, config["interpolation"], fit=fit, width=wide)
     return geometry, config["mean"], config["std"]
 
 

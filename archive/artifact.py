@@ -11,7 +11,6 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from archive import hugging_face
 from archive.graph import Network, quiet
 from archive.weights import Weights, find_weights, to_torchscript
 from beeline.errors import ArchiveError, short
+from host import Say, silent
 from host.files import write_whole
 
 # Training programs put objects of these modules into their checkpoints: options, numbers, paths.
@@ -50,10 +50,7 @@ _FOREIGN = (
 
 
 def load_network(
-    path: Path,
-    architecture: str | None = None,
-    transform_input: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    path: Path, architecture: str | None = None, transform_input: bool = False, say: Say = silent
 ) -> Network:
     """Load the network in `path`: TorchScript, an exported program, ONNX, or the weights of `architecture`.
 
@@ -74,8 +71,7 @@ def load_network(
     if kind == "onnx":
         from archive import onnx_graph
 
-        model: Network = onnx_graph.load(path)
-        return model
+        return onnx_graph.load(path)  # type: ignore[no-any-return]
     try:
         with quiet():
             if kind == "exported_program":
@@ -83,18 +79,15 @@ def load_network(
             module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return module
     except Exception as error:
-        raise ArchiveError(
-            f"{path} looks like {kind} but does not load ({short(error)}); save it again with this version of torch"
-        ) from error
+        why = f"looks like {kind} but does not load ({short(error)})"
+        raise ArchiveError(f"{path} {why}; save it again with this version of torch") from error
 
 
 def read_weights(path: Path, architecture: str) -> Weights:
     """Read the weights of `architecture` from `path`; a program has none to start from."""
     if (kind := kind_of(path)) != "pickle":
-        raise ArchiveError(
-            f"{path} is a program ({kind}), which cannot be trained; save the state dict of the model that it was made "
-            "from, with torch.save(model.state_dict(), ...)"
-        )
+        fix = "save the state dict of the model that it was made from, with torch.save(model.state_dict(), ...)"
+        raise ArchiveError(f"{path} is a program ({kind}), which cannot be trained; {fix}")
     return find_weights(path, read_tensors(path), architecture)
 
 
@@ -104,39 +97,43 @@ def kind_of(path: Path) -> str:
         what = "is a folder; name the file in it" if path.is_dir() else "is missing; name a file"
         why = f"the model file {path} {what}: TorchScript, .pt2, ONNX, state dict or safetensors"
         raise ArchiveError((path.is_dir() and hugging_face.refusal(path)) or why)
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            return "onnx" if _ONNX.match(file.read(9)) else "pickle"
-    with zipfile.ZipFile(path) as archive:
-        inside = [name.partition("/")[2] for name in archive.namelist()]
+    start, names = _look(path)
+    inside = [name.partition("/")[2] for name in names]
     if any(name.startswith("models/") or name == "serialized_exported_program.json" for name in inside):
         return "exported_program"
-    return "torchscript" if "constants.pkl" in inside else "pickle"
+    if "constants.pkl" in inside:
+        return "torchscript"
+    return "onnx" if _ONNX.match(start) else "pickle"
 
 
 def read_tensors(path: Path) -> Any:
     """Return what a file of weights holds: mostly dictionaries, with tensors by name somewhere in them."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(264)
-    except OSError as error:
-        raise ArchiveError(f"{path} cannot be read ({error.strerror or error}); restore it, or name another") from error
+    start, names = _look(path)
     if not start:
         raise ArchiveError(f"{path} is empty; download or copy it again")
     # The first eight bytes of safetensors are a length, and may look like anything.
     if start[8:9] == b"{":
         return _read_safetensors(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("data.pkl") for name in names):
-            some = ", ".join(names[:3])
-            raise ArchiveError(f"{path} is a zip archive ({some}), not a state dict; unpack it with `unzip`")
-        return _unpickle(path)
-    for beginning, about in _FOREIGN:
+    if names and not any(name.endswith("data.pkl") for name in names):
+        some = ", ".join(names[:3])
+        raise ArchiveError(f"{path} is a zip archive ({some}), not a state dict; unpack it with `unzip`")
+    for beginning, about in () if names else _FOREIGN:
         if re.match(beginning, start, re.IGNORECASE | re.DOTALL):
             raise ArchiveError(f"{path} {about}")
     return _unpickle(path)
+
+
+def _look(path: Path) -> tuple[bytes, list[str]]:
+    """Return how a file begins, and the names in it if it is a zip archive."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(264)
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read ({error.strerror or error}); restore it, or name another") from error
+    if not zipfile.is_zipfile(path):
+        return start, []
+    with zipfile.ZipFile(path) as archive:
+        return start, archive.namelist()
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -174,10 +171,9 @@ def _unpickle(path: Path) -> Any:
             if match is None:
                 # PyTorch puts the reason after its advice on how to load a file unsafely.
                 why = str(error).rpartition("WeightsUnpickler error: ")[2].partition(". ")[0]
-                raise ArchiveError(
-                    f"{path} is not a plain state dict ({short(why or type(error).__name__)}); save "
-                    "model.state_dict() with torch.save, or copy the file again"
-                ) from error
+                what = f"is not a plain state dict ({short(why or type(error).__name__)})"
+                fix = "save model.state_dict() with torch.save, or copy the file again"
+                raise ArchiveError(f"{path} {what}; {fix}") from error
             # PyTorch names objects of `builtins` without their module.
             name = f"builtins.{match[1]}" if isinstance(getattr(builtins, match[1], None), type) else match[1]
             if name.partition(".")[0] not in (*_HARMLESS, "builtins") or name in empty:

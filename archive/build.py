@@ -12,6 +12,7 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -56,6 +57,15 @@ class Built:
     verified: verify.Verified | None = None
     reused: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            **verify.identity(self.path, self.sha256, self.spec),
+            **{"bytes": self.bytes, "seconds": round(self.seconds, 3), "reused": self.reused},
+            **{"engine": self.spec.engine, "precision": self.spec.precision},
+            "verified": self.verified.to_dict() if self.verified else None,
+        }
+
 
 def build(
     export: Path,
@@ -70,7 +80,8 @@ def build(
 ) -> Built:
     """Build `<name>.mar` from an exported folder, verify it, and only then put it into the store.
 
-    The same input gives the same bytes: in any working folder, at any time, with any umask and file times.
+    The same input gives the same bytes: in any working folder, at any time, with any umask and file times. When an
+    error says why it cannot be built or verified, the store is unchanged.
 
     Args:
         export: holds the model, `model_spec.json` and `golden/`.
@@ -81,9 +92,6 @@ def build(
         reuse: if the store holds an archive of the same bytes, keep it and do not verify it again.
         handlers: the folder with the handler's source code.
         measured: see `Entry`.
-
-    Raises:
-        BeelineError: why it cannot be built or verified; the store is unchanged.
     """
     start = time.perf_counter()
     spec = _check_export(export)
@@ -121,10 +129,9 @@ def _check_export(export: Path) -> ModelSpec:
     if spec.geometry_version != pixels.GEOMETRY:
         version = spec.geometry_version
         made = "before geometry had a version" if version is None else f"with geometry version {version}"
-        raise ArchiveError(
-            f"{export} was exported {made}, and beeline/pixels.py has version {pixels.GEOMETRY}; export the model "
-            "again: `beeline train` for a run, `beeline archive build --model` for a file"
-        )
+        made = f"was exported {made}, and beeline/pixels.py has version {pixels.GEOMETRY}"
+        fix = "export the model again: `beeline train` for a run, `beeline archive build --model` for a file"
+        raise ArchiveError(f"{export} {made}; {fix}")
     return spec
 
 

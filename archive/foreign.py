@@ -9,7 +9,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from archive.graph import Network
 from archive.mar import MANIFEST
 from beeline.errors import ArchiveError, short
 from beeline.spec import EXPECTED, GOLDEN
-from host import zips
+from host import Say, zips
 
 _HANDLER, _LABELS = "image_classifier", "index_to_name.json"
 _RULES = zips.Rules(ArchiveError, "copy it again", 2_000, 4 << 30, 100)
@@ -75,11 +74,10 @@ class Foreign:
             raise ArchiveError(f"{why}; give --architecture") from error
         return network.eval()
 
-    def compare(self, export: Path, say: Callable[[str], None]) -> None:
+    def compare(self, export: Path, say: Say) -> None:
         """Compare the export's golden pictures with the answers of the archive's own handler, where that runs here.
 
-        Raises:
-            ArchiveError: where the first label or its probability is another one.
+        Raise `ArchiveError` where the first label or its probability is another one.
         """
         pictures = json.loads((export / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
         # Its handler does not turn pictures as EXIF says.
@@ -96,10 +94,9 @@ class Foreign:
         for one, answer in zip(upright, answers, strict=True):
             (label, probability), (theirs, value) = one["top"][0], next(iter(answer.items()))
             if label.partition(" (")[0] != theirs.partition(" (")[0] or abs(probability - value) > _APART:
-                raise ArchiveError(
-                    f"{self.name} answers {one['file']} with {label!r} ({probability:.3f}) and its own handler with "
-                    f"{theirs!r} ({value:.3f}); name its model and preprocessing with --model"
-                )
+                both = f"with {label!r} ({probability:.3f}) and its own handler with {theirs!r} ({value:.3f})"
+                fix = "name its model and preprocessing with --model"
+                raise ArchiveError(f"{self.name} answers {one['file']} {both}; {fix}")
         say(f"  its own handler gives the same answers to {len(answers)} golden pictures")
 
 
@@ -115,10 +112,8 @@ def unpack(mar: Path, folder: Path) -> Foreign:
         why = f"{mar} is no model archive ({MANIFEST}: {short(error)})"
         raise ArchiveError(f"{why}; give its model with --model") from error
     if handler.partition(":")[0] != _HANDLER:
-        raise ArchiveError(
-            f"{mar} has the handler {handler!r}; taken are archives of {_HANDLER}: unpack it, and give its model and "
-            "labels with --model and --labels"
-        )
+        fix = f"taken are archives of {_HANDLER}: unpack it, and give its model and labels with --model and --labels"
+        raise ArchiveError(f"{mar} has the handler {handler!r}; {fix}")
     version, labels = str(model.get("modelVersion", "1.0")), folder / _LABELS
     weights = folder / str(model.get("serializedFile"))
     return Foreign(folder, manifest, name, version, weights, labels if labels.is_file() else None)

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from beeline.errors import ArchiveError, short
+from beeline.errors import ArchiveError, did_you_mean, short
+from beeline.spec import Geometry
 
 PROGRAM_FILE = "model.pt2"
 TORCHSCRIPT_FILE = "model.pt"
@@ -25,10 +27,50 @@ Network = nn.Module | ExportedProgram
 # Rows of RGB weights for each channel that a network takes; grey as ITU-R 601-2 defines luma.
 MIXES = {"bgr": [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], "grey": [[0.299, 0.587, 0.114]]}
 CHANNELS = ("rgb", "bgr")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Numbers of channels other than 3 that a network may take.
 _COUNTS = (1, 2, 4, 5, 6, 8)
 # Floats of 0..255, `[N, height, width, 3]`, to `[N, classes]`, with gradients.
 Differentiable = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network is given: geometry, and `mean` and `std` per RGB channel, of values scaled to 0..1.
+
+    `channels` is the order in which it takes them, `rgb` or `bgr`. With `takes_uint8` it takes uint8 NHWC and
+    normalises by itself. Raise `ArchiveError` for an impossible mean, deviation or order.
+    """
+
+    geometry: Geometry
+    mean: Sequence[float]
+    std: Sequence[float]
+    channels: str = CHANNELS[0]
+    takes_uint8: bool = False
+
+    def __post_init__(self) -> None:
+        for key, values, kind in (("mean", self.mean, "numbers"), ("std", self.std, "numbers over 0")):
+            allowed = None
+            if len(values) != 3 or (key == "std" and min(values) <= 0):
+                allowed = f"three {kind}, one for each of R, G and B, as 0.5,0.5,0.5"
+            elif max(map(abs, values)) > 1:
+                scaled = ",".join(f"{value / 255:.4g}" for value in values)
+                allowed = f"at most 1, since pixels are scaled to 0..1: divide by 255, as --{key} {scaled}"
+            if allowed:
+                raise ArchiveError(f"{key} is {list(values)}; allowed: {allowed}")
+        if self.channels not in CHANNELS:
+            raise ArchiveError(f"--channels is {self.channels!r}{did_you_mean(self.channels, CHANNELS)}")
+
+    @property
+    def is_imagenets(self) -> bool:
+        """Whether pixels are normalised with ImageNet's numbers."""
+        return (*self.mean, *self.std) == (*IMAGENET_MEAN, *IMAGENET_STD)
+
+    def override(self, **values: Any) -> Preprocessing:
+        """Return it with those values that are not None: its own fields, or the geometry's."""
+        given = {key: value for key, value in values.items() if value is not None}
+        geometry = {key: given.pop(key) for key in given.keys() & vars(self.geometry)}
+        return replace(self, geometry=replace(self.geometry, **geometry), **given)
 
 
 class Uint8Input(nn.Module):
@@ -81,34 +123,18 @@ class Chain(nn.Module):
 
 
 class Graph:
-    """A network that is ready to be saved.
+    """A network that is ready to be saved. `plain` is the network itself, in float32; it takes `planes` channels.
 
-    Attributes:
-        differentiable: runs it on floats of 0..255, `[N, height, width, 3]`, with gradients to them.
-        plain: the network itself, in float32.
-        planes: how many channels it takes.
-        notes: what was changed to run it.
+    `shape` is height and width of the pictures. `differentiable` runs the graph on floats of 0..255, `[N, height,
+    width, 3]`, with gradients to them. `notes` say what was changed to run it.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        mean: Sequence[float],
-        std: Sequence[float],
-        shape: tuple[int, int],
-        takes_uint8: bool = False,
-        channels: str = "rgb",
-    ) -> None:
+    def __init__(self, network: Network, preprocessing: Preprocessing) -> None:
         """Wrap a copy of `network`: a module, a scripted or traced module, or an exported program.
 
-        `mean` and `std` are per RGB channel, of values scaled to 0..1; `shape` is the input's height and width in
-        pixels; `channels` is `rgb` or `bgr`, the order in which the network takes them. With `takes_uint8` the network
-        takes uint8 NHWC and normalises by itself, so it is not wrapped. A network of one channel gets grey.
-
-        Raises:
-            ArchiveError: for a network of two channels, or of four and more.
+        A network of one channel gets grey. Raise `ArchiveError` for one of two channels, or of four and more.
         """
-        self.shape = shape
+        self.shape = preprocessing.geometry.shape
         self.format = "torchscript" if isinstance(network, torch.jit.ScriptModule) else "exported_program"
         self.notes: list[str] = []
         inner = network.module() if isinstance(network, ExportedProgram) else _frozen_copy(network)
@@ -120,23 +146,22 @@ class Graph:
             inner = inner.float()
             self.notes.append(f"its {str(other.pop()).removeprefix('torch.')} weights are made float32")
         self.plain, self.planes = inner, 3
-        if not takes_uint8 and not any(self.takes(shape, pictures=count) for count in (1, 2, 3)):
-            self.planes = next((count for count in _COUNTS if self.takes(shape, count)), 3)
+        takes_uint8 = preprocessing.takes_uint8
+        if not takes_uint8 and not any(self.takes(self.shape, pictures=count) for count in (1, 2, 3)):
+            self.planes = next((count for count in _COUNTS if self.takes(self.shape, count)), 3)
         self.notes += check_planes(self.planes)
-        if self.planes == 1:
-            channels = "grey"
-        self._wrapping = None if takes_uint8 else (mean, std, channels)
+        self._preprocessing = preprocessing
         self._unchecked: Differentiable | None = None
         if takes_uint8 and isinstance(network, ExportedProgram):
             self._unchecked = _WithoutChecks(network.module(check_guards=False)).run
         self._wrap()
 
     def _wrap(self) -> None:
-        self.module = self.plain
-        if self._wrapping is not None:
-            mean, std, channels = self._wrapping
+        self.module, own = self.plain, self._preprocessing
+        if not own.takes_uint8:
+            channels = "grey" if self.planes == 1 else own.channels
             shown = self.plain if channels == "rgb" else Chain(Channels(channels), self.plain)
-            self.module = Uint8Input(shown, mean, std, self.shape)
+            self.module = Uint8Input(shown, own.mean, own.std, self.shape)
         self.differentiable: Differentiable = self._unchecked or self.module
 
     def takes(self, shape: tuple[int, int], planes: int | None = None, pictures: int = 1) -> bool:
@@ -173,11 +198,9 @@ class Graph:
                 sizes = ({0: Dim("batch", min=1)},)
                 program = torch.export.export(self.module, (example,), dynamic_shapes=sizes, strict=False)
             except Exception as error:
-                why = short(error)
-                raise ArchiveError(
-                    f"the network cannot be exported for every batch size ({why}); make its batch dimension dynamic, "
-                    "or bring it as TorchScript"
-                ) from error
+                why = f"the network cannot be exported for every batch size ({short(error)})"
+                fix = "make its batch dimension dynamic, or bring it as TorchScript"
+                raise ArchiveError(f"{why}; {fix}") from error
             _remove_origin(program)
             torch.export.save(program, folder / PROGRAM_FILE)
         return folder / PROGRAM_FILE

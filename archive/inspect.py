@@ -80,11 +80,7 @@ class Card(Contents):
 
 
 def card(mar: Path) -> Card:
-    """Return an archive's card, after a comparison of every file with the archive's checksums.
-
-    Raises:
-        ArchiveError: when the archive is unsafe, damaged or was changed.
-    """
+    """Return the card of an archive; raise `ArchiveError` if it is unsafe, damaged or was changed."""
     contents = check(mar)
     code = sorted(f"{name} {digest}\n" for name, digest in contents.digests.items() if name.endswith(".py"))
     version = hashlib.sha256("".join(code).encode()).hexdigest()[:SHORT]

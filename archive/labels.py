@@ -25,13 +25,10 @@ class _Unclear(Exception):
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Read the labels in the order of the model's outputs.
+    """Read the labels in the order of the model's outputs; raise `ArchiveError` where that is not clear.
 
     Class numbers may begin at 0 or 1 and have leading zeros. A name that occurs twice (ImageNet has two cranes) gets
     its class id, or its index if the file has no ids: `crane (n02012849)`.
-
-    Raises:
-        ArchiveError: for a file that cannot be read, a gap, an empty or repeated entry, or another form.
     """
     try:
         pairs = [_pair(index, value) for index, value in enumerate(_values(path.suffix.lower(), _text(path)))]
@@ -46,7 +43,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _text(path: Path) -> str:
-    """Return the text: UTF-8, UTF-16, or Windows' Latin-1."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -62,7 +58,6 @@ def _text(path: Path) -> str:
 
 
 def _values(ending: str, text: str) -> Sequence[Any]:
-    """Return a value for each class, in order."""
     try:
         if text.lstrip()[:1] in ("{", "["):
             return _sequence(json.loads(text, object_pairs_hook=_once))
@@ -89,7 +84,6 @@ def _values(ending: str, text: str) -> Sequence[Any]:
 
 
 def _sequence(values: Any) -> Sequence[Any]:
-    """Return what JSON or YAML holds as a list."""
     if isinstance(values, dict):
         if nested := [values[key] for key in _NESTED if isinstance(values.get(key), (dict, list))]:
             return _sequence(nested[0])
@@ -126,7 +120,6 @@ def _in_order(rows: Sequence[tuple[str, Any]]) -> Sequence[Any]:
 
 
 def _pair(index: int, value: Any) -> tuple[str, str]:
-    """Return a class's id or index, and its name."""
     number, name = value if isinstance(value, list) and len(value) == 2 else (str(index), value)
     if not isinstance(number, str) or not isinstance(name, str):
         raise _Unclear(f"has {value!r} for class {index}; allowed: {_FORMS}")

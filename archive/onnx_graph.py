@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archive.graph import MIXES, ONNX_FILE, check_planes
+from archive.graph import MIXES, ONNX_FILE, Preprocessing, check_planes
 from archive.outputs import AGAIN, Both, Element, Rows
 from beeline.engines.onnxruntime import INPUT
 from beeline.errors import ArchiveError, short
@@ -29,9 +29,8 @@ def load(path: Path) -> Any:
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise ArchiveError(
-            f"{path} is ONNX and needs {error.name}, which is not installed; run `make setup`"
-        ) from error
+        needs = f"{path} is ONNX and needs {error.name}, which is not installed"
+        raise ArchiveError(f"{needs}; run `make setup`") from error
     try:
         model = onnx.load(path)
         if (size := model.ByteSize()) > _LARGEST:
@@ -64,30 +63,21 @@ def session(model: Any) -> Any:
 class OnnxGraph:
     """As `archive.graph.Graph`, for an ONNX model of one input: float NCHW or NHWC, or uint8 NHWC with `takes_uint8`.
 
-    Raises:
-        ArchiveError: for another input, with what to do.
+    Raise `ArchiveError` for another input, with what to do.
     """
 
     format = "onnx"
 
-    def __init__(
-        self,
-        model: Any,
-        mean: Sequence[float],
-        std: Sequence[float],
-        shape: tuple[int, int],
-        takes_uint8: bool = False,
-        channels: str = "rgb",
-    ) -> None:
+    def __init__(self, model: Any, preprocessing: Preprocessing) -> None:
         from onnx import TensorProto, compose, helper
 
-        self.shape, self.notes = shape, list[str]()
+        self.shape, self.notes = preprocessing.geometry.shape, list[str]()
+        mean, std, takes_uint8 = preprocessing.mean, preprocessing.std, preprocessing.takes_uint8
         weights = {each.name for each in model.graph.initializer}
         inputs = [each.name for each in model.graph.input if each.name not in weights]
         if len(inputs) != 1:
-            raise ArchiveError(
-                f"the ONNX model has the inputs {', '.join(inputs) or 'none'}; allowed: one, of pictures"
-            )
+            names = ", ".join(inputs) or "none"
+            raise ArchiveError(f"the ONNX model has the inputs {names}; allowed: one, of pictures")
         self._model = compose.add_prefix(model, _INNER)
         graph = self._graph = self._model.graph
         _flush_denormals(graph)
@@ -100,9 +90,8 @@ class OnnxGraph:
         sides = [each.dim_value if each.HasField("dim_value") else None for each in first.type.tensor_type.shape.dim]
         is_last = takes_uint8 or (len(sides) == 4 and sides[3] in (1, 3) and sides[1] not in (1, 3))
         self.planes = self._check(sides, is_last)
-        if self.planes == 1:
-            channels = "grey"
-        graph.input.insert(0, helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *shape, 3]))
+        channels = "grey" if self.planes == 1 else preprocessing.channels
+        graph.input.insert(0, helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *self.shape, 3]))
         graph.input.remove(first)
         own = list(graph.node)
         del graph.node[:]
@@ -130,10 +119,9 @@ class OnnxGraph:
             raise ArchiveError(f"the ONNX model takes batches of exactly {sides[0]}; export it for every size: {again}")
         own_high, own_wide = sides[1:3] if is_last else sides[2:]
         if own_high not in (None, high) or own_wide not in (None, wide):
-            raise ArchiveError(
-                f"the ONNX model takes pictures of {own_wide} x {own_high} pixels, and the crop is {wide} x {high}; "
-                f"add --crop {own_wide}x{own_high}, and the --resize that it was trained with"
-            )
+            takes = f"takes pictures of {own_wide} x {own_high} pixels, and the crop is {wide} x {high}"
+            fix = f"add --crop {own_wide}x{own_high}, and the --resize that it was trained with"
+            raise ArchiveError(f"the ONNX model {takes}; {fix}")
         planes = sides[3 if is_last else 1] or 3
         self.notes += check_planes(planes)
         return planes
@@ -145,7 +133,6 @@ class OnnxGraph:
         return name
 
     def _add(self, operation: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        """Append an operation, and return the name of its output."""
         from onnx import helper
 
         name = output or f"{operation.lower()}_{len(self._graph.node)}"

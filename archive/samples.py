@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import unicodedata
@@ -14,7 +13,7 @@ from pathlib import Path
 from beeline import formats, pixels
 from beeline.errors import ArchiveError, RequestError
 from beeline.spec import ModelSpec
-from host.files import whole_folder
+from host.files import whole_folder, write_json
 
 FOLDER, LIST = "samples", "samples.json"
 MOST, MOST_A_LABEL, MAX_BYTES = 12, 2, 2_000_000
@@ -38,10 +37,8 @@ def named_samples(folder: Path) -> list[Sample]:
     """Return the samples of a folder that the user named; raise `ArchiveError` if there are none."""
     chosen = choose(in_folder(folder))
     if not chosen:
-        raise ArchiveError(
-            f"the samples' folder {folder} holds no complete picture under {MAX_BYTES / 1e6:g} MB that browsers "
-            "show (JPEG, PNG, GIF, WebP, AVIF, BMP); add some, or leave it out"
-        )
+        kind = f"under {MAX_BYTES / 1e6:g} MB that browsers show (JPEG, PNG, GIF, WebP, AVIF, BMP)"
+        raise ArchiveError(f"the samples' folder {folder} holds no complete picture {kind}; add some, or leave it out")
     return chosen
 
 
@@ -102,7 +99,7 @@ def replace(store: Path, spec: ModelSpec, samples: Sequence[Sample], source: str
         for sample, name in zip(samples, _names(samples), strict=True):
             (fresh / name).write_bytes(sample.data)
             rows.append({"file": name, "label": sample.label, "source": source})
-        (fresh / LIST).write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(fresh / LIST, rows)
         for path in (fresh, *fresh.iterdir()):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return target

@@ -54,11 +54,8 @@ class Sandbox:
 
     The process sees what a server's worker sees: the unpacked archive, and the packages that workers of both servers
     have, but nothing of this repository. Its device and threads come from `BEELINE_DEVICE` and `BEELINE_THREADS`, as
-    in a server.
-
-    Attributes:
-        choice: device, precision, threads and so on, each a value and its reason.
-        load_time: seconds, those of the process's start included.
+    in a server. `choice` has device, precision, threads and so on, each a value and its reason; `load_time` is in
+    seconds, those of the process's start included.
     """
 
     def __init__(
@@ -78,11 +75,8 @@ class Sandbox:
         """
         if server not in SERVERS:
             raise ArchiveError(f"the server is {server!r}{did_you_mean(server, SERVERS)}")
-        self.mar = mar
-        self.server = server
-        self.batch_size = batch_size
-        self.choice: dict[str, list[str]] = {}
-        self.load_time = 0.0
+        self.mar, self.server, self.batch_size = mar, server, batch_size
+        self.choice, self.load_time = dict[str, list[str]](), 0.0
         self._seconds = (load_seconds, batch_seconds)
         self._environment = {key: value for key, value in os.environ.items() if key != FOLDER}
         self._environment |= environment or {}
@@ -108,16 +102,9 @@ class Sandbox:
             options = ["-I", "-S", "-X", "utf8", *(["-B"] if sys.dont_write_bytecode else [])]
             command = [sys.executable, *options, str(Path(__file__).resolve().with_name("sandbox_worker.py"))]
             self._process = processes.start_group(command, self._scratch / "log", self._scratch, self._environment)
-            self._send(
-                {
-                    "do": "load",
-                    "folder": str(folder.resolve()),
-                    "server": self.server,
-                    "batch_size": self.batch_size,
-                    "packages": package_folders(),
-                    "hidden": hidden_packages(_runtime(folder)),
-                }
-            )
+            imports = {"packages": package_folders(), "hidden": hidden_packages(_runtime(folder))}
+            context = {"folder": str(folder.resolve()), "server": self.server, "batch_size": self.batch_size}
+            self._send({"do": "load", **context, **imports})
             self.choice = self._reply("does not load", self._seconds[0])["choice"]
             self.load_time = time.monotonic() - start
         except BaseException:
@@ -131,9 +118,7 @@ class Sandbox:
     def predict(self, pictures: Sequence[bytes]) -> list[Answer]:
         """Answer encoded pictures, `batch_size` at a time, each as the raw body of a request.
 
-        Raises:
-            ArchiveError: when the handler raises or returns another number of answers; the cause is the worker's
-                traceback.
+        Raise `ArchiveError` when the handler does, or returns another number of answers; the cause is its traceback.
         """
         answers: list[Answer] = []
         for start in range(0, len(pictures), self.batch_size):
@@ -144,12 +129,8 @@ class Sandbox:
     def take(self, pictures: Sequence[bytes], memory: int | None = None) -> dict[str, Any]:
         """Set the encoded pictures to time from now on, and the bytes that the process may allocate on the CPU.
 
-        Returns:
-            `model`, `version`, `classes` (the number of labels), and `refused`: the model's reason against the first
-            picture that it refuses, or None.
-
-        Raises:
-            ArchiveError: for a handler without the project's stages.
+        Return `model`, `version`, `classes` (the number of labels), and `refused`: the model's reason against the first
+        picture that it refuses, or None. Raise `ArchiveError` for a handler without the project's stages.
         """
         self._send({"do": "pictures", "memory": memory}, pictures)
         return self._reply("cannot be timed")
@@ -157,28 +138,20 @@ class Sandbox:
     def time_stages(self, batch: int, repeats: int, seconds: float) -> dict[str, list[float]]:
         """Time forward pass, copies, decoding and the whole handler at one batch size.
 
-        Returns:
-            By stage, `repeats` samples or, after `seconds`, at least three. Each is the mean milliseconds of a batch
-            over one pass through the pictures.
-
-        Raises:
-            OutOfMemory: when the batch does not fit. ArchiveError: when the handler fails otherwise. Undetermined: when
-                its process ends or hangs.
+        Return by stage `repeats` samples or, after `seconds`, at least three. Each is the mean milliseconds of a batch
+        over one pass through the pictures. Raise `OutOfMemory` when the batch does not fit, `ArchiveError` when the
+        handler fails otherwise, `Undetermined` when its process ends or hangs.
         """
         self._send({"do": "stages", "batch": batch, "repeats": repeats, "seconds": seconds})
         samples: dict[str, list[float]] = self._timed(f"fails on a batch of {batch}")["samples"]
         return samples
 
     def time_batches(self, batch_sizes: Sequence[int], seconds: float, lone: int) -> Iterator[dict[str, Any]]:
-        """Time decoding and the forward pass at each batch size in turn, for `seconds`; the rest is left out.
+        """Time decoding and the forward pass at each batch size in turn, for `seconds`; it raises as `time_stages`.
 
-        Yields:
-            `batch` and its median `ms`, one size at a time. Then `cost`: `memory` in bytes, `load_seconds`, and on a
-            CUDA device `device_memory` and `device_free`. If a worker holds a second model with `lone` threads for
-            pictures that come alone, `cost` again with that model.
-
-        Raises:
-            As `time_stages`.
+        Yield `batch` and its median `ms`, one size at a time. Then `cost`: `memory` in bytes, `load_seconds`, and on a
+        CUDA device `device_memory` and `device_free`. If a worker holds a second model with `lone` threads for pictures
+        that come alone, `cost` again with that model.
         """
         self._send({"do": "batches", "batch_sizes": list(batch_sizes), "seconds": seconds, "lone": lone})
         while not (reply := self._timed("fails on a batch")).get("end"):

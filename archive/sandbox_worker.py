@@ -55,16 +55,10 @@ def main() -> None:
             for reply in getattr(worker, command.pop("do"))(bodies, **command):
                 send(reply)
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is the reply, also SystemExit
-            send(
-                {
-                    "error": type(error).__name__,
-                    "message": str(error),
-                    "traceback": traceback.format_exc(),
-                    # The message of such an error is a whole sentence.
-                    "ours": any(base.__name__ == "BeelineError" for base in type(error).__mro__),
-                    "memory": out_of_memory(error),
-                }
-            )
+            # The message of our own error is a whole sentence.
+            is_ours = any(base.__name__ == "BeelineError" for base in type(error).__mro__)
+            words = {"error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+            send({**words, "ours": is_ours, "memory": out_of_memory(error)})
 
 
 class Worker:
@@ -90,9 +84,8 @@ class Worker:
         manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text(encoding="utf-8"))
         model = manifest["model"]
         module = importlib.import_module(Path(model["handler"].partition(":")[0]).stem)
-        classes: list[Any] = [
-            member for _, member in inspect.getmembers(module, inspect.isclass) if member.__module__ == module.__name__
-        ]
+        members: list[Any] = [member for _, member in inspect.getmembers(module, inspect.isclass)]
+        classes = [member for member in members if member.__module__ == module.__name__]
         if len(classes) != 1:
             names = ", ".join(each.__name__ for each in classes) or "none"
             raise ValueError(f"{model['handler']} defines the classes {names}; both servers want exactly one")

@@ -52,16 +52,11 @@ class Listed:
 
 
 def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
-    """Return the archives named by `wanted`, or all archives in `store`.
+    """Return the archives named by `wanted`, or all archives in `store`, with or without an index.
 
-    Args:
-        store: a folder of `.mar` files, with or without an index.
-        wanted: file names in the store, with or without `.mar`, or paths of `.mar` files anywhere.
-        listed: whether the index must hold the sha256 of each.
-
-    Raises:
-        ArchiveError: for an empty store; for an archive that is missing, unreadable, not as the index or its own
-            checksums say, or not listed although it must be; for two archives of the same model and version.
+    `wanted` are file names in the store, with or without `.mar`, or paths of `.mar` files anywhere. With `listed` the
+    index must hold the sha256 of each. Raise `ArchiveError` for an empty store; for an archive that is missing,
+    unreadable, not as the index or its own checksums say, or not listed; for two of the same model and version.
     """
     paths = list(dict.fromkeys(_path(store, name) for name in wanted)) if wanted else sorted(store.glob("*.mar"))
     if not paths:
@@ -109,10 +104,8 @@ def changed(path: Path) -> str | None:
     expected = expected_sha256(path)
     if expected is None or (actual := sha256(path)) == expected:
         return None
-    return (
-        f"has sha256 {actual[:SHORT]}, {INDEX} says {str(expected)[:SHORT]}; it was changed after it was built: build "
-        "it again with `beeline archive build`"
-    )
+    digests = f"has sha256 {actual[:SHORT]}, {INDEX} says {str(expected)[:SHORT]}"
+    return f"{digests}; it was changed after it was built: build it again with `beeline archive build`"
 
 
 def put(store: Path, draft: Path, file: str, entry: Entry) -> None:
@@ -184,8 +177,6 @@ def _check(path: Path, listed: bool) -> None:
     if expected_sha256(path) is not None:
         return
     if listed:
-        raise ArchiveError(
-            f"{path} is not in the {INDEX} of its folder, and only archives that it lists with their sha256 are served "
-            "here; build it into this store with `beeline archive build`"
-        )
+        why = f"is not in the {INDEX} of its folder, and only archives that it lists with their sha256 are served here"
+        raise ArchiveError(f"{path} {why}; build it into this store with `beeline archive build`")
     mar.check_record(path)

@@ -32,18 +32,15 @@ class Verified:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "archive": str(self.mar),
-            "sha256": self.sha256,
-            "name": self.spec.name,
-            "version": self.spec.version,
-            "fingerprint": self.spec.fingerprint(),
-            "server": self.server,
-            "pictures": self.pictures,
-            "choice": self.choice,
-            "load_seconds": round(self.load_seconds, 3),
-            "seconds": round(self.seconds, 3),
-        }
+        seconds = {"load_seconds": round(self.load_seconds, 3), "seconds": round(self.seconds, 3)}
+        about = {"server": self.server, "pictures": self.pictures, "choice": self.choice}
+        return {**identity(self.mar, self.sha256, self.spec), **about, **seconds}
+
+
+def identity(mar: Path, sha256: str, spec: ModelSpec) -> dict[str, Any]:
+    """Return what tells an archive from others, as JSON values."""
+    of_spec = {"name": spec.name, "version": spec.version, "fingerprint": spec.fingerprint()}
+    return {"archive": str(mar), "sha256": sha256, **of_spec}
 
 
 def verify(mar: Path, server: str = "torchserve") -> Verified:
@@ -51,11 +48,8 @@ def verify(mar: Path, server: str = "torchserve") -> Verified:
 
     First the archive must be safe to unpack, and equal to its checksums and to the store's index. Then a clean process
     loads it like a worker of `server`, which replays the golden pictures on the engine. Finally the handler must answer
-    the golden pictures as requests.
-
-    Raises:
-        ArchiveError: names the first thing that differs, and what was expected.
-        Undetermined: when the handler gives no reply.
+    the golden pictures as requests. `ArchiveError` names what differs, and what was expected; `Undetermined` is raised
+    when the handler gives no reply.
     """
     start = time.perf_counter()
     contents = reader.check(mar)

@@ -81,18 +81,13 @@ class Weights:
                 why = str(error)
         if (match := _MISFIT.search(why)) is None:
             raise ArchiveError(f"{self.path} does not fit {self.architecture} ({short(why)})")
-        raise ArchiveError(
-            f"{self.path} has {match[1]!r} of shape {match[2]}, {self.architecture} has {match[3]}; name the right "
-            "architecture, and the size of picture that it was trained for"
-        )
+        shapes = f"has {match[1]!r} of shape {match[2]}, {self.architecture} has {match[3]}"
+        fix = "name the right architecture, and the size of picture that it was trained for"
+        raise ArchiveError(f"{self.path} {shapes}; {fix}")
 
 
 def find_weights(path: Path, values: Any, architecture: str) -> Weights:
-    """Find the weights of `architecture` in `values`, which the file `path` holds.
-
-    Raises:
-        ArchiveError: if there are none, or several that differ.
-    """
+    """Find weights of `architecture` in what the file `path` holds; raise `ArchiveError` for none, or several sets."""
     form = _Form(architecture)
     parts = [(place, form.renamed(tensors)) for place, tensors in _parts(values)]
     fits = [fit for part in parts for fit in form.fits(*part)]
@@ -100,31 +95,28 @@ def find_weights(path: Path, values: Any, architecture: str) -> Weights:
         raise ArchiveError(_no_fit(path, architecture, parts, form.body))
     place, state, others = fits[0]
     for _, other, _ in fits[1:]:
-        if other.keys() != state.keys() or not all(_same(state[name], other[name]) for name in state):
-            raise ArchiveError(
-                f"{path} holds {len(fits)} sets of weights of {architecture}: {', '.join(fit[0] for fit in fits)}; "
-                "save the one that you want in a file of its own"
-            )
+        pairs = ((state[name], other[name]) for name in state.keys() & other.keys())
+        same = all(one.dtype == another.dtype and torch.equal(one, another) for one, another in pairs)
+        if other.keys() != state.keys() or not same:
+            sets = f"{len(fits)} sets of weights of {architecture}: {', '.join(fit[0] for fit in fits)}"
+            raise ArchiveError(f"{path} holds {sets}; save the one that you want in a file of its own")
     notes = [f"the weights are {place} of {path.name}"] if place else []
     if moved := form.with_single_layer(state):
         layer, state = moved
         notes.append(f"the head is {layer} of {path.name}, where {architecture} has {form.main}")
     odd = [name for name in state if name not in form.shapes and state[name].numel() > 1]
     if elsewhere := [name for name in odd if not form.is_near(name)]:
-        raise ArchiveError(
-            f"{path} has {elsewhere[0]!r}, which {architecture} lacks; name the right architecture, or bring a network "
-            f"that you changed as TorchScript: {to_torchscript()}"
-        )
+        fix = f"name the right architecture, or bring a network that you changed as TorchScript: {to_torchscript()}"
+        raise ArchiveError(f"{path} has {elsewhere[0]!r}, which {architecture} lacks; {fix}")
     classes, why = form.classes(state), ""
     if classes is None:
         own = {**state, **others} if form.main not in state else state
         found = [f"{name} {list(own[name].shape)}" for name in own if name not in form.body and own[name].ndim > 1]
         why = f"{path} lacks {form.main!r}, the head of {architecture}; train one with `beeline train`"
         if found:
-            why = (
-                f"{path} has a head of its own ({', '.join(found[:_NAMED])}) where {architecture} has {form.main}, and "
-                f"a state dict lacks its code; make TorchScript of the model: {to_torchscript()}"
-            )
+            heads = f"a head of its own ({', '.join(found[:_NAMED])}) where {architecture} has {form.main}"
+            fix = f"make TorchScript of the model: {to_torchscript()}"
+            why = f"{path} has {heads}, and a state dict lacks its code; {fix}"
         state = {name: tensor for name, tensor in state.items() if not form.is_near(name)}
     if left := [*(name for name in state if name not in form.shapes), *others]:
         more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
@@ -224,10 +216,6 @@ def _parts(values: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, 
         yield place, tensors
     for name, value in items:
         yield from _parts(value, f"{place}[{name!r}]", depth + 1)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _no_fit(path: Path, architecture: str, parts: list[tuple[str, State]], body: list[str]) -> str:

@@ -101,22 +101,24 @@ def build(
             _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
-            from archive import foreign
             from archive.architectures import TIMM
             from archive.artifact import load_network
             from archive.export import ExportRequest, export_folder, find_preset
+            from archive.foreign import unpack
             from archive.hugging_face import refusal
             from archive.labels import read_labels
 
-            given = foreign.unpack(source, Path(scratch) / "given") if source else None
+            given = unpack(source, Path(scratch) / "given") if source else None
             model, labels = (given.weights, labels or given.labels) if given else (model, labels)
             assert model is not None
             if labels is None:
                 why = f"the model {model} has no labels; add --labels FILE, one a line in output order"
                 raise BeelineError(refusal(model) or why)
             chosen = find_preset(preset, architecture).override(
-                _numbers("mean", mean),
-                _numbers("std", std),
+                mean=_numbers("mean", mean),
+                std=_numbers("std", std),
+                channels=channels,
+                takes_uint8=uint8_input,
                 resize=resize,
                 interpolation=interpolation,
                 **_shape(crop, fit),
@@ -125,11 +127,8 @@ def build(
                 name=name or (given.name if given else (architecture or model.stem).removeprefix(TIMM)),
                 version=version or (given.version if given else "1.0"),
                 labels=read_labels(labels),
-                geometry=chosen.geometry,
-                mean=chosen.mean,
-                std=chosen.std,
+                preprocessing=chosen,
                 architecture=architecture or "unknown",
-                channels=channels,
                 output=output,
                 output_key=output_key,
                 top_k=top_k,
@@ -139,12 +138,12 @@ def build(
             )
             export = Path(scratch) / "export"
             say(f"exporting {model} as {request.name} {request.version} and making golden pictures ...")
-            network = (
-                given.network(architecture) if given else load_network(model, architecture, chosen.is_imagenets, say)
-            )
-            export_folder(network, request, export, takes_uint8=uint8_input, say=say)
             if given:
+                export_folder(given.network(architecture), request, export, say)
                 given.compare(export, say)
+            else:
+                network = load_network(model, architecture, chosen.is_imagenets, say)
+                export_folder(network, request, export, say)
         made, measured = variants.prepare(
             export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding, say
         )
@@ -155,21 +154,7 @@ def build(
         placed, about = _put_samples(built, export, samples, page)
     if lacking := needed_package(built.spec.engine):
         say(lacking)
-    values = {
-        "archive": str(built.path),
-        "sha256": built.sha256,
-        "bytes": built.bytes,
-        "name": built.spec.name,
-        "version": built.spec.version,
-        "fingerprint": built.spec.fingerprint(),
-        "seconds": round(built.seconds, 3),
-        "reused": built.reused,
-        "engine": built.spec.engine,
-        "precision": built.spec.precision,
-        "measured": measured,
-        "verified": built.verified.to_dict() if built.verified else None,
-        "samples": str(placed) if placed else None,
-    }
+    values = {**built.to_dict(), "measured": measured, "samples": str(placed) if placed else None}
     say(about)
     proof = f"{built.verified.pictures} golden pictures agree" if built.verified else "not verified"
     proof = "the same as before" if built.reused else proof
@@ -232,7 +217,7 @@ def run(
     """Call an archive's handler with pictures, without a server; a failure shows the handler's own traceback."""
     from archive.sandbox import Sandbox, WorkerTraceback
     from archive.store import locate
-    from cli.predict import find_pictures
+    from host.files import find_pictures
 
     paths = find_pictures(pictures)
     rows = []
@@ -260,9 +245,8 @@ def exported_folder(source: Path) -> Path:
     for folder in (source / "export", source):
         if (folder / FILE_NAME).is_file():
             return folder
-    raise BeelineError(
-        f"{source} holds no exported model; train one with `beeline train`, or give --model and --labels"
-    )
+    fix = "train one with `beeline train`, or give --model and --labels"
+    raise BeelineError(f"{source} holds no exported model; {fix}")
 
 
 def _check_only_of_models(context: typer.Context, source: Path) -> None:
@@ -270,10 +254,9 @@ def _check_only_of_models(context: typer.Context, source: Path) -> None:
     for parameter in context.command.params:
         source_of_value = context.get_parameter_source(parameter.name or "")
         if getattr(parameter, "rich_help_panel", None) and getattr(source_of_value, "name", "") == "COMMANDLINE":
-            raise BeelineError(
-                f"{parameter.opts[0]} is given with the exported folder {source}, which has settled that; "
-                "give it to `beeline train` (export.name=..., export.version=..., export.top_k=...), or use --model"
-            )
+            what = f"{parameter.opts[0]} is given with the exported folder {source}, which has settled that"
+            words = "export.name=..., export.version=..., export.top_k=..."
+            raise BeelineError(f"{what}; give it to `beeline train` ({words}), or use --model")
 
 
 def _numbers(key: str, text: str | None) -> list[float] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from archive.store import STORE, locate, read_index
 from beeline.errors import BeelineError
 from host import ROOT
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 Predict = Callable[[list[bytes]], "list[Answer]"]
 
-STORE = ROOT / "model_store"
 # Enough concurrent clients for full batches.
 CLIENTS = 16
 
@@ -35,7 +35,6 @@ def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
             yield predict
     elif source.endswith(".mar"):
         from archive.sandbox import Sandbox
-        from archive.store import locate
 
         with Sandbox(locate(Path(source), STORE)) as sandbox:
             yield sandbox.predict
@@ -54,8 +53,6 @@ def archive_of(source: Path, say: Callable[[str], None]) -> Iterator[Path]:
     A run is built into a temporary archive, so that a measurement uses what would be shipped.
     """
     if not source.is_dir():
-        from archive.store import locate
-
         yield locate(source)
         return
     from archive.build import build
@@ -101,8 +98,6 @@ def _only_model(client: InferenceClient) -> str:
     """Return the name of the only model at the URL, as its catalog says, else the local index."""
     names, where = client.served(), f"{client.url} serves"
     if names is None:
-        from archive.store import read_index
-
         names = sorted({entry.name for entry in read_index(STORE).values()})
         where = f"{client.url} has no catalog and model_store lists"
     if len(names) != 1:

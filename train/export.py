@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,8 @@ def export(
     """Write `<run>/export/` and return its spec; an earlier export that says the same is kept.
 
     `naming` are name, version and top-k; None takes those that the run was trained with. `golden` and `blind_to` are
-    those of `archive.export.ExportRequest`; with either the export is made again.
-
-    Raises:
-        RunError: when the checkpoint is missing or damaged. ArchiveError: when the model cannot be exported.
+    those of `archive.export.ExportRequest`; with either the export is made again. Raise `RunError` when the checkpoint
+    is missing or damaged, `ArchiveError` when the model cannot be exported.
     """
     config, data = run.config(), run.record["data"]
     if naming is not None:
@@ -47,11 +46,8 @@ def export(
     }
     maker = run.folder / "exported_by"
     if not (golden or blind_to) and maker.is_file() and maker.read_text() == str(EXPORT):
-        try:
+        with suppress(SpecError):
             spec = ModelSpec.load(run.export)
-        except SpecError:
-            pass
-        else:
             same = all(getattr(spec, key) == value for key, value in described.items())
             whole = (run.export / spec.model.file).is_file() and (run.export / GOLDEN / EXPECTED).is_file()
             if same and whole and spec.geometry_version == pixels.GEOMETRY:
@@ -59,17 +55,11 @@ def export(
     maker.unlink(missing_ok=True)
 
     from archive.export import ExportRequest, export_folder
+    from archive.graph import Preprocessing
 
-    model = config.model
-    request = ExportRequest(
-        mean=model.mean,
-        std=model.std,
-        architecture=model.name,
-        output="logits",
-        golden_pictures=golden,
-        blind_to=blind_to,
-        **described,
-    )
+    preprocessing = Preprocessing(described.pop("geometry"), config.model.mean, config.model.std)
+    described |= {"architecture": config.model.name, "output": "logits", "golden_pictures": golden}
+    request = ExportRequest(preprocessing=preprocessing, blind_to=blind_to, **described)
     spec = export_folder(network(run), request, run.export)
     maker.write_text(str(EXPORT))
     return spec

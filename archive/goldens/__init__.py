@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,8 @@ from beeline.answer import probabilities, top_labels
 from beeline.errors import ArchiveError, RequestError, short
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec
+from host import Say, silent
+from host.files import write_json
 
 # The least top-1 probability of a golden picture, and its least distance to the next label: rounding could change a
 # less certain answer. Of probabilities the first implies the second; of scores, which need not sum to 1, it does not.
@@ -95,24 +96,12 @@ class Pattern:
     against: Mistake | None = None
 
 
-def make(
-    folder: Path,
-    model: Model,
-    own: Path | None = None,
-    blind_to: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None,
-) -> None:
+def make(folder: Path, model: Model, own: Path | None, blind_to: Sequence[str], say: Say = silent) -> None:
     """Write `folder/golden` with pictures and `expected.json`, and prove that they notice each required mistake.
 
-    Args:
-        folder: of the export.
-        model: the one that was saved there.
-        own: a folder of the user's pictures; None makes some.
-        blind_to: mistakes that the pictures need not notice, since some models see no colour.
-        say: is told when a further search begins.
-
-    Raises:
-        ArchiveError: when pictures are missing, unclear to the model, or do not notice a mistake.
+    `folder` is the export of the `model`. `own` is a folder of the user's pictures; None makes some. The pictures need
+    not notice the mistakes `blind_to`, since some models see no colour. `say` is told when a further search begins.
+    Raise `ArchiveError` when pictures are missing, unclear to the model, or do not notice a mistake.
     """
     encoded = _given(own, model.spec) if own else _made(model, say)
     for attempt in range(1, _ATTEMPTS + 1):
@@ -131,10 +120,8 @@ def make(
         encoded += [picture for picture in _draw(model, patterns) if picture]
     if missed:
         options = " ".join(f"--blind-to {name}" for name in missed)
-        raise ArchiveError(
-            f"the golden pictures would not notice {_named(missed)}; give pictures of your own that depend on it with "
-            f"--golden DIR, or say {options} if this model cannot tell"
-        )
+        fix = f"give your own that depend on it with --golden DIR, or say {options} if this model cannot tell"
+        raise ArchiveError(f"the golden pictures would not notice {_named(missed)}; {fix}")
     _write(folder, model, encoded, [name for name, seen in noticed.items() if seen])
 
 
@@ -142,7 +129,7 @@ def _named(missed: Sequence[str]) -> str:
     return " and ".join(mistakes.MISTAKES[name] for name in missed)
 
 
-def _made(model: Model, say: Callable[[str], None]) -> list[Encoded]:
+def _made(model: Model, say: Say) -> list[Encoded]:
     """Make pictures of up to four classes, the first and the last included, of which the model is sure."""
     classes = len(model.spec.labels)
     targets = (0, classes - 1, classes // 3, 2 * classes // 3)
@@ -158,10 +145,8 @@ def _made(model: Model, say: Callable[[str], None]) -> list[Encoded]:
         if attempt + 1 < _ATTEMPTS and len(clear) < len(targets):
             say(f"  the model is sure of {len(clear)} of {len(targets)} golden pictures: searching for more")
     if len(clear) < 2:
-        raise ArchiveError(
-            f"fewer than two made pictures get a top-1 probability over {FLOOR} from this model; is it trained? "
-            "if so, give pictures that it is sure of with --golden DIR"
-        )
+        fix = "is it trained? if so, give pictures that it is sure of with --golden DIR"
+        raise ArchiveError(f"fewer than two made pictures get a top-1 probability over {FLOOR} from this model; {fix}")
     return [clear[number] for number in sorted(clear)]
 
 
@@ -181,11 +166,8 @@ def _draw(model: Model, patterns: Sequence[Pattern]) -> list[Encoded | None]:
     try:
         painted = _ascend(model, patterns)
     except RuntimeError as error:
-        why = short(error)
-        raise ArchiveError(
-            f"no golden pictures can be made, since no gradient passes this model ({why}); give pictures of your own "
-            "with --golden DIR"
-        ) from error
+        why = f"no golden pictures can be made, since no gradient passes this model ({short(error)})"
+        raise ArchiveError(f"{why}; give pictures of your own with --golden DIR") from error
     encoded = [_encode(picture, pattern.ending) for picture, pattern in zip(painted, patterns, strict=True)]
     return [picture if _is_sure(model.rows([picture])[0]) else None for picture in encoded]
 
@@ -281,9 +263,8 @@ def read_given(folder: Path) -> tuple[list[Encoded], Image.Image]:
         raise ArchiveError(f"the folder of golden pictures {folder} is missing; name a folder of pictures")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if not 1 <= len(paths) <= MAX_PICTURES:
-        raise ArchiveError(
-            f"{folder} holds {len(paths)} files; allowed: 1 to {MAX_PICTURES} pictures of two classes or more"
-        )
+        allowed = f"1 to {MAX_PICTURES} pictures of two classes or more"
+        raise ArchiveError(f"{folder} holds {len(paths)} files; allowed: {allowed}")
     encoded: list[Encoded] = []
     for path in paths:
         data = path.read_bytes()
@@ -313,16 +294,14 @@ def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequ
         top = top_labels(row, model.spec, _TOP)
         if not _is_sure(row):
             (first, most), (second, next_most) = top[:2]
-            raise ArchiveError(
-                f"golden picture {number} ({picture.ending}) gets {first!r} with {most:.2f} and {second!r} with "
-                f"{next_most:.2f}; take pictures of one label, of which the model is at least {FLOOR} sure"
-            )
+            gets = f"gets {first!r} with {most:.2f} and {second!r} with {next_most:.2f}"
+            fix = f"take pictures of one label, of which the model is at least {FLOOR} sure"
+            raise ArchiveError(f"golden picture {number} ({picture.ending}) {gets}; {fix}")
         name = f"{number}.{picture.ending.removeprefix('turned.')}"
         (target / name).write_bytes(picture.data)
         digest = hashlib.sha256(picture.data).hexdigest()
         entries.append({"file": name, "sha256": digest, "top": [[label, value] for label, value in top]})
-    expected = {"schema": 1, "detects": list(detects), "pictures": entries}
-    (target / EXPECTED).write_text(json.dumps(expected, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(target / EXPECTED, {"schema": 1, "detects": list(detects), "pictures": entries})
     replay(folder, model.spec, model.forward)
 
 

@@ -49,12 +49,7 @@ def noticed(
 ) -> dict[str, bool]:
     """Make each mistake that is possible, and return whether the replay of the golden pictures fails for it.
 
-    Args:
-        folder: of the export. Its golden pictures replay without a mistake.
-        spec: of the model.
-        forward: the model.
-        pictures: the bytes of the golden pictures, in order.
-        photometry: of the model's normalisation.
+    `pictures` are the bytes of the golden pictures of the export in `folder`, which replay without a mistake.
     """
     crops = np.stack([pixels.decode(data, spec.geometry) for data in pictures])
     shifted = dataclasses.replace(spec, labels=spec.labels[1:] + spec.labels[:1])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from archive.goldens import mistakes
 from archive.variants import agreement, convert
@@ -24,8 +25,9 @@ from beeline.answer import probabilities
 from beeline.errors import ArchiveError, BeelineError, ConfigError, did_you_mean, short
 from beeline.golden import Forward, replay
 from beeline.spec import DECODINGS, EXPECTED, FILE_NAME, GOLDEN, Artifact, ModelSpec
+from host import Say
+from host.files import write_json
 
-Say = Callable[[str], None]
 # With a larger tolerance the golden pictures could miss a real mistake.
 _MOST_TOLERANCE = 0.15
 _MARGIN = 1.5
@@ -88,8 +90,6 @@ def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> st
         except ConfigError as error:
             return str(error)
     if variant.precision in ("fp16", "bf16"):
-        import torch
-
         on_torch, bf16 = variant.engine.startswith("torch"), variant.precision == "bf16"
         if on_torch and (torch.cuda.is_available() or (bf16 and not timed)):
             return None
@@ -113,18 +113,10 @@ def prepare(
 ) -> tuple[Path, dict[str, float | str] | None]:
     """Return the folder to build from, and for `auto` the results of `fastest`.
 
-    Args:
-        export: of the fp32 model for PyTorch, or of an ONNX model.
-        scratch: a folder for variants.
-        asked: engine and precision; each may be `auto`, or None for the reference's.
-        pictures: a folder to judge by, and one to calibrate with.
-        gate: the fields of `Gate`.
-        decoding: see `Geometry`.
-        say: gets each line of progress.
-
-    Raises:
-        ConfigError: for an unknown value, a variant that cannot be made here, or missing pictures.
-        ArchiveError: when the gate refuses the variant.
+    `export` is of the fp32 model for PyTorch, or of an ONNX model, and `scratch` a folder for variants. `asked` are
+    engine and precision; each may be `auto`, or None for the reference's. `pictures` are a folder to judge by, and one
+    to calibrate with; `gate` the fields of `Gate`; `decoding` that of `Geometry`. Raise `ConfigError` for an unknown
+    value, a variant that cannot be made here, or missing pictures; `ArchiveError` when the gate refuses the variant.
     """
     spec = ModelSpec.load(export)
     reference = Variant(spec.engine, spec.precision)
@@ -135,16 +127,12 @@ def prepare(
     judged, calibration = pictures
     if candidates == [reference] and geometry == spec.geometry:
         if judged or calibration:
-            raise ConfigError(
-                "--pictures and --calibration are for a fast variant, and this is the fp32 reference: add --engine, "
-                "--precision or --decoding, or leave them out"
-            )
+            given = "--pictures and --calibration are for a fast variant, and this is the fp32 reference"
+            raise ConfigError(f"{given}: add --engine, --precision or --decoding, or leave them out")
         return export, None
     if calibration is not None and all(each.precision != "int8" for each in candidates):
-        raise ConfigError(
-            f"--calibration is {calibration}, and only int8 is calibrated; leave it out, since the gate judges by "
-            "--pictures, or add --precision int8"
-        )
+        fix = "leave it out, since the gate judges by --pictures, or add --precision int8"
+        raise ConfigError(f"--calibration is {calibration}, and only int8 is calibrated; {fix}")
     lone = candidates[0] if len(candidates) == 1 else None
     if lone and (why := left_out(lone, decoding, timed=False)):
         raise ConfigError(f"{lone} cannot be built here: {why}")
@@ -180,11 +168,8 @@ def _candidates(reference: Variant, engine: str | None, precision: str | None) -
 def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Gate) -> ModelSpec:
     """Write a variant of an exported folder into the new folder `out`, and return its spec.
 
-    `export` holds the fp32 reference. The variant will decode pictures as `pictures` were decoded.
-
-    Raises:
-        ArchiveError: when the model cannot be converted, or is too far from the reference on the pictures or the
-            golden pictures.
+    `export` holds the fp32 reference. The variant will decode pictures as `pictures` were decoded. Raise `ArchiveError`
+    when the model cannot be converted, or is too far from the reference on the pictures or the golden pictures.
     """
     spec = ModelSpec.load(export)
     if Variant(spec.engine, spec.precision) not in (REFERENCE, ONNX_REFERENCE):
@@ -202,10 +187,8 @@ def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Ga
     engine = engines.load(out, draft)
     computed = engine.choice["precision"].value
     if computed != variant.precision:
-        raise ArchiveError(
-            f"{variant} is refused: this machine computes it in {computed}, so nothing would judge it; build it on a "
-            "machine like the one that serves"
-        )
+        why = f"this machine computes it in {computed}, so nothing would judge it"
+        raise ArchiveError(f"{variant} is refused: {why}; build it on a machine like the one that serves")
     expected = agreement.scores(engines.load(export, spec, device="cpu").forward, pictures.judged, spec.output)
     actual = agreement.scores(engine.forward, pictures.served, spec.output)
     measured = agreement.measure(expected, actual, pictures.source, spec.output)
@@ -221,14 +204,9 @@ def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Ga
 def fastest(
     export: Path, scratch: Path, pictures: Pictures, gate: Gate, among: Sequence[Variant], say: Say
 ) -> tuple[Path, dict[str, float | str]]:
-    """Make and time the variants in `among`.
+    """Make and time the variants in `among`, and return the folder of the fastest; raise `ArchiveError` if none passes.
 
-    Returns:
-        The folder of the fastest that passes the gate. By variant, the milliseconds a picture in batches of eight on
-        one thread, or why it was refused.
-
-    Raises:
-        ArchiveError: when none passes.
+    Also return, by variant, the milliseconds a picture in batches of eight on one thread, or why it was refused.
     """
     results: dict[str, float | str] = {}
     passed: list[tuple[float, Path]] = []
@@ -295,10 +273,8 @@ def _with_tolerance(
     seen = mistakes.noticed(folder, spec, forward, bodies, photometry)
     lost = [name for name in mistakes.OF_THE_MODEL if name in record["detects"] and seen.get(name) is False]
     if lost:
-        raise ArchiveError(
-            f"{variant} is refused: within its tolerance of {tolerance:g} the golden pictures would not notice "
-            f"{mistakes.MISTAKES[lost[0]]}; take a higher precision"
-        )
+        why = f"within its tolerance of {tolerance:g} the golden pictures would not notice {mistakes.MISTAKES[lost[0]]}"
+        raise ArchiveError(f"{variant} is refused: {why}; take a higher precision")
     record["detects"] = [name for name in record["detects"] if seen.get(name)]
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, record)
     return spec

@@ -38,7 +38,6 @@ class Gate:
     moved: float = 0.10
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for an impossible limit, such as a percentage."""
         if not 0 < self.top1 <= 1:
             raise ConfigError(f"--agreement is {self.top1:g}; allowed: over 0, at most 1, such as 0.99")
         if not 0 <= self.moved <= 1:
@@ -76,8 +75,7 @@ def read(judged: Path, calibration: Path | None, geometry: Geometry, calibrates:
         geometry: of the model, as it will be served.
         calibrates: whether anything will be calibrated. If not, all pictures judge.
 
-    Raises:
-        ArchiveError: when a folder is missing or holds too few pictures.
+    Raise `ArchiveError` when a folder is missing or holds too few pictures.
     """
     bodies, others = _by_digest(judged), {}
     if calibrates and calibration is not None:
@@ -122,10 +120,8 @@ def _decoder(geometry: Geometry) -> Callable[[bytes], NDArray[np.uint8]]:
 
     name, index = parsed_device(os.environ.get("BEELINE_DEVICE") or "auto")
     if name == "cpu" or not torch.cuda.is_available():
-        raise ConfigError(
-            "--decoding is 'cuda', and there is no CUDA device to judge it by; build the archive where there is one, "
-            "or take full or scaled"
-        )
+        why = "--decoding is 'cuda', and there is no CUDA device to judge it by"
+        raise ConfigError(f"{why}; build the archive where there is one, or take full or scaled")
     jpegs = CudaJpegs(torch.device(f"cuda:{index or 0}"), geometry)
 
     def decode(body: bytes) -> NDArray[np.uint8]:
@@ -159,10 +155,7 @@ def _decoded(
 
 
 def scores(forward: Forward, crops: NDArray[np.uint8], output: str) -> NDArray[np.float64]:
-    """Return the probabilities, `[N, classes]`, of uint8 crops `[N, crop, crop, 3]`.
-
-    `output` is what `forward` returns, one of `beeline.spec.OUTPUTS`.
-    """
+    """Return the probabilities `[N, classes]` of uint8 crops `[N, crop, crop, 3]`; `output` is as in the spec."""
     parts = [forward(crops[start : start + _BATCH]) for start in range(0, len(crops), _BATCH)]
     return probabilities(np.concatenate(parts), output)
 
@@ -197,19 +190,13 @@ def _least(count: int) -> int:
 
 def check(agreement: Agreement, gate: Gate, variant: str) -> None:
     """Raise `ArchiveError` for a variant that is too far from the reference; it says by how much."""
-    reasons = []
+    reasons, off = [], agreement.moved_99
     if agreement.top1 < gate.top1:
-        reasons.append(
-            f"{agreement.top1:.1%} of the first labels are the fp32 reference's, {gate.top1 - agreement.top1:.1%} "
-            f"fewer than the required {gate.top1:.1%}"
-        )
-    if agreement.moved_99 > gate.moved:
-        reasons.append(
-            f"on one of 100 pictures a probability moves by {agreement.moved_99:.3f} or more, {gate.moved:.3f} are "
-            "allowed"
-        )
+        fewer = f"{gate.top1 - agreement.top1:.1%} fewer than the required {gate.top1:.1%}"
+        reasons.append(f"{agreement.top1:.1%} of the first labels are the fp32 reference's, {fewer}")
+    if off > gate.moved:
+        reasons.append(f"on one of 100 pictures a probability moves by {off:.3f} or more, {gate.moved:.3f} are allowed")
     if reasons:
-        raise ArchiveError(
-            f"{variant} is refused: {'; '.join(reasons)} ({agreement.pictures} pictures of {agreement.data}); take a "
-            "higher precision, or allow it with --agreement and --moved"
-        )
+        why = f"{'; '.join(reasons)} ({agreement.pictures} pictures of {agreement.data})"
+        fix = "take a higher precision, or allow it with --agreement and --moved"
+        raise ArchiveError(f"{variant} is refused: {why}; {fix}")

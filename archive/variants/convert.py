@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from archive.goldens.mistakes import Photometry
@@ -56,7 +57,6 @@ def to_torch_compile(folder: Path, spec: ModelSpec, out: Path, *unused: object) 
 def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
     """Write `model.xml` and `model.bin`. bf16 is the same file as fp32; only the worker computes differently."""
     import openvino
-    import torch
 
     shape = spec.geometry.shape
     with warnings.catch_warnings():
@@ -102,9 +102,7 @@ def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
 
 
 def _onnx(folder: Path, spec: ModelSpec, name: str) -> Any:
-    """Return the model as ONNX, whose input has this name."""
     import onnx
-    import torch
 
     from archive.onnx_graph import remove_origin
 
@@ -183,8 +181,6 @@ def quantised(
 
 def module(folder: Path, spec: ModelSpec) -> Any:
     """Return the model as a callable module: uint8 `[N, crop, crop, 3]` to `[N, classes]`."""
-    import torch
-
     path = folder / spec.model.file
     if spec.model.format == "torchscript":
         return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
@@ -194,8 +190,7 @@ def module(folder: Path, spec: ModelSpec) -> Any:
 def photometry(folder: Path, spec: ModelSpec) -> Photometry:
     """Return the mean and the deviation of the graph's normalisation, per RGB channel, of values of 0..1.
 
-    They are in the buffers of `archive.graph.Uint8Input`. A network that takes uint8 itself has no such buffers, for
-    which mean 0 and deviation 1 stand.
+    They are in the buffers of `archive.graph.Uint8Input`; without these, of a network that takes uint8, 0 and 1.
     """
     if spec.model.format == "onnx":
         from archive.onnx_graph import normalisation
@@ -213,9 +208,8 @@ def photometry(folder: Path, spec: ModelSpec) -> Photometry:
 
 def _require_program(spec: ModelSpec, why: str) -> None:
     if spec.model.format != "exported_program":
-        raise ArchiveError(
-            f"{spec.model.file} is {spec.model.format}, {why}; take --engine torch, or an exported program"
-        )
+        fix = "take --engine torch, or an exported program"
+        raise ArchiveError(f"{spec.model.file} is {spec.model.format}, {why}; {fix}")
 
 
 def _number(model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from archive.build import Built, build
-from archive.export import ExportRequest, export_folder
+from archive.export import ExportRequest, export_folder, find_preset
 from archive.graph import quiet
 from beeline.spec import Geometry, Provenance
 from tests.serve.conftest import make_fake
@@ -53,19 +54,13 @@ class Changed(TinyNet):
         return self.change(super().forward(pictures))
 
 
-def tiny_request(**changes: object) -> ExportRequest:
-    """Return the request that the tiny network is exported with."""
-    facts: dict[str, object] = {
-        "name": "tiny",
-        "version": "1.0",
-        "labels": LABELS,
-        "geometry": Geometry(36, 32),
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "architecture": "tiny",
-        "provenance": Provenance(data="none", weights="random", licence="MIT"),
-    }
-    return ExportRequest(**{**facts, **changes})  # type: ignore[arg-type]
+def tiny_request(**changes: Any) -> ExportRequest:
+    """Return the request that the tiny network is exported with; some changes are of its preprocessing."""
+    own = {key: changes.pop(key) for key in ("geometry", "mean", "std", "channels") if key in changes}
+    preprocessing = replace(find_preset("imagenet"), **{"geometry": Geometry(36, 32), **own})
+    facts = {"name": "tiny", "version": "1.0", "labels": LABELS, "preprocessing": preprocessing, "architecture": "tiny"}
+    origin = Provenance(data="none", weights="random", licence="MIT")
+    return ExportRequest(**{**facts, "provenance": origin, **changes})
 
 
 def tiny_program(batch: int = 2) -> torch.export.ExportedProgram:

@@ -142,7 +142,7 @@ def compare(name: str, bodies: Sequence[bytes], folder: Path) -> Row:
         state = {re.sub(today, older, key): tensor for key, tensor in state.items()}
     torch.save(state, folder / "weights.pth")
     loaded = load_network(folder / "weights.pth", architecture, preset.is_imagenets)
-    graph = Graph(loaded, preset.mean, preset.std, preset.geometry.shape)
+    graph = Graph(loaded, preset)
     model = Artifact(graph.save(folder).name, graph.format, "0" * 64)
     labels = tuple(map(str, range(1000)))
     spec = ModelSpec("compared", "1", labels, preset.geometry, model, pixels.GEOMETRY)

@@ -20,8 +20,8 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms.v2 import functional
 
-from archive.export import IMAGENET_MEAN, IMAGENET_STD, export_folder, find_preset
-from archive.graph import Graph, Network
+from archive.export import export_folder, find_preset
+from archive.graph import IMAGENET_MEAN, IMAGENET_STD, Graph, Network
 from beeline import golden
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
@@ -159,7 +159,7 @@ def test_only_an_export_is_ever_replaced(tmp_path: Path) -> None:
 
 
 def graph_of(network: Network, takes_uint8: bool = False) -> Graph:
-    return Graph(network, IMAGENET_MEAN, IMAGENET_STD, (32, 32), takes_uint8)
+    return Graph(network, find_preset("imagenet").override(resize=32, crop=32, takes_uint8=takes_uint8))
 
 
 def noise(count: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch import nn
 from archive import variants
 from archive.artifact import kind_of, load_network, read_weights
 from archive.export import ExportRequest, export_folder
-from archive.graph import Uint8Input
+from archive.graph import Preprocessing, Uint8Input
 from archive.onnx_graph import OnnxGraph
 from archive.outputs import settle
 from beeline import engines, pixels
@@ -29,6 +29,8 @@ from beeline.spec import Geometry, ModelSpec
 LABELS = ("ants", "bees", "flies")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 12
+GEOMETRY = Geometry(SIDE, SIDE)
+PREPROCESSING = Preprocessing(GEOMETRY, MEAN, STD)
 
 
 def model(
@@ -63,7 +65,7 @@ def saved(path: Path, made: Any) -> Path:
 
 
 def request(golden: Path | None = None, **options: Any) -> ExportRequest:
-    options = {"labels": LABELS, "geometry": Geometry(16, SIDE), "mean": MEAN, "std": STD, **options}
+    options = {"labels": LABELS, "preprocessing": Preprocessing(Geometry(16, SIDE), MEAN, STD), **options}
     return ExportRequest("net", "1.0", golden_pictures=golden, **options)
 
 
@@ -96,7 +98,7 @@ def own_pictures(folder: Path, made: Any, count: int, sure: tuple[float, float] 
 @pytest.mark.parametrize(("kind", "dtype"), [(TensorProto.FLOAT, np.float32), (TensorProto.FLOAT16, np.float16)])
 def test_the_graph_answers_as_onnx_runtime_does(tmp_path: Path, kind: int, dtype: Any) -> None:
     made = model(kind=kind)
-    graph: Any = OnnxGraph(load_network(saved(tmp_path, made)), MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(load_network(saved(tmp_path, made)), PREPROCESSING)
     settled = settle(graph, made, 3, None)
     assert settled.output == "logits"
     got = graph(torch.from_numpy(pictures())).numpy()
@@ -161,7 +163,7 @@ def test_a_program_of_pytorch_in_onnx_answers_as_pytorch_does(tmp_path: Path) ->
             verbose=False,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
-    graph: Any = OnnxGraph(load_network(tmp_path / "net.onnx"), MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(load_network(tmp_path / "net.onnx"), PREPROCESSING)
     crops = torch.from_numpy(pictures())
     with torch.no_grad():
         own = Uint8Input(network, MEAN, STD, (SIDE, SIDE))(crops)
@@ -170,10 +172,10 @@ def test_a_program_of_pytorch_in_onnx_answers_as_pytorch_does(tmp_path: Path) ->
 
 def test_outputs_of_other_forms_are_taken(tmp_path: Path) -> None:
     two = model(outputs=("maps", "scores"))
-    graph: Any = OnnxGraph(two, MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(two, PREPROCESSING)
     assert settle(graph, two, 3, None).notes == ["its output 'scores' is taken"]
     flat = model(outputs=("pooled",))
-    graph = OnnxGraph(flat, MEAN, STD, (SIDE, SIDE))
+    graph = OnnxGraph(flat, PREPROCESSING)
     assert settle(graph, flat, 3, "scores").rows.shape == (3, 3)
     rows = expected(flat, settle(graph, flat, 3, "scores").noise)[0].reshape(3, 3)
     np.testing.assert_allclose(
@@ -192,7 +194,7 @@ def test_outputs_of_other_forms_are_taken(tmp_path: Path) -> None:
 )
 def test_what_an_input_lacks_is_said_with_what_mends_it(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ArchiveError, match=said):
-        OnnxGraph(model(**options), MEAN, STD, (SIDE, SIDE))
+        OnnxGraph(model(**options), PREPROCESSING)
 
 
 def nhwc() -> Any:
@@ -210,14 +212,14 @@ def nhwc() -> Any:
 
 def test_channels_last_and_blue_first_are_taken() -> None:
     crops = torch.from_numpy(pictures())
-    plain = OnnxGraph(model(), MEAN, STD, (SIDE, SIDE))(crops)
-    torch.testing.assert_close(OnnxGraph(nhwc(), MEAN, STD, (SIDE, SIDE))(crops), plain)
+    plain = OnnxGraph(model(), PREPROCESSING)(crops)
+    torch.testing.assert_close(OnnxGraph(nhwc(), PREPROCESSING)(crops), plain)
     swapped = model()
     filters = numpy_helper.to_array(swapped.graph.initializer[0])
     swapped.graph.initializer[0].CopyFrom(numpy_helper.from_array(filters[:, ::-1].copy(), "filters"))
-    torch.testing.assert_close(OnnxGraph(swapped, MEAN, STD, (SIDE, SIDE), channels="bgr")(crops), plain)
+    torch.testing.assert_close(OnnxGraph(swapped, Preprocessing(GEOMETRY, MEAN, STD, "bgr"))(crops), plain)
     # With the wrong order the answers are others.
-    assert not torch.allclose(OnnxGraph(swapped, MEAN, STD, (SIDE, SIDE))(crops), plain, atol=0.01)
+    assert not torch.allclose(OnnxGraph(swapped, PREPROCESSING)(crops), plain, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_a_file_that_does_not_load_has_its_own_sentence(
 def test_external_weights_are_read_and_missing_ones_named(tmp_path: Path) -> None:
     made = model()
     onnx.save(made, tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
-    graph: Any = OnnxGraph(load_network(tmp_path / "net.onnx"), MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(load_network(tmp_path / "net.onnx"), PREPROCESSING)
     assert graph(torch.from_numpy(pictures())).shape == (4, 3)
     (tmp_path / "net.data").unlink()
     with pytest.raises(ArchiveError, match=r"net.data.*; copy the file of its weights beside it"):
@@ -258,7 +260,7 @@ def test_onnx_cannot_be_trained(tmp_path: Path) -> None:
 def test_one_output_for_two_labels_is_the_second_ones() -> None:
     last = helper.make_node("ReduceMax", ["pooled"], ["scores"], axes=[1], keepdims=1)
     made = model([*model().graph.node[:2], last])
-    graph: Any = OnnxGraph(made, MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(made, PREPROCESSING)
     assert settle(graph, made, 2, None).output == "logits"
     highest = expected(made, pictures())[0].reshape(4)
     got = graph(torch.from_numpy(pictures())).numpy()

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from archive import outputs
 from archive.export import export_folder
-from archive.graph import Graph, Network, quiet
+from archive.graph import Graph, Network, Preprocessing, quiet
 from beeline import golden
 from beeline.answer import probabilities
 from beeline.engines.torch import TorchEngine
@@ -29,7 +29,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
 def settled(network: Network, labels: int = 3, output: str | None = None, key: str | None = None) -> tuple[Graph, Any]:
-    graph = Graph(network, MEAN, STD, (SIDE, SIDE))
+    graph = Graph(network, Preprocessing(Geometry(SIDE, SIDE), MEAN, STD))
     return graph, outputs.settle(graph, network, labels, output, key)
 
 
@@ -171,7 +171,7 @@ def test_one_channel_gets_grey_and_bgr_gets_blue_first() -> None:
     luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     assert torch.allclose(torch.from_numpy(found.rows), grey((planes(found.noise) * luma).sum(1, True)), atol=1e-5)
     assert graph.notes == ["its one channel gets grey pictures"]
-    blue_first = Graph(TinyNet(), MEAN, STD, (SIDE, SIDE), channels="bgr")
+    blue_first = Graph(TinyNet(), Preprocessing(Geometry(SIDE, SIDE), MEAN, STD, "bgr"))
     assert torch.allclose(blue_first(torch.from_numpy(found.noise)), TinyNet()(planes(found.noise).flip(1)), atol=1e-5)
 
 

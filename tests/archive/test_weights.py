@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from archive.architectures import build
 from archive.artifact import load_network, read_weights, write_safetensors
+from archive.export import find_preset
 from archive.graph import Graph
 from archive.outputs import settle
 from beeline.errors import ArchiveError
@@ -160,7 +161,7 @@ def test_a_vit_is_made_for_the_size_of_pictures_that_its_file_shows(tmp_path: Pa
     assert isinstance(loaded, nn.Module)
     pictures = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(loaded(pictures), network(pictures), rtol=1e-4, atol=1e-6)
-    graph = Graph(loaded, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (224, 224))
+    graph = Graph(loaded, find_preset("half"))
     with pytest.raises(ArchiveError, match="take pictures of 224 x 224, and takes 64 x 64; add --resize 64 --crop 64"):
         settle(graph, loaded, 5, None)
     # A file of other patches still gets the sentence about its shapes.

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torchvision
 
-from archive.export import IMAGENET_MEAN, IMAGENET_STD, ExportRequest, export_folder
+from archive.export import ExportRequest, export_folder, find_preset
 from archive.labels import read_labels
-from beeline.spec import Geometry, ModelSpec
+from beeline.spec import ModelSpec
 from tests.conftest import write_checksums
 
 
@@ -25,7 +25,7 @@ def network(shared_data: Path) -> torch.nn.Module:
 def model_folder(network: torch.nn.Module, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imagenet") / "export"
     labels = read_labels(shared_data / "imagenet_samples" / "index_to_name.json")
-    request = ExportRequest("resnet18", "1.0", labels, Geometry(256, 224), IMAGENET_MEAN, IMAGENET_STD, "resnet18")
+    request = ExportRequest("resnet18", "1.0", labels, find_preset("imagenet"), "resnet18")
     export_folder(network, request, folder)
     write_checksums(folder, ModelSpec.load(folder))
     return folder

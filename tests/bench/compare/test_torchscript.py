@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from archive.graph import Graph
+from archive.graph import Graph, Preprocessing
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, Geometry, ModelSpec
 from bench.compare import torchscript
@@ -45,7 +45,7 @@ def test_the_network_behind_the_archives_own_normalisation_is_taken_out(tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         given = torch.jit.trace(network, torch.zeros(2, 3, 16, 18)) if scripted else network
-    graph = Graph(given, MEAN, STD, (16, 18))
+    graph = Graph(given, Preprocessing(Geometry(20, 16, width=18), MEAN, STD))
     file = graph.save(tmp_path)
     torchscript.write(tmp_path, spec(file.name, graph.format), tmp_path)
     about = json.loads((tmp_path / "documented.json").read_text())

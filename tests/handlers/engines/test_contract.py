@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from archive.export import IMAGENET_MEAN, IMAGENET_STD
+from archive.graph import IMAGENET_MEAN, IMAGENET_STD
 from archive.variants import CONVERTERS, REFERENCE, Variant
 from archive.variants.agreement import Gate, Pictures
 from beeline import pixels
