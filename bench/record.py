@@ -122,7 +122,6 @@ class Record:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for an unknown kind or schema."""
         if self.kind not in KINDS or self.schema != SCHEMA:
             known = f"known are {', '.join(KINDS)} and {SCHEMA}"
             raise ValueError(f"its kind is {self.kind!r} and its schema {self.schema!r}; {known}")

@@ -65,7 +65,6 @@ def text(record: Record) -> str:
 
 
 def _details(record: Record) -> str:
-    """Return what distinguishes a record from others of its kind."""
     result, (_, _, keys) = record.result, _KINDS[record.kind]
     return ", ".join(f"{key} {_text(result[key])}" for key in keys if result.get(key))
 
@@ -75,7 +74,6 @@ def _join(*parts: str) -> str:
 
 
 def _text(value: object) -> str:
-    """Return a record's value as a table has it."""
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')}: {_text(each)}" for key, each in value.items()) or "none"
     if isinstance(value, list):
@@ -154,7 +152,6 @@ def _bar(row: Result) -> Bar:
 
 
 def _load(runs: Sequence[Run]) -> Section:
-    """Return rate, latency, failures, batch sizes and thresholds; several runs as latency against throughput."""
     blocks: list[Block] = []
     for run in runs:
         backlog = run.result["backlog"]
@@ -168,7 +165,6 @@ def _load(runs: Sequence[Run]) -> Section:
 
 
 def _batches(sizes: Mapping[str, int]) -> list[Block]:
-    """Return a bar for each batch size; none without batch sizes."""
     shares = {size: count / sum(sizes.values()) for size, count in sizes.items()}
     drawn = [Bar(f"in batches of {size}", share, f"{share:.1%} of the requests") for size, share in shares.items()]
     caption = "The batch size that came with each answer (X-Batch-Size)."
@@ -176,7 +172,6 @@ def _batches(sizes: Mapping[str, int]) -> list[Block]:
 
 
 def _curve(runs: Sequence[Run]) -> Block:
-    """Return latency against throughput, a point for each run, three lines for each file."""
     drawn: list[Line] = []
     for label in dict.fromkeys(run.label for run in runs):
         for name in _PERCENTILES:
@@ -188,7 +183,6 @@ def _curve(runs: Sequence[Run]) -> Block:
 
 
 def _sweep(runs: Sequence[Run]) -> Section:
-    """Return milliseconds per image against batch size, and every figure."""
     drawn: list[Line] = []
     rules, tables = [], []
     for run in runs:
@@ -220,7 +214,6 @@ def _spread(timing: Result | None) -> str | None:
 
 
 def _tune(runs: Sequence[Run]) -> Section:
-    """Return throughput against p95 with the goal, the choice and its reasons, of a tuning or an exhaustive search."""
     (run,) = runs
     result, goal = run.result, run.result["goal"]
     title, words = "Tuning", {"best": "chosen", "configured": "configured now"}
@@ -262,7 +255,6 @@ def _settings(row: Result) -> str:
 
 
 def _origin(runs: Sequence[Run]) -> Section:
-    """Return the runs and their machines; what they share is one table."""
     facts = [
         {"started (UTC)": each.started, "command": each.command, **each.machine, **each.versions}
         | {f"pictures: {key}": value for key, value in each.pictures.items()}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from beeline.errors import Undetermined
+from cli.console import Json, err, fail, result, say
+
+if TYPE_CHECKING:
+    from bench.record import Record
 
 app = typer.Typer(help="Measure, compare and tune.", no_args_is_help=True, add_completion=False)
 Out = Annotated[Path | None, typer.Option(help="Add the record to this file, as a line of JSON.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Picture = Annotated[Path | None, typer.Option(help="The one picture to send.")]
 Config = Annotated[Path | None, typer.Option(help="What is configured now. [default: config/config.properties]")]
 _MOST = 900  # The client's `select` takes no descriptor over 1023.
@@ -35,22 +38,20 @@ def load(
     fail_if: Annotated[list[str] | None, typer.Option(help="Fail if 'p95>500ms', 'errors>0' ...; repeat it.")] = None,
     cross_check: Annotated[bool, typer.Option("--cross-check", help="Then let ab make the same load.")] = False,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
     from bench.load import Plan
     from bench.load.measure import measure, parse, resolve, text
     from bench.pictures import choose
-    from bench.record import append, check_writable, command_line
-    from cli.console import err
+    from bench.record import check_writable, command_line
 
     check_writable(out)
     thresholds = tuple(parse(text) for text in fail_if or ())
     clients, sent = 50 if clients is None and rate is None else clients, choose(picture, pictures, None)
     plan = Plan(resolve(url, model), sent, seconds, warm_up, clients, rate, not evenly, deadline, seed)
     record, code = measure(plan, err, thresholds, cross_check, command_line("beeline", sys.argv[1:]))
-    append(out, record)
-    _end(record.result, text(record.result), as_json, code)
+    _end(record, out, text(record.result), as_json, code)
 
 
 @app.command()
@@ -69,14 +70,13 @@ def tune(
     config: Config = None,
     write: Annotated[bool, typer.Option("--write", "--yes", help="Change --config without asking.")] = False,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Find batch size, workers, delay and threads for a latency budget or a rate, on the real server."""
     from bench import tune as tuner
     from bench.record import append, check_writable, command_line
     from bench.report import Run, page, text
     from bench.tune.grid import Goal
-    from cli.console import say
     from host.report import write as write_page
 
     check_writable(out)
@@ -107,7 +107,9 @@ def tune(
     else:
         lines.append("interrupted; the same command goes on from there")
     code = interruption.exit_code if interruption else 0 if record.result["holds"] else 1
-    _end({**record.result, "diff": diff, "written": is_written, "plot": str(plot)}, "\n".join(lines), as_json, code)
+    result({**record.result, "diff": diff, "written": is_written, "plot": str(plot)}, as_json, "\n".join(lines))
+    if code:
+        fail(code)
 
 
 @app.command()
@@ -125,13 +127,12 @@ def compare(
     reference: Annotated[Path | None, typer.Option(help="An fp32 archive for the others. [default: ARCHIVE]")] = None,
     config: Config = None,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Compare servers in turn on the same model and pictures: as their documentation has it, and with our engine."""
     from bench.compare import comparison
-    from bench.record import append, check_writable, command_line
+    from bench.record import check_writable, command_line
     from bench.report import text
-    from cli.console import result, say
     from host import signals
     from serve.config import Overrides
 
@@ -155,8 +156,7 @@ def compare(
     check_writable(out)
     with signals.as_exceptions():
         record, journal = comparison.compare(request, say)
-    append(out, record)
-    _end(record.result, text(record), as_json, 130 if record.result["interrupted"] else 0)
+    _end(record, out, text(record), as_json, 130 if record.result["interrupted"] else 0)
     journal.unlink()
 
 
@@ -173,14 +173,13 @@ def sweep(
     seconds: Annotated[float, typer.Option(help="Time after which three samples are enough.")] = 20.0,
     memory: Annotated[int | None, typer.Option(min=1, help="MB for a worker on a CPU. [default: 90 % of free]")] = None,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Measure what an image costs at batch 1, 2, 4 ...: forward alone, with copy, with decode, the whole handler."""
     from bench.pictures import choose
-    from bench.record import Record, append, check_writable, command_line, utc
+    from bench.record import Record, check_writable, command_line, utc
     from bench.report import text
     from bench.sweep import Plan, measure, progress
-    from cli.console import say
     from cli.sources import archive_of
     from host import signals
 
@@ -190,8 +189,7 @@ def sweep(
         plan = Plan(archive, sent, device, threads, least, most, repeats, seconds, memory_mb=memory)
         values, interruption = measure(plan, lambda row: say(progress(row)))
     record = Record.now("sweep", command_line("beeline", sys.argv[1:]), values, sent, started)
-    append(out, record)
-    _end(values, text(record), as_json, interruption.exit_code if interruption else 0)
+    _end(record, out, text(record), as_json, interruption.exit_code if interruption else 0)
 
 
 @app.command()
@@ -199,11 +197,10 @@ def report(
     records: Annotated[list[Path], typer.Argument(help="A file of records, or several that share charts.")],
     html: Annotated[Path | None, typer.Option(help="Write one page here that needs nothing else.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown here; printed without --html.")] = None,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Make a page or Markdown of what was measured; runs of the same kind share their charts."""
     from bench.report import page, read
-    from cli.console import result
     from host.report import write
 
     runs = read(records)
@@ -220,10 +217,11 @@ def table() -> None:
     raise Undetermined("`beeline bench table` is now `beeline bench sweep`, with the same options; use that")
 
 
-def _end(values: dict[str, Any], text: str, as_json: bool, code: int) -> None:
-    """Print a result and end with the exit code."""
-    from cli.console import fail, result
+def _end(record: Record, out: Path | None, text: str, as_json: bool, code: int) -> None:
+    """Add a record to the file, print its result and end with the exit code."""
+    from bench.record import append
 
-    result(values, as_json, text)
+    append(out, record)
+    result(record.result, as_json, text)
     if code:
         fail(code)

@@ -212,6 +212,5 @@ def _row(peer: Peer, turns: Sequence[dict[str, Any]], precision: str) -> dict[st
 
 
 def _compared(row: dict[str, Any], first: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a row with its comparison with another, the first of its class."""
     verdict = judge(row["per_second"], first["per_second"] if first else ())
     return {**row, "compared_with": first and first["server"], **verdict}

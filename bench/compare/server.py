@@ -144,14 +144,8 @@ def start(peer: Peer, setup: Setup, port: int, scratch: Path) -> tuple[list[str]
     python = peer.environment.python if peer.environment else Path(sys.executable)
     home = java.find_java(os.environ).command.parents[1] if "JAVA_HOME" in peer.variables else None
     folder, libraries = FOLDER / (peer.lock or ""), python.resolve().parents[1] / "lib"
-    values: dict[str, Any] = {
-        "python": python,
-        "java": home,
-        "folder": folder,
-        "libraries": libraries,
-        "scratch": scratch,
-    }
-    values |= {"port": port, "settings": peer.settings, "setup": setup}
+    values: dict[str, Any] = {"python": python, "java": home, "folder": folder, "libraries": libraries}
+    values |= {"scratch": scratch, "port": port, "settings": peer.settings, "setup": setup}
     variables = {key: value for key, value in clean(os.environ).items() if peer.server or key not in _THREADS}
     variables |= {**dict.fromkeys(("TMPDIR", "TEMP", MARK), str(scratch)), "CUDA_VISIBLE_DEVICES": "", **_QUIET}
     if not peer.server:

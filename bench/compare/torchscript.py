@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from beeline import pixels
-from beeline.errors import ArchiveError, RequestError, Undetermined
+from beeline.errors import ArchiveError, RequestError, Undetermined, short
 from beeline.spec import ModelSpec
 from bench.peers.classifier import Documented
 from bench.pictures import Pictures
@@ -38,11 +38,8 @@ def write(folder: Path, spec: ModelSpec, out: Path) -> None:
             model, photometry = _convert(folder, spec)
             torch.jit.save(model, str(out / "documented.pt"))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArchiveError(
-            f"{spec.model.file} cannot be converted to TorchScript for other servers ({reason}); "
-            "name an fp32 archive of the same model with --reference"
-        ) from error
+        what = f"{spec.model.file} cannot be converted to TorchScript for other servers ({short(error)})"
+        raise ArchiveError(f"{what}; name an fp32 archive of the same model with --reference") from error
     geometry = {"resize": resize, "crop": size.shape, "interpolation": size.interpolation}
     description = geometry | {"labels": spec.labels} | dict(zip(("mean", "std"), photometry.tolist(), strict=True))
     (out / "documented.json").write_text(json.dumps(description), encoding="utf-8")

@@ -70,7 +70,6 @@ class Plan:
     heed_retry_after: bool = False  # whether a client waits after a 429 as long as that says, or asks again at once
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for both or none of clients and rate, and for no URL; the command checks the ranges."""
         if (self.clients is None) == (self.rate is None):
             raise ConfigError("a load needs either clients (closed loop) or a rate (open loop), exactly one of them")
         if not self.url.startswith(("http://", "https://")) or not urlsplit(self.url).hostname:
@@ -252,8 +251,6 @@ def _client(plan: Plan) -> Any:
 
 
 class _Load:
-    """One load while it runs."""
-
     def __init__(self, plan: Plan, outcome: Outcome, watch: Watch | None) -> None:
         self.plan, self.outcome, self.watch = plan, outcome, watch
         # Without an empty "Expect", libcurl asks the server before it sends a body, and waits a second for the answer.
@@ -302,7 +299,6 @@ class _Load:
             raise
 
     def _until(self, when: float) -> None:
-        """Send requests and take answers until then."""
         while (now := perf_counter()) < when:
             self._tick(now)
             self._send_due(now)

@@ -221,7 +221,6 @@ class Search:
         return [*order[:2], *others, *order[2:]]
 
     def _measure(self, configurations: Sequence[Settings], seconds: float) -> None:
-        """Give each one turn, in an order that changes from round to round."""
         order = sorted(set(configurations))
         random.Random(len(self.journal.rows)).shuffle(order)
         self.servers.open(order)
@@ -271,7 +270,6 @@ def answer(model: str, configured: Settings, goal: Goal, journal: Journal) -> di
 
 
 def _sentence(best: Turn, ranked: Sequence[Turn], configured: Settings, goal: Goal) -> str:
-    """Return the best settings, their figures, the goal, and the comparison with what is configured now."""
     if not goal.holds(best):
         fix = "lower the rate, or serve it from more cores"
         if best.failed:

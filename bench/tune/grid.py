@@ -66,7 +66,6 @@ class Goal:
     clients: int = 50
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for no goal, or for two."""
         if (self.p95_ms is None) == (self.rate is None):
             raise ConfigError("tune needs a goal: either --p95, as in --p95 500ms, or --rate, as in --rate 200")
 
