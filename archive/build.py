@@ -59,12 +59,10 @@ class Built:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            **verify.identity(self.path, self.sha256, self.spec),
-            **{"bytes": self.bytes, "seconds": round(self.seconds, 3), "reused": self.reused},
-            **{"engine": self.spec.engine, "precision": self.spec.precision},
-            "verified": self.verified.to_dict() if self.verified else None,
-        }
+        verified = self.verified.to_dict() if self.verified else None
+        about = {"bytes": self.bytes, "seconds": round(self.seconds, 3), "reused": self.reused, "verified": verified}
+        engine = {"engine": self.spec.engine, "precision": self.spec.precision}
+        return {**verify.identity(self.path, self.sha256, self.spec), **about, **engine}
 
 
 def build(
