@@ -44,6 +44,7 @@ class Archive:
     """One `.mar` with its model's name and version. Without golden pictures, it was not built by Beeline.
 
     `handler` is its file, or one of TorchServe's names; `requirements` its list of packages, empty if there is none.
+    `engine` is what runs it, empty if no spec says so; `unpacked` the bytes of all its files.
     """
 
     path: Path
@@ -52,6 +53,8 @@ class Archive:
     goldens: tuple[Golden, ...] = ()
     handler: str = ""
     requirements: str = ""
+    engine: str = ""
+    unpacked: int = 0
 
     @property
     def golden(self) -> Golden | None:
@@ -88,11 +91,14 @@ def read(path: Path) -> Archive:
     try:
         with zipfile.ZipFile(path) as archive:
             model = json.loads(archive.read(MANIFEST))["model"]
-            pictures = json.loads(archive.read(listing))["pictures"] if listing in archive.namelist() else ()
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            pictures = json.loads(archive.read(listing))["pictures"] if listing in sizes else ()
+            engine = str(json.loads(archive.read(FILE_NAME)).get("engine", "")) if FILE_NAME in sizes else ""
         goldens = tuple(Golden(f"{GOLDEN}/{picture['file']}", str(picture["top"][0][0])) for picture in pictures)
         handler, requirements = (str(model.get(key, "")) for key in ("handler", "requirementsFile"))
         version = str(model.get("modelVersion", "1.0"))
-        return Archive(path, str(model["modelName"]), version, goldens, handler, requirements)
+        name, size = str(model["modelName"]), sum(sizes.values())
+        return Archive(path, name, version, goldens, handler, requirements, engine, size)
     except _BROKEN as error:
         raise ArchiveError(
             f"{path} cannot be read as a model archive ({type(error).__name__}: {error}); build it again"

@@ -22,7 +22,10 @@ def memory() -> int:
 
 
 def free_memory(root: Path = CGROUPS) -> int:
-    """Return the free bytes of memory, within the limits of the cgroup and of its parents."""
+    """Return the free bytes of memory, within the limits of the cgroup and of its parents.
+
+    Files that the kernel keeps in memory count as free: it drops them before a limit ends a process.
+    """
     free = int(psutil.virtual_memory().available)
     for controller, names in _MEMORY.items():
         for folder in cgroups(controller, root):
@@ -31,8 +34,17 @@ def free_memory(root: Path = CGROUPS) -> int:
             except (OSError, ValueError):
                 # The other version of cgroups, or "max": no limit.
                 continue
-            free = min(free, max(0, limit - used))
+            free = min(free, max(0, limit - used + _cached(folder / "memory.stat")))
     return free
+
+
+def _cached(stat: Path) -> int:
+    """Return the bytes of files in a cgroup's memory."""
+    try:
+        values = dict(line.split() for line in stat.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(values.get("active_file", 0)) + int(values.get("inactive_file", 0))
 
 
 def gpus() -> list[str]:

@@ -19,6 +19,9 @@ _DEFAULT = "default"
 RATE = "10 times job_queue_size"
 # A lone picture gets at most this many cores; more were not measured.
 LONE = 4
+# Bytes of the server, nginx and the gateway; of a worker whose engine is OpenVINO, without its weights; and of one that
+# holds PyTorch. bench/LOG.md has the measurements.
+_SERVER, _LEAN, _PYTORCH = 400_000_000, 150_000_000, 600_000_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Configuration:
     numbers: Mapping[str, Setting] = field(default_factory=dict)
     vmargs: str = ""
     install_py_dep_per_model: str = "false"
+    warning: str = ""
 
     @property
     def max_request_size(self) -> int:
@@ -94,7 +98,7 @@ class Configuration:
             for name, number in self.numbers.items()
             if number.reason != _DEFAULT and name != "beeline_lone_threads"
         }
-        return out + ([_text(given)] if given else [])
+        return out + ([_text(given)] if given else []) + ([self.warning] if self.warning else [])
 
 
 def _text(settings: Mapping[str, Setting]) -> str:
@@ -112,8 +116,9 @@ def resolve(
     environ: Mapping[str, str],
     cores: int,
     gpus: int,
+    memory: int,
 ) -> Configuration:
-    """Decide every number for these archives, on a machine with `cores` and `gpus` to use.
+    """Decide every number for these archives, on a machine with `cores`, `gpus` and bytes of `memory` to use.
 
     `BATCH_SIZE`, `WORKERS` and `LINGER_MS` in `environ` win over the file, and `overrides` over both. Raise ConfigError
     for one that is out of range.
@@ -129,7 +134,8 @@ def resolve(
             forced |= dict.fromkeys(keys, Setting(_checked(option, keys[0], value), option))
         elif text:
             forced |= dict.fromkeys(keys, Setting(_checked(variable, keys[0], text), f"environment {variable}"))
-    models = tuple(_model(archive, archives, properties, forced, cores, gpus) for archive in archives)
+    usual = _workers(archives, cores, gpus, memory)
+    models = tuple(_model(archive, archives, properties, forced, usual) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
     numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
     numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
@@ -142,7 +148,35 @@ def resolve(
     if not numbers["beeline_lone_threads"].value:
         numbers["beeline_lone_threads"] = _lone_threads(models, threads.value, cores)
     texts = {key: properties.texts[key] for key in ("vmargs", "install_py_dep_per_model") if key in properties.texts}
+    needed = _SERVER + sum(
+        model.min_workers.value * worker_bytes(archive) for model, archive in zip(models, archives, strict=True)
+    )
+    if archives and needed > memory:
+        texts["warning"] = (
+            f"WARNING: {workers} workers and the server take about {_megabytes(needed)}, and {_megabytes(memory)} of "
+            "memory are free: start fewer (--workers, WORKERS, minWorkers), serve fewer models, or allow more memory"
+        )
     return Configuration(models, threads, numbers, **texts)
+
+
+def worker_bytes(archive: Archive) -> int:
+    """Return about how many bytes of memory a worker takes: its engine's libraries, and its files twice."""
+    return (_LEAN if archive.engine in ("openvino", "onnxruntime") else _PYTORCH) + 2 * archive.unpacked
+
+
+def _workers(archives: Sequence[Archive], cores: int, gpus: int, memory: int) -> Setting:
+    """Return how many workers a model has by default."""
+    if gpus:
+        return Setting(gpus, f"one a GPU, {gpus} found")
+    usual, each = min(4, max(1, cores // 2)), sum(map(worker_bytes, archives))
+    hold = max(1, (memory - _SERVER) // max(1, each))
+    if hold < usual:
+        return Setting(hold, f"one of each model takes about {_megabytes(each)}, and {_megabytes(memory)} are free")
+    return Setting(usual, f"half of {cores} cores, at most 4")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size // 10**6:,} MB"
 
 
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
@@ -163,19 +197,14 @@ def _model(
     archives: Sequence[Archive],
     properties: Properties,
     forced: Mapping[str, Setting],
-    cores: int,
-    gpus: int,
+    default: Setting,
 ) -> ModelSettings:
     entry, source = _entry(archive, properties)
     absent = f"default: {source}" if not entry.numbers else _DEFAULT
-    # Each worker holds its own copy of the model and of PyTorch, over half a gigabyte.
-    usual, why = min(4, max(1, cores // 2)), f"half of {cores} cores, at most 4"
-    if gpus:
-        usual, why = gpus, f"one a GPU, {gpus} found"
     numbers = {
         "batchSize": Setting(8, absent),
         "maxBatchDelay": Setting(2, absent),
-        "minWorkers": Setting(min(usual, entry.numbers.get("maxWorkers", usual)), why),
+        "minWorkers": Setting(min(default.value, entry.numbers.get("maxWorkers", default.value)), default.reason),
         "responseTimeout": Setting(120, absent),
         "startupTimeout": Setting(120, absent),
         **{key: Setting(value, source) for key, value in entry.numbers.items()},

@@ -69,7 +69,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     archives = _archives(kind, request)
     read, gateway, listeners = _listeners(request, environ)
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
-    resolved = config.resolve(read, archives, request.overrides, environ, machine.cores(), gpus)
+    resolved = config.resolve(read, archives, request.overrides, environ, machine.cores(), gpus, machine.free_memory())
     jvm = java.find_java(environ)
     python = kind.prepare(say)
     for name, stopped in instance.sweep_dead(home).items():

@@ -62,7 +62,7 @@ def find_model(name: str, folder: Path, config_file: Path, environ: Mapping[str,
 def configured(archive: Archive, numbers: Properties, environ: Mapping[str, str], overrides: Overrides) -> Settings:
     """Return the settings with which `serve up` would serve an archive; it raises the same."""
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
-    resolved = resolve(numbers, (archive,), overrides, environ, machine.cores(), gpus)
+    resolved = resolve(numbers, (archive,), overrides, environ, machine.cores(), gpus, machine.free_memory())
     (model,) = resolved.models
     values = (model.batch_size, model.min_workers, model.max_batch_delay, resolved.threads)
     return Settings(*(setting.value for setting in values))

@@ -133,7 +133,7 @@ def _decide(
     wanted = addresses.resolve(read, given, choice.kind)
     if "beeline_metrics_address" not in read.addresses:
         wanted = dataclasses.replace(wanted, metrics=None)
-    own = config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0)
+    own = config.resolve(read, (), config.Overrides(), environ, machine.cores(), 0, 0)
     return read, choice, addresses.settle(wanted, 65_535), own
 
 

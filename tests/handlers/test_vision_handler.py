@@ -24,6 +24,7 @@ from ts.context import Context, RequestProcessor
 
 from beeline.answer import Answer
 from beeline.batch import Batch
+from beeline.engines.torch import TorchEngine
 from beeline.errors import BeelineError, SelfTestError
 from beeline.servers import queue_milliseconds
 from beeline.spec import CHECKSUMS, FILE_NAME, ModelSpec
@@ -77,6 +78,20 @@ def handler(colour_model: Path) -> VisionHandler:
 @pytest.fixture
 def copy(colour_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(colour_model, tmp_path / "model"))
+
+
+def test_the_largest_batch_has_run_before_the_worker_is_ready(
+    colour_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, forward = [], TorchEngine.forward
+
+    def noted(engine: TorchEngine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        sizes.append(len(pixels))
+        return forward(engine, pixels)
+
+    monkeypatch.setattr(TorchEngine, "forward", noted)
+    loaded(colour_model)
+    assert max(sizes) == new_context(colour_model).system_properties["batch_size"] == 8
 
 
 def test_a_prediction(handler: VisionHandler) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -25,12 +26,13 @@ def resolved(
     environ: dict[str, str] | None = None,
     cores: int = 8,
     gpus: int = 0,
+    memory: int = 64 * 10**9,
     archives: tuple[Archive, ...] = (archive(),),
     properties: Properties | None = None,
 ) -> Configuration:
     models = {} if numbers is None else {"fake": {"1.0": Entry.model_validate(numbers)}}
     given_properties = properties or Properties(Path("config.properties"), models=models)
-    return resolve(given_properties, archives, overrides or Overrides(), environ or {}, cores, gpus)
+    return resolve(given_properties, archives, overrides or Overrides(), environ or {}, cores, gpus, memory)
 
 
 def test_option_over_environment_over_file_over_default() -> None:
@@ -102,6 +104,33 @@ def test_an_impossible_number_is_one_sentence(overrides: Overrides, environ: dic
     with pytest.raises(ConfigError) as caught:
         resolved(overrides=overrides, environ=environ)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "gigabytes", "workers", "reason"),
+    [
+        ("openvino", 64, 4, "half of 16 cores, at most 4"),
+        # (2,000 - 400) / (150 + 2 * 45) would be six.
+        ("openvino", 2, 4, "half of 16 cores, at most 4"),
+        ("torch", 2, 2, "one of each model takes about 690 MB, and 2,000 MB are free"),
+        ("", 2, 2, "one of each model takes about 690 MB, and 2,000 MB are free"),
+        ("openvino", 1, 2, "one of each model takes about 240 MB, and 1,000 MB are free"),
+        ("torch", 0, 1, "one of each model takes about 690 MB, and 0 MB are free"),
+    ],
+)
+def test_workers_follow_memory_as_well_as_cores(engine: str, gigabytes: int, workers: int, reason: str) -> None:
+    archives = (dataclasses.replace(archive(), engine=engine, unpacked=45_000_000),)
+    chosen = resolved(archives=archives, cores=16, memory=gigabytes * 10**9)
+    assert chosen.models[0].min_workers == Setting(workers, reason)
+    assert bool(chosen.warning) is (gigabytes == 0)
+
+
+def test_what_is_configured_and_cannot_fit_is_said() -> None:
+    many = tuple(dataclasses.replace(archive(f"model{number}"), engine="openvino") for number in range(30))
+    assert resolved(archives=many, memory=8 * 10**9).warning == ""
+    asked = resolved(overrides=Overrides(workers=2), archives=many, memory=8 * 10**9)
+    assert "60 workers and the server take about 9,400 MB, and 8,000 MB of memory are free" in asked.lines()[-1]
+    assert {model.min_workers.reason for model in asked.models} == {"--workers"}
 
 
 def test_each_number_has_its_reason_and_limits_follow_from_others(tmp_path: Path) -> None:
