@@ -169,8 +169,9 @@ bench-compare:
 
 lock: setup ## resolve requirements/*.in again, with hashes and without an index
 	@set -e; for name in uv main mms sbom; do $(LOCK) requirements/$$name.in -o requirements/$$name.txt; done
-	@set -e; for name in extras image-torchserve image-mms gateway pillow-simd; do $(LOCK) --constraint requirements/main.txt \
-		$(UNUSED:%=--no-emit-package %) requirements/$$name.in -o requirements/$$name.txt; done
+	@set -e; for name in extras $(addprefix image-,torchserve mms torch onnxruntime) gateway pillow-simd; do \
+		$(LOCK) --constraint requirements/main.txt $(UNUSED:%=--no-emit-package %) requirements/$$name.in \
+		-o requirements/$$name.txt; done
 	@$(LOCK) --constraint requirements/main.txt requirements/image-accelerator.in -o requirements/image-accelerator.txt
 
 clean: ## remove what was built: archives, runs, caches (not the environments, not downloaded data)

@@ -52,42 +52,50 @@ RUN one() { sed -n "/^$1==/,/# via/p" "/requirements/$2.txt" > "/requirements/$1
          && pip wheel --no-cache-dir --no-deps --require-hashes -w /wheels -r /requirements/pillow.one; fi
 
 # ---- One environment for each server, with only what its processes import.
-FROM ${PYTHON_IMAGE} AS torch
+FROM ${PYTHON_IMAGE} AS environment
+# Engines in addition to OpenVINO: torch, onnxruntime, or both with a space between them.
+ARG ENGINES=""
 # PyTorch's own index of builds without CUDA. Empty: pip's default index. PyTorch is the only package without a hash,
 # because each index and each platform has a different build of the same version.
 ARG PYTORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY requirements/main.in /requirements/
+COPY requirements/main.in requirements/image-torch.txt requirements/image-onnxruntime.txt /requirements/
+WORKDIR /opt/venv/lib/python3.11/site-packages
 # hadolint ignore=DL3013
 RUN python -c 'import sys; assert sys.version_info[:2] == (3, 11), "PYTHON_IMAGE must be a Python 3.11"' \
     && python -m venv --without-pip /opt/venv \
-    && pip --python /opt/venv install --no-cache-dir --no-deps ${PYTORCH_INDEX:+--index-url ${PYTORCH_INDEX}} \
-       "$(grep '^torch==' /requirements/main.in)"
+    && for engine in ${ENGINES}; do \
+        case "${engine}" in \
+            torch) pip --python /opt/venv install --no-cache-dir --no-deps ${PYTORCH_INDEX:+--index-url ${PYTORCH_INDEX}} \
+                "$(grep '^torch==' /requirements/main.in)" || exit ;; \
+            onnxruntime) ;; \
+            *) echo "ENGINES has '${engine}'; allowed: torch, onnxruntime" >&2; exit 2 ;; \
+        esac; \
+        pip --python /opt/venv install --no-cache-dir --no-deps --require-hashes -r "/requirements/image-${engine}.txt" || exit; \
+    done
+# Headers, static libraries, tools and tests serve only those who compile against PyTorch.
+RUN if [ -d torch ]; then \
+        /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"' \
+        && rm -rf torch/include torch/share torch/test /opt/venv/share \
+        && find torch/bin -type f -not -name torch_shm_manager -delete \
+        && find torch \( -name '*.a' -o -name '*.pyi' \) -delete; \
+    fi
 # The project's packages, as in an editable install. Workers see only the ones in their archive.
 COPY docker/beeline.pth /opt/venv/lib/python3.11/site-packages/
-# Headers, static libraries, tools and tests serve only those who compile against PyTorch.
-WORKDIR /opt/venv/lib/python3.11/site-packages
-RUN rm -rf torch/include torch/share torch/test /opt/venv/share \
-    && find torch/bin -type f -not -name torch_shm_manager -delete \
-    && find torch \( -name '*.a' -o -name '*.pyi' \) -delete
-
+COPY --from=pillow /wheels /wheels
 # OpenVINO's plugins for other devices and its readers of other formats: 80 of 178 MB.
 ENV OPENVINO_UNUSED=".*(_gpu_.*|_npu_.*|cache[.]json|openvino_(onnx|tensorflow|tensorflow_lite|pytorch|paddle|jax|gguf)_frontend[.]so.*|/include/.*|/cmake/.*)"
 
-FROM torch AS environment-torchserve
+FROM environment AS environment-torchserve
 COPY requirements/image-torchserve.txt /requirements/
-COPY --from=pillow /wheels /wheels
 RUN pip --python /opt/venv install --no-cache-dir --no-deps /wheels/*.whl \
     && pip --python /opt/venv install --no-cache-dir --no-deps --require-hashes -r /requirements/image-torchserve.txt \
-    && find openvino -regextype egrep -regex "${OPENVINO_UNUSED}" -delete \
-    && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"'
+    && find openvino -regextype egrep -regex "${OPENVINO_UNUSED}" -delete
 
-FROM torch AS environment-mms
+FROM environment AS environment-mms
 COPY requirements/image-mms.txt /requirements/
-COPY --from=pillow /wheels /wheels
 RUN pip --python /opt/venv install --no-cache-dir --no-deps /wheels/*.whl \
     && pip --python /opt/venv install --no-cache-dir --no-deps --require-hashes -r /requirements/image-mms.txt \
-    && find openvino -regextype egrep -regex "${OPENVINO_UNUSED}" -delete \
-    && /opt/venv/bin/python -c 'import torch; assert torch.version.cuda is None, "this index has no PyTorch for CPUs"'
+    && find openvino -regextype egrep -regex "${OPENVINO_UNUSED}" -delete
 
 # ---- The common base of both servers' images.
 FROM ${PYTHON_IMAGE} AS base

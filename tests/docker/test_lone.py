@@ -142,6 +142,28 @@ def test_a_mounted_archive_for_openvino_is_served_and_scaled_where_management_is
     assert requests.get(url, timeout=10, headers={"Origin": "http://evil.example"}).status_code == 403
 
 
+@pytest.mark.parametrize("image", [CPU, MMS])
+def test_an_archive_for_pytorch_ends_a_container_with_the_build_argument(
+    lone: Start, colour_archive: Path, tmp_path: Path, image: str
+) -> None:
+    folder = store(tmp_path / "store", colour_archive)
+    words = last_words(lone(image, *CONFINED, "--volume", f"{folder}:/model_store:ro"))
+    assert "needs the engine torch, which is not installed here" in words
+    assert "--build-arg ENGINES=torch" in words
+    assert "Traceback" not in words
+
+
+def test_the_build_argument_brings_pytorch_and_onnx_runtime(
+    compose: Compose, lone: Start, colour_archive: Path, tmp_path: Path
+) -> None:
+    name = "beeline-cpu-engines:0.1.0"
+    compose("build", "--quiet", "backend", BEELINE_CPU_IMAGE=name, ENGINES="torch onnxruntime")
+    options = (*CONFINED, "--volume", f"{store(tmp_path / 'store', colour_archive)}:/model_store:ro")
+    answer = requests.put(f"{ready(lone(name, *options))}/predictions/colours", data=BLUE, timeout=60)
+    assert next(iter(answer.json())) == "blue"
+    run("docker", "run", "--rm", "--label", LABEL, "--entrypoint", "python", name, "-c", "import onnxruntime")
+
+
 def test_a_changed_archive_and_a_wrong_setting_end_a_container_with_one_sentence(
     lone: Start, colour_archive: Path, tmp_path: Path
 ) -> None:
