@@ -44,6 +44,7 @@ class Archive:
     """One `.mar` with its model's name and version. Without golden pictures, it was not built by Beeline.
 
     `handler` is its file, or one of TorchServe's names; `requirements` its list of packages, empty if there is none.
+    `default` is for `archive.store`, whose index says whether this is the model's default version.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Archive:
     goldens: tuple[Golden, ...] = ()
     handler: str = ""
     requirements: str = ""
+    default: bool = True
 
     @property
     def golden(self) -> Golden | None:

@@ -57,6 +57,7 @@ def make_fake() -> MakeArchive:
         gate: Path | None = None,
         retry: int | None = None,
         expected: str | None = None,
+        version: str = "1.0",
     ) -> Path:
         store.mkdir(parents=True, exist_ok=True)
         source = FAKE.format(gate=str(gate) if gate else "", label=label)
@@ -67,7 +68,8 @@ def make_fake() -> MakeArchive:
         if retry is not None:
             files["model-config.yaml"] = f"maxRetryTimeoutInSec: {retry}\n".encode()
         config = "model-config.yaml" if retry is not None else None
-        return write_archive(store / f"{model}.mar", model, files, "fake_handler.py", config)
+        file = f"{model}.mar" if version == "1.0" else f"{model}-{version}.mar"
+        return write_archive(store / file, model, files, "fake_handler.py", config, version)
 
     return make
 
