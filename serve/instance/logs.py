@@ -94,8 +94,8 @@ def rotate(path: Path, size: int, keep: int) -> bool:
 
 def worker_threads(model: str, version: str) -> str:
     """Return a pattern of the threads that log what a model's workers print: TorchServe's, then MMS's."""
-    name = re.escape(model)
-    return rf"W-(\d+-{name}_{re.escape(version)}|{name}-\d+)-std(out|err)"
+    # MMS shortens a long name.
+    return rf"W-(\d+-{re.escape(f'{model}_{version}')}|(\d+-)?{re.escape(model[:25])}(-\d+)?)-std(out|err)"
 
 
 def failure(folder: Path, threads: str = ".*") -> str | None:

@@ -46,7 +46,7 @@ def test_the_reason_is_the_first_cause(tmp_path: Path, name: str, text: str, sai
 
 def test_a_models_reason_is_none_of_another_model_or_version(tmp_path: Path) -> None:
     masked = MASKED.replace("fake_1.0", "fake_2.0")
-    (tmp_path / "worker.log").write_text(REFUSAL.replace("fake", "other") + TRACEBACK + masked)
+    (tmp_path / "worker.log").write_text(REFUSAL.replace("fake-1", "9001-other") + TRACEBACK + masked)
     for model, version, reason in (
         ("fake", "1.0", "RuntimeError: the gate is shut"),
         ("fake", "2.0", "ModuleNotFoundError: No module named 'missing'"),
