@@ -56,7 +56,7 @@ class Watch:
                 # One that just ended says nothing about the others.
                 with suppress(psutil.Error, OSError, ValueError, KeyError):
                     folder = Path(child.cwd()) if child.status() != psutil.STATUS_ZOMBIE else None
-                    if folder is not None and _model_in(folder) == self._model:
+                    if folder is not None and model_in(folder) == self._model:
                         living.append(child)
         return living
 
@@ -71,7 +71,7 @@ class Watch:
         return logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
 
 
-def _model_in(folder: Path) -> tuple[str, str]:
+def model_in(folder: Path) -> tuple[str, str]:
     """Return the name and the version in the manifest of an unpacked archive; the version defaults as in `mar.read`."""
     model = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
     return str(model["modelName"]), str(model.get("modelVersion", "1.0"))
