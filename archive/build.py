@@ -18,7 +18,7 @@ import yaml
 
 from archive import verify
 from archive.mar import CONFIG_FILE, HANDLER, MANIFEST, manifest
-from archive.store import STORE, Entry, expected_sha256, put
+from archive.store import STORE, Entry, file_of, put, read_index
 from beeline import pixels
 from beeline.errors import ArchiveError, ConfigError, did_you_mean, short
 from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
@@ -73,10 +73,11 @@ def build(
     config: Path | None = None,
     check: bool = True,
     reuse: bool = False,
+    default: bool = False,
     handlers: Path = HANDLERS,
     measured: dict[str, float | str] | None = None,
 ) -> Built:
-    """Build `<name>.mar` from an exported folder, verify it, and only then put it into the store.
+    """Build an archive from an exported folder, verify it, and only then put it into the store, as `file_of` names it.
 
     The same input gives the same bytes: in any working folder, at any time, with any umask and file times. When an
     error says why it cannot be built or verified, the store is unchanged.
@@ -88,6 +89,7 @@ def build(
         config: a `model-config.yaml` to include.
         check: verify the archive before it replaces an older one.
         reuse: if the store holds an archive of the same bytes, keep it and do not verify it again.
+        default: make this version the model's default; the first version is it anyway.
         handlers: the folder with the handler's source code.
         measured: see `Entry`.
     """
@@ -99,11 +101,13 @@ def build(
         entry_file = _collect(payload, spec, export, handlers, handler, config)
         _write(draft, payload, manifest(spec, entry_file, has_config=config is not None))
         digest, size = sha256(draft), draft.stat().st_size
-        path = store / draft.name
-        if reuse and path.is_file() and expected_sha256(path) == digest == sha256(path):
+        path = store / file_of(store, spec.name, spec.version)
+        known = read_index(store).get(path.name) if reuse and path.is_file() else None
+        if known and known.sha256 == digest == sha256(path) and (known.default or not default):
             return Built(path, digest, size, spec, time.perf_counter() - start, reused=True)
         verified = _verify(draft, path) if check else None
-        put(store, draft, path.name, Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured))
+        entry = Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured)
+        path = put(store, draft, entry, default)
     return Built(path, digest, size, spec, time.perf_counter() - start, verified)
 
 

@@ -45,6 +45,7 @@ class Archive:
 
     `handler` is its file, or one of TorchServe's names; `requirements` its list of packages, empty if there is none.
     `engine` is what runs it, empty if no spec says so; `unpacked` the bytes of all its files.
+    `default` is for `archive.store`, whose index says whether this is the model's default version.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Archive:
     requirements: str = ""
     engine: str = ""
     unpacked: int = 0
+    default: bool = True
 
     @property
     def golden(self) -> Golden | None:

@@ -1,4 +1,4 @@
-"""The one store: a folder of archives with index.json, which holds the sha256 of each archive as it was built.
+"""The one store: a folder of archives with index.json: each archive's sha256 as it was built, each model's default.
 
 Every function here raises `ArchiveError` for an index that cannot be read.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Entry:
     """One archive in the index.
 
     `measured` is for an engine that was chosen automatically: by engine and precision the milliseconds a picture, or
-    the reason for a refusal. The archive does not hold it, because times would change its bytes.
+    the reason for a refusal. The archive does not hold it, because times would change its bytes. `default` says whether
+    a request that names no version gets this one.
     """
 
     sha256: str
@@ -39,6 +41,7 @@ class Entry:
     fingerprint: str
     bytes: int
     measured: dict[str, float | str] | None = None
+    default: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,19 @@ class Listed:
 
 
 def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
-    """Return the archives named by `wanted`, or all archives in `store`, with or without an index.
+    """Return the archives named by `wanted`, or all in `store`; `default` is as in the index of each's folder.
 
     `wanted` are file names in the store, with or without `.mar`, or paths of `.mar` files anywhere. With `listed` the
     index must hold the sha256 of each. Raise `ArchiveError` for an empty store; for an archive that is missing,
     unreadable, not as the index or its own checksums say, or not listed; for two of the same model and version.
     """
-    paths = list(dict.fromkeys(_path(store, name) for name in wanted)) if wanted else sorted(store.glob("*.mar"))
+    paths = list(dict.fromkeys(_path(store, name) for name in wanted)) if wanted else _files(store)
     if not paths:
         raise ArchiveError(f"{store} holds no archive; build one with `beeline archive build`, or name another --store")
     for path in paths:
         if not _FILE_NAME.fullmatch(path.name):
             raise ArchiveError(f"{path} cannot be served under that name; use only letters, digits, '.', '_' and '-'")
-    archives = tuple(mar.read(path) for path in paths)
+    archives = tuple(replace(mar.read(path), default=_entry(path).get("default", True)) for path in paths)
     seen: dict[tuple[str, str], Path] = {}
     for each in archives:
         _check(each.path, listed)
@@ -95,7 +98,7 @@ def read_index(store: Path) -> dict[str, Entry]:
 
 def expected_sha256(path: Path) -> str | None:
     """Return the sha256 of an archive in the index of its folder, None if the index does not list it."""
-    expected: str | None = _entries(path.parent).get(path.name, {}).get("sha256")
+    expected: str | None = _entry(path).get("sha256")
     return expected
 
 
@@ -108,14 +111,41 @@ def changed(path: Path) -> str | None:
     return f"{digests}; it was changed after it was built: build it again with `beeline archive build`"
 
 
-def put(store: Path, draft: Path, file: str, entry: Entry) -> None:
-    """Move a finished archive into the store as `file` and list it. Several processes may do so at the same time."""
+def put(store: Path, draft: Path, entry: Entry, default: bool = False) -> Path:
+    """Move a finished archive into the store, list it, and return its path. Several processes may do so at once.
+
+    A model's first version is its default, until another one is put with `default`.
+    """
     with locked(store / ".lock"):
-        index = {**read_index(store), file: entry}
+        index, file = read_index(store), file_of(store, entry.name, entry.version)
+        others = {name: one for name, one in index.items() if one.name == entry.name and name != file}
+        if default:
+            index |= {name: replace(one, default=False) for name, one in others.items()}
+        index[file] = replace(entry, default=default or not any(one.default for one in others.values()))
         draft.chmod(0o644)
         draft.replace(store / file)
         archives = {name: asdict(index[name]) for name in sorted(index)}
         write_json(store / INDEX, {"schema": _SCHEMA, "archives": archives}, mode=0o644)
+    return store / file
+
+
+def file_of(store: Path, name: str, version: str) -> str:
+    """Return the file name of a version, which no other version has: `NAME.mar` if that is free, else with the version.
+
+    Raise `ArchiveError` if another model has both.
+    """
+    index = read_index(store)
+    own = [file for file, entry in index.items() if (entry.name, entry.version) == (name, version)]
+    for file in (*own, f"{name}.mar", f"{name}-{version}.mar"):
+        holders = {(entry.name, entry.version) for entry in [index.get(file)] if entry is not None}
+        # A file that is no archive may be overwritten.
+        with suppress(ArchiveError):
+            there = mar.read(store / file)
+            holders.add((there.model, there.version))
+        if holders <= {(name, version)}:
+            return file
+    other = " ".join(min(holders - {(name, version)}))
+    raise ArchiveError(f"{store / file} is {other}; give {name} {version} another --name, or name another --store")
 
 
 def listing(store: Path) -> list[Listed]:
@@ -123,7 +153,7 @@ def listing(store: Path) -> list[Listed]:
     if not store.is_dir():
         raise ArchiveError(f"the store {store} is missing; build an archive, or name another --store")
     index = read_index(store)
-    files = {path.name for path in store.glob("*.mar")}
+    files = {path.name for path in _files(store)}
     archives = []
     for name in sorted(files | set(index)):
         if name not in index:
@@ -148,6 +178,15 @@ def _entries(store: Path) -> dict[str, dict[str, Any]]:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(store, error) from error
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return _entries(path.parent).get(path.name, {})
+
+
+def _files(store: Path) -> list[Path]:
+    """Return the archives in a folder; a model's first version comes before its others."""
+    return sorted(store.glob("*.mar"), key=lambda path: path.stem)
 
 
 def _unreadable(store: Path, error: Exception) -> ArchiveError:

@@ -79,6 +79,7 @@ def build(
     store: Store = None,
     verify: Annotated[bool, typer.Option(help="Verify before the store changes.")] = True,
     reuse: Annotated[bool, typer.Option("--reuse", help="Keep an archive of the same content.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Make it the model's default version.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build a reproducible archive from a run, or from a model file with its labels."""
@@ -149,7 +150,14 @@ def build(
         )
         say("building" + (" and verifying ..." if verify else " ..."))
         built = room.build(
-            made, store or STORE, handler=handler, config=model_config, check=verify, reuse=reuse, measured=measured
+            made,
+            store or STORE,
+            handler=handler,
+            config=model_config,
+            check=verify,
+            reuse=reuse,
+            default=default,
+            measured=measured,
         )
         placed, about = _put_samples(built, export, samples, page)
     if lacking := needed_package(built.spec.engine):
@@ -194,10 +202,12 @@ def list_(store: Store = None, as_json: Json = False) -> None:
 
     rows, lines = [], []
     for item in listing(store or STORE):
-        row, about, entry = {"file": item.file, "state": item.state, "reason": item.reason}, "?", item.entry
+        row: dict[str, object] = {"file": item.file, "state": item.state, "reason": item.reason}
+        about, entry = "?", item.entry
         if entry is not None:
-            row |= {"name": entry.name, "version": entry.version, "sha256": entry.sha256}
-            about = f"{entry.name} {entry.version}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}"
+            row |= {"name": entry.name, "version": entry.version, "default": entry.default, "sha256": entry.sha256}
+            is_default = " (default)" if entry.default else ""
+            about = f"{entry.name} {entry.version}{is_default}, {entry.bytes / 1e6:.1f} MB, sha256 {entry.sha256[:12]}"
         rows.append(row)
         lines.append(f"{item.file}  {item.state}  {about}" + ("" if item.state == "ok" else f": {item.reason}"))
     text = "\n".join(lines) or "the store is empty; build one with `beeline archive build`"

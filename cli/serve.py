@@ -153,7 +153,7 @@ def status(name: Name = None, as_json: Json = False) -> None:
 
 @app.command()
 def scale(
-    model: Annotated[str, typer.Argument(help="The model's name.")],
+    model: Annotated[str, typer.Argument(help="The model's name, or NAME/VERSION.")],
     low: Annotated[int, typer.Option("--min", help="Workers to run.")],
     high: Annotated[int | None, typer.Option("--max", help="Workers at most. [default: --min]")] = None,
     name: Name = None,

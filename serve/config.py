@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from archive.mar import Archive
+from archive.store import names
 from beeline.errors import ConfigError
 from serve.properties import DEFAULTS, Entry, Properties, sentence
 
@@ -134,8 +135,8 @@ def resolve(
             forced |= dict.fromkeys(keys, Setting(_checked(option, keys[0], value), option))
         elif text:
             forced |= dict.fromkeys(keys, Setting(_checked(variable, keys[0], text), f"environment {variable}"))
-    usual = _workers(archives, cores, gpus, memory)
-    models = tuple(_model(archive, archives, properties, forced, usual) for archive in archives)
+    usual, chosen = _workers(archives, cores, gpus, memory), defaults(archives, properties)
+    models = tuple(_model(archive, archive in chosen, properties, forced, usual) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
     numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
     numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
@@ -179,6 +180,16 @@ def _megabytes(size: int) -> str:
     return f"{size // 10**6:,} MB"
 
 
+def defaults(archives: Sequence[Archive], properties: Properties) -> tuple[Archive, ...]:
+    """Return each model's default: the version that the file calls so, else the store's index, else the first."""
+
+    def rank(archive: Archive) -> tuple[bool, bool]:
+        entry = properties.models.get(archive.model, {}).get(archive.version)
+        return entry is not None and entry.default_version, archive.default
+
+    return tuple(max((one for one in archives if one.model == name), key=rank) for name in names(archives))
+
+
 def model_settings(values: Mapping[str, Any]) -> ModelSettings:
     """Return one model's settings from the values of `to_dict`."""
     return TypeAdapter(ModelSettings).validate_python(values)
@@ -193,11 +204,7 @@ def _checked(name: str, key: str, value: int | str) -> int:
 
 
 def _model(
-    archive: Archive,
-    archives: Sequence[Archive],
-    properties: Properties,
-    forced: Mapping[str, Setting],
-    default: Setting,
+    archive: Archive, is_default: bool, properties: Properties, forced: Mapping[str, Setting], default: Setting
 ) -> ModelSettings:
     entry, source = _entry(archive, properties)
     absent = f"default: {source}" if not entry.numbers else _DEFAULT
@@ -214,7 +221,6 @@ def _model(
     high = numbers.setdefault("maxWorkers", Setting(low.value, "as many as at the start"))
     if high.value < low.value:
         numbers["maxWorkers"] = Setting(low.value, f"at least min_workers; {high.reason}")
-    is_default = entry.default_version or sum(other.model == archive.model for other in archives) == 1
     settings = {name: numbers[key] for name in Entry.model_fields if (key := to_camel(name)) in numbers}
     return ModelSettings(archive.model, archive.version, archive.path.name, is_default, **settings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from archive.mar import Archive
+from archive.mar import MANIFEST, Archive
 from beeline.errors import BeelineError, Undetermined
 from serve.client import InferenceClient, ManagementClient
 from serve.instance import logs
@@ -20,16 +21,21 @@ class Busy(BeelineError):
 
 
 class Watch:
-    """Counts the deaths of a server's workers; both servers replace a dead worker and report nothing."""
+    """Counts the deaths of one model's workers; both servers replace a dead worker and report nothing.
 
-    def __init__(self, java: int, folder: Path) -> None:
+    `java` is the server's process, `folder` that of its logs. A worker runs in the folder of its unpacked archive.
+    """
+
+    def __init__(self, java: int, folder: Path, model: str, version: str) -> None:
         self.java = java
         self.folder = folder
         self.deaths = 0
+        self.threads = logs.worker_threads(model, version)
+        self._model = (model, version)
         self._alive: set[int] = set()
 
     def workers(self) -> set[int]:
-        """Return the ids of Java's living children, and count those that ended since the last call."""
+        """Return the ids of Java's living children of this model, and count those that ended since the last call."""
         children = {child.pid for child in self._below()}
         self.deaths += len(self._alive - children)
         self._alive = children
@@ -48,8 +54,9 @@ class Watch:
         with suppress(psutil.Error):
             for child in psutil.Process(self.java).children(recursive):
                 # One that just ended says nothing about the others.
-                with suppress(psutil.Error):
-                    if child.status() != psutil.STATUS_ZOMBIE:
+                with suppress(psutil.Error, OSError, ValueError, KeyError):
+                    folder = Path(child.cwd()) if child.status() != psutil.STATUS_ZOMBIE else None
+                    if folder is not None and model_in(folder) == self._model:
                         living.append(child)
         return living
 
@@ -59,9 +66,15 @@ class Watch:
         A worker's own reason may reach the log seconds after the server's; wait up to `patience` seconds for it.
         """
         deadline = time.monotonic() + patience
-        while logs.worker_failure(self.folder) is None and time.monotonic() < deadline:
+        while logs.worker_failure(self.folder, self.threads) is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        return logs.failure(self.folder) or "it logged no reason, as when memory runs out"
+        return logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
+
+
+def model_in(folder: Path) -> tuple[str, str]:
+    """Return the name and the version in the manifest of an unpacked archive; the version defaults as in `mar.read`."""
+    model = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]
+    return str(model["modelName"]), str(model.get("modelVersion", "1.0"))
 
 
 def wait_for_workers(
@@ -94,8 +107,7 @@ def wait_for_workers(
         if described.ready >= wanted and described.ready == len(described.workers):
             return
         # One death may be an accident; more deaths than workers are not. A refusal is final.
-        log = watch.folder / "worker.log"
-        has_refused = watch.deaths > begun and log.is_file() and "refuses to serve" in "".join(logs.tail(log, 200))
+        has_refused = watch.deaths > begun and logs.refusal(watch.folder, watch.threads) is not None
         if has_refused or watch.deaths - begun > max(wanted, 1):
             why = watch.why()
             raise BeelineError(f"no worker of {model} stays up: {why}; {fix(why)}")

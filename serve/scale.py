@@ -51,15 +51,15 @@ class _Scaling:
     is_done: bool = False
 
     def __post_init__(self) -> None:
-        self.model = self.settings.model
+        self.model, self.path = self.settings.model, self.kind.path(self.settings)
 
     def ask(self) -> None:
         """Send the request. Only MMS's answer says whether so many workers run."""
         if self.kind.synchronous:
             with self._reason():
-                self.is_done = self.management.scale(self.model, self.low, self.high, self.patience) == 200
+                self.is_done = self.management.scale(self.path, self.low, self.high, self.patience) == 200
         else:
-            self.management.scale(self.model, self.low, self.high)
+            self.management.scale(self.path, self.low, self.high)
             self.is_done = True
 
     def settle(self) -> Model | None:
@@ -71,7 +71,7 @@ class _Scaling:
         """
         begun, moved, deaths = time.monotonic(), time.monotonic(), self.watch.deaths
         while True:
-            now = self.management.describe(self.model)
+            now = self.management.describe(self.path)
             if now is None:
                 raise BeelineError(f"the server lost {self.model}; see `beeline serve logs`, or start it again")
             if self.is_done and self.low <= now.ready == len(now.workers) <= self.high:
@@ -84,7 +84,8 @@ class _Scaling:
                 self.ask()
             else:
                 serving = now.ready > 0
-                if children - self._serving() or now.ready > self.high:
+                serving_pids = {worker.pid for worker in now.workers if worker.status == READY}
+                if children - serving_pids or now.ready > self.high:
                     moved = time.monotonic()
             if time.monotonic() - moved > (_GIVEN_UP_PARTLY if serving else _GIVEN_UP):
                 return None
@@ -111,7 +112,7 @@ class _Scaling:
             return now, "nothing to try without workers"
         # READY workers may give no answer at all.
         with suppress(Undetermined), InferenceClient(backend, _GOLDEN_PATIENCE) as inference:
-            return now, try_golden(inference, archive, None)
+            return now, try_golden(inference, archive, self.settings.version if self.kind.versions else None)
         return None
 
     @contextmanager
@@ -122,17 +123,11 @@ class _Scaling:
         except BeelineError as error:
             raise type(error)(f"no worker of {self.model} stays up: {self.watch.why()} ({error})") from error
 
-    def _serving(self) -> set[int]:
-        """Return the processes of READY workers of all models; Java's other children are starting."""
-        described = (self.management.describe(name) for name in self.management.list())
-        workers = (worker for model in described if model is not None for worker in model.workers)
-        return {worker.pid for worker in workers if worker.pid is not None and worker.status == READY}
-
 
 def scale(
     instance: Instance, state: State, model: str, low: int, high: int, say: Say, patience: float = 120.0
 ) -> Scaled:
-    """Scale `model` to `low` to `high` workers and return when they are READY and answer.
+    """Scale `model`, or `model/version`, to `low` to `high` workers and return when they are READY and answer.
 
     Neither server changes the number between the two by itself: it starts `low`, and stops those beyond `high`.
 
@@ -147,14 +142,14 @@ def scale(
         raise BeelineError(f"the server {instance.name!r} is just starting; try again in a moment")
     began = time.monotonic()
     kind = servers.named(state.server)
-    watch = Watch(state.java, instance.logs)
     settings = _settings(state, model)
+    watch = Watch(state.java, instance.logs, settings.model, settings.version)
     # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
     with ManagementClient(state.management) as management:
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()
-        before = management.describe(model)
+        before = management.describe(kind.path(settings))
         if kind.synchronous and low > 0 and not (before and before.workers):
             scaling.revive()
         else:
@@ -174,10 +169,10 @@ def scale(
 
 
 def _settings(state: State, model: str) -> ModelSettings:
-    """Return a model's settings; of several versions those of the default one, which requests and scaling reach."""
+    """Return the settings of `model` or `model/version`; without a version those of the default one."""
     started = [model_settings(values) for values in state.configuration["models"]]
     for settings in sorted(started, key=lambda each: not each.default_version):
-        if settings.model == model:
+        if model in (settings.model, f"{settings.model}/{settings.version}"):
             return settings
     hint = did_you_mean(model, {settings.model for settings in started})
     raise BeelineError(f"the server serves no model {model!r}{hint}")

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import processes
-from serve import counts, instance
-from serve.client import InferenceClient, ManagementClient
-from serve.config import Configuration
+from serve import counts, instance, servers
+from serve.client import InferenceClient, ManagementClient, Model
+from serve.config import Configuration, model_settings
 from serve.instance import MARK, Instance, State
 
 
@@ -53,13 +53,20 @@ def _server(target: Instance) -> dict[str, Any]:
     if state is None:
         return {"name": target.name, "state": "starting or stopping"}
     models: list[dict[str, Any]] = []
+    described: list[Model | None] = []
     note = None
+    kind, started = servers.named(state.server), [model_settings(each) for each in state.configuration["models"]]
     with ManagementClient(state.management, timeout=5) as management:
         try:
-            described = [management.describe(name) for name in management.list()]
+            described = [management.describe(kind.path(each)) for each in started]
             models = [{**asdict(model), "ready": model.ready} for model in described if model is not None]
         except Undetermined as error:
             note = str(error)
+    failed = instance.failures(target.failed)
+    for each, now in zip(started, described, strict=False):
+        if now is not None and now.ready:
+            # It was scaled up since.
+            failed.pop(f"{each.model}/{each.version}", None)
     return {
         "name": state.name,
         "state": _readiness(state),
@@ -71,6 +78,7 @@ def _server(target: Instance) -> dict[str, Any]:
         "management": state.addresses.get("management") or state.management,
         "seconds": round(time.time() - state.started, 1),
         "models": models,
+        "failed": failed,
         "note": note,
         "archives": state.archives,
         "processes": _processes(state),
@@ -123,6 +131,7 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
             f"({model['min_workers']} to {model['max_workers']}), batch {model['batch_size']}, "
             f"delay {model['max_batch_delay']} ms"
         )
+    out += [f"  {name} is not served: {reason}" for name, reason in server["failed"].items()]
     for process in server["processes"]:
         out.append(f"  {process['kind']} {process['pid']}: {process['megabytes']:.0f} MB")
     for model_name, by_status in server["answers"].items():

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +18,11 @@ from archive.mar import Archive
 from beeline.errors import BeelineError, Undetermined
 from beeline.metrics import FOLDER
 from host import ROOT, machine
+from host.files import write_json
 from serve import addresses, config, counts, instance, properties, servers
 from serve.addresses import Addresses, Ports
 from serve.client import InferenceClient, ManagementClient
+from serve.config import ModelSettings
 from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
 from serve.gateway.nginx import Choice, choose
@@ -66,8 +70,8 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     kind = servers.named(request.server)
     home = instance.state_folder(environ)
     target = instance.named(home, request.name)
-    archives = _archives(kind, request)
     read, gateway, listeners = _listeners(request, environ)
+    archives = _archives(kind, request, read, say)
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
     resolved = config.resolve(read, archives, request.overrides, environ, machine.cores(), gpus, machine.free_memory())
     jvm = java.find_java(environ)
@@ -121,14 +125,12 @@ def _listeners(request: Request, environ: Mapping[str, str]) -> tuple[properties
     return read, gateway, addresses.resolve(read, request.ports, gateway.kind)
 
 
-def _archives(kind: Server, request: Request) -> tuple[Archive, ...]:
+def _archives(kind: Server, request: Request, read: properties.Properties, say: Say) -> tuple[Archive, ...]:
     archives = store.find_archives(request.store, request.wanted, request.listed)
-    names = store.names(archives)
-    if not kind.versions and len(names) < len(archives):
-        raise BeelineError(
-            f"{kind.title} serves one version of a model, and the store holds {len(archives)} archives of "
-            f"{len(names)} models; name one of each with --model"
-        )
+    if not kind.versions:
+        every, archives = archives, config.defaults(archives, read)
+        if left := [f"{one.model} {one.version}" for one in every if one not in archives]:
+            say(f"{kind.title} serves one version of a model, its default; not served: {', '.join(left)}")
     files = [archive.path.name for archive in archives]
     if len(set(files)) < len(files):
         raise BeelineError(f"two archives have the same file name ({', '.join(files)}); rename one")
@@ -184,7 +186,7 @@ def _spawn(start: _Start, lock: int, jvm: java.Java, environ: Mapping[str, str])
             start.properties,
             start.addresses,
             folder=places.gateway,
-            backends=(Backend(state.backend, state.management, str(places.metrics)),),
+            backends=(Backend(state.backend, state.management, str(places.metrics), str(target.failed)),),
             store=places.store,
             versions=kind.versions,
             logs=places.logs,
@@ -213,36 +215,66 @@ def _spawn(start: _Start, lock: int, jvm: java.Java, environ: Mapping[str, str])
 
 
 def _wait(running: Running, start: _Start, say: Say) -> None:
-    """Wait for Java, for every model's workers and its golden picture, and for the gateway."""
-    kind, resolved = start.kind, start.resolved
+    """Wait for Java, for every model's workers and its golden picture, and for the gateway.
+
+    Only as many workers load at a time as there are cores. A model that does not start harms no other one.
+    """
+    models = start.resolved.models
     with ManagementClient(running.state.management) as management:
         _wait_for(running, "Java", management.unready)
-        assert running.state.java is not None
-        watch = Watch(running.state.java, running.instance.logs)
-        watch.workers()
-        with InferenceClient(running.state.backend) as inference:
-            for model, archive in zip(resolved.models, start.archives, strict=True):
-                version = model.version if kind.versions else None
-                workers = model.min_workers.value
-                patience = model.startup_timeout.value
-                fix = partial(kind.advice, archive, start.python)
-                try:
-                    kind.register(management, model)
-                except BeelineError as error:
-                    running.check()
-                    why = watch.why(patience=15)
-                    raise BeelineError(f"{model.model} does not start: {why} ({error}); {fix(why)}") from error
-                wait_for_workers(management, model.model, version, workers, watch, patience, running.check, fix)
-                say(f"{try_golden(inference, archive, version)}; workers: {workers}")
-        serving = {(one.model, one.version) for one in resolved.models if one.min_workers.value}
-        if silent := serving - counts.read(Path(running.state.environment[FOLDER])).counting():
-            say(
-                f"warning: {', '.join(sorted(name for name, _ in silent))} is served without metrics: an older Beeline "
-                "built its archive, or it has another handler; for metrics build it again (`beeline archive build`)"
-            )
+    most = max(model.min_workers.value for model in models)
+    pool = ThreadPoolExecutor(max(1, machine.cores() // most), thread_name_prefix="load")
+    failed: dict[str, str] = {}
+    try:
+        pairs = zip(models, start.archives, strict=True)
+        loads = {pool.submit(_load, running, start, model, archive): model for model, archive in pairs}
+        for load in as_completed(loads):
+            try:
+                say(load.result())
+            except BeelineError as error:
+                running.check()
+                failed[f"{loads[load].model}/{loads[load].version}"] = str(error)
+                if len(failed) == len(models):
+                    raise
+                write_json(running.instance.failed, failed)
+                say(f"warning: {loads[load].model} {loads[load].version} is not served: {error}")
+    finally:
+        # After an error the server stops, which ends the threads.
+        pool.shutdown(wait=False, cancel_futures=True)
+    serving = {(one.model, one.version) for one in models if f"{one.model}/{one.version}" not in failed}
+    if silent := serving - counts.read(Path(running.state.environment[FOLDER])).counting():
+        say(
+            f"warning: {', '.join(sorted(name for name, _ in silent))} is served without metrics: an older Beeline "
+            "built its archive, or it has another handler; for metrics build it again (`beeline archive build`)"
+        )
     if running.state.gateway:
         with InferenceClient(running.state.inference, timeout=5, patience=0) as client:
             _wait_for(running, "the gateway", client.unready)
+
+
+def _load(running: Running, start: _Start, model: ModelSettings, archive: Archive) -> str:
+    """Start a model's workers and try its golden picture; return a sentence on the result."""
+    assert running.state.java is not None
+    kind, workers = start.kind, model.min_workers.value
+    watch = Watch(running.state.java, running.instance.logs, model.model, model.version)
+    version = model.version if kind.versions else None
+    fix = partial(kind.advice, archive, start.python)
+    with ManagementClient(running.state.management) as management, InferenceClient(running.state.backend) as inference:
+        try:
+            kind.register(management, model)
+        except BeelineError as error:
+            running.check()
+            why = watch.why(patience=15)
+            raise BeelineError(f"{model.model} does not start: {why} ({error}); {fix(why)}") from error
+        try:
+            patience = model.startup_timeout.value
+            wait_for_workers(management, model.model, version, workers, watch, patience, running.check, fix)
+            return f"{try_golden(inference, archive, version)}; workers: {workers}"
+        except BeelineError:
+            # TorchServe would start it again and again.
+            with suppress(BeelineError):
+                management.scale(kind.path(model), 0, 0)
+            raise
 
 
 def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) -> None:

@@ -17,6 +17,8 @@ import { Summary } from "./summary.js";
 
 /** Milliseconds until the next try to read the catalog. */
 const ASK_AGAIN = 3_000;
+/** So many models have a filter. */
+const MANY = 8;
 
 const catalog = new Catalog();
 const queue = new Queue(catalog);
@@ -116,16 +118,26 @@ function highlight(event) {
 function showCatalog() {
   const model = catalog.chosen;
   byId("choice").hidden = catalog.models.length < 2;
-  byId("models").replaceChildren(
-    ...catalog.models.map((one) => {
-      return element("option", { value: path(one), selected: one === model }, `${one.name} ${one.version}`);
-    }),
-  );
+  byId("filter").hidden = catalog.models.length < MANY;
+  showChoices();
   showCode();
   if (!model) return;
   write(byId("known"), model.labels ? `${model.name} tells ${model.labels} labels apart.` : "");
   intake.showSamples(model.samples);
   showCard();
+}
+
+/** Offer the models that have every word of the filter, and the chosen one. */
+function showChoices() {
+  const words = byId("filter").value.toLowerCase().split(/\s+/);
+  const has = (model) => words.every((word) => path(model).toLowerCase().includes(word));
+  byId("models").replaceChildren(
+    ...catalog.models.filter((one) => one === catalog.chosen || has(one)).map((one) => {
+      const title = server.failed[path(one)];
+      const values = { value: path(one), selected: one === catalog.chosen, disabled: Boolean(title), title };
+      return element("option", values, `${one.name} ${one.version}${title ? " (not served)" : ""}`);
+    }),
+  );
 }
 
 async function showCard() {
@@ -135,9 +147,11 @@ async function showCard() {
 }
 
 let open = false;
+let failed = "{}";
 function showServer() {
   document.querySelector(".top").dataset.state = server.state;
   write(byId("state"), server.sentence);
+  if (failed !== (failed = JSON.stringify(server.failed))) showChoices();
   // The workers' own choices are known once they are ready.
   if (server.open && !open) load().then(showCard);
   open = server.open;
@@ -159,6 +173,7 @@ queue.addEventListener("done", ({ detail: picture }) => {
 catalog.addEventListener("change", showCatalog);
 server.addEventListener("change", showServer);
 byId("models").addEventListener("change", ({ target }) => catalog.choose(target.value));
+byId("filter").addEventListener("input", showChoices);
 byId("clear").addEventListener("click", clear);
 for (const name of ["pointerover", "focusin"]) byId("grid").addEventListener(name, highlight);
 for (const name of ["pointerleave", "focusout"]) byId("grid").addEventListener(name, () => highlight());

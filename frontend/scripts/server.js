@@ -11,6 +11,8 @@ export class Server extends EventTarget {
   #busy = 0;
   #timer = 0;
   #asking = false;
+  /** By NAME/VERSION, why a model did not start. */
+  failed = {};
 
   /** `full` returns whether all connections are in use: then a ping would wait behind the pictures and prove nothing. */
   constructor(full) {
@@ -86,7 +88,8 @@ export class Server extends EventTarget {
       const response = await fetch("/ping", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
       const body = await response.json();
       this.#failures = 0;
-      if (response.ok) this.#become("ready", workers(body.models));
+      this.failed = body.failed ?? {};
+      if (response.ok) this.#become("ready", workers(body.models) + missing(this.failed));
       else this.#become("starting", body.reason ?? body.message ?? `it answers ${response.status}`);
       this.#next(EVERY);
     } catch {
@@ -113,4 +116,9 @@ function workers(models = {}) {
   const all = Object.values(models).flatMap((versions) => Object.values(versions));
   const ready = all.reduce((sum, version) => sum + (version.ready ?? 0), 0);
   return ready ? `, ${ready} ${ready === 1 ? "worker" : "workers"}` : "";
+}
+
+function missing(failed) {
+  const names = Object.keys(failed).map((name) => name.replace("/", " "));
+  return names.length ? `; not served: ${names.join(", ")}` : "";
 }

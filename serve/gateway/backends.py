@@ -46,7 +46,8 @@ def share(
     file. It raises BeelineError when a server does not run or they serve different archives, and Undetermined when
     there is no nginx or it refuses its configuration.
     """
-    states = [instance.running(instance.state_folder(environ), name)[1] for name in dict.fromkeys(names)]
+    found = [instance.running(instance.state_folder(environ), name) for name in dict.fromkeys(names)]
+    states = [state for _, state in found]
     check_same(states)
     # Each server has its own management; this gateway has none, so it must not take the usual port.
     read, choice, at, own = _decide(config_file, dataclasses.replace(given, management=0), environ)
@@ -69,7 +70,10 @@ def share(
             at,
             folder=top / "gateway",
             management=None,
-            backends=tuple(Backend(state.backend, state.management, state.environment.get(FOLDER)) for state in states),
+            backends=tuple(
+                Backend(state.backend, state.management, state.environment.get(FOLDER), str(each.failed))
+                for each, state in found
+            ),
             store=served,
             versions=all(state.server == "torchserve" for state in states),
             logs=top / "logs",

@@ -59,7 +59,8 @@ class RemoteProbe(Watched):
             values = answer.json()
             ready = answer.status_code == 200
             reason = "ready" if ready else str(values.get("reason", values.get("message")))
-            seen = Seen(ready, reason, _counts(values.get("models", {})), frozenset() if ready else _closed(values))
+            failed = {str(name): str(why) for name, why in values.get("failed", {}).items()}
+            seen = Seen(ready, reason, _counts(values.get("models", {})), _closed(values), failed)
             self._is_silent = False
             return seen
         except (requests.RequestException, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:

@@ -24,6 +24,7 @@ from beeline.errors import BeelineError, Undetermined
 from serve import counts
 from serve.client import InferenceClient, ManagementClient
 from serve.gateway.settings import Backend, Settings
+from serve.instance import failures
 from serve.ready import Busy, try_golden
 
 logger = logging.getLogger("prober")
@@ -40,14 +41,16 @@ _STUCK = 15.0
 class Seen:
     """The state of one backend; `models` is `{name: {version: {"workers": n, "ready": n}}}`.
 
-    A backend that is not ready may still take some predictions. `closed` then names those that it refuses:
-    `MODEL@VERSION`, and `MODEL@` for predictions without a version.
+    `closed` names the predictions that it refuses while it takes others: `MODEL@VERSION`, and `MODEL@` for those
+    without a version. A backend that is not ready may have some, and a ready one those of the models that did not
+    start; `failed` says why, by `MODEL/VERSION`.
     """
 
     ready: bool
     reason: str
     models: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def open(self) -> bool:
@@ -152,7 +155,14 @@ class Probe(Watched):
             elif reason := self._try_golden(archive):
                 wrong[archive] = f"{archive.model} {archive.version}: {reason}"
         failing = [archive for archive in self.archives if archive in wrong]
-        return Seen(not wrong, wrong[failing[0]] if failing else "ready", models, self._closed(failing))
+        given_up = failures(self.backend.failed) if failing and self.backend.failed else {}
+        names = [f"{archive.model}/{archive.version}" for archive in failing]
+        failed = {name: given_up[name] for name in names if name in given_up}
+        # What did not start makes nobody wait, unless nothing else is there.
+        waited = [one for one, name in zip(failing, names, strict=True) if name not in failed]
+        reason = wrong[(waited or failing)[0]] if failing else "ready"
+        is_ready = not waited and len(failing) < len(self.archives)
+        return Seen(is_ready, reason, models, self._closed(failing), failed)
 
     def close(self) -> None:
         self._management.close()
@@ -244,7 +254,7 @@ class Prober:
     def members(self) -> list[str]:
         """Return the inference URLs of the backends that share the load.
 
-        They are the ready ones, else those that refuse the same, smallest part of the predictions.
+        They are those that refuse the same, smallest part of the predictions: mostly none.
         """
         states = [(one.backend.inference, one.seen) for one in self.watched]
         closed = closed_together([seen for _, seen in states])
@@ -266,9 +276,12 @@ def together(seen: Sequence[Seen]) -> dict[str, Any]:
                 total = models.setdefault(name, {}).setdefault(version, {"workers": 0, "ready": 0})
                 for key, count in workers.items():
                     total[key] += count
-    if any(one.ready for one in seen):
-        return {"status": "Healthy", "models": models}
-    reason = "; ".join(dict.fromkeys(one.reason for one in seen)) or "no backend is there"
-    closed = sorted(closed_together(seen))
+    closed = closed_together(seen)
+    failed = {name: reason for one in seen if one.closed == closed for name, reason in one.failed.items()}
     # A gateway in front of this one lets pass what `closed` does not name.
-    return {"status": "Unhealthy", "reason": reason, "models": models, **({"closed": closed} if closed else {})}
+    parts = {"closed": sorted(closed), "failed": failed}
+    values = {"models": models, **{name: part for name, part in parts.items() if part}}
+    if any(one.ready for one in seen):
+        return {"status": "Healthy", **values}
+    reason = "; ".join(dict.fromkeys(one.reason for one in seen)) or "no backend is there"
+    return {"status": "Unhealthy", "reason": reason, **values}

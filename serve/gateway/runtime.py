@@ -6,6 +6,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,10 @@ PAGE = ROOT / "frontend"
 ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
     403: ("Forbidden", "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM"),
-    404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
+    404: (
+        "NotFound",
+        "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists models and versions",
+    ),
     405: ("MethodNotAllowed", "this address does not take that method; the Allow header names those that it takes"),
     408: ("RequestTimeout", "the request did not arrive in time; send it without pauses of ten seconds"),
     409: ("SeveralBackends", "several backends share this address; run `beeline serve scale` in the container of one"),
@@ -169,6 +173,12 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     cache = (
         "proxy_cache_path temporary/catalog keys_zone=catalog:1m max_size=64m inactive=1d use_temp_path=off levels=1;"
     )
+    # Without versions, the server would answer for any version with the one that it has.
+    others = [
+        f'"~^/predictions/{re.escape(model)}/(?!{re.escape(version)}\\z)" 1;'
+        for model, version in settings.defaults.items()
+        if not settings.versions
+    ]
     # What a backend's own gateway answers without its server: too many requests, a broken connection, not ready.
     of_gateways = " http_429 http_502 http_503" if settings.name else ""
     return {
@@ -181,6 +191,7 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         "zones.conf": [
             f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
             *([cache] if settings.name else []),
+            *_block("map $uri $other_version", ["default 0;", *others]),
         ],
         "listen.conf": listen,
         "limits.conf": [

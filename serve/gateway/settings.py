@@ -24,11 +24,12 @@ FILE = "settings.json"
 
 @dataclass(frozen=True)
 class Backend:
-    """One server behind the gateway: its inference and management URLs, and the folder where its workers count."""
+    """One server behind the gateway: its URLs, the folder where its workers count, the file of what did not start."""
 
     inference: str
     management: str
     counts: str | None = None
+    failed: str | None = None
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class Instance:
         self.name = folder.name
         # Of server, workers, gateway and supervisor.
         self.logs = folder / "logs"
+        # By MODEL/VERSION, why a model was not started; there is no such file where all were.
+        self.failed = folder / "failed.json"
         self._state = folder / "instance.json"
 
     def new_mark(self) -> str:
@@ -125,7 +127,8 @@ class Instance:
             shutil.rmtree(previous, ignore_errors=True)
             self.logs.rename(previous)
         self.logs.mkdir(parents=True)
-        (self.folder / "end.json").unlink(missing_ok=True)
+        for path in (self.folder / "end.json", self.failed):
+            path.unlink(missing_ok=True)
 
     def sweep(self) -> list[int]:
         """Stop what a dead supervisor left and remove its files; return the process ids. Call it with the lock held."""
@@ -146,6 +149,11 @@ class Instance:
             return self.sweep()
         finally:
             os.close(lock)
+
+
+def failures(path: Path | str) -> dict[str, str]:
+    """Return by MODEL/VERSION why it was not started, from the file `failed` of an instance."""
+    return {str(name): str(reason) for name, reason in (_read_json(Path(path)) or {}).items()}
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:

@@ -18,7 +18,7 @@ from beeline.errors import BeelineError, did_you_mean
 # access: one line of JSON a request. console: Java before it logs. supervisor: the prober too. gateway: nginx's errors.
 NAMES = ("worker", "server", "console", "supervisor", "gateway", "access")
 
-_PREFIX = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,]+ (?:\[\w+ *\] )?\S+ (.*)$")
+_PREFIX = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,]+ (?:\[\w+ *\] )?(\S+) (.*)$")
 _REFUSAL = re.compile(r"refuses to serve: (.+)$")
 _ERROR = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: .+)?$")
 _SERVER = re.compile(r"Failed to (?:load model|bind to address).*|^Invalid configuration: .+|^Caused by: .+")
@@ -92,9 +92,15 @@ def rotate(path: Path, size: int, keep: int) -> bool:
     return True
 
 
-def failure(folder: Path) -> str | None:
+def worker_threads(model: str, version: str) -> str:
+    """Return a pattern of the threads that log what a model's workers print: TorchServe's, then MMS's."""
+    # MMS shortens a long name.
+    return rf"W-(\d+-{re.escape(f'{model}_{version}')}|(\d+-)?{re.escape(model[:25])}(-\d+)?)-std(out|err)"
+
+
+def failure(folder: Path, threads: str = ".*") -> str | None:
     """Return the log's reason why workers or the server failed to start; None if it has none."""
-    if (reason := worker_failure(folder)) is not None:
+    if (reason := worker_failure(folder, threads)) is not None:
         return reason
     for name in ("server.log", "console.log"):
         for line in reversed(_messages(folder / name)):
@@ -103,18 +109,24 @@ def failure(folder: Path) -> str | None:
     return None
 
 
-def worker_failure(folder: Path) -> str | None:
-    """Return the reason that a worker logged for its failure; None if none has."""
-    messages = _messages(folder / "worker.log")[::-1]
-    refusals = (match.group(1) for line in messages if (match := _REFUSAL.search(line)))
+def worker_failure(folder: Path, threads: str = ".*") -> str | None:
+    """Return the reason that a worker logged for its failure; None if none has. `threads` are those of one model."""
+    messages = _messages(folder / "worker.log", threads)[::-1]
     errors = (line for line in messages if _ERROR.match(line) and not any(mask in line for mask in _MASKS))
-    return next(refusals, None) or next(errors, None)
+    return refusal(folder, threads) or next(errors, None)
 
 
-def _messages(path: Path) -> list[str]:
-    """Return the log's last lines without the servers' prefixes."""
+def refusal(folder: Path, threads: str = ".*") -> str | None:
+    """Return the reason why a worker refuses its archive; None if none has refused."""
+    messages = _messages(folder / "worker.log", threads)[::-1]
+    return next((match.group(1) for line in messages if (match := _REFUSAL.search(line))), None)
+
+
+def _messages(path: Path, threads: str = ".*") -> list[str]:
+    """Return the last lines that these threads logged, without the servers' prefixes, and lines without a prefix."""
     lines = tail(path, 2000) if path.is_file() else []
-    return [match.group(1) if (match := _PREFIX.match(line)) else line for line in lines]
+    matches = [(line, _PREFIX.match(line)) for line in lines]
+    return [match[2] if match else line for line, match in matches if not match or re.fullmatch(threads, match[1])]
 
 
 class Followed:

@@ -89,8 +89,13 @@ class Server(ABC):
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
         """Return this server's own configuration, in addition to `write_properties` below."""
 
-    def register(self, management: ManagementClient, model: ModelSettings) -> None:  # noqa: B027
-        """Load a model once the API answers, unless the server loads it itself; raise BeelineError as `revive`."""
+    def path(self, model: ModelSettings) -> str:
+        """Return the part of the API's paths that names a model, with its version where the server knows any."""
+        return f"{model.model}/{model.version}" if self.versions else model.model
+
+    @abstractmethod
+    def register(self, management: ManagementClient, model: ModelSettings) -> None:
+        """Start a model's workers once the API answers; raise BeelineError as `revive`."""
 
     def advice(self, archive: Archive, python: Path, why: str) -> str:
         """Return what helps if workers of an archive die for the reason `why`: mostly a package that is missing."""

@@ -49,9 +49,13 @@ class TorchServe(Server):
         return {"PYTHONPATH": str(ROOT / "serve" / "worker")}
 
     def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
+        # The first version of a model is its default, whatever `models` says (pytorch/serve#2744).
+        models = sorted(configuration.models, key=lambda model: not model.default_version)
         return {
-            "load_models": ",".join(model.archive for model in configuration.models),
+            "load_models": ",".join(model.archive for model in models),
             "models": models_json(configuration),
+            # For `minWorkers` of 0: no worker yet, where 0 would mean one for each core.
+            "default_workers_per_model": "-1",
             "allowed_urls": f"{places.store.as_uri()}/.*",
             "enable_model_api": "false",
             "enable_metrics_api": "false",
@@ -65,15 +69,18 @@ class TorchServe(Server):
             "grpc_management_port": "0",
         }
 
+    def register(self, management: ManagementClient, model: ModelSettings) -> None:
+        management.scale(self.path(model), model.min_workers.value, model.max_workers.value)
+
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
         # Scaling to 0 removes dead workers from its list too.
-        management.scale(model.model, 0, 0)
+        management.scale(self.path(model), 0, 0)
         deadline = time.monotonic() + patience
-        while (now := management.describe(model.model)) is not None and now.workers:
+        while (now := management.describe(self.path(model))) is not None and now.workers:
             if time.monotonic() > deadline:
                 raise Undetermined(f"{model.model} still has workers after {patience:g} s; see `beeline serve logs`")
             time.sleep(0.1)
-        management.scale(model.model, low, high)
+        management.scale(self.path(model), low, high)
 
 
 def models_json(configuration: Configuration) -> str:
@@ -81,6 +88,7 @@ def models_json(configuration: Configuration) -> str:
     models: dict[str, dict[str, dict[str, object]]] = {}
     for model in configuration.models:
         numbers = {to_camel(name): each.value for name, each in vars(model).items() if isinstance(each, Setting)}
-        entry = {"defaultVersion": model.default_version, "marName": model.archive, **numbers}
+        # Each gets its workers in its turn, from `register`.
+        entry = {"defaultVersion": model.default_version, "marName": model.archive, **numbers, "minWorkers": 0}
         models.setdefault(model.model, {})[model.version] = entry
     return json.dumps(models)

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from archive.mar import Golden
-from archive.store import INDEX, Entry, expected_sha256, find_archives, listing, locate, put, read_index
+from archive.store import INDEX, Entry, expected_sha256, file_of, find_archives, listing, locate, put, read_index
 from beeline.errors import ArchiveError
 from host.files import sha256
 
 MakeArchive = Callable[..., Path]
 
 
-def place(store: Path, name: str, data: bytes) -> Entry:
+def place(store: Path, name: str, data: bytes, version: str = "1.0", default: bool = False) -> Entry:
     draft = store / f".{name}.draft"
     draft.write_bytes(data)
-    entry = Entry(sha256(draft), name, "1.0", "f" * 64, len(data))
-    put(store, draft, f"{name}.mar", entry)
+    entry = Entry(sha256(draft), name, version, "f" * 64, len(data))
+    put(store, draft, entry, default)
     return entry
 
 
@@ -40,6 +40,50 @@ def test_put_lists_an_archive_that_others_can_read(tmp_path: Path) -> None:
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("ants.mar", INDEX)} == {0o644}
     assert expected_sha256(tmp_path / "ants.mar") == entry.sha256
     assert expected_sha256(tmp_path / "bees.mar") is None
+
+
+def versions(store: Path) -> dict[str, tuple[str, bool]]:
+    return {file: (entry.version, entry.default) for file, entry in read_index(store).items()}
+
+
+def test_a_second_version_gets_a_file_of_its_own_and_the_first_stays_the_default(tmp_path: Path) -> None:
+    for version in ("1.0", "2.0", "3.0"):
+        place(tmp_path, "ants", version.encode(), version)
+    named = {"ants.mar": "1.0", "ants-2.0.mar": "2.0", "ants-3.0.mar": "3.0"}
+    assert versions(tmp_path) == {file: (version, version == "1.0") for file, version in named.items()}
+    assert {file: (tmp_path / file).read_text() for file in named} == named
+    # Each is built again into its own file, and stays what it is.
+    place(tmp_path, "ants", b"newer", "2.0", default=True)
+    place(tmp_path, "ants", b"newest", "1.0")
+    assert versions(tmp_path) == {file: (version, version == "2.0") for file, version in named.items()}
+    assert {file: (tmp_path / file).read_text() for file in named} == {
+        **named, "ants-2.0.mar": "newer", "ants.mar": "newest"
+    }  # fmt: skip
+
+
+def test_nothing_is_overwritten_by_another_version_or_model(tmp_path: Path, make_fake: MakeArchive) -> None:
+    # The index lists none of these.
+    first, other = make_fake(tmp_path, "ants"), make_fake(tmp_path, "ants-2.0")
+    assert file_of(tmp_path, "ants", "1.0") == "ants.mar"
+    before = first.read_bytes(), other.read_bytes()
+    place(tmp_path, "ants", b"newer", "3.0")
+    assert versions(tmp_path) == {"ants-3.0.mar": ("3.0", True)}
+    with pytest.raises(ArchiveError, match=r"ants-2\.0\.mar is ants-2\.0 1\.0; give ants 2\.0 another --name"):
+        place(tmp_path, "ants", b"newer", "2.0")
+    assert (first.read_bytes(), other.read_bytes()) == before
+
+
+def test_the_first_version_is_served_first_and_the_default_is_the_indexs(
+    tmp_path: Path, make_fake: MakeArchive
+) -> None:
+    for version in ("0.9", "1.0"):
+        make_fake(tmp_path, version=version)
+    assert [(each.version, each.default) for each in find_archives(tmp_path)] == [("1.0", True), ("0.9", True)]
+    digest = sha256(tmp_path / "fake.mar")
+    (tmp_path / INDEX).write_text(
+        json.dumps({"schema": 1, "archives": {"fake.mar": {"sha256": digest, "default": False}}})
+    )
+    assert [(each.version, each.default) for each in find_archives(tmp_path)] == [("1.0", False), ("0.9", True)]
 
 
 def test_builds_at_the_same_time_lose_no_entry(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def store(folder: Path, archive: Path) -> Path:
     """Make a store that lists the archive, as `beeline archive build` leaves one."""
     folder.mkdir()
     draft = Path(shutil.copyfile(archive, folder / "draft"))
-    put(folder, draft, archive.name, Entry(sha256(archive), "colours", "1.0", "", archive.stat().st_size))
+    put(folder, draft, Entry(sha256(archive), "colours", "1.0", "", archive.stat().st_size))
     # The container has another user.
     folder.chmod(0o755)
     return folder

@@ -167,3 +167,38 @@ def test_generated_pictures_are_a_warning_and_what_is_strange_in_a_card_stays_te
         expect(row(page, name)).to_have_text(text)
     expect(page.locator("#generated")).to_contain_text(f"generated pictures ({strange}), not on photographs")
     expect(page.locator("#choice")).to_be_hidden()
+
+
+def test_of_thirty_models_a_filter_finds_one_and_what_is_not_served_is_named(visit: Open) -> None:
+    seen = visit(ready=False)
+    page = seen.page
+    # A fake of thirty models: the catalog names the one that is served under thirty names.
+    catalog = page.request.get(f"{seen.site}/catalog.json").json()
+    (model,) = catalog["models"]
+    names = ["colours", *(f"net{number}" for number in range(29))]
+    catalog["models"] = [{**model, "name": name, "version": f"{len(name)}.0"} for name in names]
+    page.route("**/catalog.json", lambda route: route.fulfill(json=catalog))
+    failed = {"net3/4.0": "it needs a package"}
+    healthy = {"status": "Healthy", "models": {"colours": {"7.0": {"workers": 1, "ready": 1}}}, "failed": failed}
+    page.route("**/ping", lambda route: route.fulfill(json=healthy))
+    seen.open()
+    choice, options = page.get_by_role("combobox", name="Model", exact=True), page.locator("#models option")
+    expect(options).to_have_count(30)
+    expect(page.get_by_role("status")).to_have_text("Ready, 1 worker; not served: net3 4.0")
+    page.get_by_role("searchbox", name="Filter models").fill("Net1 5.0")
+    expect(options).to_have_text(["colours 7.0", *(f"net{number} 5.0" for number in range(10, 20))])
+    choice.select_option("net17/5.0")
+    expect(row(page, "name")).to_have_text("net17")
+    seen.pick(payload("1.png", RED))
+    seen.expect_answer("red")
+    page.get_by_role("searchbox").fill("net3")
+    expect(options).to_have_text(["net3 4.0 (not served)", "net17 5.0"])
+    expect(options.first).to_be_disabled()
+    assert options.first.get_attribute("title") == "it needs a package"
+    assert choice.input_value() == "net17/5.0"
+
+
+def test_few_models_have_no_filter(visit: Open, several: str) -> None:
+    seen = visit(site=several)
+    expect(seen.page.locator("#models")).to_be_visible()
+    expect(seen.page.get_by_role("searchbox")).to_be_hidden()

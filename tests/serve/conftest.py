@@ -48,7 +48,10 @@ def wait_for(look: Callable[[], T], holds: Callable[[T], object] = bool, seconds
 
 @pytest.fixture(scope="session")
 def make_fake() -> MakeArchive:
-    """Write a fake archive. Without the file `gate` its workers die; after `retry` seconds they are given up."""
+    """Write a fake archive. Without the file `gate` its workers die; after `retry` seconds they are given up.
+
+    A worker runs `load` first.
+    """
 
     def make(
         store: Path,
@@ -57,9 +60,11 @@ def make_fake() -> MakeArchive:
         gate: Path | None = None,
         retry: int | None = None,
         expected: str | None = None,
+        version: str = "1.0",
+        load: str = "",
     ) -> Path:
         store.mkdir(parents=True, exist_ok=True)
-        source = FAKE.format(gate=str(gate) if gate else "", label=label)
+        source = load + FAKE.format(gate=str(gate) if gate else "", label=label)
         files = {"fake_handler.py": source.encode(), "model.pt": b"no model"}
         if expected is not None:
             top = {"schema": 1, "pictures": [{"file": "0.png", "sha256": "", "top": [[expected, 0.9]]}]}
@@ -67,7 +72,8 @@ def make_fake() -> MakeArchive:
         if retry is not None:
             files["model-config.yaml"] = f"maxRetryTimeoutInSec: {retry}\n".encode()
         config = "model-config.yaml" if retry is not None else None
-        return write_archive(store / f"{model}.mar", model, files, "fake_handler.py", config)
+        file = f"{model}.mar" if version == "1.0" else f"{model}-{version}.mar"
+        return write_archive(store / file, model, files, "fake_handler.py", config, version)
 
     return make
 

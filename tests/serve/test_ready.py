@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,17 @@ def test_a_worker_that_ends_at_this_moment_is_one_death(tmp_path: Path, monkeypa
             raise psutil.NoSuchProcess(pid)
         return psutil.STATUS_SLEEPING
 
-    children = [SimpleNamespace(pid=pid, status=lambda pid=pid: status(pid)) for pid in (7, 8)]
+    def child(pid: int, model: str) -> SimpleNamespace:
+        manifest = tmp_path / model / "MAR-INF" / "MANIFEST.json"
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(json.dumps({"model": {"modelName": model, "modelVersion": "1.0"}}))
+        return SimpleNamespace(pid=pid, status=lambda: status(pid), cwd=lambda: str(tmp_path / model))
+
+    # Another model's worker, and a process that has no archive yet, are none of this model's.
+    children = [child(7, "fake"), child(8, "fake"), child(9, "other")]
+    children.append(SimpleNamespace(pid=10, status=lambda: status(10), cwd=lambda: str(tmp_path)))
     monkeypatch.setattr("serve.ready.psutil.Process", lambda pid: SimpleNamespace(children=lambda recursive: children))
-    watch = Watch(6, tmp_path)
+    watch = Watch(6, tmp_path, "fake", "1.0")
     assert (watch.workers(), watch.deaths) == ({7, 8}, 0)
     gone.add(7)
     assert (watch.workers(), watch.deaths) == ({8}, 1)

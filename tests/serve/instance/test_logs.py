@@ -44,6 +44,18 @@ def test_the_reason_is_the_first_cause(tmp_path: Path, name: str, text: str, sai
     assert logs.failure(tmp_path) == said
 
 
+def test_a_models_reason_is_none_of_another_model_or_version(tmp_path: Path) -> None:
+    masked = MASKED.replace("fake_1.0", "fake_2.0")
+    (tmp_path / "worker.log").write_text(REFUSAL.replace("fake-1", "9001-other") + TRACEBACK + masked)
+    for model, version, reason in (
+        ("fake", "1.0", "RuntimeError: the gate is shut"),
+        ("fake", "2.0", "ModuleNotFoundError: No module named 'missing'"),
+        ("other", "1.0", "golden/0.png is answered 'red'"),
+        ("othe", "1.0", None),
+    ):
+        assert logs.worker_failure(tmp_path, logs.worker_threads(model, version)) == reason
+
+
 @contextmanager
 def following(*paths: Path) -> Iterator[Iterator[tuple[Path, str]]]:
     """Follow logs; lines that exist already are not shown."""
