@@ -30,7 +30,8 @@ class Entry:
     """One archive in the index.
 
     `measured` is for an engine that was chosen automatically: by engine and precision the milliseconds a picture, or
-    the reason for a refusal. The archive does not hold it, because times would change its bytes.
+    the reason for a refusal. The archive does not hold it, because times would change its bytes. `origin` is the sha256
+    over what an archive without options was made of.
     """
 
     sha256: str
@@ -39,6 +40,7 @@ class Entry:
     fingerprint: str
     bytes: int
     measured: dict[str, float | str] | None = None
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
