@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import logging
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -41,7 +39,7 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
             RunError: for a loss that is not finite, or an interrupt.
     """
     config = plan.config
-    with _quiet(), _deterministic(config.seed):
+    with _deterministic(config.seed):
         network = build(config.model.name, len(plan.data.labels))
         check_input(network, config.model.geometry.shape, config.model.name)
         if plan.weights.path is not None:
@@ -133,18 +131,3 @@ def _deterministic(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(before, warn_only=warn_only)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's advice, such as "consider more workers"."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in levels.items():
-                logger.setLevel(level)

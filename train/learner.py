@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -103,26 +106,27 @@ def train_epochs(network: nn.Module, config: TrainConfig, pictures: Pictures, de
     fit, batches, validation = config.fit, pictures.train_dataloader(), pictures.val_dataloader()
     lines = _Lines(fit.epochs, say)
     averaging = [] if fit.average is None else [EMAWeightAveraging(decay=fit.average)]
-    trainer = Trainer(
-        accelerator=device,
-        devices=1,
-        max_epochs=fit.epochs,
-        callbacks=[*averaging, lines],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    try:
-        trainer.fit(Learner(network, config.model, fit, len(batches) * fit.epochs), batches, validation)
-    except SystemExit as error:
-        # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
-        done = len(lines.epochs)
-        raise RunError(
-            f"the fit was interrupted after {done} of {fit.epochs} epochs and not kept; train again"
-        ) from error
+    with _quiet():
+        trainer = Trainer(
+            accelerator=device,
+            devices=1,
+            max_epochs=fit.epochs,
+            callbacks=[*averaging, lines],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        try:
+            trainer.fit(Learner(network, config.model, fit, len(batches) * fit.epochs), batches, validation)
+        except SystemExit as error:
+            # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
+            done = len(lines.epochs)
+            raise RunError(
+                f"the fit was interrupted after {done} of {fit.epochs} epochs and not kept; train again"
+            ) from error
     return lines.epochs
 
 
@@ -157,3 +161,18 @@ class _Lines(Callback):
             f"validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.3f} ({val.hits}/{val.pictures}); "
             f"{seconds:.0f} s"
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's advice, such as "consider more workers"."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)

@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, seconds of wall time. Epoch 0 is the head alone."""
+    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, wall seconds. Epoch 0 is the head alone."""
 
     epoch: int
     train_loss: float

@@ -14,6 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,7 @@ def quantised(
         )
 
 
+@lru_cache(maxsize=1)
 def module(folder: Path, spec: ModelSpec) -> Any:
     """Return the model as a callable module: uint8 `[N, crop, crop, 3]` to `[N, classes]`."""
     import torch
