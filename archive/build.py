@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import json
 import shutil
 import stat
@@ -11,6 +12,8 @@ import tempfile
 import time
 import zipfile
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import yaml
 from archive import verify
 from archive.mar import CONFIG_FILE, HANDLER, MANIFEST, manifest
 from archive.store import STORE, Entry, file_of, put, read_index
+from archive.variants import default_engine
 from beeline import pixels
 from beeline.errors import ArchiveError, ConfigError, did_you_mean, short
 from beeline.spec import CHECKSUMS, EXPECTED, FILE_NAME, GOLDEN, ModelSpec
@@ -38,6 +42,8 @@ _REFUSED_KEYS = {
     "asyncCommunication": "with which batches of two and more hang; leave it out",
     "useVenv": "with which the worker installs packages when it starts; leave it out",
 }
+# The version of this file and of `archive.variants`: raise it when the same export gives another archive.
+BUILD = 1
 # The oldest date that a zip file can hold.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -76,6 +82,7 @@ def build(
     default: bool = False,
     handlers: Path = HANDLERS,
     measured: dict[str, float | str] | None = None,
+    origin: str | None = None,
 ) -> Built:
     """Build an archive from an exported folder, verify it, and only then put it into the store, as `file_of` names it.
 
@@ -92,6 +99,7 @@ def build(
         default: make this version the model's default; the first version is it anyway.
         handlers: the folder with the handler's source code.
         measured: see `Entry`.
+        origin: see `Entry`.
     """
     start = time.perf_counter()
     spec = _check_export(export)
@@ -106,9 +114,32 @@ def build(
         if known and known.sha256 == digest == sha256(path) and (known.default or not default):
             return Built(path, digest, size, spec, time.perf_counter() - start, reused=True)
         verified = _verify(draft, path) if check else None
-        entry = Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured)
+        entry = Entry(digest, spec.name, spec.version, spec.fingerprint(), size, measured, origin=origin)
         path = put(store, draft, entry, default)
     return Built(path, digest, size, spec, time.perf_counter() - start, verified)
+
+
+def origin(export: Path, handlers: Path = HANDLERS) -> str:
+    """Return the sha256 over all that decides on the archive of an exported folder without options."""
+    _check_export(export)
+    versions = [metadata.version(name) for name in ("torch", "openvino") if find_spec(name)]
+    code = {str(path.relative_to(handlers)): sha256(path) for path in handlers.rglob("*.py")}
+    files = [sha256(export / name) for name in (FILE_NAME, f"{GOLDEN}/{EXPECTED}")]
+    parts = [BUILD, default_engine().value, versions, sorted(code.items()), files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def unchanged(export: Path, store: Path, origin: str) -> Built | None:
+    """Return the archive in the store that was made of the same `origin`; None where there is none, or it changed."""
+    start = time.perf_counter()
+    asked = ModelSpec.load(export)
+    path = store / file_of(store, asked.name, asked.version)
+    entry = read_index(store).get(path.name)
+    if entry is None or entry.origin != origin or not path.is_file() or sha256(path) != entry.sha256:
+        return None
+    with zipfile.ZipFile(path) as archive:
+        spec = ModelSpec.from_dict(json.loads(archive.read(FILE_NAME)))
+    return Built(path, entry.sha256, entry.bytes, spec, time.perf_counter() - start, reused=True)
 
 
 def _verify(draft: Path, path: Path) -> verify.Verified:

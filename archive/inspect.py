@@ -69,6 +69,7 @@ class Card(Contents):
             *([("agreement", _agreement(spec.agreement))] if spec.agreement else []),
             ("data", source.data + (", generated: no photographs" if source.generated else "")),
             ("weights", source.weights),
+            *([("recipe", source.recipe)] if source.recipe else []),
             ("licence", source.licence),
             ("golden", f"{len(self.pictures)} pictures within {spec.tolerance:g}: {answers}"),
             ("they notice", ", ".join(self.detects) or "not recorded"),
@@ -99,7 +100,8 @@ def card(mar: Path) -> Card:
 
 def _agreement(agreement: Agreement) -> str:
     return (
-        f"{agreement.top1:.1%} the same first label as fp32 on {agreement.pictures} pictures ({agreement.data}); "
+        f"{agreement.top1:.1%} the same first label as the fp32 reference on {agreement.pictures} pictures "
+        f"({agreement.data}); "
         f"probabilities moved by at most {agreement.moved_99:.3f} on 99 of 100, {agreement.moved:.3f} on one"
     )
 

@@ -6,7 +6,7 @@ import re
 import tempfile
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "AVIF": "
 _HEAD = 16
 # A file and its label, or None without one.
 Labelled = tuple[Path, str | None]
+# Pictures of a model's data, and its name; without any, why there are none.
+Known = tuple[Sequence[Labelled], str]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,31 @@ def choose(pictures: Iterable[Labelled]) -> list[Sample]:
             if len(chosen) < MOST and (good := next(filter(None, (_read(*each) for each in queue)), None)):
                 chosen.append(good)
     return chosen
+
+
+def put(
+    store: Path,
+    spec: ModelSpec,
+    reused: bool,
+    folder: Path | None,
+    chosen: list[Sample] | None,
+    known: Callable[[], Known],
+) -> tuple[Path | None, str]:
+    """Put an archive's samples for the page into the store; return their folder and a clause on them.
+
+    They are the `chosen` ones of `folder`, else some of the `known` pictures. An archive that was there already, which
+    is `reused`, keeps its samples.
+    """
+    old = place(store, spec)
+    if chosen is None and reused and (old / LIST).is_file():
+        return old, "the samples are the same as before"
+    source, why = "" if folder is None else folder.resolve().name, ""
+    if chosen is None:
+        pictures, source = known()
+        chosen = choose(pictures)
+        why = "no validation picture is small enough and shown by browsers" if pictures else source
+    target = replace(store, spec, chosen, source)
+    return target, f"no samples: {why}" if target is None else f"{len(chosen)} samples from {source}"
 
 
 def in_folder(folder: Path) -> list[Labelled]:

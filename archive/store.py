@@ -32,7 +32,8 @@ class Entry:
 
     `measured` is for an engine that was chosen automatically: by engine and precision the milliseconds a picture, or
     the reason for a refusal. The archive does not hold it, because times would change its bytes. `default` says whether
-    a request that names no version gets this one.
+    a request that names no version gets this one. `origin` is the sha256 over what an archive without options was made
+    of.
     """
 
     sha256: str
@@ -42,6 +43,7 @@ class Entry:
     bytes: int
     measured: dict[str, float | str] | None = None
     default: bool = True
+    origin: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,11 +13,12 @@ from beeline.errors import BeelineError
 from cli.console import Json, fail, result, say
 
 if TYPE_CHECKING:
-    from archive.build import Built
-    from archive.samples import Sample
+    from archive.samples import Known, Sample
 
 app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_help=True, add_completion=False)
 
+# The least agreement with fp32, and the most that probabilities may move.
+_GATE = (0.99, 0.1)
 # An option for what an exported folder has decided.
 _of_model = partial(typer.Option, rich_help_panel="Only with --model")
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
@@ -59,7 +60,10 @@ def build(
         list[str] | None, _of_model(help="A mistake that goldens may miss: exif ...; repeat it.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="torch, torch_compile, openvino, onnxruntime; auto: the fastest. [torch]")
+        str | None,
+        typer.Option(
+            help="torch, torch_compile, openvino, onnxruntime; auto: the fastest. [openvino; with CUDA torch]"
+        ),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, fp16, int8 or auto. [default: fp32; auto with --engine auto]")
@@ -68,11 +72,11 @@ def build(
     calibration: Annotated[
         Path | None, typer.Option(help="Photographs to calibrate and control int8 by. [default: half of --pictures]")
     ] = None,
-    agreement: Annotated[float, typer.Option(help="Fraction of first labels that must be fp32's.")] = 0.99,
+    agreement: Annotated[float, typer.Option(help="Fraction of first labels that must be fp32's.")] = _GATE[0],
     decoding: Annotated[
         str, typer.Option(help="full; scaled: large JPEGs at a half, a quarter ...; cuda: JPEGs on the CUDA device.")
     ] = "full",
-    moved: Annotated[float, typer.Option(help="How far probabilities may move on 99 of 100 pictures.")] = 0.1,
+    moved: Annotated[float, typer.Option(help="How far probabilities may move on 99 of 100 pictures.")] = _GATE[1],
     handler: Annotated[Path | None, typer.Option(help="A file with one subclass of VisionHandler.")] = None,
     model_config: Annotated[Path | None, typer.Option(help="A model-config.yaml to put in.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Pictures for the page. [of the run's validation]")] = None,
@@ -85,8 +89,6 @@ def build(
     """Build a reproducible archive from a run, or from a model file with its labels."""
     import tempfile
 
-    from archive import build as room
-    from archive import variants
     from archive.samples import named_samples
     from archive.store import STORE
     from beeline.spec import Provenance
@@ -145,28 +147,19 @@ def build(
             else:
                 network = load_network(model, architecture, chosen.is_imagenets, say)
                 export_folder(network, request, export, say)
-        made, measured = variants.prepare(
-            export, Path(scratch), (engine, precision), (pictures, calibration), (agreement, moved), decoding, say
-        )
-        say("building" + (" and verifying ..." if verify else " ..."))
-        built = room.build(
-            made,
-            store or STORE,
-            handler=handler,
-            config=model_config,
-            check=verify,
+        values, text = pack(
+            export,
+            store,
+            asked=(engine, precision),
+            pictures=(pictures, calibration),
+            gate=(agreement, moved),
+            decoding=decoding,
+            files=(handler, model_config, samples),
+            page=page,
+            verify=verify,
             reuse=reuse,
             default=default,
-            measured=measured,
         )
-        placed, about = _put_samples(built, export, samples, page)
-    if lacking := needed_package(built.spec.engine):
-        say(lacking)
-    values = {**built.to_dict(), "measured": measured, "samples": str(placed) if placed else None}
-    say(about)
-    proof = f"{built.verified.pictures} golden pictures agree" if built.verified else "not verified"
-    proof = "the same as before" if built.reused else proof
-    text = f"{built.path}: {built.bytes / 1e6:.1f} MB in {built.seconds:.1f} s, sha256 {built.sha256[:12]}, {proof}"
     result(values, as_json, text)
 
 
@@ -248,6 +241,56 @@ def run(
         fail()
 
 
+def pack(
+    export: Path,
+    store: Path | None = None,
+    *,
+    asked: tuple[str | None, str | None] = (None, None),
+    pictures: tuple[Path | None, Path | None] = (None, None),
+    gate: tuple[float, float] = _GATE,
+    decoding: str = "full",
+    files: tuple[Path | None, Path | None, Path | None] = (None, None, None),
+    page: list[Sample] | None = None,
+    verify: bool = True,
+    reuse: bool = False,
+    default: bool = False,
+    known: Known | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Build an archive of an exported folder; return its facts for programs and for people.
+
+    Arguments are the options of `build`: `files` are `--handler`, `--model-config` and `--samples`, and `page` the
+    chosen samples. `known` are the validation pictures of the export's run, which are else looked for.
+    """
+    import tempfile
+
+    from archive import build as room
+    from archive import samples, variants
+    from archive.store import STORE
+
+    handler, config, folder = files
+    store, pictures_of_run = store or STORE, cache(lambda: known or _validation(export))
+    options = (*asked, *pictures, handler, config)
+    origin = room.origin(export) if (gate, decoding) == (_GATE, "full") and not any(options) else None
+    built, measured = room.unchanged(export, store, origin) if reuse and origin and not default else None, None
+    if built is None:
+        with tempfile.TemporaryDirectory(prefix="beeline-variant-") as scratch:
+            made, measured = variants.prepare(
+                export, Path(scratch), asked, pictures, gate, decoding, say, pictures_of_run
+            )
+            say("building" + (" and verifying ..." if verify else " ..."))
+            builds = partial(room.build, made, store, handler=handler, config=config)
+            built = builds(check=verify, reuse=reuse, default=default, measured=measured, origin=origin)
+    placed, about = samples.put(store, built.spec, built.reused, folder, page, pictures_of_run)
+    if lacking := needed_package(built.spec.engine):
+        say(lacking)
+    say(about)
+    values = {**built.to_dict(), "measured": measured, "samples": str(placed) if placed else None}
+    proof = f"{built.verified.pictures} golden pictures agree" if built.verified else "not verified"
+    proof = "the same as before" if built.reused else proof
+    text = f"{built.path}: {built.bytes / 1e6:.1f} MB in {built.seconds:.1f} s, sha256 {built.sha256[:12]}, {proof}"
+    return values, text
+
+
 def exported_folder(source: Path) -> Path:
     """Return the exported folder at `source`, or inside the run at `source`; raise BeelineError if there is none."""
     from beeline.spec import FILE_NAME
@@ -299,39 +342,15 @@ def needed_package(engine: str) -> str | None:
     return f"{engine} needs {lacking} where it serves, and the images lack it; for them use --engine openvino"
 
 
-def _put_samples(
-    built: Built, export: Path, folder: Path | None, chosen: list[Sample] | None
-) -> tuple[Path | None, str]:
-    """Put an archive's samples for the page into the store; return their folder and a clause on them.
-
-    They are the `chosen` ones of `folder`, else those of the run that `export` is in. An archive that was there already
-    keeps its samples.
-    """
-    from archive import samples
-
-    store, spec = built.path.parent, built.spec
-    old = samples.place(store, spec)
-    if chosen is None and built.reused and (old / samples.LIST).is_file():
-        return old, "the samples are the same as before"
-    source = "" if folder is None else folder.resolve().name
-    why = "the model did not come from a run; --samples FOLDER names some"
-    if chosen is None and (run := export.resolve().parent).joinpath("run.json").is_file():
-        chosen, source, why = _samples_of_run(run)
-    target = samples.replace(store, spec, chosen or [], source)
-    if target is None:
-        return None, f"no samples: {why}"
-    return target, f"{len(chosen or [])} samples from {source}"
-
-
-def _samples_of_run(folder: Path) -> tuple[list[Sample], str, str]:
-    """Return a run's samples, the name of its data, and the reason if there are no samples."""
-    from archive import samples
+def _validation(export: Path) -> Known:
+    """Return the validation pictures of the run that an export is in, and the name of the data; or none, and why."""
+    folder = export.resolve().parent
+    if not (folder / "run.json").is_file():
+        return [], "the model did not come from a run; --samples FOLDER names some"
     from train.runs import open_run, validation_pictures
 
     try:
         run = open_run(folder)
-        validation = validation_pictures(run)
+        return validation_pictures(run).labelled(), str(run.record["data"]["name"])
     except BeelineError as error:
-        return [], "", f"{error}, or name others with --samples FOLDER"
-    chosen = samples.choose((one.path, validation.labels[one.truth]) for one in validation.pictures)
-    return chosen, str(run.record["data"]["name"]), "no validation picture is small enough and shown by browsers"
+        return [], f"{error}, or name others with --samples FOLDER"

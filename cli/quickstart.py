@@ -1,19 +1,21 @@
 """`beeline quickstart`, which is `make serve`: every stage from pictures to a running server.
 
 It skips a stage whose input has not changed: training by the fingerprint of configuration, pictures, weights and code,
-the archive by the digests of its parts. Training and building run as separate commands, so that the process that stays
-in the foreground does not load PyTorch.
+the archive by the digests of its parts. Training and building run as one other command, so that PyTorch loads once, and
+not in the process that stays in the foreground.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,10 +56,13 @@ def quickstart(
             request = Request(server, ports=Ports(port, management_port), card=lambda mar: card(mar).to_dict())
             # Check now, so that hours of training do not end with "port 8080 is taken".
             check_ports(request)
-            trained, _ = _stage("train", *(overrides or []), *options, "--reuse")
+            words = (*(overrides or []), *options)
+            begun = time.monotonic()
+            trained = _beeline("train", *words, "--quick", "--archive", "--reuse")
+            # The start of the command counts too.
+            trained["stages"]["data"] += time.monotonic() - begun - sum(trained["stages"].values())
+            built = trained["archive"]
             stages += [(name, trained["stages"][name], what) for name, what in _trained(trained).items()]
-            built, seconds = _stage("archive", "build", trained["run"], "--reuse")
-            stages.append(("archive", seconds, _built(built)))
             with up(replace(request, wanted=(built["archive"],)), say) as running:
                 sample = _samples(trained["samples"], running.state.inference, built["name"])
                 stages.append(("serve", running.seconds, f"{server}: workers READY, a golden picture answered"))
@@ -65,21 +70,21 @@ def quickstart(
                     **summary(running),
                     "stages": {name: round(took, 1) for name, took, _ in stages},
                     "accuracy": trained["accuracy"],
+                    "recipe": trained["recipe"],
                     "sample": str(sample),
                 }
-                result(values, as_json, _greeting(stages, values, trained))
+                result(values, as_json, _greeting(stages, values, trained, words))
                 running.wait()
         except signals.Interrupted as end:
             say(f"stopped ({end})")
             raise typer.Exit(end.exit_code) from end
 
 
-def _stage(*words: str) -> tuple[dict[str, Any], float]:
-    """Run another `beeline` command with its progress on stderr; return its JSON and its seconds."""
+def _beeline(*words: str) -> dict[str, Any]:
+    """Run another `beeline` command with its progress on stderr; return its JSON."""
     from host import processes
 
     say(f"\n$ beeline {' '.join(words)}")
-    begun = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *words, "--json"],
         stdin=subprocess.DEVNULL,
@@ -102,7 +107,7 @@ def _stage(*words: str) -> tuple[dict[str, Any], float]:
         kind = BeelineError if process.returncode == 1 else Undetermined
         raise kind(f"`beeline {' '.join(words)}` failed with exit code {process.returncode}; its reason is above")
     values: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return values, time.monotonic() - begun
+    return values
 
 
 def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
@@ -128,23 +133,32 @@ def _samples(candidates: dict[str, list[str]], url: str, model: str) -> Path:
 
 def _trained(values: dict[str, Any]) -> dict[str, str]:
     """Return one line on the result of each stage of training."""
-    how = "unchanged" if values["reused"] else f"{values['seconds']:.0f} s of it in the epochs"
+    how = values["recipe"] or f"all epochs, which took {values['seconds']:.0f} s"
+    how = f"unchanged ({how})" if values["reused"] else how
     return {
         "data": f"{values['data']}, labels {', '.join(values['labels'][:5])}; starting from {values['weights']}",
         "fit": f"{how}: accuracy {values['accuracy']:.3f} on {values['pictures']} validation pictures",
         "export": f"uint8 graph, spec and golden pictures, {values['model_fingerprint'][:12]}",
+        "archive": _built(values["archive"]),
     }
 
 
 def _built(values: dict[str, Any]) -> str:
     how = "unchanged" if values["reused"] else "built and verified"
-    return f"{how}: {Path(values['archive']).name}, {values['bytes'] / 1e6:.0f} MB, {values['fingerprint'][:12]}"
+    made = f"{Path(values['archive']).name} for {values['engine']} in {values['precision']}"
+    return f"{how}: {made}, {values['bytes'] / 1e6:.0f} MB, {values['fingerprint'][:12]}"
 
 
-def _greeting(stages: list[tuple[str, float, str]], values: dict[str, Any], trained: dict[str, Any]) -> str:
+def _greeting(
+    stages: list[tuple[str, float, str]], values: dict[str, Any], trained: dict[str, Any], words: Sequence[str]
+) -> str:
     model = values["models"][0]["model"]
     sample = os.path.relpath(values["sample"])
     note = f"These are GENERATED pictures ({trained['data']}), no photographs: name yours with --data."
+    whole = (
+        "to train all epochs, which takes minutes; the next `make serve` serves that run:",
+        f"  .venv/bin/beeline {shlex.join(['train', *words])}",
+    )
     lines = [
         "",
         *(f"{name:<8} {seconds:7.1f} s  {what}" for name, seconds, what in stages),
@@ -158,6 +172,7 @@ def _greeting(stages: list[tuple[str, float, str]], values: dict[str, Any], trai
         f'  curl -X PUT "{values["management"]}/models/{model}?min_worker=2&synchronous=true"',
         "  .venv/bin/beeline serve status",
         "",
+        *([*whole, ""] if trained["recipe"] else []),
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +24,8 @@ def train(
     runs: Annotated[Path, typer.Option(help="Where runs are kept.", show_default="runs/")] = ROOT / "runs",
     golden: Annotated[Path | None, typer.Option(help="Your own golden pictures instead of made ones.")] = None,
     blind_to: Annotated[list[str] | None, typer.Option(help="A mistake that goldens may miss: exif ...")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Half a minute: the head alone, or small pictures.")] = False,
+    archive: Annotated[bool, typer.Option("--archive", help="Build the archive, too.")] = False,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
     safetensors: Annotated[Path | None, typer.Option(help="Write the trained weights to this file, too.")] = None,
     as_json: Json = False,
@@ -30,16 +33,19 @@ def train(
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
     import time
 
+    from archive.store import STORE
     from host.files import check_writable
+    from train.config import QUICK
     from train.plan import plan
 
     if safetensors is not None and not safetensors.parent.is_dir():
         raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")
-    check_writable(runs)
+    for folder in (runs, *([STORE] if archive else [])):
+        check_writable(folder)
     begun = time.monotonic()
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
-    planned = plan(words, say, generated=generated)
+    planned = plan(words, say, generated=generated, quick=quick)
     if blind_to:
         from archive.goldens.mistakes import check_names
 
@@ -51,7 +57,9 @@ def train(
     data_done = time.monotonic()
     from train.runs import find_run, open_run
 
-    old = find_run(planned.fingerprint, runs) if reuse else None
+    # A run of all epochs is better than a quick one.
+    plans = [replace(planned, config=planned.whole), planned] if planned.whole else [planned]
+    old = next(filter(None, (find_run(each.fingerprint, runs) for each in plans)), None) if reuse else None
     if old is not None:
         run = open_run(old)
         say(f"nothing changed since the run {run.id}")
@@ -63,22 +71,24 @@ def train(
     from train.export import export, network
 
     spec = export(run, planned.config.export, golden, tuple(blind_to or ()))
+    exported = time.monotonic()
     if safetensors is not None:
         from archive.artifact import write_safetensors
 
         write_safetensors(network(run), safetensors)
     pictures = sum(run.record["data"]["val"].values())
     note = " These were GENERATED pictures, no photographs." if run.record["data"]["generated"] else ""
-    values = {
+    values: dict[str, Any] = {
         "run": str(run.folder),
         "export": str(run.export),
         "reused": old is not None,
         "stages": {
             "data": round(data_done - begun, 1),
             "fit": round(fit_done - data_done, 1),
-            "export": round(time.monotonic() - fit_done, 1),
+            "export": round(exported - fit_done, 1),
         },
         "accuracy": run.accuracy,
+        "recipe": QUICK.get(run.record["recipe"]["value"]),
         "pictures": pictures,
         "seconds": run.record["seconds"],
         "seed": planned.config.seed,
@@ -96,8 +106,17 @@ def train(
     shown = run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder
     text = (
         f"{run.id}: accuracy {run.accuracy:.4f} on {pictures} validation pictures after the last epoch, "
-        f"fitted in {run.record['seconds']:.0f} s.{note}\nnext: beeline archive build {shown}"
+        f"fitted in {run.record['seconds']:.0f} s.{note}\n"
     )
+    if archive:
+        from cli.archive import pack
+
+        known = planned.data.val.labelled(), planned.data.name
+        values["archive"], about = pack(run.export, reuse=reuse, known=known)
+        values["stages"]["archive"] = round(time.monotonic() - exported, 1)
+        text += about
+    else:
+        text += f"next: beeline archive build {shown}"
     result(values, as_json, text)
 
 

@@ -30,8 +30,9 @@ ENTRYPOINT ["train"]
 FROM archive AS trained
 # Arguments of `beeline train`: `--generated` draws the pictures without trying a download.
 ARG TRAINING=""
+# Quick, so that a build takes no minutes; for all epochs use the service `archive`, or mount model_store.
 # hadolint ignore=SC2086
-RUN train ${TRAINING}
+RUN train --quick ${TRAINING}
 
 # ---- Pillow-SIMD replaces Pillow where it can be built: x86-64. Debian's libjpeg is libjpeg-turbo.
 FROM ${PYTHON_IMAGE} AS pillow

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import archive.build
 import train.export
 import train.plan
 from beeline import formats, pixels
@@ -27,6 +28,13 @@ RENEW = ".venv/bin/python -m tests.digests"
 VERSIONS = {
     "GEOMETRY": (pixels.GEOMETRY, [f"handlers/beeline/{name}.py" for name in ("pixels", "formats", "firewall")]),
     "RECIPE": (train.plan.RECIPE, [f"train/{name}.py" for name in ("data", "fit", "learner", "loader", "model")]),
+    "BUILD": (
+        archive.build.BUILD,
+        [
+            f"archive/{name}.py"
+            for name in ("build", *(f"variants/{part}" for part in ("__init__", "convert", "agreement")))
+        ],
+    ),
     "EXPORT": (
         train.export.EXPORT,
         [f"archive/{name}.py" for name in ("export", "graph", "outputs", "goldens/__init__", "goldens/mistakes")],

@@ -23,7 +23,12 @@ from beeline.errors import ConfigError, did_you_mean
 from beeline.spec import FITS, INTERPOLATIONS, NAME, NAMES, Geometry
 
 FOLDER = Path(__file__).resolve().parents[1] / "config" / "train"
-RECIPES = ("finetune", "scratch")
+# Those of `beeline train --quick`, as an archive's card names them.
+QUICK = {
+    "head": "quick: only the head was fitted, on frozen features",
+    "small": "quick: trained from nothing on small pictures",
+}
+RECIPES = ("finetune", "scratch", *QUICK)
 # Keys of paths, and their environment variables, which override the file but not the command line.
 _VARIABLES = {"data.folder": "BEELINE_DATA", "model.weights": "BEELINE_WEIGHTS"}
 # For YAML a version such as 1.0 and a folder such as 2024 are numbers. "3" and true are no numbers.
@@ -100,8 +105,8 @@ class AugmentConfig:
 class FitConfig:
     """The fixed schedule. `rate` is relative to the size of each tensor's weights."""
 
-    recipe: str = _is(" or ".join(RECIPES), pattern=f"^({'|'.join(RECIPES)})$")
-    epochs: int = _number("1 to 10000, a whole number", ge=1, le=10_000)
+    recipe: str = _is(", ".join(RECIPES), pattern=f"^({'|'.join(RECIPES)})$")
+    epochs: int = _number("0 to 10000, a whole number", ge=0, le=10_000)
     batch: int = _number("1 to 65536, a whole number", ge=1, le=65_536)
     rate: float = _number("over 0, at most 1", gt=0, le=1)
     warm_up: float = _number("0 to under 1", ge=0, lt=1)
@@ -110,6 +115,13 @@ class FitConfig:
     batch_norm: str = _is("frozen or learnt", pattern="^(frozen|learnt)$")
     head_penalty: float | None = _number("over 0, or null", gt=0)
     average: float | None = _number("over 0, under 1, or null", gt=0, lt=1)
+
+    @field_validator("head_penalty")
+    @classmethod
+    def _learns(cls, penalty: float | None, info: ValidationInfo) -> float | None:
+        if penalty is None and info.data.get("epochs") == 0:
+            raise ValueError("over 0, where fit.epochs is 0")
+        return penalty
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -56,6 +56,10 @@ class LabelledPictures:
         found = Counter(picture.truth for picture in self.pictures)
         return {label: found[index] for index, label in enumerate(self.labels)}
 
+    def labelled(self) -> list[tuple[Path, str | None]]:
+        """Return each picture's path and label."""
+        return [(picture.path, self.labels[picture.truth]) for picture in self.pictures]
+
     @cached_property
     def digest(self) -> str:
         """The sha256 over path and content of every picture; equal digests are equal data."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from beeline import pixels
 from beeline.errors import ArchiveError, SpecError
 from beeline.spec import EXPECTED, GOLDEN, Accuracy, ModelSpec, Provenance
-from train.config import ExportConfig
+from train.config import QUICK, ExportConfig
 from train.errors import RunError
 from train.runs import Run
 
@@ -42,7 +42,9 @@ def export(
         "geometry": config.model.geometry,
         "top_k": config.export.top_k,
         "accuracy": Accuracy(run.accuracy, sum(data["val"].values()), f"{data['name']}, validation pictures"),
-        "provenance": Provenance(data["name"], data["generated"], run.record["weights"]["name"]),
+        "provenance": Provenance(
+            data["name"], data["generated"], run.record["weights"]["name"], recipe=QUICK.get(config.fit.recipe)
+        ),
     }
     maker = run.folder / "exported_by"
     if not (golden or blind_to) and maker.is_file() and maker.read_text() == str(EXPORT):

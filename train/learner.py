@@ -1,21 +1,28 @@
-"""How a network learns: its head is solved for on frozen features, then all of it trains, as a Lightning module."""
+"""How a whole network learns: its epochs, as a Lightning module. Importing Lightning takes seconds."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from train.config import FitConfig, ModelConfig
+from host import Say
+from train.config import FitConfig, ModelConfig, TrainConfig
 from train.errors import RunError
-from train.loader import Batch
-from train.model import head
+from train.loader import Pictures
+from train.model import Batch, Tally, head, normalised
+from train.progress import Step, progress
+from train.runs import Epoch
 
 # The least size of a tensor that a rate is relative to: a new bias is all zeros.
 _LEAST_SIZE = 0.01
@@ -92,93 +99,81 @@ class Learner(LightningModule):
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self._steps - rise)))
 
 
-@dataclass
-class Tally:
-    """Loss and hits summed over the pictures of an epoch."""
+def train_epochs(network: nn.Module, config: TrainConfig, pictures: Pictures, device: str, say: Say) -> list[Epoch]:
+    """Train all epochs on `device`, `cpu` or `cuda`, and return a row for each; `network` is changed in place.
 
-    pictures: int = 0
-    hits: int = 0
-    total: float = 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, truths: Tensor) -> None:
-        """Count a batch; `loss` is its mean."""
-        self.pictures += len(truths)
-        self.hits += int((logits.detach().argmax(1) == truths).sum())
-        self.total += float(loss.detach()) * len(truths)
-
-    @property
-    def loss(self) -> float:
-        """The mean loss."""
-        return self.total / self.pictures
-
-    @property
-    def accuracy(self) -> float:
-        """The share of hits."""
-        return self.hits / self.pictures
-
-
-def normalised(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn uint8 `[N, 3, H, W]` into the network's float32, channels last in memory (faster convolutions)."""
-    scaled = pictures.float() / 255
-    centre, spread = (torch.tensor(values, device=pictures.device).view(1, 3, 1, 1) for values in (mean, std))
-    return ((scaled - centre) / spread).contiguous(memory_format=torch.channels_last)
-
-
-def solve_head(
-    network: nn.Module, batches: Iterable[Batch], penalty: float, model: ModelConfig, mirrored: bool = True
-) -> float:
-    """Set the head of `network` to the best one for `batches`, in place; return its accuracy on them.
-
-    A new head is random, and the first training steps with it would distort good features (Kumar et al. 2022,
-    "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). On frozen features the best
-    linear head is a small convex problem with one solution, whatever the seed.
-
-    Half of `penalty` times the head's squared norm is added to the mean cross-entropy. With `mirrored` each picture's
-    mirror image counts too.
+    Raise `RunError` for a loss that is not finite, or an interrupt.
     """
-    _, layer = head(network)
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    features, truths, deepest = [], [], []
-    network.eval()
-    try:
-        with torch.inference_mode():
-            for pictures, truth in batches:
-                pictures = pictures.to(layer.weight.device)
-                for view in (pictures, pictures.flip(3)) if mirrored else (pictures,):
-                    network(normalised(view, model.mean, model.std))
-                    maps = seen.pop().flatten(2) if isinstance(layer, nn.Conv2d) else seen.pop()[..., None]
-                    features.append(maps.mean(2).double().cpu())
-                    deepest.append(maps.abs().amax(dim=(0, 2)).double().cpu())
-                    truths.append(truth)
-    finally:
-        hook.remove()
-    inputs, wanted = torch.cat(features), torch.cat(truths)
-    weight, bias = _softmax_regression(inputs.clone(), wanted.clone(), layer.weight.shape[0], penalty)
-    accuracy = float(((inputs @ weight.T + bias).argmax(1) == wanted).double().mean())
-    if isinstance(layer, nn.Conv2d):
-        # SqueezeNet clips its head's maps at zero before it averages them. A constant added to every logit changes no
-        # probability, so all maps are raised above zero, where nothing is clipped.
-        bias = bias - bias.min() + weight.abs().max(0).values @ torch.stack(deepest).amax(0)
-    with torch.no_grad():
-        layer.weight.copy_(weight.float().reshape(layer.weight.shape))
-        if layer.bias is not None:
-            layer.bias.copy_(bias.float())
-    return accuracy
+    fit, batches, validation = config.fit, pictures.train_dataloader(), pictures.val_dataloader()
+    lines = _Lines(fit.epochs, say)
+    averaging = [] if fit.average is None else [EMAWeightAveraging(decay=fit.average)]
+    with _quiet():
+        trainer = Trainer(
+            accelerator=device,
+            devices=1,
+            max_epochs=fit.epochs,
+            callbacks=[*averaging, lines],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        try:
+            trainer.fit(Learner(network, config.model, fit, len(batches) * fit.epochs), batches, validation)
+        except SystemExit as error:
+            # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
+            done = len(lines.epochs)
+            raise RunError(
+                f"the fit was interrupted after {done} of {fit.epochs} epochs and not kept; train again"
+            ) from error
+    return lines.epochs
 
 
-def _softmax_regression(inputs: Tensor, truths: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """Minimise cross-entropy + penalty/2 * |weight|^2 over float64 `[N, features]`; L-BFGS from zero."""
-    weight = torch.zeros(classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+class _Lines(Callback):
+    """Collects one row an epoch and prints it, with progress through the batches."""
 
-    def loss() -> Tensor:
-        solver.zero_grad()
-        value = nn.functional.cross_entropy(inputs @ weight.T + bias, truths) + penalty / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    def __init__(self, epochs: int, say: Say) -> None:
+        self.epochs: list[Epoch] = []
+        self._count, self._say, self._start = epochs, say, 0.0
+        self._open = ExitStack()
+        self._step: Step = lambda done: None
 
-    with torch.enable_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
+    def on_train_epoch_start(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._start = time.monotonic()
+        text = f"epoch {len(self.epochs) + 1}/{self._count}"
+        self._step = self._open.enter_context(progress(text, int(trainer.num_training_batches), self._say, "batches"))
+
+    def on_train_batch_end(self, trainer: Trainer, learner: Learner, *batch: object) -> None:  # type: ignore[override]
+        self._step(trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+
+    def on_exception(self, trainer: Trainer, learner: Learner, exception: BaseException) -> None:  # type: ignore[override]
+        self._open.close()
+
+    def on_validation_epoch_end(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._open.close()
+        train, val = learner.training_tally, learner.validation_tally
+        seconds = time.monotonic() - self._start
+        row = Epoch(len(self.epochs) + 1, train.loss, train.accuracy, val.loss, val.accuracy, round(seconds, 3))
+        self.epochs.append(row)
+        self._say(
+            f"epoch {row.epoch}/{self._count}: training loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.3f}; "
+            f"validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.3f} ({val.hits}/{val.pictures}); "
+            f"{seconds:.0f} s"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's advice, such as "consider more workers"."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
@@ -20,7 +19,6 @@ from train.config import AugmentConfig, TrainConfig
 from train.data import DataSet, Picture
 from train.errors import DataError
 
-Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 
 
@@ -83,11 +81,10 @@ class FixedPictures(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(np.array(array)).permute(2, 0, 1), picture.truth
 
 
-class Pictures(LightningDataModule):
-    """The two halves of a data set as Lightning asks for them."""
+class Pictures:
+    """The two halves of a data set as loaders of batches."""
 
     def __init__(self, data: DataSet, config: TrainConfig) -> None:
-        super().__init__()
         self._data, self._config = data, config
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:

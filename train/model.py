@@ -1,12 +1,19 @@
-"""Any classifier of torchvision or timm by name, with a head for the given labels."""
+"""Any classifier of torchvision or timm by name, with a head that is solved for; Lightning is not needed for either."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from archive import architectures
 from beeline.errors import ConfigError, short
+from train.config import ModelConfig
+
+# uint8 `[N, 3, crop, crop]` and the indices of their labels.
+Batch = tuple[Tensor, Tensor]
 
 
 def build(name: str, classes: int) -> nn.Module:
@@ -42,3 +49,108 @@ def check_input(network: nn.Module, shape: tuple[int, int], name: str) -> None:
         raise ConfigError(f"{crop}, which {name} cannot take ({short(error)}); most take 224") from error
     finally:
         network.train(training)
+
+
+@dataclass
+class Tally:
+    """Loss and hits summed over the pictures of an epoch."""
+
+    pictures: int = 0
+    hits: int = 0
+    total: float = 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, truths: Tensor) -> None:
+        """Count a batch; `loss` is its mean."""
+        self.pictures += len(truths)
+        self.hits += int((logits.detach().argmax(1) == truths).sum())
+        self.total += float(loss.detach()) * len(truths)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss."""
+        return self.total / self.pictures
+
+    @property
+    def accuracy(self) -> float:
+        """The share of hits."""
+        return self.hits / self.pictures
+
+
+def normalised(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn uint8 `[N, 3, H, W]` into the network's float32, channels last in memory (faster convolutions)."""
+    scaled = pictures.float() / 255
+    centre, spread = (torch.tensor(values, device=pictures.device).view(1, 3, 1, 1) for values in (mean, std))
+    return ((scaled - centre) / spread).contiguous(memory_format=torch.channels_last)
+
+
+def solve_head(
+    network: nn.Module, batches: Iterable[Batch], penalty: float, model: ModelConfig, mirrored: bool = True
+) -> Tally:
+    """Set the head of `network` to the best one for `batches`, in place; return its loss and hits on them.
+
+    A new head is random, and the first training steps with it would distort good features (Kumar et al. 2022,
+    "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution"). On frozen features the best
+    linear head is a small convex problem with one solution, whatever the seed.
+
+    Half of `penalty` times the head's squared norm is added to the mean cross-entropy. With `mirrored` each picture's
+    mirror image counts too.
+    """
+    _, layer = head(network)
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features, truths, deepest = [], [], []
+    network.eval()
+    try:
+        with torch.inference_mode():
+            for pictures, truth in batches:
+                pictures = pictures.to(layer.weight.device)
+                for view in (pictures, pictures.flip(3)) if mirrored else (pictures,):
+                    network(normalised(view, model.mean, model.std))
+                    maps = seen.pop().flatten(2) if isinstance(layer, nn.Conv2d) else seen.pop()[..., None]
+                    features.append(maps.mean(2).double().cpu())
+                    deepest.append(maps.abs().amax(dim=(0, 2)).double().cpu())
+                    truths.append(truth)
+    finally:
+        hook.remove()
+    inputs, wanted = torch.cat(features), torch.cat(truths)
+    weight, bias = _softmax_regression(inputs.clone(), wanted.clone(), layer.weight.shape[0], penalty)
+    tally, logits = Tally(), inputs @ weight.T + bias
+    tally.add(nn.functional.cross_entropy(logits, wanted), logits, wanted)
+    if isinstance(layer, nn.Conv2d):
+        # SqueezeNet clips its head's maps at zero before it averages them. A constant added to every logit changes no
+        # probability, so all maps are raised above zero, where nothing is clipped.
+        bias = bias - bias.min() + weight.abs().max(0).values @ torch.stack(deepest).amax(0)
+    with torch.no_grad():
+        layer.weight.copy_(weight.float().reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(bias.float())
+    return tally
+
+
+def tallied(network: nn.Module, batches: Iterable[Batch], model: ModelConfig) -> Tally:
+    """Return loss and hits of `network` in evaluation mode on `batches`."""
+    tally, device = Tally(), head(network)[1].weight.device
+    network.eval()
+    with torch.inference_mode():
+        for pictures, truths in batches:
+            truths = truths.to(device)
+            logits = network(normalised(pictures.to(device), model.mean, model.std))
+            tally.add(nn.functional.cross_entropy(logits, truths), logits, truths)
+    return tally
+
+
+def _softmax_regression(inputs: Tensor, truths: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Minimise cross-entropy + penalty/2 * |weight|^2 over float64 `[N, features]`; L-BFGS from zero."""
+    weight = torch.zeros(classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = nn.functional.cross_entropy(inputs @ weight.T + bias, truths) + penalty / 2 * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        solver.step(loss)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()

@@ -28,6 +28,8 @@ from train.errors import Unavailable, WeightsError
 # of another version is not reused.
 RECIPE = 1
 VARIABLE = "BEELINE_WEIGHTS"
+# The recipes that take no weights to start from, the whole one and the quick one.
+_FROM_NOTHING = ("scratch", "small")
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,16 @@ _RANDOM = Weights("random", "none (random initialisation)")
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned run: resolved configuration, pictures, starting weights, and why `config.fit.recipe` was chosen."""
+    """A planned run: resolved configuration, pictures, starting weights, and why `config.fit.recipe` was chosen.
+
+    `whole` is the configuration without `quick`, if that differs.
+    """
 
     config: TrainConfig
     data: DataSet
     weights: Weights
     reason: str
+    whole: TrainConfig | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -81,26 +87,33 @@ def plan(
     cache: Path = CACHE,
     environ: Mapping[str, str] = os.environ,
     generated: bool = False,
+    quick: bool = False,
 ) -> Plan:
     """Resolve the configuration, find pictures and weights, and choose the recipe by the weights.
 
-    With `generated` the pictures are drawn, and no others are looked for. Raise `ConfigError` for a mistake in an
-    override or a file, or two sources of pictures; `DataError`, `DownloadError` or `WeightsError` as these are found.
+    With `generated` the pictures are drawn, and no others are looked for. With `quick` the recipe takes half a minute
+    instead of minutes. Raise `ConfigError` for a mistake in an override or a file, or two sources of pictures;
+    `DataError`, `DownloadError` or `WeightsError` as these are found.
     """
     config = compose(overrides, environ=environ)
     if generated and any(word.startswith("data.folder=") for word in overrides):
         raise ConfigError("generated pictures and a folder of pictures are both asked for; leave one out")
-    if config.fit.recipe == "scratch":
-        weights, reason = _RANDOM, "fit=scratch was asked for"
+    if (recipe := config.fit.recipe) in _FROM_NOTHING:
+        weights, reason = _RANDOM, f"fit={recipe} was asked for"
     else:
         weights = find_weights(config.model.name, _path(config.model.weights), say, environ)
         reason = f"there are weights to start from ({weights.name})"
         if weights.path is None:
-            config = compose(overrides, "scratch", environ)
+            config = compose(overrides, _FROM_NOTHING[0], environ)
             reason = "there are no weights to start from"
+    whole = None
+    if quick:
+        quicker = compose(overrides, "head" if weights.path else "small", environ)
+        if quicker != config:
+            config, whole, reason = quicker, config, f"{reason}, and the quick recipe was asked for"
     data = find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
     say(f"recipe: {config.fit.recipe}, because {reason}")
-    return Plan(config, data, weights, reason)
+    return Plan(config, data, weights, reason, whole)
 
 
 def find_weights(architecture: str, file: Path | None, say: Say, environ: Mapping[str, str] = os.environ) -> Weights:

@@ -21,6 +21,18 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, wall seconds. Epoch 0 is the head alone."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run: `folder` and the content of its `run.json`."""
 

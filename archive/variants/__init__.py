@@ -13,25 +13,31 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from archive.goldens import mistakes
+from archive.samples import Known
 from archive.variants import agreement, convert
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
 from beeline.answer import probabilities
 from beeline.errors import ArchiveError, BeelineError, ConfigError, did_you_mean, short
 from beeline.golden import Forward, replay
+from beeline.settings import Choice
 from beeline.spec import DECODINGS, EXPECTED, FILE_NAME, GOLDEN, Artifact, ModelSpec
-from host import Say
+from host import Say, machine
 from host.files import write_json
+
+if TYPE_CHECKING:  # The default engine is found without importing torch.
+    from archive.goldens.mistakes import Photometry
 
 # With a larger tolerance the golden pictures could miss a real mistake.
 _MOST_TOLERANCE = 0.15
 _MARGIN = 1.5
 _BATCH, _SAMPLES = 8, 7
+# The default engine is called slower from this ratio on, since times vary.
+_SLOWER = 1.1
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,17 @@ class Variant:
 REFERENCE = Variant("torch", "fp32")
 # Of an ONNX model.
 ONNX_REFERENCE = Variant("onnxruntime", "fp32")
+# What is built for CPUs where no engine is named.
+ON_CPUS = Variant("openvino", "fp32")
+
+
+def default_engine(environ: Mapping[str, str] = os.environ) -> Choice:
+    """Return the engine of a build that names none: `openvino` for CPUs, `reference` elsewhere."""
+    if environ.get("BEELINE_DEVICE") != "cpu" and (gpus := machine.gpus()):
+        return Choice("reference", f"a CUDA device is there ({gpus[0]})")
+    if importlib.util.find_spec("openvino") is None:
+        return Choice("reference", "openvino is not installed here")
+    return Choice("openvino", "the default on CPUs")
 
 
 def known(reference: Variant = REFERENCE) -> list[Variant]:
@@ -90,6 +107,8 @@ def left_out(variant: Variant, decoding: str = "full", timed: bool = True) -> st
         except ConfigError as error:
             return str(error)
     if variant.precision in ("fp16", "bf16"):
+        import torch
+
         on_torch, bf16 = variant.engine.startswith("torch"), variant.precision == "bf16"
         if on_torch and (torch.cuda.is_available() or (bf16 and not timed)):
             return None
@@ -110,21 +129,37 @@ def prepare(
     gate: tuple[float, float],
     decoding: str,
     say: Say,
+    known: Callable[[], Known] = lambda: ((), ""),
 ) -> tuple[Path, dict[str, float | str] | None]:
-    """Return the folder to build from, and for `auto` the results of `fastest`.
+    """Return the folder to build from, and the results of `fastest` or `compared`, where the engine was chosen here.
 
-    `export` is of the fp32 model for PyTorch, or of an ONNX model, and `scratch` a folder for variants. `asked` are
-    engine and precision; each may be `auto`, or None for the reference's. `pictures` are a folder to judge by, and one
-    to calibrate with; `gate` the fields of `Gate`; `decoding` that of `Geometry`. Raise `ConfigError` for an unknown
-    value, a variant that cannot be made here, or missing pictures; `ArchiveError` when the gate refuses the variant.
+    Args:
+        export: of the fp32 model for PyTorch, or of an ONNX model.
+        scratch: a folder for variants.
+        asked: engine and precision; each may be `auto`, or None for the reference's; both None for `default_engine`.
+        pictures: a folder to judge by, and one to calibrate with.
+        gate: the fields of `Gate`.
+        decoding: see `Geometry`.
+        say: gets each line of progress.
+        known: returns pictures of the model's data. The default is judged by them where no folder is
+            named, and without any by the golden pictures.
+
+    Raises:
+        ConfigError: for an unknown value, a variant that cannot be made here, or missing pictures.
+        ArchiveError: when the gate refuses the variant.
     """
     spec = ModelSpec.load(export)
     reference = Variant(spec.engine, spec.precision)
-    candidates = _candidates(reference, *asked)
     if decoding not in DECODINGS:
         raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")
     geometry = dataclasses.replace(spec.geometry, decoding=decoding)
     judged, calibration = pictures
+    if asked == (None, None) and decoding == "full" and calibration is None:
+        choice = default_engine()
+        if choice.value == ON_CPUS.engine:
+            return _by_default(export, scratch, judged, Gate(*gate), say, known, choice.reason)
+        say(f"engine: {spec.engine} in fp32, because {choice.reason}")
+    candidates = _candidates(reference, *asked)
     if candidates == [reference] and geometry == spec.geometry:
         if judged or calibration:
             given = "--pictures and --calibration are for a fast variant, and this is the fp32 reference"
@@ -148,6 +183,33 @@ def prepare(
     return scratch / "variant", None
 
 
+def _by_default(
+    export: Path, scratch: Path, judged: Path | None, gate: Gate, say: Say, known: Callable[[], Known], reason: str
+) -> tuple[Path, dict[str, float | str] | None]:
+    """Return the default variant's folder with the times of `compared`; where it cannot be made, the export itself."""
+    spec = ModelSpec.load(export)
+    if judged:
+        pictures = agreement.read(judged, None, spec.geometry, calibrates=False)
+    else:
+        goldens = sorted(path for path in (export / GOLDEN).iterdir() if path.name != EXPECTED)
+        labelled, source = known()
+        found = agreement.some([path for path, _ in labelled], source, spec.geometry)
+        found = found or agreement.some(goldens, "golden pictures", spec.geometry)
+        assert found is not None
+        pictures = found
+    try:
+        _, times = compared(export, scratch / "variant", ON_CPUS, pictures, gate)
+    except (ArchiveError, ConfigError) as error:
+        say(f"engine: {spec.engine} in fp32, because {error}")
+        return export, None
+    own, reference = times.values()
+    than = f"{own:.1f} ms a picture on one thread, {spec.engine} takes {reference:.1f}"
+    say(f"engine: openvino in fp32, {reason}; {than}")
+    if own > _SLOWER * reference:
+        say(f"warning: openvino is slower than {spec.engine} on this processor; --engine {spec.engine} is faster here")
+    return scratch / "variant", dict(times)
+
+
 def _candidates(reference: Variant, engine: str | None, precision: str | None) -> list[Variant]:
     """Return the variants of an engine and a precision, each of which may be `auto`."""
     choices, engine = known(reference), engine or reference.engine
@@ -166,7 +228,17 @@ def _candidates(reference: Variant, engine: str | None, precision: str | None) -
 
 
 def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Gate) -> ModelSpec:
-    """Write a variant of an exported folder into the new folder `out`, and return its spec.
+    """Do as `compared`, and return the spec alone."""
+    return compared(export, out, variant, pictures, gate)[0]
+
+
+def compared(
+    export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Gate
+) -> tuple[ModelSpec, dict[str, float]]:
+    """Write a variant of an exported folder into the new folder `out`.
+
+    Returns:
+        Its spec. Of the variant and of the reference, by name, the milliseconds a picture with the threads of a worker.
 
     `export` holds the fp32 reference. The variant will decode pictures as `pictures` were decoded. Raise `ArchiveError`
     when the model cannot be converted, or is too far from the reference on the pictures or the golden pictures.
@@ -189,16 +261,22 @@ def make(export: Path, out: Path, variant: Variant, pictures: Pictures, gate: Ga
     if computed != variant.precision:
         why = f"this machine computes it in {computed}, so nothing would judge it"
         raise ArchiveError(f"{variant} is refused: {why}; build it on a machine like the one that serves")
-    expected = agreement.scores(engines.load(export, spec, device="cpu").forward, pictures.judged, spec.output)
+    reference, clock = engines.load(export, spec, device="cpu"), time.perf_counter
+    times = [clock()]
+    expected = agreement.scores(reference.forward, pictures.judged, spec.output)
+    times.append(clock())
     actual = agreement.scores(engine.forward, pictures.served, spec.output)
+    times.append(clock())
     measured = agreement.measure(expected, actual, pictures.source, spec.output)
     agreement.check(measured, gate, str(variant))
     shutil.copytree(export / GOLDEN, out / GOLDEN)
     photometry = convert.photometry(export, spec)
+    names = str(variant), f"{spec.engine} {spec.precision}"
+    milliseconds = [1000 * (times[i + 1] - times[i]) / len(pictures.judged) for i in (1, 0)]
     draft = dataclasses.replace(draft, agreement=measured)
     final = _with_tolerance(out, draft, engine.forward, photometry, variant)
     final.save(out / FILE_NAME)
-    return final
+    return final, {name: round(each, 2) for name, each in zip(names, milliseconds, strict=True)}
 
 
 def fastest(
@@ -249,13 +327,15 @@ def _seconds_a_picture(folder: Path, pictures: Pictures) -> float:
 
 
 def _with_tolerance(
-    folder: Path, spec: ModelSpec, forward: Forward, photometry: mistakes.Photometry, variant: Variant
+    folder: Path, spec: ModelSpec, forward: Forward, photometry: Photometry, variant: Variant
 ) -> ModelSpec:
     """Return the spec with the variant's tolerance, and prove that the golden pictures still notice mistakes.
 
     The tolerance is 1.5 times the largest move of a golden probability here, since it may be larger on another CPU. The
     mistakes that the pictures notice on this engine are recorded with them.
     """
+    from archive.goldens import mistakes
+
     path = folder / GOLDEN / EXPECTED
     record = json.loads(path.read_text(encoding="utf-8"))
     bodies = [(folder / GOLDEN / str(entry["file"])).read_bytes() for entry in record["pictures"]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def read(judged: Path, calibration: Path | None, geometry: Geometry, calibrates:
     crops, served = (np.stack(part) for part in zip(*judging, strict=True))
     calibrated = np.stack([crop for crop, _ in calibrating]) if calibrating else crops[:0]
     return Pictures(calibrated, crops, served, geometry, judged.resolve().name)
+
+
+def some(paths: Sequence[Path], source: str, geometry: Geometry) -> Pictures | None:
+    """Decode `LEAST_PICTURES` of these files, at even distances, all to judge by; None if none can be decoded."""
+    crops = []
+    for path in paths[:: max(1, len(paths) // LEAST_PICTURES)][:LEAST_PICTURES]:
+        with suppress(RequestError, OSError):
+            crops.append(pixels.decode(path.read_bytes(), geometry))
+    return Pictures(np.stack(crops)[:0], np.stack(crops), np.stack(crops), geometry, source) if crops else None
 
 
 def _by_digest(folder: Path) -> dict[str, bytes]:

@@ -14,20 +14,22 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from archive.goldens.mistakes import Photometry
-from archive.graph import ONNX_FILE
 from archive.variants.agreement import Gate, Pictures, same_first
 from beeline.answer import probabilities
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, ModelSpec
 from host.files import sha256
+
+if TYPE_CHECKING:
+    from archive.goldens.mistakes import Photometry
 
 # OpenVINO and NNCF report their use through this package if they can import it.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -84,6 +86,7 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
 
 def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
     """Write `model.onnx`, one file with the weights inside."""
+    from archive.graph import ONNX_FILE
     from archive.onnx_graph import remove_origin, session
     from beeline.engines.onnxruntime import INPUT
 
@@ -179,6 +182,7 @@ def quantised(
         )
 
 
+@lru_cache(maxsize=1)
 def module(folder: Path, spec: ModelSpec) -> Any:
     """Return the model as a callable module: uint8 `[N, crop, crop, 3]` to `[N, classes]`."""
     path = folder / spec.model.file

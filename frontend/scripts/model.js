@@ -24,6 +24,7 @@ export function showModel(model, card, served) {
     ["labels", spec.labels ? labels(spec.labels) : unknown(model.labels)],
     ["data", unknown(spec.provenance?.data)],
     ["weights", unknown(spec.provenance?.weights)],
+    ["recipe", spec.provenance?.recipe],
     ["licence", unknown(spec.provenance?.licence)],
     ["size", megabytes(card?.bytes)],
     ["fingerprint", card?.fingerprint ? fingerprint(card.fingerprint) : "unknown"],
@@ -65,7 +66,8 @@ function accuracy(measured) {
 function agreement(found) {
   if (!found) return null;
   return (
-    `${(found.top1 * 100).toFixed(1)} % the same first label as fp32 on ${found.pictures} pictures (${found.data}); ` +
+    `${(found.top1 * 100).toFixed(1)} % the same first label as the fp32 reference on ${found.pictures} pictures ` +
+    `(${found.data}); ` +
     `probabilities moved by at most ${found.moved_99.toFixed(3)} on 99 of 100, ${found.moved.toFixed(3)} on one`
   );
 }

@@ -111,12 +111,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the model comes from: pictures, starting weights, licence; `generated` pictures are not photographs."""
+    """Where the model comes from: pictures, starting weights, licence; `generated` pictures are not photographs.
+
+    `recipe` says how it was trained where that was a quick way.
+    """
 
     data: str = "unknown"
     generated: bool = False
     weights: str = "unknown"
     licence: str = "unknown"
+    recipe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ class ModelSpec:
         values = self.to_dict()
         # Left out where unset, so that older archives, which lack these fields, keep their fingerprint.
         geometry, model = values["geometry"], values["model"]
-        later = [(values, "agreement"), (model, "weights"), (model, "weights_sha256")]
+        later = [(values, "agreement"), (model, "weights"), (model, "weights_sha256"), (values["provenance"], "recipe")]
         for place, key in [*later, *((geometry, key) for key in ("decoding", "fit", "width"))]:
             if place[key] is None or (key, place[key]) in (("decoding", "full"), ("fit", "crop")):
                 del place[key]

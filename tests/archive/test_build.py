@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from archive.build import HANDLERS, Built, build, check_config
+from archive.build import HANDLERS, Built, build, check_config, origin, unchanged
 from archive.mar import MANIFEST, check
 from archive.store import INDEX, read_index
 from beeline.errors import ArchiveError, BeelineError, ConfigError
 from beeline.spec import ModelSpec
+from tests import digests
 from tests.archive.conftest import Files
+from tests.conftest import ROOT
 
 
 def test_the_archive_holds_handlers_and_the_export_in_a_fixed_order_with_one_date_and_permission(
@@ -88,6 +91,50 @@ def test_reuse_keeps_the_same_archive_and_builds_a_changed_one_again(tiny_export
     first.path.write_bytes(b"changed")
     assert not build(tiny_export, store, check=False, reuse=True).reused
     assert check(first.path).spec == first.spec
+
+
+def test_an_archive_of_the_same_origin_is_found_without_torch_and_a_changed_one_is_not(
+    tiny_export: Path, tmp_path: Path
+) -> None:
+    store, made_of = tmp_path / "store", origin(tiny_export)
+    built = build(tiny_export, store, check=False, origin=made_of)
+    code = (
+        "import sys; from pathlib import Path; from archive.build import origin, unchanged\n"
+        f"export = Path({str(tiny_export)!r})\n"
+        f"print(unchanged(export, Path({str(store)!r}), origin(export)).sha256, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [built.sha256, "False"]
+    same = unchanged(tiny_export, store, made_of)
+    assert same is not None
+    assert (same.reused, same.spec, same.bytes) == (True, built.spec, built.bytes)
+    assert unchanged(tiny_export, store, "0" * 64) is None
+    built.path.write_bytes(b"changed")
+    assert unchanged(tiny_export, store, made_of) is None
+
+
+def test_the_origin_changes_with_export_code_engine_and_version(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, handlers = tmp_path / "export", tmp_path / "handlers"
+    shutil.copytree(tiny_export, export)
+    shutil.copytree(HANDLERS, handlers)
+    seen = [origin(tiny_export)]
+    assert origin(export, handlers) == seen[0]
+    (handlers / "vision_handler.py").write_text("# changed")
+    seen.append(origin(export, handlers))
+    dataclasses.replace(ModelSpec.load(export), top_k=1).save(export / "model_spec.json")
+    seen.append(origin(export))
+    monkeypatch.setattr("host.machine.gpus", lambda: ["H100"])
+    monkeypatch.delenv("BEELINE_DEVICE", raising=False)
+    seen.append(origin(tiny_export))
+    monkeypatch.setattr("archive.build.BUILD", 1000)
+    seen.append(origin(tiny_export))
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_code_that_makes_an_archive_is_the_recorded_one() -> None:
+    digests.check("BUILD")
 
 
 def test_a_users_handler_replaces_the_default_one_and_is_verified(tiny_export: Path, tmp_path: Path) -> None:

@@ -69,9 +69,19 @@ def test_a_model_file_becomes_an_archive_that_is_listed_and_answers(build: list[
 
 def test_an_exported_folder_or_the_run_around_it_is_built(tiny_export: Path, tiny_built: Built, tmp_path: Path) -> None:
     for source in (tiny_export, tiny_export.parent):
-        built = last_json(call("build", source, "--store", tmp_path / "store", "--no-verify", "--json"))
+        options = ["--store", tmp_path / "store", "--engine", "torch", "--no-verify", "--json"]
+        built = last_json(call("build", source, *options))
         assert built["sha256"] == tiny_built.sha256
         assert built["verified"] is None
+
+
+def test_an_unchanged_archive_of_the_default_engine_is_kept(tiny_export: Path, tmp_path: Path) -> None:
+    words = ["build", tiny_export, "--store", tmp_path / "store", "--reuse", "--json"]
+    first, again = last_json(call(*words)), last_json(call(*words))
+    assert [built["reused"] for built in (first, again)] == [False, True]
+    assert first["measured"].keys() == {"openvino fp32", "torch fp32"}
+    assert {built["sha256"] for built in (first, again)} == {first["sha256"]}
+    assert (again["engine"], again["precision"], again["verified"]) == ("openvino", "fp32", None)
 
 
 def test_inspect_and_verify_also_answer_in_text(tiny_built: Built) -> None:

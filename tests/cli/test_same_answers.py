@@ -25,7 +25,7 @@ from serve.instance.child import Running
 from serve.up import Request, up
 from tests.conftest import ROOT, post_as_one_batch
 from train.export import network
-from train.learner import normalised
+from train.model import normalised
 from train.runs import open_run
 
 pytestmark = [pytest.mark.shared, pytest.mark.server]

@@ -27,7 +27,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
         ({"memory.max": "9000\n", "memory.current": "800\n"}, 5000),
         # The kernel drops files that it keeps in memory.
         (
-            {"memory.max": "1000", "memory.current": "800", "memory.stat": "anon 100\ninactive_file 300\nactive_file 50"},
+            {"memory.max": "1000", "memory.current": "800", "memory.stat": "anon 9\ninactive_file 300\nactive_file 50"},
             550,
         ),
         # A limit that was lowered below what is used.

@@ -11,6 +11,7 @@ import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from archive import inspect
 from beeline.errors import ArchiveError, BeelineError, ConfigError
 from beeline.spec import ModelSpec
 from cli.train import train
@@ -48,6 +49,27 @@ def test_a_run_is_trained_exported_and_reused(drawn: Path, random_weights: Path,
     assert "accuracy" in again.stdout
     assert again.stdout.splitlines()[-1] == f"next: beeline archive build {values['run']}"
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_a_quick_run_becomes_an_archive_at_once_until_there_is_a_run_of_all_epochs(
+    drawn: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archive.store.STORE", tmp_path / "store")
+    words = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64", "--reuse", "--json"]
+    words += ["--data", str(drawn), "--weights", str(random_weights), "--runs", str(tmp_path / "runs")]
+    values = []
+    for more in (["--quick", "--archive"], ["--quick", "--archive"], ["export.name=whole"], ["--quick"]):
+        done = call(*words, *more)
+        assert done.exit_code == 0, done.output
+        values.append(json.loads(done.stdout.splitlines()[-1]))
+    quick, again, whole, taken = values
+    assert quick["recipe"] == "quick: only the head was fitted, on frozen features"
+    card = Path(quick["archive"]["archive"])
+    assert dict(inspect.card(card).rows())["recipe"] == quick["recipe"]
+    assert [each["archive"]["reused"] for each in (quick, again)] == [False, True]
+    assert (again["run"], again["archive"]["sha256"]) == (quick["run"], quick["archive"]["sha256"])
+    assert whole["recipe"] is None
+    assert (taken["run"], taken["reused"], taken["recipe"]) == (whole["run"], True, None)
 
 
 @pytest.mark.parametrize(

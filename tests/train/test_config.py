@@ -55,8 +55,8 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         ("epochs=3", r"unknown key epochs; did you mean 'fit\.epochs'\?"),
         ("fit=finetun", r"fit is 'finetun'; did you mean 'finetune'\?"),
         ("model=resnet34", r"model is a group of keys; set one of them"),
-        ("fit.epochs=many", r"fit\.epochs is 'many'; allowed: 1 to 10000, a whole number"),
-        ("fit.epochs=3.5", r"fit\.epochs is 3\.5; allowed: 1 to 10000, a whole number"),
+        ("fit.epochs=many", r"fit\.epochs is 'many'; allowed: 0 to 10000, a whole number"),
+        ("fit.epochs=3.5", r"fit\.epochs is 3\.5; allowed: 0 to 10000, a whole number"),
         ("seed=true", r"seed is True; allowed: 0 to"),
         ("model.mean=[a,b,c]", r"model\.mean is \['a', 'b', 'c'\]; allowed: three numbers"),
         ("export.version=null", r"export\.version is None; allowed: 1 to 128 letters"),
@@ -64,7 +64,7 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         ("export.name='my model'", r"export\.name is 'my model'; allowed: null, or 1 to 128 letters"),
         (f"export.name={'m' * 129}", r"export\.name is 'm+'; allowed: null, or 1 to 128 letters"),
         ("model.crop=${model.risize}", r"model\.crop: Interpolation key 'model\.risize' not found; correct the value"),
-        ("fit.epochs=0", r"fit\.epochs is 0; allowed: 1 to 10000"),
+        ("fit.epochs=-1", r"fit\.epochs is -1; allowed: 0 to 10000"),
         ("fit.epochs=1,2", r"adds, deletes or sweeps; only key=value"),
         ("+fit.speed=3", r"adds, deletes or sweeps; only key=value"),
         ("~fit", r"adds, deletes or sweeps; only key=value"),
@@ -74,7 +74,7 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         ("model.crop=300", r"model\.crop is 300; allowed: 1 to model\.resize \(256\)"),
         ("model.interpolation=cubic", r"model\.interpolation is 'cubic'; allowed: bilinear, bicubic"),
         ("model.std=[1,1,0]", r"model\.std is .*; allowed: three numbers over 0"),
-        ("fit.recipe=finetun", r"fit\.recipe is 'finetun'; allowed: finetune or scratch"),
+        ("fit.recipe=finetun", r"fit\.recipe is 'finetun'; allowed: finetune, scratch, head, small"),
         ("fit.batch_norm=on", r"fit\.batch_norm is .*; allowed: frozen or learnt"),
         ("fit.rate=nan", r"fit\.rate is nan; allowed: over 0"),
         ("seed=-1", r"seed is -1; allowed: 0 to 4294967295"),
@@ -85,6 +85,11 @@ def test_every_mistake_has_its_sentence(override: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence) as caught:
         compose([override], environ={})
     assert "\n" not in str(caught.value)
+
+
+def test_without_epochs_and_without_a_head_nothing_would_be_learnt() -> None:
+    with pytest.raises(ConfigError, match=r"fit\.head_penalty is None; allowed: over 0, where fit\.epochs is 0"):
+        compose(["fit=scratch", "fit.epochs=0"], environ={})
 
 
 @pytest.mark.parametrize(

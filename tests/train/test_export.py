@@ -20,7 +20,7 @@ from train.data import labelled_pictures
 from train.errors import RunError
 from train.evaluate import evaluate
 from train.export import export, network
-from train.learner import normalised
+from train.model import normalised
 from train.predictor import RunPredictor
 from train.runs import Run, finish, open_run
 

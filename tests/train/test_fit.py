@@ -7,6 +7,8 @@ import dataclasses
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,15 @@ import torch
 
 from beeline.errors import ArchiveError
 from host import silent
+from tests.conftest import ROOT
 from train import runs
 from train.config import load
 from train.data import read
 from train.errors import DataError, RunError
-from train.fit import Epoch, fit
+from train.fit import fit
 from train.plan import Plan, plan
 from train.predictor import RunPredictor
-from train.runs import Run
+from train.runs import Epoch, Run
 
 
 def test_a_run_holds_configuration_checkpoint_metrics_and_record(tiny_run: Run, tiny_plan: Plan) -> None:
@@ -109,6 +112,27 @@ def test_a_broken_picture_is_one_sentence_and_no_finished_run(
     assert runs.find_run(broken.fingerprint, tmp_path / "runs") is None
 
 
+def test_the_head_alone_is_a_run_whose_body_stays_and_lightning_is_not_imported(
+    environ: dict[str, str], random_weights: Path, tmp_path: Path
+) -> None:
+    words = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64"]
+    code = (
+        "import sys; from pathlib import Path; from train.fit import fit; from train.plan import plan\n"
+        f"fit(plan({words!r}, print, environ={environ!r}, quick=True), print, Path({str(tmp_path)!r}))\n"
+        "assert 'lightning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    (run,) = runs.finished(tmp_path)
+    assert run.record["recipe"]["value"] == "head"
+    last = json.loads((run.folder / "metrics.json").read_text())["last"]
+    assert (last["epoch"], last["val_accuracy"]) == (0, run.accuracy)
+    before, after = (torch.load(path, weights_only=True) for path in (random_weights, run.checkpoint))
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {
+        "classifier.1.weight",
+        "classifier.1.bias",
+    }
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_fit_is_no_finished_run(
     tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -128,9 +152,15 @@ def test_real_pictures_are_learnt(shared_data: Path, tmp_path: Path, seed: int) 
         "BEELINE_DATA": str(shared_data / "hymenoptera_data"),
         "BEELINE_WEIGHTS": str(shared_data / "weights/resnet18-imagenet-pq.pth"),
     }
-    planned = plan([f"seed={seed}"], silent, environ=environ)
-    # That of the default seed is what `make serve` trains: a run of the same fingerprint is the same run.
+    planned = plan([f"seed={seed}"], silent, environ=environ, quick=seed == 0)
+    # The quick one of the default seed is what `make serve` trains: a run of the same fingerprint is the same run.
     finished = runs.find_run(planned.fingerprint)
     run = runs.open_run(finished) if finished else fit(planned, silent, tmp_path)
     assert run.record["data"]["val"] == {"ants": 70, "bees": 83}
     assert run.accuracy >= 0.93
+
+
+@pytest.mark.train
+def test_drawn_pictures_are_learnt_from_nothing_in_small(tmp_path: Path) -> None:
+    planned = plan(["fit=small"], silent, cache=tmp_path, environ={}, generated=True)
+    assert fit(planned, silent, tmp_path / "runs").accuracy >= 0.85

@@ -1,4 +1,4 @@
-"""Any torchvision classifier by name, with a head for our labels."""
+"""Any torchvision classifier by name, with a head for our labels that is solved for on frozen features."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import pytest
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.transforms import v2
 
 from archive.artifact import read_weights
 from beeline.errors import ArchiveError, ConfigError
-from train.model import build, check_input, head
+from train.config import compose
+from train.model import Batch, build, check_input, head, normalised, solve_head, tallied
+
+CONFIG = compose(environ={})
 
 FAMILIES = {"resnet18": "fc", "squeezenet1_1": "classifier.1", "mobilenet_v3_small": "classifier.3"}
 # More families, which are slow to build.
@@ -77,3 +81,58 @@ def test_weights_of_another_size_of_picture_have_their_sentence(tmp_path: Path) 
     torch.save(state, tmp_path / "small.pth")
     with pytest.raises(ArchiveError, match=r"'encoder\.pos_embedding' of shape \[1, 17, 768\], vit_b_16 has \[1, 197"):
         read_weights(tmp_path / "small.pth", "vit_b_16").start(build("vit_b_16", 2))
+
+
+def test_normalising_is_that_of_torchvision() -> None:
+    pictures = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = CONFIG.model.mean, CONFIG.model.std
+    steps = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    assert torch.allclose(normalised(pictures, mean, std), steps(pictures), atol=1e-5)
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    """Dark pictures are of class 0, bright ones of class 1."""
+    random = torch.Generator().manual_seed(0)
+    truths = torch.tensor([0, 1] * 8)
+    pictures = torch.randint(0, 100, (16, 3, 64, 64), generator=random) + 100 * truths.view(-1, 1, 1, 1)
+    return list(zip(pictures.to(torch.uint8).split(5), truths.split(5), strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
+def test_the_head_is_solved_for_and_the_body_stays(name: str, batches: list[Batch]) -> None:
+    torch.manual_seed(0)
+    network = build(name, 2)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    solved = solve_head(network, batches, 1e-3, CONFIG.model)
+    assert (solved.accuracy, solved.pictures) == (1.0, 32), "each picture and its mirror image"
+    measured = tallied(network, batches, CONFIG.model)
+    assert (measured.accuracy, measured.pictures) == (1.0, 16)
+    assert measured.loss == pytest.approx(solved.loss, rel=0.2)
+    network.eval()
+    with torch.inference_mode():
+        for pictures, truths in batches:
+            planes = normalised(pictures, CONFIG.model.mean, CONFIG.model.std)
+            assert torch.equal(network(planes).argmax(1), truths)
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {f"{head(network)[0]}.{kind}" for kind in ("weight", "bias")}
+
+
+def test_the_solution_is_the_minimum_wherever_it_starts_and_smaller_under_a_penalty(batches: list[Batch]) -> None:
+    """At the minimum of a convex loss its gradient is zero."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    network, layer = nn.Sequential(*layers), layers[-1]
+    sizes, weights = [], []
+    for penalty in (0.1, 0.1, 10.0):
+        nn.init.normal_(layer.weight)
+        solve_head(network, batches, penalty, CONFIG.model, mirrored=False)
+        weights.append(layer.weight.detach().clone())
+        sizes.append(float(weights[-1].norm()))
+        mean, std = CONFIG.model.mean, CONFIG.model.std
+        logits, truths = zip(*((network(normalised(x, mean, std)), y) for x, y in batches), strict=True)
+        size = layer.weight.square().sum()
+        loss = nn.functional.cross_entropy(torch.cat(logits), torch.cat(truths)) + penalty / 2 * size
+        assert torch.autograd.grad(loss, layer.weight)[0].abs().max() < 1e-4
+    assert torch.allclose(weights[0], weights[1], atol=1e-6)
+    assert sizes[0] > sizes[2]

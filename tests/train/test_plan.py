@@ -98,6 +98,25 @@ def test_a_fit_from_scratch_looks_for_no_weights(environ: dict[str, str], monkey
     assert plan([*WORDS, "fit=scratch"], silent, environ=environ).weights.path is None
 
 
+def test_a_quick_plan_takes_the_recipe_by_the_weights_and_knows_the_whole_one(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    quick, whole = plan(WORDS, said.append, environ=environ, quick=True), plan(WORDS, silent, environ=environ)
+    assert (quick.config.fit.recipe, quick.config.fit.epochs, quick.whole) == ("head", 0, whole.config)
+    assert said[-1] == f"recipe: head, because {whole.reason}, and the quick recipe was asked for"
+    assert quick.fingerprint != whole.fingerprint
+    monkeypatch.setattr("train.plan.find_weights", lambda *_: Weights("random", "none"))
+    small = plan([], silent, environ=environ, quick=True)
+    assert (small.config.fit.recipe, small.config.model.crop, small.whole is None) == ("small", 64, False)
+    assert plan(["model.crop=56"], silent, environ=environ, quick=True).config.model.crop == 56, "an override wins"
+
+
+def test_a_named_recipe_is_taken_by_a_quick_plan_too(environ: dict[str, str]) -> None:
+    planned = plan([*WORDS, "fit=finetune"], silent, environ=environ, quick=True)
+    assert (planned.config.fit.recipe, planned.whole) == ("finetune", None)
+
+
 def test_a_plan_on_generated_pictures_asks_for_no_others(
     environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

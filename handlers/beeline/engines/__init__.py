@@ -79,8 +79,8 @@ class Engine:
     def warm(self, batch_size: int) -> None:
         """Run one batch of `batch_size` pictures, so that no client waits for its first pass.
 
-        That takes OpenVINO half as long again as the next ones, and the most memory. Smaller batches cost a client 16 to
-        35 ms once (SqueezeNet), and all of them would double the start.
+        That takes OpenVINO half as long again as the next ones, and the most memory. Smaller batches cost a client 16
+        to 35 ms once (SqueezeNet), and all of them would double the start.
         """
         self.forward(np.zeros((batch_size, *self.spec.geometry.shape, 3), np.uint8))
 

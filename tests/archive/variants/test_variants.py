@@ -149,6 +149,75 @@ def test_only_the_reference_has_variants_and_every_file_of_one_is_checked(
         build(out, tmp_path / "store", check=False)
 
 
+def default(export: Path, scratch: Path, said: list[str], *paths: Path) -> tuple[Path, Any]:
+    """Prepare an export without naming an engine; `paths` are the pictures of its data."""
+    known = [(path, None) for path in paths], "noise"
+    return variants.prepare(
+        export, scratch, (None, None), (None, None), (0.99, 0.1), "full", said.append, lambda: known
+    )
+
+
+def test_the_default_is_openvino_judged_by_the_models_own_pictures_or_its_goldens(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("host.machine.gpus", list)
+    own = sorted(draw(tmp_path / "own", 110).iterdir())
+    (tmp_path / "broken.png").write_bytes(b"none")
+    for number, (paths, judged) in enumerate(
+        (((), (4, "golden pictures")), ((*own, tmp_path / "broken.png"), (50, "noise")))
+    ):
+        scratch, said = tmp_path / str(number), []
+        scratch.mkdir()
+        folder, times = default(tiny_export, scratch, said, *paths)
+        spec = ModelSpec.load(folder)
+        assert (spec.engine, spec.precision) == ("openvino", "fp32")
+        assert spec.agreement is not None
+        assert (spec.agreement.pictures, spec.agreement.data, spec.agreement.top1) == (*judged, 1.0)
+        assert spec.agreement.moved < 0.001
+        assert list(times) == ["openvino fp32", "torch fp32"]
+        assert said[0].startswith("engine: openvino in fp32, the default on CPUs; ")
+
+
+def test_the_default_is_the_reference_where_openvino_is_not_possible_and_says_why(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Any:
+        raise RuntimeError("Illegal instruction")
+
+    monkeypatch.delenv("BEELINE_DEVICE", raising=False)
+    said: list[str] = []
+    monkeypatch.setattr("host.machine.gpus", lambda: ["H100"])
+    assert default(tiny_export, tmp_path, said) == (tiny_export, None)
+    monkeypatch.setattr("host.machine.gpus", list)
+    monkeypatch.setitem(CONVERTERS, "openvino", Converter(refuse, {"fp32": ()}))
+    assert default(tiny_export, tmp_path, said) == (tiny_export, None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert default(tiny_export, tmp_path, said) == (tiny_export, None)
+    reasons = [
+        "a CUDA device is there (H100)",
+        "model.pt2 cannot be made into openvino fp32 (Illegal instruction); take another --engine",
+        "openvino is not installed here",
+    ]
+    assert said == [f"engine: torch in fp32, because {reason}" for reason in reasons]
+    assert variants.default_engine({"BEELINE_DEVICE": "cpu"}).value == "reference"
+
+
+def test_a_default_that_is_slower_than_the_reference_is_warned_of(
+    tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"openvino fp32": 22.5, "torch fp32": 20.0}
+    monkeypatch.setattr("host.machine.gpus", list)
+    monkeypatch.setattr("archive.variants.compared", lambda *_: (None, times))
+    said: list[str] = []
+    assert default(tiny_export, tmp_path, said)[1] == times
+    assert "22.5 ms a picture on one thread, torch takes 20.0" in said[0]
+    assert said[1] == "warning: openvino is slower than torch on this processor; --engine torch is faster here"
+    times["torch fp32"] = 22.0
+    said.clear()
+    default(tiny_export, tmp_path, said)
+    assert len(said) == 1
+
+
 def test_auto_takes_the_fastest_that_passes_and_says_why_others_did_not(
     tiny_export: Path, tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
