@@ -43,17 +43,18 @@ def make(store: Annotated[Path, typer.Option(help="The new folder of archives.")
     from archive import variants
     from archive.build import build
     from archive.export import ExportRequest, export_folder
+    from archive.graph import Preprocessing
     from archive.variants.agreement import Gate, Pictures
     from beeline.spec import Geometry
 
     noise = np.random.default_rng(0).integers(0, 256, (20, _CROP, _CROP, 3), np.uint8)
     geometry = Geometry(resize=108, crop=_CROP)
     pictures = Pictures(noise[:0], noise, noise, geometry, "noise")
+    preprocessing = Preprocessing(geometry, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     for architecture, classes in ARCHITECTURES.items():
         labels = tuple(f"{architecture} {number}" for number in range(classes))
-        photometry = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         # With seeded weights some cannot tell a picture from a turned one.
-        request = ExportRequest(architecture, "1.0", labels, geometry, *photometry, architecture, blind_to=("exif",))
+        request = ExportRequest(architecture, "1.0", labels, preprocessing, architecture, blind_to=("exif",))
         with tempfile.TemporaryDirectory() as scratch:
             export, variant = Path(scratch) / "export", Path(scratch) / "variant"
             export_folder(_network(architecture, classes), request, export)

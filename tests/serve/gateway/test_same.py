@@ -56,7 +56,7 @@ def test_limits_and_batches_are_those_of_the_servers(
         server(tmp_path, "one", "job_queue_size=50\nbeeline_max_image_bytes=3000\n", overrides),
         server(tmp_path, "two", "job_queue_size=40\nbeeline_max_image_bytes=4000\nbeeline_deadline_seconds=9\n"),
     ]
-    mine = config.resolve(own, (), config.Overrides(), {}, 2, 0)
+    mine = config.resolve(own, (), config.Overrides(), {}, 2, 0, 10**10)
     found = backends.common(mine, states, find_archives(tmp_path / "one" / "store"))
     numbers = {name: setting.value for name, setting in found.numbers.items()}
     assert numbers["job_queue_size"] == 40

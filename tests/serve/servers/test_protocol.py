@@ -32,7 +32,7 @@ def places(tmp_path: Path) -> Places:
 def resolved() -> config.Configuration:
     overrides = config.Overrides(batch_size=4, workers=2, max_batch_delay=7)
     archives = (Archive(Path("/store/fake.mar"), "fake", "1.0"),)
-    return config.resolve(Properties(Path("config.properties")), archives, overrides, {}, 2, 0)
+    return config.resolve(Properties(Path("config.properties")), archives, overrides, {}, 2, 0, 10**10)
 
 
 def written(
@@ -56,7 +56,7 @@ def test_torchserve_reads_its_models_from_its_file(resolved: config.Configuratio
 def test_torchserve_installs_requirements_of_archives_where_the_file_says_so(places: Places, tmp_path: Path) -> None:
     (tmp_path / "config.properties").write_text("install_py_dep_per_model=true\n")
     archives = (Archive(Path("/store/fake.mar"), "fake", "1.0"),)
-    resolved = config.resolve(load(tmp_path / "config.properties"), archives, config.Overrides(), {}, 2, 0)
+    resolved = config.resolve(load(tmp_path / "config.properties"), archives, config.Overrides(), {}, 2, 0, 10**10)
     assert written(TorchServe(), resolved, places)["install_py_dep_per_model"] == "true"
 
 
@@ -99,7 +99,7 @@ def test_behind_a_gateway_the_servers_queue_is_twice_as_long(
 def test_torchserve_gets_the_same_numbers_as_from_the_projects_file_itself() -> None:
     path = ROOT / "config" / "config.properties"
     archives = (Archive(Path("/store/resnet18.mar"), "resnet18", "1.0"),)
-    resolved = config.resolve(load(path), archives, config.Overrides(), {}, 2, 0)
+    resolved = config.resolve(load(path), archives, config.Overrides(), {}, 2, 0, 10**10)
     ours = json.loads(models_json(resolved))["resnet18"]["1.0"]
     theirs = json.loads(javaproperties.loads(path.read_text())["models"])["resnet18"]["1.0"]
     # Its workers start in their turn.
