@@ -203,7 +203,7 @@ def _by_default(
         say(f"engine: {spec.engine} in fp32, because {error}")
         return export, None
     own, reference = times.values()
-    than = f"{own:.1f} ms a picture on one thread, {spec.engine} takes {reference:.1f}"
+    than = f"{own:.1f} ms of CPU time a picture, {spec.engine} takes {reference:.1f}"
     say(f"engine: openvino in fp32, {reason}; {than}")
     if own > _SLOWER * reference:
         say(f"warning: openvino is slower than {spec.engine} on this processor; --engine {spec.engine} is faster here")
@@ -238,7 +238,7 @@ def compared(
     """Write a variant of an exported folder into the new folder `out`.
 
     Returns:
-        Its spec. Of the variant and of the reference, by name, the milliseconds a picture with the threads of a worker.
+        Its spec. Of the variant and of the reference, by name, the milliseconds of CPU time a picture.
 
     `export` holds the fp32 reference. The variant will decode pictures as `pictures` were decoded. Raise `ArchiveError`
     when the model cannot be converted, or is too far from the reference on the pictures or the golden pictures.
@@ -261,7 +261,8 @@ def compared(
     if computed != variant.precision:
         why = f"this machine computes it in {computed}, so nothing would judge it"
         raise ArchiveError(f"{variant} is refused: {why}; build it on a machine like the one that serves")
-    reference, clock = engines.load(export, spec, device="cpu"), time.perf_counter
+    # Of one thread, CPU time is the time that it takes on a machine without other work.
+    reference, clock = engines.load(export, spec, device="cpu"), time.process_time
     times = [clock()]
     expected = agreement.scores(reference.forward, pictures.judged, spec.output)
     times.append(clock())

@@ -210,7 +210,7 @@ def test_a_default_that_is_slower_than_the_reference_is_warned_of(
     monkeypatch.setattr("archive.variants.compared", lambda *_: (None, times))
     said: list[str] = []
     assert default(tiny_export, tmp_path, said)[1] == times
-    assert "22.5 ms a picture on one thread, torch takes 20.0" in said[0]
+    assert "22.5 ms of CPU time a picture, torch takes 20.0" in said[0]
     assert said[1] == "warning: openvino is slower than torch on this processor; --engine torch is faster here"
     times["torch fp32"] = 22.0
     said.clear()
