@@ -31,6 +31,8 @@ from serve.servers.protocol import Places, Say, Server
 
 # Seconds for Java, before it loads a model, and for the gateway.
 _PATIENCE = 60.0
+# TorchServe unpacks all archives before it answers: on a busy core 2.2 GB took 100 s, which is so many bytes a second.
+_UNPACKED = 2e7
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ def _wait(running: Running, start: _Start, say: Say) -> None:
     """Wait for Java, for every model's workers and its golden picture, and for the gateway."""
     kind, resolved = start.kind, start.resolved
     with ManagementClient(running.state.management) as management:
-        _wait_for(running, "Java", management.unready)
+        unpacked = sum(archive.path.stat().st_size for archive in start.archives)
+        _wait_for(running, "Java", management.unready, _PATIENCE + unpacked / _UNPACKED)
         assert running.state.java is not None
         watch = Watch(running.state.java, running.instance.logs)
         watch.workers()
@@ -245,15 +248,15 @@ def _wait(running: Running, start: _Start, say: Say) -> None:
             _wait_for(running, "the gateway", client.unready)
 
 
-def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) -> None:
+def _wait_for(running: Running, what: str, missing: Callable[[], str | None], patience: float = _PATIENCE) -> None:
     """Wait until `missing` returns None instead of what is missing."""
-    deadline, state = time.monotonic() + _PATIENCE, None
+    deadline, state = time.monotonic() + patience, None
     while (reason := missing()) is not None or (state := running.instance.read()) is None:
         running.check()
         if running.process.poll() is not None:
             raise BeelineError(f"the server {running.instance.name!r} was stopped while it started")
         if time.monotonic() > deadline:
-            raise Undetermined(f"{what} is not ready after {_PATIENCE:g} s ({reason}); see {running.instance.logs}")
+            raise Undetermined(f"{what} is not ready after {patience:.0f} s ({reason}); see {running.instance.logs}")
         time.sleep(0.1)
     # The supervisor has added what it started.
     running.state = state
