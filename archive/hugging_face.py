@@ -15,8 +15,6 @@ _CONFIG, _PREPARATION = "config.json", "preprocessor_config.json"
 _FILTERS, _LACKING = {1: "lanczos", 3: "bicubic"}, {0: "nearest", 4: "box", 5: "hamming"}
 # Of these image processors a size that is one number is the shorter side; of the others it is both.
 _SHORTER = re.compile("Bit|CLIP|MobileNet|MobileViT|PoolFormer|TextNet")
-# These crop this part also if their file does not say so.
-_PARTED, _PART = re.compile("ConvNe|Levit"), 224 / 256
 # From this size on, a model with a `crop_pct` and no middle crop gets the whole picture, squashed.
 _WHOLE = 384
 
@@ -71,7 +69,7 @@ def _geometry(values: dict[str, Any]) -> tuple[int, int, str, list[str]]:
     Source: the image processors of transformers 5.24. There an exact height and width squash a picture.
     """
     kind = str(values.get("image_processor_type") or values.get("feature_extractor_type"))
-    part = values.get("crop_pct") or (_PART if _PARTED.search(kind) else None)
+    part = values.get("crop_pct") or (224 / 256 if re.search("ConvNe|Levit", kind) else None)
     size = _sides(values.get("size"), square=not part and not _SHORTER.search(kind))
     cut = _sides(values.get("crop_size")) if values.get("do_center_crop") else {}
     if cut and "Perceiver" in kind:
