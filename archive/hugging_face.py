@@ -6,12 +6,16 @@ Without torch, since a plan of training is made without it.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 _CONFIG, _PREPARATION = "config.json", "preprocessor_config.json"
-_FILTERS = {1: "lanczos", 3: "bicubic"}
-# From this size on, a model with a `crop_pct` gets the whole picture, squashed.
+# Pillow's numbers.
+_FILTERS, _LACKING = {1: "lanczos", 3: "bicubic"}, {0: "nearest", 4: "box", 5: "hamming"}
+# Of these image processors a size that is one number is the shorter side; of the others it is both.
+_SHORTER = re.compile("Bit|CLIP|MobileNet|MobileViT|PoolFormer|TextNet")
+# From this size on, a model with a `crop_pct` and no middle crop gets the whole picture, squashed.
 _WHOLE = 384
 
 
@@ -41,28 +45,56 @@ def refusal(path: Path) -> str | None:
 def _options(values: dict[str, Any]) -> tuple[str, str]:
     """Return height and width, and the options of `archive build` that a `preprocessor_config.json` stands for."""
     numbers = {key: values.get(f"image_{key}") for key in ("mean", "std")}
+    if values.get("include_top") and isinstance(numbers["std"], list):
+        # EfficientNet's divides by them twice.
+        numbers["std"] = [round(each * each, 9) for each in numbers["std"]]
     options = " --preset unit" if values else ""
-    if values.get("do_normalize", True) and all(isinstance(each, list) for each in numbers.values()):
+    flipped = values.get("do_flip_channel_order")
+    # MobileViT's, the only one that takes blue first, does not normalise if the file says nothing.
+    if values.get("do_normalize", not flipped) and all(isinstance(each, list) for each in numbers.values()):
         options = "".join(f" --{key} {','.join(map(str, each or ()))}" for key, each in numbers.items())
-    options += " --channels bgr" if values.get("do_flip_channel_order") else ""
-    if values.get("resample") in _FILTERS:
-        options += f" --interpolation {_FILTERS[values['resample']]}"
-    size, part, crops = _sides(values.get("size")), values.get("crop_pct"), values.get("do_center_crop")
-    edge = size.get("shortest_edge") or size.get("height")
-    if not edge:
-        return "224, 224", options
-    cut = _sides(values.get("crop_size")) if crops else size
-    high, wide = cut.get("height", edge), cut.get("width", edge)
-    if part and edge < _WHOLE:
-        options += f" --resize {int(edge / part)}"
-    else:
-        options += f" --resize {edge}" if crops or ("shortest_edge" in size and not part) else " --fit squash"
-    return f"{high}, {wide}", f"{options} --crop {high if high == wide else f'{wide}x{high}'}"
+    options += " --channels bgr" if flipped else ""
+    high, wide, geometry, own = _geometry(values)
+    if (filter_ := values.get("resample")) in _FILTERS:
+        options += f" --interpolation {_FILTERS[filter_]}"
+    elif filter_ in _LACKING:
+        own = [*own, f"resizes with the filter {_LACKING[filter_]}, so these take bilinear"]
+    said = f"; no option says that its own preprocessing {', and '.join(own)}" if own else ""
+    return f"{high}, {wide}", options + geometry + said
 
 
-def _sides(size: Any) -> dict[str, int]:
-    """Return a size as a dictionary; a number is both sides."""
-    return {"height": size, "width": size} if isinstance(size, int) else size if isinstance(size, dict) else {}
+def _geometry(values: dict[str, Any]) -> tuple[int, int, str, list[str]]:
+    """Return height, width, the options for them, and what no option says.
+
+    Source: the image processors of transformers 5.24. There an exact height and width squash a picture.
+    """
+    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type"))
+    part = values.get("crop_pct") or (224 / 256 if re.search("ConvNe|Levit", kind) else None)
+    size = _sides(values.get("size"), square=not part and not _SHORTER.search(kind))
+    cut = _sides(values.get("crop_size")) if values.get("do_center_crop") else {}
+    if cut and "Perceiver" in kind:
+        # It crops the same part before it resizes.
+        size, cut = {"shortest_edge": cut["height"]}, size
+    edge = size.get("shortest_edge") or (part and size.get("height"))
+    high, wide = ((cut or size).get(side, edge or 224) for side in ("height", "width"))
+    crop = f" --crop {high if high == wide else f'{wide}x{high}'}"
+    if not size:
+        return high, wide, crop if cut else "", []
+    if not edge and cut not in ({}, size):
+        own = f"squashes pictures to {size['width']}x{size['height']} before it crops, so these keep their proportions"
+        return high, wide, f" --resize {min(size.values())}{crop}", [own]
+    if not edge or (part and edge >= _WHOLE and not cut):
+        return high, wide, f" --fit squash{crop}", []
+    uncut = [] if cut or part else ["does not crop, so these take the middle"]
+    return high, wide, f" --resize {int(edge / part) if part else edge}{crop}", uncut
+
+
+def _sides(size: Any, square: bool = True) -> dict[str, int]:
+    """Return a size as a dictionary; one number is both sides, or only the shorter one."""
+    if isinstance(size, int):
+        return {"height": size, "width": size} if square else {"shortest_edge": size}
+    known = isinstance(size, dict) and ("shortest_edge" in size or {"height", "width"} <= size.keys())
+    return size if known else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

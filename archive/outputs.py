@@ -132,6 +132,13 @@ def _kind(graph: Graph, rows: Tensor, labels: int, output: str | None, notes: li
                 f"--output is {output!r}, the network returns probabilities ({why}); say that, or nothing"
             )
         return "probabilities"
+    if bool(rows.max() <= 1e-6) and bool((rows.exp().sum(1) - 1).abs().max() < 1e-3):
+        if output not in (None, "logits"):
+            raise ArchiveError(
+                f"--output is {output!r}, the network ends in log-softmax; say --output logits, or nothing"
+            )
+        notes.append("it ends in log-softmax, and is served as logits, which gives the same probabilities")
+        return "logits"
     if output == "probabilities":
         fix = "scores, if its labels are independent" if inside else "logits"
         raise ArchiveError(f"--output is 'probabilities', the network returns none ({why}); say --output {fix}")

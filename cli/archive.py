@@ -338,8 +338,8 @@ def needed_package(engine: str) -> str | None:
 
     if engine in ("torch", "openvino"):
         return None
-    lacking = "a C++ compiler" if engine == "torch_compile" else runtime(engine)
-    return f"{engine} needs {lacking} where it serves, and the images lack it; for them use --engine openvino"
+    lacking = "a C++ compiler" if engine == "torch_compile" else f"the package {runtime(engine)}"
+    return f"the engine {engine} needs {lacking}, which the images lack; for them use --engine openvino"
 
 
 def _validation(export: Path) -> Known:

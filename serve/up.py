@@ -35,6 +35,8 @@ from serve.servers.protocol import Places, Say, Server
 
 # Seconds for Java, before it loads a model, and for the gateway.
 _PATIENCE = 60.0
+# TorchServe unpacks all archives before it answers: on a busy core 2.2 GB took 100 s, which is so many bytes a second.
+_UNPACKED = 2e7
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ def _wait(running: Running, start: _Start, say: Say) -> None:
     """
     models = start.resolved.models
     with ManagementClient(running.state.management) as management:
-        _wait_for(running, "Java", management.unready)
+        unpacked = sum(archive.path.stat().st_size for archive in start.archives)
+        _wait_for(running, "Java", management.unready, _PATIENCE + unpacked / _UNPACKED)
     most = max(model.min_workers.value for model in models)
     pool = ThreadPoolExecutor(max(1, machine.cores() // most), thread_name_prefix="load")
     failed: dict[str, str] = {}
@@ -277,15 +280,15 @@ def _load(running: Running, start: _Start, model: ModelSettings, archive: Archiv
             raise
 
 
-def _wait_for(running: Running, what: str, missing: Callable[[], str | None]) -> None:
+def _wait_for(running: Running, what: str, missing: Callable[[], str | None], patience: float = _PATIENCE) -> None:
     """Wait until `missing` returns None instead of what is missing."""
-    deadline, state = time.monotonic() + _PATIENCE, None
+    deadline, state = time.monotonic() + patience, None
     while (reason := missing()) is not None or (state := running.instance.read()) is None:
         running.check()
         if running.process.poll() is not None:
             raise BeelineError(f"the server {running.instance.name!r} was stopped while it started")
         if time.monotonic() > deadline:
-            raise Undetermined(f"{what} is not ready after {_PATIENCE:g} s ({reason}); see {running.instance.logs}")
+            raise Undetermined(f"{what} is not ready after {patience:.0f} s ({reason}); see {running.instance.logs}")
         time.sleep(0.1)
     # The supervisor has added what it started.
     running.state = state

@@ -82,6 +82,17 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
 
 PLAIN = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "resample": 2}
 SAME = "--mean 0.5,0.5,0.5 --std 0.2,0.2,0.2"
+MIDDLE = {**PLAIN, "do_center_crop": True, "crop_size": 224}
+TYPE = "feature_extractor_type"
+DEIT = {**MIDDLE, TYPE: "DeiTFeatureExtractor", "resample": 3}
+NOT = "; no option says that its own preprocessing"
+SQUASHED = (
+    f"{SAME} --interpolation bicubic --resize 256 --crop 224{NOT} squashes pictures to 256x256 before it crops, so "
+)
+SQUASHED += "these keep their proportions"
+UNCUT = f"{NOT} does not crop, so these take the middle"
+NEAREST = "--mean 0.5,0.5,0.5 --std 0.04,0.04,0.04 --fit squash --crop 224"
+NEAREST += f"{NOT} resizes with the filter nearest, so these take bilinear"
 
 
 @pytest.mark.parametrize(
@@ -93,10 +104,22 @@ SAME = "--mean 0.5,0.5,0.5 --std 0.2,0.2,0.2"
         ({**PLAIN, "size": {"shortest_edge": 224}, "crop_pct": 0.875}, "224, 224", f"{SAME} --resize 256 --crop 224"),
         ({**PLAIN, "size": {"shortest_edge": 384}, "crop_pct": 1.0}, "384, 384", f"{SAME} --fit squash --crop 384"),
         (
-            {"size": {"shortest_edge": 288}, "do_center_crop": True, "crop_size": 256, "do_flip_channel_order": True},
+            {**MIDDLE, "size": {"shortest_edge": 288}, "crop_size": 256, "do_flip_channel_order": True},
             "256, 256",
             "--preset unit --channels bgr --resize 288 --crop 256",
         ),
+        # Each image processor of transformers reads a size in its own way.
+        ({**DEIT, "size": 256}, "224, 224", SQUASHED),
+        ({**DEIT, "size": {"height": 256, "width": 256}}, "224, 224", SQUASHED),
+        ({**MIDDLE, "size": 384, "crop_size": 384}, "384, 384", f"{SAME} --fit squash --crop 384"),
+        ({**MIDDLE, TYPE: "CLIPImageProcessor", "size": 224}, "224, 224", f"{SAME} --resize 224 --crop 224"),
+        ({**PLAIN, TYPE: "ConvNextFeatureExtractor", "size": 224}, "224, 224", f"{SAME} --resize 256 --crop 224"),
+        ({**MIDDLE, TYPE: "LevitImageProcessor", "size": 224}, "224, 224", f"{SAME} --resize 256 --crop 224"),
+        ({**MIDDLE, "size": 384, "crop_size": 384, "crop_pct": 0.95}, "384, 384", f"{SAME} --resize 404 --crop 384"),
+        ({**MIDDLE, TYPE: "Perceiver", "size": 224, "crop_size": 256}, "224, 224", f"{SAME} --resize 256 --crop 224"),
+        ({**PLAIN, "size": {"longest_edge": 512}}, "224, 224", SAME),
+        ({**PLAIN, "size": {"shortest_edge": 640}}, "640, 640", f"{SAME} --resize 640 --crop 640{UNCUT}"),
+        ({**PLAIN, "size": 224, "include_top": True, "resample": 0}, "224, 224", NEAREST),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", [".", "model.safetensors", "pytorch_model.bin"])
@@ -135,6 +158,17 @@ def test_another_configuration_beside_weights_is_no_image_classifier_of_transfor
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ArchiveError, match=reason):
         load_network(tmp_path / "model.safetensors")
+
+
+def test_a_damaged_file_of_transformers_is_named_before_the_lines_that_would_read_it(tmp_path: Path) -> None:
+    config = {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(9)}, path)
+    for data, reason in ((path.read_bytes()[:-4], "is damaged"), (b"version https://git-lfs.github.com", "lfs pull")):
+        path.write_bytes(data)
+        with pytest.raises(ArchiveError, match=reason):
+            load_network(path)
 
 
 @pytest.mark.shared

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import struct
 import warnings
 import zipfile
@@ -15,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from archive.build import Built, build
-from archive.mar import RULES, check, opened, unpack
+from archive.export import export_folder
+from archive.mar import RULES, check, read, unpack
 from beeline.errors import ArchiveError
-from tests.archive.conftest import Files, MakeMar
+from serve.addresses import Ports
+from serve.client import InferenceClient
+from serve.config import Overrides
+from serve.up import Request, up
+from tests.archive.conftest import Files, MakeMar, TinyNet, tiny_request
 
 Change = Callable[[Files], Files]
 
@@ -203,17 +211,36 @@ def test_sizes_over_2_gib_are_written_and_judged(
         check(built.path)
 
 
+class Large(TinyNet):
+    """The tiny network after a layer of over 2 GiB of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.empty(192 * 15_000, 192).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+        self.wide = torch.nn.Parameter(weight, requires_grad=False)
+
+    def __deepcopy__(self, memo: object) -> Large:
+        return self
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        rows = self.pool(pictures).flatten(1)
+        scores: torch.Tensor = self.head(rows + 10 * functional.linear(rows, self.wide).unflatten(1, (192, -1)).mean(2))
+        return scores
+
+
 @pytest.mark.bench
-def test_a_real_archive_over_2_gib(tiny_files: Files, tmp_path: Path) -> None:
-    path, weights = tmp_path / "large.mar", tmp_path / "weights"
-    with weights.open("wb") as file:
-        file.truncate(5 << 29)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(weights, "weights.bin")
-        for name, content in tiny_files.items():
-            archive.writestr(name, content)
-    with opened(path) as archive:
-        assert archive.getinfo("weights.bin").file_size == 5 << 29
+def test_a_real_archive_over_2_gib_is_built_verified_and_served(tmp_path: Path) -> None:
+    export_folder(Large(), tiny_request(name="large"), tmp_path / "export")
+    built = build(tmp_path / "export", tmp_path / "store")
+    assert built.bytes > 2 << 30
+    assert built.verified is not None
+    archive, environ = read(built.path), {**os.environ, "BEELINE_STATE": str(tmp_path)}
+    for server in ("torchserve", "mms"):
+        numbers = {"overrides": Overrides(workers=1), "ports": Ports(0), "gateway": "none"}
+        request = Request(server, (str(built.path),), built.path.parent, **numbers)  # type: ignore[arg-type]
+        with up(request, print, environ) as running, InferenceClient(running.state.inference) as client:
+            answer = client.predict("large", archive.golden_bytes())
+            assert (answer.status, next(iter(answer.json()))) == (200, archive.goldens[0].label)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:

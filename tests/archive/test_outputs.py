@@ -109,6 +109,17 @@ def test_the_kind_of_output_is_told_by_its_numbers(
     assert torch.allclose(torch.from_numpy(found.rows), right(rows), atol=1e-4)
 
 
+@pytest.mark.parametrize("output", [None, "logits"])
+@pytest.mark.parametrize("way", WAYS)
+def test_log_softmax_is_named_and_gives_the_same_probabilities(way: str, output: str | None, jit: None) -> None:
+    _, found = settled(WAYS[way](Changed(lambda rows: rows.log_softmax(1))), output=output)
+    assert found.notes == ["it ends in log-softmax, and is served as logits, which gives the same probabilities"]
+    right = TinyNet()(planes(found.noise)).softmax(1).detach().numpy()
+    assert np.allclose(probabilities(found.rows, found.output), right, atol=1e-5)
+    _, negative = settled(Changed(lambda rows: rows - 9))
+    assert (negative.output, negative.notes) == ("logits", [])
+
+
 @pytest.mark.parametrize(
     ("network", "labels", "output", "reason"),
     [
@@ -120,6 +131,8 @@ def test_the_kind_of_output_is_told_by_its_numbers(
         ),
         (Changed(lambda rows: rows.sigmoid()), 3, "probabilities", "say --output scores"),
         (Changed(lambda rows: rows.softmax(1)), 3, "scores", "the network returns probabilities"),
+        (Changed(lambda rows: rows.log_softmax(1)), 3, "scores", "ends in log-softmax; say --output logits"),
+        (Changed(lambda rows: rows.log_softmax(1)), 3, "probabilities", "ends in log-softmax; say --output logits"),
         (Changed(lambda rows: rows[:, :1].sigmoid()), 2, None, "--output probabilities if it ends in a sigmoid"),
         (Changed(lambda rows: {"a": rows, "b": -rows}), 3, None, r"'a' \[3, 3\], 'b' \[3, 3\].*--output-key a"),
         (Changed(lambda rows: {"a": rows[:, :2]}), 3, None, r"'a' \[3, 2\].* and 3 labels; return one tensor \[N, 3\]"),
@@ -166,6 +179,7 @@ def test_another_precision_is_converted_and_said(way: str, kind: torch.dtype, ji
 
 
 def test_one_channel_gets_grey_and_bgr_gets_blue_first() -> None:
+    torch.manual_seed(0)
     grey = nn.Sequential(nn.Conv2d(1, 3, 5, stride=5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     graph, found = settled(grey)
     luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]

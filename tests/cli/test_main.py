@@ -196,4 +196,5 @@ def test_a_build_says_what_the_images_lack_for_its_engine() -> None:
         if package in (*inside, "torch") and engine != "torch_compile":
             assert needed_package(engine) is None
         else:
-            assert str(needed_package(engine)).startswith(f"{engine} needs ")
+            lacking = "a C++ compiler" if package == "torch" else f"the package {package}"
+            assert str(needed_package(engine)).startswith(f"the engine {engine} needs {lacking}, ")

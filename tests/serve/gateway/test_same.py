@@ -29,7 +29,13 @@ def server(folder: Path, name: str, numbers: str, overrides: config.Overrides | 
     file = temporary / "config.properties"
     file.write_text(numbers)
     resolved = config.resolve(
-        properties.load(file, {}), archives, overrides or config.Overrides(workers=1), {}, cores=2, gpus=0, memory=10**10
+        properties.load(file, {}),
+        archives,
+        overrides or config.Overrides(workers=1),
+        {},
+        cores=2,
+        gpus=0,
+        memory=10**10,
     )
     return State(
         name=name,
