@@ -27,7 +27,8 @@ from host.files import write_whole
 # Training programs put objects of these modules into their checkpoints: options, numbers, paths.
 _HARMLESS = (
     "argparse", "collections", "datetime", "decimal", "easydict", "enum", "lightning", "lightning_fabric",
-    "ml_collections", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "types", "typing", "uuid", "yacs"
+    "ml_collections", "numpy", "omegaconf", "pathlib", "pytorch_lightning", "sklearn", "torch.nn.modules.loss",
+    "torch.optim", "torchvision.transforms", "types", "typing", "uuid", "yacs"
 )  # fmt: skip
 # An ONNX file begins with the version of its form, from 1 to 32, and another field. The length that safetensors begins
 # with may look the same, and is followed by a brace.
@@ -38,14 +39,15 @@ _FOREIGN = (
     (rb"PK\x03\x04", "is cut off: its end is missing; download or copy it again"),
     (rb"version https://git-lfs", "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (
-        rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)",
+        rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml(?!.*<net))",
         "is a web page that was saved instead of the file; download the file itself, as with `curl -L -O`",
     ),
     (rb"\s*[{\[]\s*[\"{}\[\]]", "is JSON, which holds no weights; name the file of weights that belongs to it"),
     (rb"\x1f\x8b", "is compressed by gzip; unpack it with `gunzip`, a .tar.gz with `tar xzf`"),
-    (rb"BZh\d|\xfd7zXZ", "is compressed; unpack it with `bunzip2` or `unxz`"),
+    (rb"BZh\d|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "is compressed; unpack it, as with `bunzip2` or `unxz`"),
     (rb".{257}ustar", "is a tar archive; unpack it with `tar xf`"),
     (rb"\x89HDF", "is HDF5, as Keras saves weights; convert the model to PyTorch"),
+    (rb"[^\x80]", "is no file that torch.save wrote; download or copy it again, or save model.state_dict()"),
 )
 
 
@@ -170,13 +172,13 @@ def _unpickle(path: Path) -> Any:
             match = _UNSUPPORTED.search(str(error))
             if match is None:
                 # PyTorch puts the reason after its advice on how to load a file unsafely.
-                why = str(error).rpartition("WeightsUnpickler error: ")[2].partition(". ")[0]
+                why = re.split(r"\.\s|\s+Check the", str(error).rpartition("WeightsUnpickler error: ")[2])[0]
                 what = f"is not a plain state dict ({short(why or type(error).__name__)})"
                 fix = "save model.state_dict() with torch.save, or copy the file again"
                 raise ArchiveError(f"{path} {what}; {fix}") from error
             # PyTorch names objects of `builtins` without their module.
             name = f"builtins.{match[1]}" if isinstance(getattr(builtins, match[1], None), type) else match[1]
-            if name.partition(".")[0] not in (*_HARMLESS, "builtins") or name in empty:
+            if not name.startswith((*_HARMLESS, "builtins.")) or name in empty:
                 raise ArchiveError(
                     f"{path} holds a {name}, whose unpickling may run code, so it is refused; if you trust the file, "
                     f"save the state dict in it, or make TorchScript of a whole model: {to_torchscript(path.name)}"

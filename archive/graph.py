@@ -270,7 +270,11 @@ def _save_torchscript(module: nn.Module, path: Path) -> Path:
     A second `Uint8Input` that a process compiles has a number in its name, which is removed.
     """
     draft = path.with_name("draft.pt")
-    scripted = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+    try:
+        scripted = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+    except RuntimeError as error:
+        why = f"TorchScript sees another type than a tensor in what the network returns ({short(error)})"
+        raise ArchiveError(f"{why}; make it again with torch.jit.trace") from error
     if any(isinstance(each, Chain) for each in module.modules()):
         # Several classes of ours would be saved under names that depend on what this process compiled before.
         scripted = torch.jit.freeze(scripted.eval())

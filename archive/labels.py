@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from beeline.errors import ArchiveError, short
 
 _FORMS = 'one label a line, a JSON list, {"0": "ants"}, {"ants": 0}, {"0": ["n01440764", "tench"]}, CSV of two columns'
 # Under these keys larger files have labels: Hugging Face's config.json, a data set's YAML, a training program's JSON.
-_NESTED = ("id2label", "names", "class_to_idx", "label2id", "labels", "classes")
-_NUMBERED = re.compile(r"(\d+)\s*[\s:,;=]\s*(\S.*)")
+_NESTED = ("id2label", "names", "class_to_idx", "label2id", "labels", "classes", "label_names")
+_NUMBERED = (
+    re.compile(r"(?P<number>\d+)(?:\s+-\s+|[.)]\s+|\s*[\s:,;=|]\s*)(?P<name>\S.*)"),
+    re.compile(r"(?P<name>\S.*?)\s*[\s:,;=|]\s*(?P<number>\d+)"),
+)
 
 
 class _Unclear(Exception):
@@ -60,35 +64,49 @@ def _text(path: Path) -> str:
 def _values(ending: str, text: str) -> Sequence[Any]:
     try:
         if text.lstrip()[:1] in ("{", "["):
-            return _sequence(json.loads(text, object_pairs_hook=_once))
+            return _sequence(_json(text))
         if ending in (".yaml", ".yml"):
             return _sequence(yaml.load(text, _Loader))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         kind, why = "YAML" if ending in (".yaml", ".yml") else "JSON", short(error)
         raise _Unclear(f"is not {kind} ({why}); allowed: {_FORMS}") from error
     lines = [line.strip() for line in text.rstrip().splitlines()]
-    if ending == ".csv":
-        rows = [row for row in csv.reader(lines) if row]
+    if ending in (".csv", ".tsv"):
+        mark = next((mark for mark in ",\t;" if all(mark in line for line in lines)), ",")
+        rows = [row for row in csv.reader(lines, delimiter=mark) if row]
         if {len(row) for row in rows} == {2}:
             return _table(rows)
         if any(len(row) > 1 for row in rows):
             raise _Unclear("is a table of more than two columns, or of uneven lines; keep class number and name")
         lines = [row[0] for row in rows]
-    matches = [match for line in lines if (match := _NUMBERED.fullmatch(line))]
-    numbers = sorted(int(match[1]) for match in matches)
-    counted = numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
-    # Other numbers belong to the names, as in "3 series", "5 series" or "1 cent", "2 cent".
-    if len(lines) > 1 and counted and len({match[2] for match in matches}) == len(lines):
-        return _in_order([(match[1], match[2]) for match in matches])
+    for pattern in _NUMBERED:
+        matches = [match for line in lines if (match := pattern.fullmatch(line))]
+        numbers = sorted(int(match["number"]) for match in matches)
+        counted = numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
+        # Other numbers belong to the names, as in "3 series", "5 series" or "1 cent", "2 cent".
+        if len(lines) > 1 and counted and len({match["name"] for match in matches}) == len(lines):
+            return _in_order([(match["number"], match["name"]) for match in matches])
     return lines
 
 
-def _sequence(values: Any) -> Sequence[Any]:
+def _json(text: str) -> Any:
+    """Read JSON, or what Python prints of a dictionary or list, which is YAML."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except ValueError:
+        with suppress(yaml.YAMLError):
+            return yaml.load(text, _Loader)
+        raise
+
+
+def _sequence(values: Any, by_name: bool = False) -> Sequence[Any]:
+    """Return what JSON or YAML holds as a list; with `by_name` the keys of a dictionary are names."""
     if isinstance(values, dict):
-        if nested := [values[key] for key in _NESTED if isinstance(values.get(key), (dict, list))]:
-            return _sequence(nested[0])
+        if nested := [key for key in _NESTED if isinstance(values.get(key), (dict, list))]:
+            return _sequence(values[nested[0]], nested[0] in ("class_to_idx", "label2id"))
         rows = list(values.items())
-        if not all(key.isdecimal() for key in values) and all(str(value).isdecimal() for value in values.values()):
+        by_name = by_name or not all(key.isdecimal() and isinstance(value, str) for key, value in rows)
+        if by_name and all(str(value).isdecimal() for value in values.values()):
             rows = [(str(value), key) for key, value in rows]
         return _in_order(rows)
     if not isinstance(values, list):

@@ -41,10 +41,12 @@ def load(path: Path) -> Any:
     except Exception as error:
         why = short(error, 240, end=True)
         fix = "download or copy it again, or export it again"
-        if isinstance(error, FileNotFoundError) or "external" in why.lower():
+        if isinstance(error, FileNotFoundError) or re.search("external|stored in", why, re.IGNORECASE):
             fix = "copy the file of its weights beside it"
         elif match := re.search(r"till opset (\d+)", str(error)):
             fix = f"export it with opset_version={match[1]}"
+        elif re.search(r"tensor\(bfloat16\)|find an implementation", why):
+            fix = "export it in float32, after model.float()"
         elif re.search(r"No Op registered|not a registered function/op", str(error)):
             fix = "export it again with operations of ONNX alone"
         raise ArchiveError(f"{path} does not load in ONNX Runtime {onnxruntime.__version__} ({why}); {fix}") from error
@@ -56,7 +58,7 @@ def session(model: Any) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 2
+    options.log_severity_level, options.intra_op_num_threads = 4, 2
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -88,7 +90,7 @@ class OnnxGraph:
             fix = "leave out --uint8-input" if takes_uint8 else "add --uint8-input, if it normalises them itself"
             raise ArchiveError(f"the ONNX model's input {inputs[0]} is {named}; {fix}")
         sides = [each.dim_value if each.HasField("dim_value") else None for each in first.type.tensor_type.shape.dim]
-        is_last = takes_uint8 or (len(sides) == 4 and sides[3] in (1, 3) and sides[1] not in (1, 3))
+        is_last = len(sides) == 4 and (takes_uint8 or sides[3] in (1, 3)) and sides[1] not in (1, 3)
         self.planes = self._check(sides, is_last)
         channels = "grey" if self.planes == 1 else preprocessing.channels
         graph.input.insert(0, helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *self.shape, 3]))
@@ -96,7 +98,7 @@ class OnnxGraph:
         own = list(graph.node)
         del graph.node[:]
         if takes_uint8:
-            self._add("Identity", [INPUT], first.name)
+            self._add("Transpose", [INPUT], first.name, perm=[0, 1, 2, 3] if is_last else [0, 3, 1, 2])
         else:
             rows = self._add("Cast", [INPUT], to=TensorProto.FLOAT)
             rows = self._add("Mul", [rows, self._value(SCALE, 1 / (255 * np.asarray(std)))])
@@ -162,8 +164,9 @@ class OnnxGraph:
         self._session = self._session or session(self._model)
         found = self._session.run(None, {INPUT: pixels.numpy()})
         values = {
-            each.name.removeprefix(_INNER): torch.from_numpy(np.asarray(value))
-            for each, value in zip(self._graph.output, found, strict=True)
+            # Names of classes and tables of them are no tensors.
+            each.name.removeprefix(_INNER): torch.from_numpy(array) if array.dtype.kind in "fiub" else array
+            for each, array in zip(self._graph.output, map(np.asarray, found), strict=True)
         }
         return values if len(values) > 1 else next(iter(values.values()))
 

@@ -48,6 +48,23 @@ class Element(nn.Module):
         return entry
 
 
+class Entry(nn.Module):
+    """Takes one entry of what a network of TorchScript returns, whatever types the other entries have."""
+
+    __constants__ = ("key",)
+
+    def __init__(self, network: nn.Module, key: str | int) -> None:
+        super().__init__()
+        self.network, self.key = network, key
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return the entry."""
+        found = self.network(pictures)[self.key]
+        # Without it TorchScript takes an Optional for no tensor.
+        assert found is not None
+        return found  # type: ignore[no-any-return]
+
+
 class Rows(nn.Module):
     """Makes `[N, classes, 1, 1]` or another float type float32 `[N, classes]`."""
 
@@ -91,7 +108,9 @@ def settle(graph: Graph, network: Network, labels: int, output: str | None, key:
     found = _run(graph, pixels)
     if not isinstance(found, Tensor):
         chosen, entry = _entry(found, labels, key)
-        graph.append(_typed(chosen, found) if graph.format == "torchscript" else Element(chosen))
+        if graph.format == "torchscript":
+            graph.plain = Entry(graph.plain, chosen)
+        graph.append(nn.Identity() if graph.format == "torchscript" else Element(chosen))
         found = entry
         notes.append(f"its output {chosen!r} is taken")
     elif key is not None:
@@ -109,6 +128,11 @@ def settle(graph: Graph, network: Network, labels: int, output: str | None, key:
     alone, rows = graph(pixels[:1]), graph(pixels)
     if not torch.isfinite(rows).all():
         raise ArchiveError("the network returns numbers that are not finite for noise; check its weights")
+    if alone.shape != rows[:1].shape:
+        raise ArchiveError(
+            f"the network returns {list(alone.shape)} for one picture and {list(rows.shape)} for three; keep the "
+            "dimension of the batch, with flatten(1) in place of squeeze()"
+        )
     if not torch.allclose(alone[0], rows[0], rtol=1e-3, atol=1e-3):
         apart = float((alone[0] - rows[0]).abs().max())
         raise ArchiveError(
@@ -180,26 +204,14 @@ def _entry(found: Any, labels: int, key: str | None) -> tuple[str | int, Tensor]
         raise ArchiveError(f"the network returns a {type(found).__name__} for 3 pictures; allowed: {_FORMS}")
     entries: dict[str | int, Any] = dict(found) if isinstance(found, Mapping) else dict(enumerate(found))
     fitting = {name: value for name, value in entries.items() if isinstance(value, Tensor) and _fits(value, labels)}
-    if key is not None:
-        fitting = {name: value for name, value in fitting.items() if str(name) == key}
-    if len(fitting) == 1:
-        return next(iter(fitting.items()))
+    places = {str(place): name for place, name in enumerate(entries)} | {str(name): name for name in entries}
+    chosen = fitting if key is None else {name: fitting[name] for name in fitting if name == places.get(key)}
+    if len(chosen) == 1:
+        return next(iter(chosen.items()))
     held = ", ".join(f"{name!r} {list(getattr(value, 'shape', [type(value)]))}" for name, value in entries.items())
     asked = "" if key is None else f", and --output-key is {key!r}"
     fix = f"name one with --output-key {next(iter(fitting))}" if fitting else f"return one tensor [N, {labels}]"
     raise ArchiveError(f"the network returns {held} for 3 pictures and {labels} labels{asked}; {fix}")
-
-
-def _typed(key: str | int, found: Any) -> nn.Module:
-    """Return the same for TorchScript, which asks for the type of what the network returns."""
-    kind = "Dict[str, Tensor]" if isinstance(found, Mapping) else "List[Tensor]"
-    if isinstance(found, tuple):
-        kind = f"Tuple[{', '.join(['Tensor'] * len(found))}]"
-    # A class of its own, since `define` adds the method to the class.
-    module: Any = type("Element", (torch.jit.ScriptModule,), {})()
-    module.define(f"def forward(self, found: {kind}) -> Tensor:\n    return found[{key!r}]\n")
-    taken: nn.Module = module
-    return taken
 
 
 def _check_batch(network: Network) -> None:
@@ -229,16 +241,19 @@ def _run(graph: Graph, pixels: Tensor) -> Any:
         graph(pixels[:1])
         return graph(pixels)
     except Exception as error:
-        why, (high, wide) = short(error, 240, end=True), graph.shape
+        # TorchScript tells where in the code before it tells what.
+        why, (high, wide) = short(str(error).rpartition("RuntimeError: ")[2], 240, end=True), graph.shape
         again = AGAIN[graph.format].format(f"{high}, {wide}")
         if re.search("same device|cuda", str(error), re.IGNORECASE):
             reason = f"the model was saved on a GPU and holds constants of it ({why}); save it on the CPU: {again}"
+        elif re.search("scalar type|Input type", why):
+            reason = f"the network computes in another type than float32 ({why}); call float() on it first: {again}"
         elif not graph.takes(graph.shape) and (fitting := [side for side in _SIDES if graph.takes((side, side))]):
             reason = (
                 f"the network does not take pictures of {wide} x {high}, and takes {fitting[0]} x {fitting[0]}; add "
                 f"--resize {fitting[0]} --crop {fitting[0]}, or what it was trained with"
             )
-        elif graph.takes(graph.shape) != graph.takes(graph.shape, pictures=3):
+        elif any(graph.takes(graph.shape, pictures=count) for count in (1, 2, 3, 4, 8, 16, 32)):
             reason = f"the network does not take both one picture and three ({why}); its batch size is fixed: {again}"
         else:
             reason = (

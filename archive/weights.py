@@ -31,6 +31,7 @@ _AUXILIARY_HEAD = re.compile(r"(^|\.)(aux\d?|AuxLogits)\.")
 _MISFIT = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
 # A number of classes that no layer has by chance.
 _CLASSES = 1009
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # How deep dictionaries and lists lie in each other at most, and how many names a sentence has at most.
 _DEEPEST, _NAMED = 4, 3
 
@@ -106,8 +107,7 @@ def find_weights(path: Path, values: Any, architecture: str) -> Weights:
         notes.append(f"the head is {layer} of {path.name}, where {architecture} has {form.main}")
     odd = [name for name in state if name not in form.shapes and state[name].numel() > 1]
     if elsewhere := [name for name in odd if not form.is_near(name)]:
-        fix = f"name the right architecture, or bring a network that you changed as TorchScript: {to_torchscript()}"
-        raise ArchiveError(f"{path} has {elsewhere[0]!r}, which {architecture} lacks; {fix}")
+        raise ArchiveError(f"{path} has {elsewhere[0]!r}, which {architecture} lacks; {_other_network()}")
     classes, why = form.classes(state), ""
     if classes is None:
         own = {**state, **others} if form.main not in state else state
@@ -122,6 +122,9 @@ def find_weights(path: Path, values: Any, architecture: str) -> Weights:
         more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
         notes.append(f"left out of {path.name}: {', '.join(left[:_NAMED])}{more}")
     known = {name: tensor for name, tensor in state.items() if name in form.shapes}
+    if coded := [name for name in known if name.endswith("weight") and known[name].dtype not in _FLOATS]:
+        kind = str(known[coded[0]].dtype).removeprefix("torch.")
+        raise ArchiveError(f"{path} has {coded[0]!r} as {kind}, without the code that reads it; save it as float32")
     return Weights(path, architecture, known, form.head, classes, why, tuple(notes), form.image_size(state))
 
 
@@ -225,5 +228,9 @@ def _no_fit(path: Path, architecture: str, parts: list[tuple[str, State]], body:
     place, tensors = max(parts, key=lambda part: len(part[1].keys() & set(body)))
     lacking = next((name for name in body if name not in tensors), body[0])
     where = f"{path}, in {place}," if place else f"{path}"
-    some = ", ".join(list(tensors)[:_NAMED])
-    return f"{where} lacks {lacking!r}, which {architecture} has (it has {some} ...); name the right architecture"
+    some = short(", ".join(list(tensors)[:_NAMED]))
+    return f"{where} lacks {lacking!r}, which {architecture} has (it has {some} ...); {_other_network()}"
+
+
+def _other_network() -> str:
+    return f"name the right architecture, or bring a network that you changed as TorchScript: {to_torchscript()}"

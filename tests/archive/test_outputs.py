@@ -76,6 +76,31 @@ def test_an_output_of_another_form_is_taken(
     assert graph.save(tmp_path).stat().st_size > 0
 
 
+class Mixed(TinyNet):
+    """Returns what only scripted networks can: another type beside the rows, as torchvision's GoogLeNet does."""
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:  # type: ignore[override]
+        return self.head(self.pool(pictures).flatten(1)), None, [pictures]
+
+
+class Maybe(TinyNet):
+    """Returns what TorchScript cannot take for a tensor."""
+
+    def forward(self, pictures: Tensor) -> Tensor | None:  # type: ignore[override]
+        return self.head(self.pool(pictures).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_a_scripted_network_may_return_other_types_beside_its_rows(tmp_path: Path, jit: None) -> None:
+    graph, found = settled(torch.jit.script(Mixed().eval()))
+    right = TinyNet()(planes(found.noise)).detach()
+    assert torch.allclose(torch.from_numpy(found.rows), right, atol=1e-4)
+    saved = torch.jit.load(str(graph.save(tmp_path)))
+    assert torch.allclose(saved(torch.from_numpy(found.noise)), right, atol=1e-4)
+    graph, _ = settled(torch.jit.script(Maybe().eval()))
+    with pytest.raises(ArchiveError, match=r"another type than a tensor .*torch\.jit\.trace"):
+        graph.save(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("network", "labels", "output", "kind", "right"),
     [
@@ -138,6 +163,13 @@ def test_log_softmax_is_named_and_gives_the_same_probabilities(way: str, output:
         (Changed(lambda rows: {"a": rows[:, :2]}), 3, None, r"'a' \[3, 2\].* and 3 labels; return one tensor \[N, 3\]"),
         (Changed(lambda rows: rows.argmax(1)), 3, None, r"returns int64 \[3\] for 3 pictures"),
         (nn.Sequential(nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, None, "takes 4 channels"),
+        (
+            Changed(lambda rows: rows.squeeze(0)),
+            3,
+            None,
+            r"\[3\] for one picture and \[3, 3\] for three; .*flatten\(1\)",
+        ),
+        (Changed(lambda rows: rows.reshape(2, 3)), 3, None, "its batch size is fixed"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3)), 3, None, "takes 64 x 64; add --resize 64 --crop 64"),
     ],
 )

@@ -99,6 +99,11 @@ WRAPS: dict[str, Wrap] = {
         "seen": collections.deque([np.int64(1)]),
         "counts": collections.defaultdict(list, a=[1]),
     },
+    "transform": lambda state: {
+        "model": state,
+        "loss": nn.CrossEntropyLoss(),
+        "transform": torchvision.transforms.Compose([torchvision.transforms.Resize(8)]),
+    },
     "omegaconf": lambda state: {"state_dict": state, "cfg": omegaconf.OmegaConf.create({"a": [1, {"b": 2.5}]})},
 }
 
@@ -302,7 +307,17 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tar": (tarred, "unpack it with `tar xf`"),
     "zip": (zipped, r"is a zip archive \(resnet18\.pth\).*`unzip`"),
     "cut": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)), "is cut off.*copy it again"),
-    "text": (lambda path: path.write_bytes(b"no weights"), r"is not a plain state dict \(.*copy the file again"),
+    "text": (lambda path: path.write_bytes(b"no weights"), "is no file that torch.save wrote; download or copy"),
+    "openvino": (lambda path: path.write_bytes(b'<?xml version="1.0"?>\n<net name="x">'), "is no file that torch.save"),
+    "protocol": (lambda path: path.write_bytes(pickle.dumps(SQUEEZENET, 4)), r"state dict \(Unsupported operand 149\)"),
+    "int8": (
+        lambda path: torch.save({name: tensor.char() for name, tensor in SQUEEZENET.items()}, path),
+        r"has 'features\.0\.weight' as int8, .*; save it as float32",
+    ),
+    "pruned": (
+        lambda path: torch.save({f"{name}_orig": tensor for name, tensor in SQUEEZENET.items()}, path),
+        r"features\.0\.weight_orig, .*bring a network that you changed as TorchScript",
+    ),
     "module": (
         lambda path: torch.save(nn.Linear(2, 2), path),
         r"holds a torch\.nn\.modules\.linear\.Linear.*torch\.load\('weights.pth', .*torch\.jit\.trace",
