@@ -112,16 +112,18 @@ def load(folder: Path, spec: ModelSpec, **options: Any) -> Engine:
     """Load the artifact in `folder` with the engine that `spec` names; `options` are those of `Engine`.
 
     Raises:
-        ConfigError: for a runtime that is not installed. Others: as `Engine`.
+        ConfigError: for a runtime that is missing or does not load. Others: as `Engine`.
     """
     module, name, package = _ENGINES[spec.engine]
     try:
         kind: type[Engine] = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package:
+    except (ImportError, OSError) as error:
+        # A broken package raises OSError for a library that does not load; one that lacks another package names that.
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != package:
             raise
+        fact = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({short(error)})"
         raise ConfigError(
-            f"{spec.name} {spec.version} needs the engine {spec.engine}, which is not installed here; install "
-            f"{package}, or build the archive with --engine torch"
+            f"{spec.name} {spec.version} needs the engine {spec.engine}, and {package} {fact} here; install {package}, "
+            f"or build the archive with --engine {'openvino' if package == 'torch' else 'torch'}"
         ) from error
     return kind(folder, spec, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,7 @@ class OpenVinoEngine(Engine):
         precision = self.spec.precision
         core = openvino.Core()
         model = core.read_model(path)
+        self._weights = path.with_suffix(".bin").resolve()
         self._request = _request(core, model, precision, own)
         self._lone = self._request if lone == own else _request(core, model, precision, lone)
         computed = self._request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -47,6 +50,10 @@ class OpenVinoEngine(Engine):
             self.choice["precision"] = Choice(
                 "fp32", f"this processor has no {precision}, which the archive was built for"
             )
+
+    def _warm_up(self) -> None:
+        super()._warm_up()
+        _release(self._weights)
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model; see `Engine.forward`."""
@@ -62,3 +69,16 @@ def _request(core: openvino.Core, model: openvino.Model, precision: str, threads
     streams = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
     options = {**streams, "INFERENCE_PRECISION_HINT": _COMPUTED_IN[precision]}
     return core.compile_model(model, "CPU", options).create_infer_request()
+
+
+def _release(weights: Path) -> None:
+    """Give back the memory of the file that OpenVINO maps: its first pass has packed the weights in another layout.
+
+    47 MB of a worker with ResNet-18 in fp32. A page that is read again comes from the file. Does nothing but on Linux.
+    """
+    maps = Path("/proc/self/maps")
+    for line in maps.read_text(encoding="utf-8").splitlines() if maps.exists() else ():
+        addresses, _, _, _, _, *name = line.split(maxsplit=5)
+        if name == [str(weights)]:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

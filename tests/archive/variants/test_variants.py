@@ -260,7 +260,7 @@ def test_a_variant_is_left_out_if_this_machine_lacks_something(
 def test_a_worker_without_the_runtime_says_what_to_install(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = dataclasses.replace(ModelSpec.load(tiny_export), engine="openvino")
     monkeypatch.setitem(engines._ENGINES, "openvino", ("no_such_runtime.engine", "Engine", "no_such_runtime"))
-    with pytest.raises(ConfigError, match=r"engine openvino, which is not installed here; install no_such_runtime"):
+    with pytest.raises(ConfigError, match=r"engine openvino, and no_such_runtime is not installed here; install"):
         engines.load(tiny_export, spec)
 
 

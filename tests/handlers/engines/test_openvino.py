@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
 
-from beeline.engines.openvino import OpenVinoEngine
+from beeline.engines.openvino import OpenVinoEngine, _release
 from beeline.errors import ConfigError
 from beeline.spec import ModelSpec
 
@@ -56,3 +57,19 @@ def test_the_choice_has_the_precision_of_the_computation(openvino_model: Path) -
     choice = OpenVinoEngine(openvino_model, spec, environ={}).choice["precision"]
     assert choice.value == ("bf16" if has_bf16 else "fp32")
     assert has_bf16 or choice.reason == "this processor has no bf16, which the archive was built for"
+
+
+def test_a_file_that_was_read_takes_no_memory_after_its_release_and_stays_readable(tmp_path: Path) -> None:
+    """As the weights, which the test's model is too small to have."""
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"7" * (1 << 20))
+
+    def memory() -> int:
+        after = Path("/proc/self/smaps").read_text().partition(f" {file.resolve()}\n")[2]
+        return int(after.partition("\nRss:")[2].split()[0])
+
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert (bytes(mapped).count(b"7"), memory()) == (1 << 20, 1024)
+        _release(file)
+        assert memory() == 0
+        assert bytes(mapped).count(b"7") == 1 << 20
