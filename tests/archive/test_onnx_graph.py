@@ -174,7 +174,7 @@ def test_outputs_of_other_forms_are_taken(tmp_path: Path) -> None:
     two = model(outputs=("maps", "scores"))
     graph: Any = OnnxGraph(two, PREPROCESSING)
     assert settle(graph, two, 3, None).notes == ["its output 'scores' is taken"]
-    named = settle(OnnxGraph(two, MEAN, STD, (SIDE, SIDE)), two, 3, None, "1")  # type: ignore[arg-type]
+    named = settle(OnnxGraph(two, PREPROCESSING), two, 3, None, "1")  # type: ignore[arg-type]
     assert named.notes == ["its output 'scores' is taken"]
     flat = model(outputs=("pooled",))
     graph = OnnxGraph(flat, PREPROCESSING)
@@ -232,7 +232,7 @@ def test_uint8_planes_are_taken() -> None:
     made.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     (right,) = session.run(None, {"input": pictures().transpose(0, 3, 1, 2)})
-    own = OnnxGraph(made, MEAN, STD, (SIDE, SIDE), takes_uint8=True)(torch.from_numpy(pictures()))
+    own = OnnxGraph(made, Preprocessing(GEOMETRY, MEAN, STD, takes_uint8=True))(torch.from_numpy(pictures()))
     np.testing.assert_allclose(own, right, rtol=1e-4)
 
 
@@ -242,7 +242,7 @@ def test_classes_by_name_are_no_outputs() -> None:
     made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
     kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     made.graph.output.append(helper.make_value_info("table", helper.make_sequence_type_proto(kind)))
-    graph: Any = OnnxGraph(made, MEAN, STD, (SIDE, SIDE))
+    graph: Any = OnnxGraph(made, PREPROCESSING)
     with pytest.raises(ArchiveError, match=r"the network returns .* for 3 pictures"):
         settle(graph, made, 3, None)
 
@@ -250,8 +250,8 @@ def test_classes_by_name_are_no_outputs() -> None:
 def test_only_the_sentence_is_printed_for_a_fixed_reshape(capfd: pytest.CaptureFixture[str]) -> None:
     shape = helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([1, 3])))
     made = model([*model().graph.node[:2], shape, helper.make_node("Reshape", ["pooled", "shape"], ["scores"])])
-    graph: Any = OnnxGraph(made, MEAN, STD, (SIDE, SIDE))
-    with pytest.raises(ArchiveError, match="its batch size is fixed: torch.onnx.export"):
+    graph: Any = OnnxGraph(made, PREPROCESSING)
+    with pytest.raises(ArchiveError, match=r"its batch size is fixed: torch\.onnx\.export"):
         settle(graph, made, 3, None)
     assert capfd.readouterr().err == ""
 

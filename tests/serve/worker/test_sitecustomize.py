@@ -154,5 +154,7 @@ def test_an_archive_that_needs_pytorch_is_refused_at_load_where_it_is_missing_or
     code: str, fact: str, colour_model: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     build(colour_model, tmp_path / "store", handlers=with_torch(code, tmp_path), check=False)
-    with pytest.raises(BeelineError, match=rf"colours 1\.0 needs the engine torch, and torch {fact}.*install torch, or"):
+    with pytest.raises(
+        BeelineError, match=rf"colours 1\.0 needs the engine torch, and torch {fact}.*install torch, or"
+    ):
         up(request_for("torchserve", tmp_path / "store"), print, environ)
