@@ -123,7 +123,8 @@ def load(folder: Path, spec: ModelSpec, **options: Any) -> Engine:
             raise
         fact = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({short(error)})"
         raise ConfigError(
-            f"{spec.name} {spec.version} needs the engine {spec.engine}, and {package} {fact} here; install {package}, "
-            f"or build the archive with --engine {'openvino' if package == 'torch' else 'torch'}"
+            f"{spec.name} {spec.version} needs the engine {spec.engine}, and {package} {fact} here; install {package} "
+            f"(images: --build-arg ENGINES={package}), or build the archive with --engine "
+            f"{'openvino' if package == 'torch' else 'torch'}"
         ) from error
     return kind(folder, spec, **options)
