@@ -87,6 +87,8 @@ def _beeline(*words: str) -> dict[str, Any]:
     say(f"\n$ beeline {' '.join(words)}")
     process = subprocess.Popen(
         [sys.executable, "-m", "cli", *words, "--json"],
+        # PyTorch's threads wait in a loop by default: beside other work a fit then took 322 s in place of 25 to 55.
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
