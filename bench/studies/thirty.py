@@ -44,7 +44,7 @@ def make(store: Annotated[Path, typer.Option(help="The new folder of archives.")
     from archive.build import build
     from archive.export import ExportRequest, export_folder
     from archive.variants.agreement import Gate, Pictures
-    from beeline.spec import Geometry
+    from beeline.spec import FILE_NAME, Geometry
 
     noise = np.random.default_rng(0).integers(0, 256, (20, _CROP, _CROP, 3), np.uint8)
     geometry = Geometry(resize=108, crop=_CROP)
@@ -59,7 +59,7 @@ def make(store: Annotated[Path, typer.Option(help="The new folder of archives.")
             export_folder(_network(architecture, classes), request, export)
             spec = variants.make(export, variant, variants.Variant("openvino", "fp32"), pictures, Gate())
             for number in range(COPIES):
-                dataclasses.replace(spec, name=f"{architecture}-{number}").save(variant)
+                dataclasses.replace(spec, name=f"{architecture}-{number}").save(variant / FILE_NAME)
                 typer.echo(build(variant, store, check=not number).path.name)
 
 
