@@ -155,7 +155,7 @@ def listing(store: Path) -> list[Listed]:
     if not store.is_dir():
         raise ArchiveError(f"the store {store} is missing; build an archive, or name another --store")
     index = read_index(store)
-    files = {path.name for path in _files(store)}
+    files = {path.name for path in store.glob("*.mar")}
     archives = []
     for name in sorted(files | set(index)):
         if name not in index:

@@ -216,7 +216,8 @@ def parse_describe(values: Any) -> Model:
         return Model(
             name=str(entry["modelName"]),
             version=str(entry.get("modelVersion", "")),
-            min_workers=int(entry["minWorkers"]),
+            # Of TorchServe's -1 while a model waits for its turn to start.
+            min_workers=max(0, int(entry["minWorkers"])),
             max_workers=int(entry["maxWorkers"]),
             batch_size=int(entry["batchSize"]),
             max_batch_delay=int(entry["maxBatchDelay"]),

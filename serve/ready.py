@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -71,6 +72,7 @@ class Watch:
         return logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
 
 
+@cache
 def model_in(folder: Path) -> tuple[str, str]:
     """Return the name and the version in the manifest of an unpacked archive; the version defaults as in `mar.read`."""
     model = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["model"]

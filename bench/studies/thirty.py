@@ -45,7 +45,7 @@ def make(store: Annotated[Path, typer.Option(help="The new folder of archives.")
     from archive.export import ExportRequest, export_folder
     from archive.graph import Preprocessing
     from archive.variants.agreement import Gate, Pictures
-    from beeline.spec import Geometry
+    from beeline.spec import FILE_NAME, Geometry
 
     noise = np.random.default_rng(0).integers(0, 256, (20, _CROP, _CROP, 3), np.uint8)
     geometry = Geometry(resize=108, crop=_CROP)
@@ -60,7 +60,7 @@ def make(store: Annotated[Path, typer.Option(help="The new folder of archives.")
             export_folder(_network(architecture, classes), request, export)
             spec = variants.make(export, variant, variants.Variant("openvino", "fp32"), pictures, Gate())
             for number in range(COPIES):
-                dataclasses.replace(spec, name=f"{architecture}-{number}").save(variant)
+                dataclasses.replace(spec, name=f"{architecture}-{number}").save(variant / FILE_NAME)
                 typer.echo(build(variant, store, check=not number).path.name)
 
 

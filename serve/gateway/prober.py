@@ -155,13 +155,13 @@ class Probe(Watched):
             elif reason := self._try_golden(archive):
                 wrong[archive] = f"{archive.model} {archive.version}: {reason}"
         failing = [archive for archive in self.archives if archive in wrong]
+        names = {archive: f"{archive.model}/{archive.version}" for archive in failing}
         given_up = failures(self.backend.failed) if failing and self.backend.failed else {}
-        names = [f"{archive.model}/{archive.version}" for archive in failing]
-        failed = {name: given_up[name] for name in names if name in given_up}
         # What did not start makes nobody wait, unless nothing else is there.
-        waited = [one for one, name in zip(failing, names, strict=True) if name not in failed]
-        reason = wrong[(waited or failing)[0]] if failing else "ready"
+        waited = [archive for archive in failing if names[archive] not in given_up]
         is_ready = not waited and len(failing) < len(self.archives)
+        reason = wrong[(waited or failing)[0]] if failing else "ready"
+        failed = {name: given_up[name] for name in names.values() if name in given_up}
         return Seen(is_ready, reason, models, self._closed(failing), failed)
 
     def close(self) -> None:

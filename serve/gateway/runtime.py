@@ -24,10 +24,7 @@ PAGE = ROOT / "frontend"
 ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
     403: ("Forbidden", "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM"),
-    404: (
-        "NotFound",
-        "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists models and versions",
-    ),
+    404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
     405: ("MethodNotAllowed", "this address does not take that method; the Allow header names those that it takes"),
     408: ("RequestTimeout", "the request did not arrive in time; send it without pauses of ten seconds"),
     409: ("SeveralBackends", "several backends share this address; run `beeline serve scale` in the container of one"),
@@ -174,11 +171,8 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         "proxy_cache_path temporary/catalog keys_zone=catalog:1m max_size=64m inactive=1d use_temp_path=off levels=1;"
     )
     # Without versions, the server would answer for any version with the one that it has.
-    others = [
-        f'"~^/predictions/{re.escape(model)}/(?!{re.escape(version)}\\z)" 1;'
-        for model, version in settings.defaults.items()
-        if not settings.versions
-    ]
+    only = {} if settings.versions else {re.escape(name): re.escape(one) for name, one in settings.defaults.items()}
+    others = [f'"~^/predictions/{name}/(?!{version}\\z)" 1;' for name, version in only.items()]
     # What a backend's own gateway answers without its server: too many requests, a broken connection, not ready.
     of_gateways = " http_429 http_502 http_503" if settings.name else ""
     return {

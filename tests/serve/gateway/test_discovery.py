@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 from collections.abc import Iterator
@@ -110,6 +111,14 @@ def test_a_backend_is_ready_by_its_own_word(peer: Peer) -> None:
     reason = "0 of 1 workers of fake are ready"
     peer.ping = (503, {"status": "Unhealthy", "reason": reason, "models": {}})
     assert look(peer) == Seen(False, reason, {})
+    # What did not start there makes nobody wait, and the predictions of it go to backends where it did.
+    failed = {"b/1.0": "it needs a package"}
+    said = {"status": "Healthy", "models": {"fake": {"1.0": ONE_READY}}, "closed": ["b@1.0"], "failed": failed}
+    peer.ping = (200, said)
+    seen = look(peer)
+    assert seen == dataclasses.replace(READY, closed=frozenset({"b@1.0"}), failed=failed)
+    assert together([seen]) == said
+    assert together([seen, READY]) == {"status": "Healthy", "models": {"fake": {"1.0": {"workers": 2, "ready": 2}}}}
     # Something else than our gateway: the reason is its own message.
     peer.ping = (404, {"code": 404, "message": "no such thing"})
     assert look(peer) == Seen(False, "no such thing", {})
