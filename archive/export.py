@@ -139,7 +139,7 @@ class ExportRequest:
                 raise ArchiveError(
                     f"{key} is {list(values)}; allowed: three {allowed}, one for each of R, G and B, as 0.5,0.5,0.5"
                 )
-            if max(map(abs, values)) > 1:
+            if not max(map(abs, values)) <= 1:
                 scaled = ",".join(f"{value / 255:.4g}" for value in values)
                 raise ArchiveError(
                     f"{key} is {list(values)}; allowed: at most 1, since pixels are scaled to 0..1: divide by 255, as "

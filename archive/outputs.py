@@ -239,7 +239,7 @@ def _run(graph: Graph, pixels: Tensor) -> Any:
         again = AGAIN[graph.format].format(f"{high}, {wide}")
         if re.search("same device|cuda", str(error), re.IGNORECASE):
             reason = f"the model was saved on a GPU and holds constants of it ({why}); save it on the CPU: {again}"
-        elif re.search("scalar type|Input type", why):
+        elif re.search("^(?!.*(unsigned char|Byte)).*(scalar type|Input type)", why):
             reason = f"the network computes in another type than float32 ({why}); call float() on it first: {again}"
         elif not graph.takes(graph.shape) and (fitting := [side for side in _SIDES if graph.takes((side, side))]):
             reason = (

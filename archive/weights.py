@@ -243,4 +243,4 @@ def _no_fit(path: Path, architecture: str, parts: list[tuple[str, State]], body:
 
 
 def _other_network() -> str:
-    return f"name the right architecture, or bring a network that you changed as TorchScript: {to_torchscript()}"
+    return f"name the right architecture, or give `archive build` a changed network as TorchScript: {to_torchscript()}"

@@ -87,7 +87,7 @@ class Maybe(TinyNet):
     """Returns what TorchScript cannot take for a tensor."""
 
     def forward(self, pictures: Tensor) -> Tensor | None:  # type: ignore[override]
-        return self.head(self.pool(pictures).flatten(1))  # type: ignore[no-any-return]
+        return self.head(self.pool(pictures).flatten(1))
 
 
 def test_a_scripted_network_may_return_other_types_beside_its_rows(tmp_path: Path, jit: None) -> None:

@@ -315,7 +315,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pruned": (
         lambda path: torch.save({f"{name}_orig": tensor for name, tensor in SQUEEZENET.items()}, path),
-        r"features\.0\.weight_orig, .*bring a network that you changed as TorchScript",
+        r"features\.0\.weight_orig, .*give `archive build` a changed network as TorchScript",
     ),
     "module": (
         lambda path: torch.save(nn.Linear(2, 2), path),
