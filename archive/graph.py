@@ -53,7 +53,7 @@ class Preprocessing:
             allowed = None
             if len(values) != 3 or (key == "std" and min(values) <= 0):
                 allowed = f"three {kind}, one for each of R, G and B, as 0.5,0.5,0.5"
-            elif max(map(abs, values)) > 1:
+            elif not max(map(abs, values)) <= 1:
                 scaled = ",".join(f"{value / 255:.4g}" for value in values)
                 allowed = f"at most 1, since pixels are scaled to 0..1: divide by 255, as --{key} {scaled}"
             if allowed:

@@ -18,10 +18,8 @@ from beeline.errors import ArchiveError, short
 _FORMS = 'one label a line, a JSON list, {"0": "ants"}, {"ants": 0}, {"0": ["n01440764", "tench"]}, CSV of two columns'
 # Under these keys larger files have labels: Hugging Face's config.json, a data set's YAML, a training program's JSON.
 _NESTED = ("id2label", "names", "class_to_idx", "label2id", "labels", "classes", "label_names")
-_NUMBERED = (
-    re.compile(r"(?P<number>\d+)(?:\s+-\s+|[.)]\s+|\s*[\s:,;=|]\s*)(?P<name>\S.*)"),
-    re.compile(r"(?P<name>\S.*?)\s*[\s:,;=|]\s*(?P<number>\d+)"),
-)
+_BETWEEN = r"(?:\s+-\s+|[.)]\s+|\s*[\s:,;=|]\s*)"
+_NUMBERED = rf"(?P<number>\d+){_BETWEEN}(?P<name>\S.*)", rf"(?P<name>\S.*?){_BETWEEN}(?P<number>\d+)"
 
 
 class _Unclear(Exception):
@@ -80,7 +78,7 @@ def _values(ending: str, text: str) -> Sequence[Any]:
             raise _Unclear("is a table of more than two columns, or of uneven lines; keep class number and name")
         lines = [row[0] for row in rows]
     for pattern in _NUMBERED:
-        matches = [match for line in lines if (match := pattern.fullmatch(line))]
+        matches = [match for line in lines if (match := re.fullmatch(pattern, line))]
         numbers = sorted(int(match["number"]) for match in matches)
         counted = numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
         # Other numbers belong to the names, as in "3 series", "5 series" or "1 cent", "2 cent".

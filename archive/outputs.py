@@ -49,7 +49,7 @@ class Element(nn.Module):
 
 
 class Entry(nn.Module):
-    """Takes one entry of what a network of TorchScript returns, whatever types the other entries have."""
+    """Takes one entry of what a network of TorchScript returns, which may be Optional, whatever the others are."""
 
     __constants__ = ("key",)
 
@@ -60,7 +60,6 @@ class Entry(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the entry."""
         found = self.network(pictures)[self.key]
-        # Without it TorchScript takes an Optional for no tensor.
         assert found is not None
         return found  # type: ignore[no-any-return]
 
@@ -129,10 +128,8 @@ def settle(graph: Graph, network: Network, labels: int, output: str | None, key:
     if not torch.isfinite(rows).all():
         raise ArchiveError("the network returns numbers that are not finite for noise; check its weights")
     if alone.shape != rows[:1].shape:
-        raise ArchiveError(
-            f"the network returns {list(alone.shape)} for one picture and {list(rows.shape)} for three; keep the "
-            "dimension of the batch, with flatten(1) in place of squeeze()"
-        )
+        why = f"the network returns {list(alone.shape)} for one picture and {list(rows.shape)} for three"
+        raise ArchiveError(f"{why}; keep the dimension of the batch, with flatten(1) in place of squeeze()")
     if not torch.allclose(alone[0], rows[0], rtol=1e-3, atol=1e-3):
         apart = float((alone[0] - rows[0]).abs().max())
         raise ArchiveError(
@@ -244,16 +241,17 @@ def _run(graph: Graph, pixels: Tensor) -> Any:
         # TorchScript tells where in the code before it tells what.
         why, (high, wide) = short(str(error).rpartition("RuntimeError: ")[2], 240, end=True), graph.shape
         again = AGAIN[graph.format].format(f"{high}, {wide}")
+        takes = [graph.takes(graph.shape, pictures=count) for count in (1, 3, 2, 4, 8, 16, 32)]
         if re.search("same device|cuda", str(error), re.IGNORECASE):
             reason = f"the model was saved on a GPU and holds constants of it ({why}); save it on the CPU: {again}"
-        elif re.search("scalar type|Input type", why):
+        elif re.search("^(?!.*(unsigned char|Byte)).*(scalar type|Input type)", why):
             reason = f"the network computes in another type than float32 ({why}); call float() on it first: {again}"
-        elif not graph.takes(graph.shape) and (fitting := [side for side in _SIDES if graph.takes((side, side))]):
+        elif not takes[0] and (fitting := [side for side in _SIDES if graph.takes((side, side))]):
             reason = (
                 f"the network does not take pictures of {wide} x {high}, and takes {fitting[0]} x {fitting[0]}; add "
                 f"--resize {fitting[0]} --crop {fitting[0]}, or what it was trained with"
             )
-        elif any(graph.takes(graph.shape, pictures=count) for count in (1, 2, 3, 4, 8, 16, 32)):
+        elif any(takes) and not all(takes[:2]):
             reason = f"the network does not take both one picture and three ({why}); its batch size is fixed: {again}"
         else:
             reason = (

@@ -31,7 +31,6 @@ _AUXILIARY_HEAD = re.compile(r"(^|\.)(aux\d?|AuxLogits)\.")
 _MISFIT = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")
 # A number of classes that no layer has by chance.
 _CLASSES = 1009
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # How deep dictionaries and lists lie in each other at most, and how many names a sentence has at most.
 _DEEPEST, _NAMED = 4, 3
 
@@ -107,7 +106,7 @@ def find_weights(path: Path, values: Any, architecture: str) -> Weights:
         notes.append(f"the head is {layer} of {path.name}, where {architecture} has {form.main}")
     odd = [name for name in state if name not in form.shapes and state[name].numel() > 1]
     if elsewhere := [name for name in odd if not form.is_near(name)]:
-        raise ArchiveError(f"{path} has {elsewhere[0]!r}, which {architecture} lacks; {_other_network()}")
+        raise ArchiveError(f"{path} has {elsewhere[0]!r}, which {architecture} lacks; {_OTHER}")
     classes, why = form.classes(state), ""
     if classes is None:
         own = {**state, **others} if form.main not in state else state
@@ -122,7 +121,7 @@ def find_weights(path: Path, values: Any, architecture: str) -> Weights:
         more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
         notes.append(f"left out of {path.name}: {', '.join(left[:_NAMED])}{more}")
     known = {name: tensor for name, tensor in state.items() if name in form.shapes}
-    if coded := [name for name in known if name.endswith("weight") and known[name].dtype not in _FLOATS]:
+    if coded := [name for name in known if name.endswith("weight") and not known[name].is_floating_point()]:
         kind = str(known[coded[0]].dtype).removeprefix("torch.")
         raise ArchiveError(f"{path} has {coded[0]!r} as {kind}, without the code that reads it; save it as float32")
     return Weights(path, architecture, known, form.head, classes, why, tuple(notes), form.image_size(state))
@@ -132,6 +131,9 @@ def to_torchscript(file: str | None = None) -> str:
     """Return the two lines that make TorchScript of a whole model, of the pickled one in `file` if there is one."""
     loaded = f"torch.load('{file}', weights_only=False).eval()" if file else "model.eval()"
     return f"`model = {loaded}`, `torch.jit.trace(model, torch.zeros(1, 3, 224, 224)).save('model.pt')`"
+
+
+_OTHER = f"name the right architecture, or give `archive build` a changed network as TorchScript: {to_torchscript()}"
 
 
 class _Form:
@@ -229,8 +231,4 @@ def _no_fit(path: Path, architecture: str, parts: list[tuple[str, State]], body:
     lacking = next((name for name in body if name not in tensors), body[0])
     where = f"{path}, in {place}," if place else f"{path}"
     some = short(", ".join(list(tensors)[:_NAMED]))
-    return f"{where} lacks {lacking!r}, which {architecture} has (it has {some} ...); {_other_network()}"
-
-
-def _other_network() -> str:
-    return f"name the right architecture, or bring a network that you changed as TorchScript: {to_torchscript()}"
+    return f"{where} lacks {lacking!r}, which {architecture} has (it has {some} ...); {_OTHER}"

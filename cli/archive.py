@@ -115,7 +115,7 @@ def build(
             model, labels = (given.weights, labels or given.labels) if given else (model, labels)
             assert model is not None
             if labels is None:
-                why = f"the model {model} has no labels; add --labels FILE, one a line in output order"
+                why = f"the model {source or model} has no labels; add --labels FILE, one a line in output order"
                 raise BeelineError(refusal(model) or why)
             chosen = find_preset(preset, architecture).override(
                 mean=_numbers("mean", mean),

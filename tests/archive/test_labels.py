@@ -43,11 +43,9 @@ ANTS = ("ants", "bees")
         ("labels.txt", "bees 1\nants 0\n", ANTS),
         ("labels.txt", "1) bees\n0) ants\n", ANTS),
         ("labels.txt", "1 - bees\n0 - ants\n", ANTS),
-        ("labels.txt", "class 1\nclass 0\n", ("class 1", "class 0")),
         ("labels.txt", "{1: 'bees', 0: \"ant's\"}", ("ant's", "bees")),
         ("labels.yaml", "{0: ants, 1: bees}", ANTS),
         ("classes.json", '{"class_to_idx": {"1": 0, "10": 1, "2": 2}}', ("1", "10", "2")),
-        ("classes.json", '{"3": 0, "7": 1}', ("3", "7")),
         ("classes.yaml", "class_to_idx: {3: 0, 7: 1}", ("3", "7")),
         ("config.json", '{"architecture": "resnet18", "label_names": ["ants", "bees"]}', ANTS),
         # Ordered as numbers.

@@ -236,17 +236,6 @@ def test_uint8_planes_are_taken() -> None:
     np.testing.assert_allclose(own, right, rtol=1e-4)
 
 
-def test_classes_by_name_are_no_outputs() -> None:
-    table = helper.make_node("ZipMap", ["scores"], ["table"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
-    made = model([*model().graph.node, table], outputs=())
-    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
-    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
-    made.graph.output.append(helper.make_value_info("table", helper.make_sequence_type_proto(kind)))
-    graph: Any = OnnxGraph(made, PREPROCESSING)
-    with pytest.raises(ArchiveError, match=r"the network returns .* for 3 pictures"):
-        settle(graph, made, 3, None)
-
-
 def test_only_the_sentence_is_printed_for_a_fixed_reshape(capfd: pytest.CaptureFixture[str]) -> None:
     shape = helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([1, 3])))
     made = model([*model().graph.node[:2], shape, helper.make_node("Reshape", ["pooled", "shape"], ["scores"])])

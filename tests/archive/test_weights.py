@@ -99,11 +99,7 @@ WRAPS: dict[str, Wrap] = {
         "seen": collections.deque([np.int64(1)]),
         "counts": collections.defaultdict(list, a=[1]),
     },
-    "transform": lambda state: {
-        "model": state,
-        "loss": nn.CrossEntropyLoss(),
-        "transform": torchvision.transforms.Compose([torchvision.transforms.Resize(8)]),
-    },
+    "objects": lambda state: {"model": state, "loss": nn.CrossEntropyLoss(), "to": torchvision.transforms.Resize(8)},
     "omegaconf": lambda state: {"state_dict": state, "cfg": omegaconf.OmegaConf.create({"a": [1, {"b": 2.5}]})},
 }
 
@@ -314,10 +310,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save({name: tensor.char() for name, tensor in SQUEEZENET.items()}, path),
         r"has 'features\.0\.weight' as int8, .*; save it as float32",
     ),
-    "pruned": (
-        lambda path: torch.save({f"{name}_orig": tensor for name, tensor in SQUEEZENET.items()}, path),
-        r"features\.0\.weight_orig, .*bring a network that you changed as TorchScript",
-    ),
+    "pruned": (lambda path: torch.save({"a_orig": torch.ones(1)}, path), r"a_orig .*give `archive build` a changed"),
     "module": (
         lambda path: torch.save(nn.Linear(2, 2), path),
         r"holds a torch\.nn\.modules\.linear\.Linear.*torch\.load\('weights.pth', .*torch\.jit\.trace",
