@@ -166,7 +166,8 @@ def test_the_default_is_openvino_judged_by_the_models_own_pictures_or_its_golden
     for number, (paths, judged) in enumerate(
         (((), (4, "golden pictures")), ((*own, tmp_path / "broken.png"), (50, "noise")))
     ):
-        scratch, said = tmp_path / str(number), list[str]()
+        said: list[str] = []
+        scratch = tmp_path / str(number)
         scratch.mkdir()
         folder, times = default(tiny_export, scratch, said, *paths)
         spec = ModelSpec.load(folder)
