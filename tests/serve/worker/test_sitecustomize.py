@@ -76,7 +76,7 @@ def run(folder: Path, code: str, name: str = "model_service_worker.py") -> list[
     """Return the lines of a program that starts as a worker does, with `folder` on its path too."""
     (folder / name).write_text(code)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'serve' / 'worker'}{os.pathsep}{folder}"}
-    command = [sys.executable, folder / name]
+    command = [sys.executable, str(folder / name)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
