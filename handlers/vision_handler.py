@@ -48,7 +48,9 @@ class VisionHandler:
         os.environ["TS_DECODE_INPUT_REQUEST"] = os.environ["MMS_DECODE_INPUT_REQUEST"] = "false"
         try:
             properties = context.system_properties
-            self.load(Path(properties["model_dir"]), properties.get("gpu_id"), int(properties.get("batch_size") or 1))
+            self.load(Path(properties["model_dir"]), properties.get("gpu_id"))
+            if {"ts.service", "mms.service"} & sys.modules.keys():
+                self.engine.warm(int(properties.get("batch_size") or 1))
             if "mms.service" in sys.modules:
                 keep_answers_whole()
         except Exception as error:
@@ -57,8 +59,8 @@ class VisionHandler:
                 raise SystemExit(str(error)) from error
             raise
 
-    def load(self, folder: Path, gpu_id: int | None = None, batch_size: int = 1) -> None:
-        """Read the spec, check every file, load the engine, replay the golden pictures and warm the largest batch.
+    def load(self, folder: Path, gpu_id: int | None = None) -> None:
+        """Read the spec, check every file, load the engine and replay the golden pictures.
 
         Raises:
             BeelineError: naming what is missing, changed or answers differently.
@@ -69,7 +71,6 @@ class VisionHandler:
         golden.check_files(folder, spec)
         self.engine = engines.load(folder, spec, gpu_id=gpu_id)
         replayed = golden.replay(folder, spec, self.engine.forward)
-        self.engine.warm(batch_size)
         choice = self.engine.choice
         jpegs, decoding = jpegs_for(spec.geometry, choice["device"].value, self.limits.max_pixels)
         self.decoder = Decoder(spec.geometry, self.limits, int(choice["threads"].value), jpegs)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from archive.variants.agreement import Gate, Pictures, same_first
@@ -59,6 +58,7 @@ def to_torch_compile(folder: Path, spec: ModelSpec, out: Path, *unused: object) 
 def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: Pictures, gate: Gate) -> Artifact:
     """Write `model.xml` and `model.bin`. bf16 is the same file as fp32; only the worker computes differently."""
     import openvino
+    import torch
 
     shape = spec.geometry.shape
     with warnings.catch_warnings():
@@ -106,6 +106,7 @@ def to_onnx(folder: Path, spec: ModelSpec, out: Path, precision: str, pictures: 
 
 def _onnx(folder: Path, spec: ModelSpec, name: str) -> Any:
     import onnx
+    import torch
 
     from archive.onnx_graph import remove_origin
 
@@ -185,6 +186,8 @@ def quantised(
 @lru_cache(maxsize=1)
 def module(folder: Path, spec: ModelSpec) -> Any:
     """Return the model as a callable module: uint8 `[N, crop, crop, 3]` to `[N, classes]`."""
+    import torch
+
     path = folder / spec.model.file
     if spec.model.format == "torchscript":
         return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -90,6 +91,11 @@ def test_the_largest_batch_has_run_before_the_worker_is_ready(
         return forward(engine, pixels)
 
     monkeypatch.setattr(TorchEngine, "forward", noted)
+    # Only a server's worker waits for that.
+    monkeypatch.delitem(sys.modules, "ts.service", raising=False)
+    loaded(colour_model)
+    assert max(sizes) < 8
+    monkeypatch.setitem(sys.modules, "ts.service", Mock())
     loaded(colour_model)
     assert max(sizes) == new_context(colour_model).system_properties["batch_size"] == 8
 

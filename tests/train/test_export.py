@@ -96,7 +96,7 @@ def test_a_lost_or_foreign_checkpoint_has_its_sentence(copy: Run) -> None:
         network(copy)
     copy.checkpoint.write_bytes(b"junk")
     with pytest.raises(
-        RunError, match=r"checkpoint\.pth is damaged or .*\(.* is not a plain state dict .*; train again"
+        RunError, match=r"checkpoint\.pth is damaged or .*\(.* is no file that torch\.save wrote.*; train again"
     ):
         network(copy)
     copy.checkpoint.unlink()
