@@ -95,7 +95,7 @@ def test_an_archive_that_needs_pytorch_is_refused_at_load_where_it_is_missing_or
 ) -> None:
     (tmp_path / "torch.py").write_text(code)
     said = run(tmp_path, ENCODE + LOAD.format(handlers=str(HANDLERS), folder=str(colour_model)))
-    fix = "install torch, or build the archive with --engine openvino"
+    fix = "install torch (images: --build-arg ENGINES=torch), or build the archive with --engine openvino"
     assert said == ["False", f"colours 1.0 needs the engine torch, and torch {fact} here; {fix}"]
 
 
