@@ -22,7 +22,7 @@ RATE = "10 times job_queue_size"
 LONE = 4
 # Bytes of the server, nginx and the gateway; of a worker whose engine is OpenVINO, without its weights; and of one that
 # holds PyTorch. bench/LOG.md has the measurements.
-_SERVER, _LEAN, _PYTORCH = 400_000_000, 150_000_000, 600_000_000
+_SERVER, _LEAN, _PYTORCH = 400_000_000, 150_000_000, 700_000_000
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def resolve(
     )
     if archives and needed > memory:
         texts["warning"] = (
-            f"WARNING: {workers} workers and the server take about {_megabytes(needed)}, and {_megabytes(memory)} of "
+            f"warning: {workers} workers and the server take about {_megabytes(needed)}, and {_megabytes(memory)} of "
             "memory are free: start fewer (--workers, WORKERS, minWorkers), serve fewer models, or allow more memory"
         )
     return Configuration(models, threads, numbers, **texts)

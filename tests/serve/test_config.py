@@ -112,10 +112,10 @@ def test_an_impossible_number_is_one_sentence(overrides: Overrides, environ: dic
         ("openvino", 64, 4, "half of 16 cores, at most 4"),
         # (2,000 - 400) / (150 + 2 * 45) would be six.
         ("openvino", 2, 4, "half of 16 cores, at most 4"),
-        ("torch", 2, 2, "one of each model takes about 690 MB, and 2,000 MB are free"),
-        ("", 2, 2, "one of each model takes about 690 MB, and 2,000 MB are free"),
+        ("torch", 2, 2, "one of each model takes about 790 MB, and 2,000 MB are free"),
+        ("", 2, 2, "one of each model takes about 790 MB, and 2,000 MB are free"),
         ("openvino", 1, 2, "one of each model takes about 240 MB, and 1,000 MB are free"),
-        ("torch", 0, 1, "one of each model takes about 690 MB, and 0 MB are free"),
+        ("torch", 0, 1, "one of each model takes about 790 MB, and 0 MB are free"),
     ],
 )
 def test_workers_follow_memory_as_well_as_cores(engine: str, gigabytes: int, workers: int, reason: str) -> None:
