@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +75,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One golden picture: its file ending and its bytes."""
+    """One golden picture: its file ending, its bytes, and the name of the user's file."""
 
     ending: str
     data: bytes
+    name: str = "a made one"
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ def read_given(folder: Path) -> tuple[list[Encoded], Image.Image]:
             raise ArchiveError(f"the golden picture {path} cannot be used: {error}") from error
         if not encoded:
             first = opened
-        encoded.append(Encoded(path.suffix.lstrip(".").lower() or "jpg", data))
+        encoded.append(Encoded(path.suffix.lstrip(".").lower() or "jpg", data, path.name))
     return encoded, first
 
 
@@ -282,7 +283,7 @@ def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
     """Return the user's pictures, and a copy of the first one that is turned by EXIF."""
     encoded, upright = read_given(folder)
     upright.thumbnail((4 * spec.geometry.resize,) * 2)
-    return [*encoded, _encode(np.asarray(upright), "turned.jpg")]
+    return [*encoded, replace(_encode(np.asarray(upright), "turned.jpg"), name=f"{encoded[0].name}, turned")]
 
 
 def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequence[str]) -> None:
@@ -290,17 +291,19 @@ def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequ
     target = folder / GOLDEN
     target.mkdir(exist_ok=True)
     entries = []
+    unsure: list[str] = []
     for number, (picture, row) in enumerate(zip(encoded, model.rows(encoded), strict=True)):
         top = top_labels(row, model.spec, _TOP)
         if not _is_sure(row):
             (first, most), (second, next_most) = top[:2]
-            gets = f"gets {first!r} with {most:.2f} and {second!r} with {next_most:.2f}"
-            fix = f"take pictures of one label, of which the model is at least {FLOOR} sure"
-            raise ArchiveError(f"golden picture {number} ({picture.ending}) {gets}; {fix}")
+            unsure.append(f"{picture.name} ({first!r} {most:.2f}, {second!r} {next_most:.2f})")
         name = f"{number}.{picture.ending.removeprefix('turned.')}"
         (target / name).write_bytes(picture.data)
         digest = hashlib.sha256(picture.data).hexdigest()
         entries.append({"file": name, "sha256": digest, "top": [[label, value] for label, value in top]})
+    if unsure:
+        fix = f"take pictures of one label, of which the model is at least {FLOOR} sure"
+        raise ArchiveError(f"the model is not sure of the golden pictures {', '.join(unsure)}; {fix}")
     write_json(target / EXPECTED, {"schema": 1, "detects": list(detects), "pictures": entries})
     replay(folder, model.spec, model.forward)
 
