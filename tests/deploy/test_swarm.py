@@ -16,6 +16,8 @@ import yaml
 
 from archive.build import build
 from archive.export import export_folder
+from archive.variants import prepare
+from host import silent
 from serve.ports import Address, settle
 from tests.archive.conftest import TinyNet, tiny_request
 from tests.conftest import ROOT
@@ -63,7 +65,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for image, version in ((FIRST, "1.0"), (NEXT, "2.0")):
         folder = tmp_path_factory.mktemp("version")
         export_folder(TinyNet(), tiny_request(version=version), folder / "export")
-        build(folder / "export", folder / "model_store", check=False)
+        # For the engine of the image, which is the default.
+        made, _ = prepare(folder / "export", folder, (None, None), (None, None), (0.99, 0.1), "full", silent)
+        build(made, folder / "model_store", check=False)
         found[image] = folder / "model_store"
     broken = tmp_path_factory.mktemp("version") / "model_store"
     shutil.copytree(found[NEXT], broken)

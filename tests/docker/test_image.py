@@ -20,7 +20,7 @@ BUDGET = {CPU: 500, MMS: 500, GATEWAY: 100}
 OF_MMS = {"model-archiver", "enum-compat", "future"}
 # Imports the modules of the server's processes and of its command line, and names the distributions without one.
 _UNUSED = """
-import importlib.metadata as metadata, pathlib, sys, tempfile, zipfile
+import importlib.metadata as metadata, pathlib, sys, tempfile, types, zipfile
 import cli.main, cli.serve, serve.up, serve.instance.supervisor, serve.gateway.__main__, serve.gateway.backends
 from typer.testing import CliRunner
 assert CliRunner().invoke(cli.serve.app, ["--help"]).exit_code == 0
@@ -35,8 +35,13 @@ if pathlib.Path("/opt/beeline/model_store").is_dir():
     sys.path.insert(0, str(folder))
     sys.argv = ["worker"]
     import importlib.util
-    server = "ts" if importlib.util.find_spec("ts") else "mms"
-    importlib.import_module(server + ".model_service_worker")
+    if importlib.util.find_spec("ts"):
+        # Its workers have this placeholder while they import that module.
+        sys.modules["torch"] = types.ModuleType("torch")
+        import ts.model_service_worker
+        del sys.modules["torch"]
+    else:
+        import mms.model_service_worker
     import vision_handler
     vision_handler.VisionHandler().load(folder)
 imported = {name.partition(".")[0] for name in sys.modules}

@@ -148,10 +148,9 @@ def test_an_archive_for_pytorch_ends_a_container_with_the_build_argument(
 ) -> None:
     folder = store(tmp_path / "store", colour_archive)
     words = last_words(lone(image, *CONFINED, "--volume", f"{folder}:/model_store:ro"))
-    assert (
-        "needs the engine torch, and torch is not installed here; install torch (images: --build-arg ENGINES=t" in words
-    )
-    assert "Traceback" not in words
+    (sentence,) = (line for line in words.splitlines() if line.startswith("beeline: "))
+    assert "needs the engine torch, and torch is not installed here" in sentence
+    assert "(images: --build-arg ENGINES=torch)" in sentence
 
 
 def test_the_build_argument_brings_pytorch_and_onnx_runtime(
