@@ -78,7 +78,8 @@ def _release(weights: Path) -> None:
     """
     maps = Path("/proc/self/maps")
     for line in maps.read_text(encoding="utf-8").splitlines() if maps.exists() else ():
-        addresses, _, _, _, _, *name = line.split(maxsplit=5)
-        if name == [str(weights)]:
+        addresses, permissions, _, _, _, *name = line.split(maxsplit=5)
+        # A page that was written to would be lost.
+        if name == [str(weights)] and "w" not in permissions:
             start, end = (int(address, 16) for address in addresses.split("-"))
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

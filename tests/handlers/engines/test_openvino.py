@@ -73,3 +73,12 @@ def test_a_file_that_was_read_takes_no_memory_after_its_release_and_stays_readab
         _release(file)
         assert memory() == 0
         assert bytes(mapped).count(b"7") == 1 << 20
+
+
+def test_what_was_written_into_a_mapped_file_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(bytes(mmap.PAGESIZE))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        mapped[0] = 7
+        _release(file)
+        assert mapped[0] == 7
