@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Annotated, Any
 
 import psutil
@@ -27,6 +28,7 @@ from serve import counts
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.instance.child import Running
+from serve.status import status
 from serve.up import Request, up
 
 # All clients have the same address here, and the default rate limit is per address.
@@ -92,24 +94,28 @@ def path(
 def _round(mar: Path, pictures: Pictures, workers: int, batch: int) -> dict[str, Any]:
     """Return the figures of one round of `path`, which `medians` explains."""
     with served(mar, Overrides(batch, workers, 1)) as (running, route):
-        address, loads, times = running.state.backend + route, [], [_gateway_seconds(running)]
+        address, loads, times = running.state.backend + route, [], [_cpu_seconds(running)]
         for url in (address, running.state.inference + route):
             loads.append(_summary(load.Plan(url, pictures, _SECONDS, _WARM_UP, _CLIENTS)))
-            times.append(_gateway_seconds(running))
-        # Under the first load the gateway has no request, and what it takes is not the cost of requests.
+            times.append(_cpu_seconds(running))
         (many, behind), (start, idle, end) = loads, times
         requests = behind["per_second"] * (_WARM_UP + _SECONDS)
+        spent = {kind: 1000 * (end[kind] - idle[kind]) / requests for kind in ("java", "worker")}
+        # Under the first load the gateway has no request, and what it takes is not the cost of requests.
+        for kind in ("gateway", "nginx"):
+            spent[kind] = 1000 * (end[kind] - 2 * idle[kind] + start[kind]) / requests
         (choice,) = counts.read(Path(running.state.environment[FOLDER])).choices().values()
         # Some engines have one number for both, a batch and a picture alone.
         threads, lone = (int(choice.get(key, choice["threads"])["value"]) for key in ("threads", "lone_threads"))
         alone = sweep.Plan(mar, pictures, device="cpu", repeats=9, threads=threads)
         pairs, failed = _lone(address, replace(alone, threads=lone))
+    per_second, stages = _alone(alone, workers, batch)
     return {
-        "alone_per_second": _alone(alone, workers, batch),
+        "alone_per_second": per_second,
         "served_per_second": many["good_per_second"],
         "served_p95_ms": many["p95_ms"],
         "gateway_per_second": behind["good_per_second"],
-        "gateway_cpu_ms": 1000 * (end - idle - (idle - start)) / requests,
+        "cpu_ms": {**spent, **stages, "protocol": spent["worker"] - sum(stages.values())},
         "failed": many["failed"] + behind["failed"] + failed,
         "lone": pairs,
     }
@@ -131,26 +137,28 @@ def served(mar: Path, numbers: Overrides, properties: str = _NO_RATE) -> Iterato
             yield running, f"/predictions/{running.state.configuration['models'][0]['model']}"
 
 
-def _gateway_seconds(running: Running) -> float:
-    """Return the CPU seconds that the gateway, nginx included, has used so far."""
-    state = running.instance.read()
-    assert state is not None
-    gateway = psutil.Process(state.gateway_process)
-    times = (each.cpu_times() for each in (gateway, *gateway.children(recursive=True)))
-    return sum(each.user + each.system for each in times)
+def _cpu_seconds(running: Running) -> dict[str, float]:
+    """Return the CPU seconds that the server's processes have used so far, by their kinds."""
+    seconds: dict[str, float] = defaultdict(float)
+    folder = running.instance.folder
+    for each in status(folder.parent, folder.name)["servers"][0]["processes"]:
+        seconds[each["kind"]] += sum(psutil.Process(each["pid"]).cpu_times()[:2])
+    return seconds
 
 
 def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians, of ratios and differences too, because the turns of one round are near each other in time.
 
     `kept` is the server's throughput over that of its handler alone, `gateway_kept` that behind the gateway over the
-    server's. A request costs the gateway `gateway_cpu_ms`. Of a lone picture, `served_ms` is one client's latency,
-    `alone_ms` the time of decoding and the forward pass, and `added_ms` their difference.
+    server's. `cpu_ms` is the CPU time of a request behind the gateway by process, and by part of it: `protocol` is
+    what its handler does not take. Of a lone picture, `served_ms` is one client's latency, `alone_ms` the time of
+    decoding and the forward pass, and `added_ms` their difference.
     """
-    keys = ("alone_per_second", "served_per_second", "served_p95_ms", "gateway_per_second", "gateway_cpu_ms")
+    keys = ("alone_per_second", "served_per_second", "served_p95_ms", "gateway_per_second")
     served, alone = zip(*(pair for turn in turns for pair in turn["lone"]), strict=True)
     return {
         **{key: round(median(turn[key] for turn in turns), 3) for key in keys},
+        "cpu_ms": {kind: round(median(turn["cpu_ms"][kind] for turn in turns), 3) for kind in turns[0]["cpu_ms"]},
         "kept": round(median(turn["served_per_second"] / turn["alone_per_second"] for turn in turns), 3),
         "gateway_kept": round(median(turn["gateway_per_second"] / turn["served_per_second"] for turn in turns), 3),
         "alone_ms": round(median(alone), 2),
@@ -175,13 +183,19 @@ def _lone(address: str, plan: sweep.Plan) -> tuple[list[tuple[float, float]], in
     return pairs, failed
 
 
-def _alone(plan: sweep.Plan, workers: int, batch: int) -> float:
-    """Return the pictures a second of several workers at the same time, in batches and without a server."""
+def _alone(plan: sweep.Plan, workers: int, batch: int) -> tuple[float, dict[str, float]]:
+    """Return what several workers do at the same time, in batches and without a server.
+
+    These are their pictures a second, and a picture's milliseconds in each part of the handler.
+    """
     with ExitStack() as stack:
         sandboxes = [stack.enter_context(sweep.worker(plan))[0] for _ in range(workers)]
         with ThreadPoolExecutor(workers) as pool:
             rows = list(pool.map(lambda sandbox: sweep.measure_batch(sandbox, plan, batch), sandboxes))
-    return float(sum(1000 / row["handler"]["ms_per_image"] for row in rows))
+    costs = {stage: mean(row[stage]["ms_per_image"] for row in rows) for stage in sweep.STAGES}
+    decode, encode = costs["decoded"] - costs["copied"], costs["handler"] - costs["decoded"]
+    stages = {"decode": decode, "forward": costs["copied"], "encode": encode}
+    return float(sum(1000 / row["handler"]["ms_per_image"] for row in rows)), stages
 
 
 if __name__ == "__main__":

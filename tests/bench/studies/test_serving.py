@@ -11,7 +11,7 @@ def turn(
     alone: float, served: float, gateway: float, p95_ms: float, failed: int, lone: list[tuple[float, float]]
 ) -> dict[str, Any]:
     rates = {"alone_per_second": alone, "served_per_second": served, "gateway_per_second": gateway}
-    return {**rates, "served_p95_ms": p95_ms, "gateway_cpu_ms": 0.2, "failed": failed, "lone": lone}
+    return {**rates, "served_p95_ms": p95_ms, "cpu_ms": {"java": gateway / 100}, "failed": failed, "lone": lone}
 
 
 def test_ratios_are_of_the_turns_and_not_of_the_medians() -> None:
@@ -26,4 +26,4 @@ def test_ratios_are_of_the_turns_and_not_of_the_medians() -> None:
     assert (values["served_ms"], values["alone_ms"], values["added_ms"]) == (33.0, 30.0, 3.0)
     assert values["failed"] == 1
     assert (values["alone_per_second"], values["served_per_second"]) == (100.0, 88.0)
-    assert (values["gateway_per_second"], values["gateway_cpu_ms"]) == (44.0, 0.2)
+    assert (values["gateway_per_second"], values["cpu_ms"]) == (44.0, {"java": 0.44})
