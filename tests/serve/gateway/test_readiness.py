@@ -121,6 +121,16 @@ def test_a_busy_server_is_ready_until_nobody_gets_an_answer(
     server.stop()
 
 
+@pytest.mark.parametrize(("models", "seconds"), [(1, 1.0), (10, 1.0), (30, 3.0)])
+def test_many_models_are_looked_at_less_often(
+    make_fake: MakeArchive, tmp_path: Path, models: int, seconds: float
+) -> None:
+    make_fake(tmp_path / "store", expected="red")
+    archives = find_archives(tmp_path / "store") * models
+    with closing(Probe(Backend("http://nowhere", "http://nowhere"), archives, settings_of(tmp_path))) as probe:
+        assert probe.calm == seconds
+
+
 @pytest.mark.server
 def test_a_gateway_ends_though_a_golden_picture_is_never_answered(gateway: Gateway) -> None:
     site = gateway(deadline=600)
