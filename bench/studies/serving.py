@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -104,14 +104,15 @@ def _round(mar: Path, pictures: Pictures, workers: int, batch: int) -> dict[str,
         # Under the first load the gateway has no request, and what it takes is not the cost of requests.
         for kind in ("gateway", "nginx"):
             spent[kind] = 1000 * (end[kind] - 2 * idle[kind] + start[kind]) / requests
+        size = mean(float(size) for size in Counter(behind["batch_sizes"]).elements())
+        stages = {stage: behind["timing_ms"][stage] / size for stage in ("decode", "forward", "encode")}
         (choice,) = counts.read(Path(running.state.environment[FOLDER])).choices().values()
         # Some engines have one number for both, a batch and a picture alone.
         threads, lone = (int(choice.get(key, choice["threads"])["value"]) for key in ("threads", "lone_threads"))
         alone = sweep.Plan(mar, pictures, device="cpu", repeats=9, threads=threads)
         pairs, failed = _lone(address, replace(alone, threads=lone))
-    per_second, stages = _alone(alone, workers, batch)
     return {
-        "alone_per_second": per_second,
+        "alone_per_second": _alone(alone, workers, batch),
         "served_per_second": many["good_per_second"],
         "served_p95_ms": many["p95_ms"],
         "gateway_per_second": behind["good_per_second"],
@@ -150,9 +151,10 @@ def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians, of ratios and differences too, because the turns of one round are near each other in time.
 
     `kept` is the server's throughput over that of its handler alone, `gateway_kept` that behind the gateway over the
-    server's. `cpu_ms` is the CPU time of a request behind the gateway by process, and by part of it: `protocol` is
-    what its handler does not take. Of a lone picture, `served_ms` is one client's latency, `alone_ms` the time of
-    decoding and the forward pass, and `added_ms` their difference.
+    server's. `cpu_ms` is the CPU time of a request behind the gateway, by process; of a worker's, `decode`, `forward`
+    and `encode` are a batch's milliseconds divided by its size, and `protocol` is the rest. Of a lone picture,
+    `served_ms` is one client's latency, `alone_ms` the time of decoding and the forward pass, and `added_ms` their
+    difference.
     """
     keys = ("alone_per_second", "served_per_second", "served_p95_ms", "gateway_per_second")
     served, alone = zip(*(pair for turn in turns for pair in turn["lone"]), strict=True)
@@ -183,19 +185,13 @@ def _lone(address: str, plan: sweep.Plan) -> tuple[list[tuple[float, float]], in
     return pairs, failed
 
 
-def _alone(plan: sweep.Plan, workers: int, batch: int) -> tuple[float, dict[str, float]]:
-    """Return what several workers do at the same time, in batches and without a server.
-
-    These are their pictures a second, and a picture's milliseconds in each part of the handler.
-    """
+def _alone(plan: sweep.Plan, workers: int, batch: int) -> float:
+    """Return the pictures a second of several workers at the same time, in batches and without a server."""
     with ExitStack() as stack:
         sandboxes = [stack.enter_context(sweep.worker(plan))[0] for _ in range(workers)]
         with ThreadPoolExecutor(workers) as pool:
             rows = list(pool.map(lambda sandbox: sweep.measure_batch(sandbox, plan, batch), sandboxes))
-    costs = {stage: mean(row[stage]["ms_per_image"] for row in rows) for stage in sweep.STAGES}
-    decode, encode = costs["decoded"] - costs["copied"], costs["handler"] - costs["decoded"]
-    stages = {"decode": decode, "forward": costs["copied"], "encode": encode}
-    return float(sum(1000 / row["handler"]["ms_per_image"] for row in rows)), stages
+    return float(sum(1000 / row["handler"]["ms_per_image"] for row in rows))
 
 
 if __name__ == "__main__":
