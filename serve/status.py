@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 from pydantic import TypeAdapter
 
+from archive.mar import MANIFEST
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import processes
@@ -99,15 +100,18 @@ def _readiness(state: State) -> str:
 
 def _processes(state: State) -> list[dict[str, Any]]:
     """Return id, kind and resident megabytes of the supervisor and of every marked process."""
-    kinds = {state.supervisor: "supervisor", state.java: "java", state.gateway_process: "gateway"}
+    kinds = {state.supervisor: "supervisor", state.server_process: "server", state.gateway_process: "gateway"}
     marked = processes.marked(MARK, state.mark, Path(state.temporary))
     out = []
     for pid in (*([state.supervisor] if state.supervisor else []), *(process.pid for process in marked)):
         # It may have ended meanwhile.
         with suppress(psutil.Error):
             process = psutil.Process(pid)
-            # nginx by its title, since its program may have any name.
-            other = "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
+            # nginx by its title, since its program may have any name; a worker runs in the folder of its archive.
+            if " ".join(process.cmdline()).startswith("nginx: "):
+                other = "nginx"
+            else:
+                other = "worker" if (Path(process.cwd()) / MANIFEST).is_file() else "other"
             megabytes = round(process.memory_info().rss / 1e6, 1)
             out.append({"pid": process.pid, "kind": kinds.get(pid, other), "megabytes": megabytes})
     return out

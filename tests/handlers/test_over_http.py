@@ -1,4 +1,4 @@
-"""The contract over HTTP: real TorchServe, real Multi Model Server, concurrent clients, batches of 8."""
+"""The contract over HTTP: real TorchServe, Multi Model Server and LitServe, concurrent clients, batches of 8."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BROKEN = {b"": 400, b"no picture": 415, RED[:40]: 422, b'{"data": "?"}': 400, b"
 CASES = 40
 
 
-@pytest.fixture(scope="module", params=["torchserve", "mms"])
+@pytest.fixture(scope="module", params=["torchserve", "mms", "litserve"])
 def running(
     colour_model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Running]:
@@ -46,8 +46,8 @@ def running(
 @pytest.fixture
 def url(running: Running) -> Iterator[str]:
     """The model's URL; the test must leave the server's Python workers as they were."""
-    assert running.state.java is not None
-    java = psutil.Process(running.state.java)
+    assert running.state.server_process is not None
+    java = psutil.Process(running.state.server_process)
     before = {child.pid for child in java.children(recursive=True) if "python" in child.name()}
     yield f"{running.state.inference}/predictions/colours"
     assert {child.pid for child in java.children(recursive=True) if "python" in child.name()} == before

@@ -70,9 +70,9 @@ def running(
     environ = {**environment(whose), "BEELINE_STATE": str(tmp_path_factory.mktemp("state"))}
     # TorchServe's third port is off otherwise.
     metrics = {"enable_metrics_api": "true", "metrics_address": f"http://127.0.0.1:{metrics_port}"}
-    before = TorchServe.properties
+    before = TorchServe.values
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TorchServe, "properties", lambda *given: {**before(*given), **metrics})
+        patch.setattr(TorchServe, "values", lambda *given: {**before(*given), **metrics})
         server_up = up(asked, print, environ)
     with server_up:
         assert whose in server_up.state.gateway_program
@@ -200,8 +200,8 @@ def test_everything_listens_on_loopback_alone_and_status_shows_it(running: Runni
     assert server["models"][0]["ready"] >= 1
     assert server["answers"]["colours"]["200"] >= 1
     assert server["configuration"]["models"][0]["batch_size"]["reason"] == "--batch-size"
-    assert {"supervisor", "java", "gateway", "nginx", "worker"} <= {each["kind"] for each in server["processes"]}
-    assert {"supervisor", "java", "worker"} <= {each["kind"] for each in server["processes"] if each["megabytes"] > 1}
+    assert {"supervisor", "server", "gateway", "nginx", "worker"} <= {each["kind"] for each in server["processes"]}
+    assert {"supervisor", "server", "worker"} <= {each["kind"] for each in server["processes"] if each["megabytes"] > 1}
     assert f"  gateway: {running.state.gateway_program}; page http" in "\n".join(lines(seen))
     listening = [
         connection.laddr
