@@ -8,8 +8,9 @@ from beeline.errors import ConfigError, did_you_mean
 from serve.servers.mms import Mms
 from serve.servers.protocol import Server
 from serve.servers.torchserve import TorchServe
+from serve.servers.triton import Triton
 
-_KINDS: dict[str, Callable[[], Server]] = {"torchserve": TorchServe, "mms": Mms}
+_KINDS: dict[str, Callable[[], Server]] = {"torchserve": TorchServe, "mms": Mms, "triton": Triton}
 
 
 def named(name: str) -> Server:

@@ -26,7 +26,7 @@ from tests.conftest import GREEN, RED, write_archive
 from tests.serve.conftest import MakeArchive, wait_for
 
 pytestmark = pytest.mark.server
-SERVERS = ("torchserve", "mms")
+SERVERS = ("torchserve", "mms", "triton")
 
 
 def request_for(server: str, archive: Path, name: str, **numbers: int) -> Request:
