@@ -266,7 +266,8 @@ def export(
         raise BeelineError(f"--to is {to!r}{did_you_mean(to, _FORMS)}")
     options = {"backend": backend, "version": number, "config": config, "preferred": preferred, "gpus": gpus}
     options |= {"batch_size": batch_size, "workers": workers, "max_batch_delay": max_batch_delay}
-    result(*_FORMS[to](locate(mar), out, options), as_json)
+    values, text = _FORMS[to](locate(mar), out, options)
+    result(values, as_json, text)
 
 
 def _triton(mar: Path, out: Path, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
