@@ -49,31 +49,27 @@ class Translator:
 
     async def run(self) -> None:
         """Serve until a signal; raise SystemExit if tritonserver does not start."""
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         predict = [web.route("*", f"/predictions/{{model}}{rest}", self.predict) for rest in ("", "/{version}")]
-        manage = [web.get("/models", self.list), web.get("/models/{model}", self.describe)]
+        manage = [web.get("/models", self.listing), web.get("/models/{model}", self.describe)]
         async with ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout()) as self.session:
             await self.start()
             for key, routes in (("backend", predict), ("control", [*manage, web.put("/models/{model}", self.scale)])):
                 app = web.Application(client_max_size=self.plan["max_request_size"])
                 app.add_routes(routes)
-                runner = web.AppRunner(app, access_log=None)
+                runner = web.AppRunner(app, access_log=None, handle_signals=True)
                 await runner.setup()
                 await web.TCPSite(runner, *self.plan[key], backlog=1024).start()
-            keeper = asyncio.create_task(self.keep())
-            await stop.wait()
-            keeper.cancel()
-            with suppress(ProcessLookupError):
-                self.process.terminate()
-            await self.process.wait()
+            try:
+                await self.keep()
+            finally:
+                with suppress(ProcessLookupError):
+                    self.process.terminate()
+                await self.process.wait()
+                self.sweep()
 
     async def start(self) -> None:
-        """Start tritonserver and wait until it answers; remove what an earlier one left."""
-        processes.stop_marked("", "-", 0.0, self.repository)
-        for path in Path("/dev/shm").glob(f"{self.plan['shared']}*"):
-            path.unlink(missing_ok=True)
+        """Start tritonserver and wait until it answers."""
+        self.sweep()
         (address,) = ports.settle([(Address("127.0.0.1", 0), "")])
         self.url = str(address)
         words = [*self.command, f"--http-port={address.port}"]
@@ -88,6 +84,12 @@ class Translator:
             await asyncio.sleep(0.05)
         raise SystemExit(f"tritonserver ended at its start ({self.process.returncode}); see worker.log")
 
+    def sweep(self) -> None:
+        """Remove what a tritonserver that was killed leaves: workers and shared memory."""
+        processes.stop_marked("", "-", 0.0, self.repository)
+        for path in Path("/dev/shm").glob(f"{self.plan['shared']}*"):
+            path.unlink(missing_ok=True)
+
     async def copy_log(self) -> None:
         """Copy what tritonserver and its workers print."""
         async for line in self.process.stdout or ():
@@ -99,13 +101,14 @@ class Translator:
         while True:
             await asyncio.sleep(pause)
             has_died = self.process.returncode is not None
-            lacking = [name for name in self.models if has_died or self.loaded[name] - self.workers(name)]
-            pause = min(2 * pause, _LONGEST_PAUSE) if lacking else _LOOK
+            lost = {name: has_died or self.loaded[name] - self.workers(name) for name in self.models}
+            lacking = [name for name in lost if lost[name] and self.asked[name][0] and not self.locks[name].locked()]
+            pause = min(2 * pause, _LONGEST_PAUSE) if has_died or lacking else _LOOK
             with suppress(SystemExit, ClientError):
                 if has_died:
                     logger.error("tritonserver ended (%s); starting it again", self.process.returncode)
                     await self.start()
-                await asyncio.gather(*(self.load(name, heal=True) for name in lacking if self.asked[name][0]))
+                await asyncio.gather(*(self.load(name, heal=True) for name in lacking))
 
     async def load(self, name: str, heal: bool = False) -> str | None:
         """Give a model as many workers as were asked for, all new to `heal`; return Triton's reason if it fails."""
@@ -118,9 +121,16 @@ class Translator:
             (folder / "config.pbtxt").write_text(_COUNT.sub(f"  count: {max(1, count)}", config), "utf-8")
             verb = "load" if count else "unload"
             answer = await self.session.post(f"{self.url}/v2/repository/models/{name}/{verb}", json={})
-            reason = None if answer.status == 200 else str((await answer.json())["error"])
-            self.loaded[name] = self.workers(name) if count and not reason else set()
-            return reason
+            if answer.status != 200:
+                # To heal is tried again, since these workers stay lost; what never loaded is not.
+                return str((await answer.json())["error"])
+            # Workers that are replaced first answer what they have.
+            for _ in range(600):
+                if len(pids := self.workers(name)) <= count:
+                    break
+                await asyncio.sleep(0.1)
+            self.loaded[name] = pids
+            return None
 
     def workers(self, name: str) -> set[int]:
         """Return the ids of a model's living workers; each runs in the folder of its archive."""
@@ -139,15 +149,16 @@ class Translator:
             raise web.HTTPNotFound(text=_error(404, f"no model is named {name}").text, content_type="application/json")
         return name
 
-    async def list(self, request: web.Request) -> web.Response:
+    async def listing(self, request: web.Request) -> web.Response:
         return web.json_response({"models": [{"modelName": name} for name in self.models]})
 
     async def describe(self, request: web.Request) -> web.Response:
         name = self.named(request)
         (low, high), pids = self.asked[name], sorted(self.workers(name))
-        states = [(pid, READY if pid in self.loaded[name] else "LOADING") for pid in pids]
-        states += [(-1, "DEAD")] * (low - len(pids))
-        workers = [{"id": str(number), "status": state, "pid": pid} for number, (pid, state) in enumerate(states)]
+        workers = [
+            {"id": str(pid), "status": READY if pid in self.loaded[name] else "LOADING", "pid": pid} for pid in pids
+        ]
+        workers += [{"id": str(-number), "status": "DEAD"} for number in range(1, low - len(pids) + 1)]
         numbers = {"minWorkers": low, "maxWorkers": high, "workers": workers}
         return web.json_response([{"modelName": name, **self.models[name], **numbers}])
 
@@ -164,15 +175,19 @@ class Translator:
     async def predict(self, request: web.Request) -> web.Response:
         name, body = self.named(request), await request.read()
         size = {"binary_data_size": len(body) + 4}
-        inputs = [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "parameters": size}]
-        # As one text, since Triton has names of its own for parameters, such as `priority`.
-        parameters = {"http": json.dumps(dict(request.headers))}
-        outputs = [{"name": "answer"}, {"name": "http"}]
-        head = json.dumps({"inputs": inputs, "outputs": outputs, "parameters": parameters}).encode()
-        data, url = head + len(body).to_bytes(4, "little") + body, f"/v2/models/{name}/infer"
+        asked = {
+            "inputs": [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "parameters": size}],
+            "outputs": [{"name": "answer"}, {"name": "http"}],
+            # As one text, since Triton has names of its own for parameters, such as `priority`.
+            "parameters": {"http": json.dumps(dict(request.headers))},
+        }
+        head = json.dumps(asked).encode()
+        data, headers = (
+            head + len(body).to_bytes(4, "little") + body,
+            {"Inference-Header-Content-Length": str(len(head))},
+        )
         try:
-            headers = {"Inference-Header-Content-Length": str(len(head))}
-            answer = await self.session.post(self.url + url, data=data, headers=headers)
+            answer = await self.session.post(f"{self.url}/v2/models/{name}/infer", data=data, headers=headers)
             values = await answer.json()
         except (ClientError, ValueError):
             return _error(503, "tritonserver has ended and starts again; send it once more")
@@ -181,7 +196,9 @@ class Translator:
             return _error(503 if answer.status == 400 else answer.status, str(values["error"]))
         texts = {output["name"]: output["data"][0] for output in values["outputs"]}
         http = json.loads(texts["http"])
-        return web.Response(text=texts["answer"], status=http["status"], reason=http["phrase"], headers=http["headers"])
+        return web.Response(
+            body=texts["answer"].encode(), status=http["status"], reason=http["phrase"], headers=http["headers"]
+        )
 
 
 def _error(status: int, message: str) -> web.Response:
