@@ -276,6 +276,7 @@ def _triton(mar: Path, out: Path, options: dict[str, Any]) -> tuple[dict[str, An
 
     from archive import triton
     from archive.mar import read
+    from beeline.errors import did_you_mean
     from host import ROOT, machine
     from serve import config, properties
 
@@ -287,8 +288,14 @@ def _triton(mar: Path, out: Path, options: dict[str, Any]) -> tuple[dict[str, An
     queue = resolved.numbers["job_queue_size"].value
     chosen = (model.batch_size.value, model.max_batch_delay.value, model.min_workers.value)
     numbers = triton.Numbers(*chosen, gpus=gpus, preferred=preferred, queue=queue)
-    folder = triton.export(mar, out, numbers, options["backend"], options["version"])
-    note = "" if options["backend"] == "python" else " (replayed by ONNX Runtime; not run on Triton)"
+    graph, note = None, ""
+    if (backend := options["backend"]) == "onnxruntime":
+        from archive.triton.graph import write as graph
+
+        note = " (replayed by ONNX Runtime; not run on Triton)"
+    elif backend != "python":
+        raise BeelineError(f"--backend is {backend!r}{did_you_mean(backend, ('python', 'onnxruntime'))}")
+    folder = triton.export(mar, out, numbers, options["version"], graph)
     values = {"model": str(folder), "version": options["version"], **vars(numbers), "not_run": bool(note)}
     return values, f"{folder}: version {options['version']}{note}; {'; '.join(resolved.lines()[:1])}"
 

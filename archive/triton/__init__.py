@@ -1,28 +1,26 @@
 """A model repository for NVIDIA Triton: the Python backend around an archive's handler, or the archive's ONNX graph.
 
-Standard library only, except where `onnxruntime` is the backend, since `serve` imports this too. The form is that of
-Triton's documents `model_repository.md` and `model_configuration.md`.
+Standard library only, since `serve` imports it. The form is that of Triton's documents `model_repository.md` and
+`model_configuration.md`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from archive import mar as reader
 from archive import sandbox_context
-from beeline.errors import ArchiveError, did_you_mean
+from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 
-BACKENDS = ("python", "onnxruntime")
+# Writes the ONNX graph of an unpacked archive to a path, and returns golden pictures as it takes them.
+WriteGraph = Callable[[Path, ModelSpec, Sequence[Path], Path], list[bytes]]
 # The input of the ONNX graph, by its usual name.
 PIXELS = "pixel_values"
-# From the client's float32 `[batch, 3, height, width]` to the graph's `[batch, height, width, 3]`.
-_PERMUTATION = (0, 2, 3, 1)
 _CONFIG = """name: {name}
 backend: "{backend}"
 max_batch_size: {numbers.batch_size}
@@ -63,17 +61,13 @@ class Numbers:
     queue: int = 0
 
 
-def export(mar: Path, out: Path, numbers: Numbers, backend: str = "python", version: int = 1) -> Path:
+def export(mar: Path, out: Path, numbers: Numbers, version: int = 1, graph: WriteGraph | None = None) -> Path:
     """Write an archive as version `version` of a model into the repository `out`; return the model's folder.
 
-    Another version that is there stays, and the configuration is written again: it is one for all versions.
-
-    Raises:
-        ArchiveError: for an archive that Beeline has not built, numbers that Triton refuses, or a version that exists;
-            with `onnxruntime` for an archive of another engine, or a graph that no longer answers its goldens.
+    Another version that is there stays, and the configuration is written again: it is one for all versions. With
+    `graph` the backend is ONNX Runtime. Raise ArchiveError for an archive that Beeline has not built, numbers that
+    Triton refuses, a version that exists, and what `graph` raises.
     """
-    if backend not in BACKENDS:
-        raise ArchiveError(f"--backend is {backend!r}{did_you_mean(backend, BACKENDS)}")
     if wrong := [size for size in numbers.preferred if not 1 <= size <= numbers.batch_size]:
         raise ArchiveError(f"--preferred has {wrong[0]}; allowed: 1 to the batch size, which is {numbers.batch_size}")
     spec = reader.check(mar).spec
@@ -87,13 +81,13 @@ def export(mar: Path, out: Path, numbers: Numbers, backend: str = "python", vers
     try:
         reader.unpack(mar, archive)
         goldens = [archive / golden.file for golden in reader.read(mar).goldens]
-        if backend == "python":
+        if graph is None:
             shutil.copyfile(Path(__file__).with_name("model.py"), target / "model.py")
             shutil.copyfile(sandbox_context.__file__, target / "context.py")
             # Bytes of a picture as the protocol has them: their number before them.
             datas = [(path.stat().st_size).to_bytes(4, "little") + path.read_bytes() for path in goldens]
         else:
-            datas = _float_graph(archive, spec, goldens, target / "model.onnx")
+            datas = graph(archive, spec, goldens, target / "model.onnx")
             shutil.rmtree(archive)
     except BaseException:
         shutil.rmtree(target)
@@ -101,13 +95,14 @@ def export(mar: Path, out: Path, numbers: Numbers, backend: str = "python", vers
     for path, data in zip(goldens, datas, strict=True):
         (folder / "warmup" / path.name).write_bytes(data)
     (folder / "labels.txt").write_text("".join(f"{' '.join(each.split())}\n" for each in spec.labels), "utf-8")
-    (folder / "config.pbtxt").write_text(_config(spec, numbers, backend, [path.name for path in goldens]), "utf-8")
+    (folder / "config.pbtxt").write_text(
+        _config(spec, numbers, graph is None, [path.name for path in goldens]), "utf-8"
+    )
     return folder
 
 
-def _config(spec: ModelSpec, numbers: Numbers, backend: str, goldens: list[str]) -> str:
+def _config(spec: ModelSpec, numbers: Numbers, is_handler: bool, goldens: list[str]) -> str:
     """Return `config.pbtxt`; the warm-up sends each golden picture alone, and a full batch of the first."""
-    is_handler = backend == "python"
     key, kind, dims = ("picture", "STRING", [1]) if is_handler else (PIXELS, "FP32", [3, *spec.geometry.shape])
     first = f"data_type: TYPE_{kind} {_repeated('dims', dims)}"
     tensors = _HANDLER.format(first=first) if is_handler else f'input {{ name: "{key}" {first} }}'
@@ -115,7 +110,7 @@ def _config(spec: ModelSpec, numbers: Numbers, backend: str, goldens: list[str])
     sizes = dict.fromkeys([*((file, 1) for file in goldens), (goldens[0], numbers.batch_size)])
     return _CONFIG.format(
         name=json.dumps(spec.name),
-        backend=backend,
+        backend="python" if is_handler else "onnxruntime",
         numbers=numbers,
         tensors=f"{tensors}\n{scores}",
         place=f"kind: KIND_GPU {_repeated('gpus', numbers.gpus)}" if numbers.gpus else "kind: KIND_CPU",
@@ -128,36 +123,3 @@ def _config(spec: ModelSpec, numbers: Numbers, backend: str, goldens: list[str])
 
 def _repeated(name: str, values: Sequence[int]) -> str:
     return " ".join(f"{name}: {value}" for value in values)
-
-
-def _float_graph(archive: Path, spec: ModelSpec, goldens: list[Path], target: Path) -> list[bytes]:
-    """Write the graph with an input of float32 `[batch, 3, height, width]` of 0 to 255, once it answers the goldens.
-
-    Return each golden picture as such values. Scaling and normalisation stay in the graph.
-    """
-    if spec.model.format != "onnx":
-        why = f"{spec.name} {spec.version} is for the engine {spec.engine}, and --backend onnxruntime takes ONNX"
-        raise ArchiveError(f"{why}; build it with `beeline archive build --engine onnxruntime`")
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper
-
-    from archive.onnx_graph import session
-    from beeline import golden, pixels
-
-    model = onnx.load(archive / spec.model.file)
-    first = model.graph.input[0]
-    model.graph.input.remove(first)
-    shape = ["batch", 3, *spec.geometry.shape]
-    model.graph.input.insert(0, helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, shape))
-    model.graph.node.insert(0, helper.make_node("Transpose", [PIXELS], [first.name], perm=_PERMUTATION))
-    model.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, ["batch", len(spec.labels)]))
-    onnx.checker.check_model(model)
-    run = session(model).run
-
-    def planes(rows: Any) -> Any:
-        return np.ascontiguousarray(rows.transpose(0, 3, 1, 2), np.float32)
-
-    golden.replay(archive, spec, lambda rows: np.asarray(run(None, {PIXELS: planes(rows)})[0]))
-    target.write_bytes(model.SerializeToString(deterministic=True))
-    return [planes(pixels.decode(path.read_bytes(), spec.geometry)[None]).tobytes() for path in goldens]

@@ -39,7 +39,8 @@ class TritonPythonModel:
         manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
         name = manifest["model"]["handler"].partition(":")[0].removesuffix(".py")
         module = importlib.import_module(name)
-        (kind,) = (each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == name)
+        classes: list[Any] = [each for _, each in inspect.getmembers(module, inspect.isclass)]
+        (kind,) = (each for each in classes if each.__module__ == name)
         self.handler, batch_size = kind(), int(config["max_batch_size"])
         contexts = runpy.run_path(str(version / "context.py"))["CONTEXTS"]
         gpu = int(args["model_instance_device_id"]) if is_gpu else None
@@ -65,7 +66,7 @@ class TritonPythonModel:
 
     def _with_scores(self, logits: Any, batch: Any) -> list[Any]:
         """Let the handler make its answers, and put the probabilities of each into a header of it."""
-        answers = self._postprocess(logits, batch)
+        answers: list[Any] = self._postprocess(logits, batch)
         if self._wants_scores and batch.good:
             from beeline.answer import probabilities
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -32,6 +33,8 @@ from serve.ports import Address
 logger = logging.getLogger("translator")
 # Seconds between two looks at the processes, and until what died is started again: doubled each time.
 _LOOK, _LONGEST_PAUSE = 0.5, 30.0
+# Seconds for the last answers of workers that were replaced.
+_GRACE = 2.0
 _COUNT = re.compile(r"(?m)^  count: \d+$")
 
 
@@ -92,7 +95,8 @@ class Translator:
 
     async def copy_log(self) -> None:
         """Copy what tritonserver and its workers print."""
-        async for line in self.process.stdout or ():
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
             logger.info("%s", line.decode(errors="replace").rstrip())
 
     async def keep(self) -> None:
@@ -114,6 +118,7 @@ class Translator:
         """Give a model as many workers as were asked for, all new to `heal`; return Triton's reason if it fails."""
         async with self.locks[name]:
             count, folder = self.asked[name][0], self.repository / name
+            old = self.loaded[name] & self.workers(name) if heal else set()
             if heal:
                 # Triton loads a model again only if a file has changed.
                 (folder / "1" / "model.py").touch()
@@ -123,7 +128,13 @@ class Translator:
             answer = await self.session.post(f"{self.url}/v2/repository/models/{name}/{verb}", json={})
             if answer.status != 200:
                 # To heal is tried again, since these workers stay lost; what never loaded is not.
-                return str((await answer.json())["error"])
+                return str((await answer.json())["error"]).partition("\n")[0]
+            if old:
+                # Where one worker is dead, Triton never ends the others that it replaces.
+                await asyncio.sleep(_GRACE)
+                for pid in old:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             # Workers that are replaced first answer what they have.
             for _ in range(600):
                 if len(pids := self.workers(name)) <= count:

@@ -26,8 +26,8 @@ from serve.servers.protocol import Places, Runtime, Say, Server
 VENV = ROOT / ".venv-triton"
 # NumPy 1 has no wheels for newer Pythons.
 _VERSION = sys.executable if sys.version_info < (3, 13) else "3.11"
-_OPTIONS = ("--model-control-mode=explicit", "--exit-on-error=false", "--exit-timeout-secs=5", "--allow-grpc=false")
-_OPTIONS += ("--allow-metrics=false", "--http-address=127.0.0.1")
+_OPTIONS = ["--model-control-mode=explicit", "--exit-on-error=false", "--exit-timeout-secs=5", "--allow-grpc=false"]
+_OPTIONS += ["--allow-metrics=false", "--http-address=127.0.0.1"]
 
 
 class Triton(Server):

@@ -12,18 +12,17 @@ import onnxruntime
 import pytest
 from typer.testing import CliRunner, Result
 
-from archive import triton
 from archive.build import build
 from archive.export import export_folder
 from archive.mar import read
-from archive.triton import Numbers, export
+from archive.triton import Numbers, export, graph
 from beeline import pixels
 from beeline.errors import ArchiveError, BeelineError
 from beeline.spec import ModelSpec
 from cli import archive
 from tests.archive.test_onnx_graph import load_network, model, own_pictures, request, saved
 
-_TOKEN = re.compile(r'\s*([{}]|[\w.]+:?|"(?:[^"\\]|\\.)*")')
+_TOKEN = re.compile(r'\s*([{}]|[\w.-]+:?|"(?:[^"\\]|\\.)*")')
 
 
 def parsed(path: Path) -> dict[str, list[Any]]:
@@ -135,7 +134,7 @@ def test_the_onnx_repository_takes_floats_and_answers_the_goldens(
     asked = request(golden, blind_to=("exif", "normalisation", "channels"))
     spec = export_folder(load_network(saved(tmp_path, made)), asked, tmp_path / "export")
     mar = build(tmp_path / "export", tmp_path / "store").path
-    folder = export(mar, tmp_path / "repository", Numbers(4), backend="onnxruntime")
+    folder = export(mar, tmp_path / "repository", Numbers(4), graph=graph.write)
     config = parsed(folder / "config.pbtxt")
     high, wide = spec.geometry.shape
     assert config["input"] == [{"name": ["pixel_values"], "data_type": ["TYPE_FP32"], "dims": [3, high, wide]}]
@@ -152,7 +151,7 @@ def test_the_onnx_repository_takes_floats_and_answers_the_goldens(
     (label,) = session.run(None, {"pixel_values": picture})[0].argmax(axis=1)
     assert spec.labels[label] == read(mar).goldens[0].label
     # A graph that answers otherwise is not written.
-    monkeypatch.setattr(triton, "_PERMUTATION", [0, 3, 2, 1])
+    monkeypatch.setattr(graph, "_PERMUTATION", [0, 3, 2, 1])
     with pytest.raises(BeelineError):
-        export(mar, tmp_path / "other", Numbers(4), backend="onnxruntime")
+        export(mar, tmp_path / "other", Numbers(4), graph=graph.write)
     assert not list((tmp_path / "other").rglob("model.onnx"))

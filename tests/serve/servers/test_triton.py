@@ -174,6 +174,6 @@ def test_a_worker_that_refuses_its_archive_is_reported_with_its_reason(
     asked = Request(
         "triton", (str(pack(folder, tmp_path / "wrong.mar")),), name="refused", ports=Ports(0), gateway="none"
     )
-    with pytest.raises(BeelineError, match=r"colours does not start: golden/0.png gives 'red' .*, expected 0.5"):
+    with pytest.raises(BeelineError, match=r"colours does not start: golden/0.png gives 'red' .*, expected 0\."):
         up(asked, print, {**os.environ, "BEELINE_STATE": str(state_home)})
     assert processes.marked(MARK, f"{state_home}/refused:") == []
