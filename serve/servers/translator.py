@@ -44,7 +44,7 @@ class Translator:
     def __init__(self, plan: dict[str, Any], command: list[str]) -> None:
         self.plan, self.command = plan, command
         self.models: dict[str, dict[str, Any]] = plan["models"]
-        self.repository = Path(plan["repository"])
+        self.repository = Path.cwd() / "repository"
         self.locks = {name: asyncio.Lock() for name in self.models}
         # By model: how many workers were asked for, and the process ids of those that have loaded.
         self.asked: dict[str, tuple[int, int]] = dict.fromkeys(self.models, (0, 0))
@@ -56,7 +56,7 @@ class Translator:
         manage = [web.get("/models", self.listing), web.get("/models/{model}", self.describe)]
         async with ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout()) as self.session:
             await self.start()
-            for key, routes in (("backend", predict), ("control", [*manage, web.put("/models/{model}", self.scale)])):
+            for key, routes in (("api", predict), ("control", [*manage, web.put("/models/{model}", self.scale)])):
                 app = web.Application(client_max_size=self.plan["max_request_size"])
                 app.add_routes(routes)
                 runner = web.AppRunner(app, access_log=None, handle_signals=True)
@@ -90,7 +90,7 @@ class Translator:
     def sweep(self) -> None:
         """Remove what a tritonserver that was killed leaves: workers and shared memory."""
         processes.stop_marked("", "-", 0.0, self.repository)
-        for path in Path("/dev/shm").glob(f"{self.plan['shared']}*"):
+        for path in Path("/dev/shm").glob(f"{self.repository.parent.name}*"):
             path.unlink(missing_ok=True)
 
     async def copy_log(self) -> None:
@@ -220,7 +220,9 @@ def _error(status: int, message: str) -> web.Response:
 def main(file: str, *command: str) -> None:
     """Run the translator that the file describes."""
     plan = json.loads(Path(file).read_text("utf-8"))
-    handler = RotatingFileHandler(plan["log"], maxBytes=plan["log_bytes"], backupCount=plan["log_files"])
+    size, files = (int(os.environ[f"BEELINE_LOG_{name}"]) for name in ("MEGABYTES", "FILES"))
+    path = Path(os.environ["LOG_LOCATION"], "worker.log")
+    handler = RotatingFileHandler(path, maxBytes=size * 1_000_000, backupCount=files)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     asyncio.run(Translator(plan, list(command)).run())
 

@@ -63,9 +63,9 @@ class Triton(Server):
         return Runtime(python, program, f"the tritonserver in {VENV.name}")
 
     def command(self, runtime: Runtime, places: Places, vmargs: str) -> list[str]:
-        options = [f"--model-repository={places.temporary / 'repository'}"]
-        options.append(f"--backend-config=python,shm-region-prefix-name={places.temporary.name}")
-        return [sys.executable, "-m", "serve.servers.translator", str(places.properties), *runtime.program, *options]
+        shared = f"--backend-config=python,shm-region-prefix-name={places.temporary.name}"
+        words = [*runtime.program, f"--model-repository={places.temporary / 'repository'}", shared]
+        return [sys.executable, "-m", "serve.servers.translator", str(places.properties), *words]
 
     def environment(self, python: Path) -> dict[str, str]:
         # A worker finds its packages by the first `python3` on the PATH, and not by PYTHONPATH.
@@ -75,28 +75,14 @@ class Triton(Server):
         return {"PATH": path, "LD_LIBRARY_PATH": libraries, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def write(self, configuration: Configuration, addresses: Addresses, places: Places) -> None:
-        repository, queue = places.temporary / "repository", protocol.queue(configuration, addresses)
+        models, queue = {}, protocol.queue(configuration, addresses)
         for model in configuration.models:
-            numbers = triton.Numbers(model.batch_size.value, model.max_batch_delay.value, queue=queue)
-            triton.export(places.store / model.archive, repository, numbers)
-        plan = {
-            "backend": [addresses.backend.host, addresses.backend.port],
-            "control": [addresses.control.host, addresses.control.port],
-            "models": {
-                each.model: {
-                    "modelVersion": each.version,
-                    "batchSize": each.batch_size.value,
-                    "maxBatchDelay": each.max_batch_delay.value,
-                }
-                for each in configuration.models
-            },
-            "repository": str(repository),
-            "shared": places.temporary.name,
-            "max_request_size": configuration.max_request_size,
-            "log": str(places.logs / "worker.log"),
-            "log_bytes": 1_000_000 * configuration.numbers["beeline_log_megabytes"].value,
-            "log_files": configuration.numbers["beeline_log_files"].value,
-        }
+            size, delay = model.batch_size.value, model.max_batch_delay.value
+            numbers = triton.Numbers(size, delay, queue=queue)
+            triton.export(places.store / model.archive, places.temporary / "repository", numbers)
+            models[model.model] = {"modelVersion": model.version, "batchSize": size, "maxBatchDelay": delay}
+        at = {key: [one.host, one.port] for key, one in (("api", addresses.backend), ("control", addresses.control))}
+        plan = {**at, "models": models, "max_request_size": configuration.max_request_size}
         places.properties.write_text(json.dumps(plan), "utf-8")
 
     def register(self, management: ManagementClient, model: ModelSettings) -> None:
