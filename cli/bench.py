@@ -79,7 +79,7 @@ def tune(
     pictures: Annotated[Path | None, typer.Option(help="A folder to send. [default: golden pictures]")] = None,
     clients: Clients = 50,
     minutes: Annotated[float, typer.Option(min=0, help="Time for all of it; 0 answers from an interrupted run.")] = 5.0,
-    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
+    server: Annotated[str, typer.Option(help="The kind of server, as docs/operate.md names it.")] = "torchserve",
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
     config: Config = None,
     write: Annotated[bool, typer.Option("--write", "--yes", help="Change --config without asking.")] = False,

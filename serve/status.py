@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 from pydantic import TypeAdapter
 
+from archive.mar import MANIFEST
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import processes
@@ -106,8 +107,11 @@ def _processes(state: State) -> list[dict[str, Any]]:
         # It may have ended meanwhile.
         with suppress(psutil.Error):
             process = psutil.Process(pid)
-            # nginx by its title, since its program may have any name.
-            other = "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
+            # nginx by its title, since its program may have any name; a worker runs in the folder of its archive.
+            if " ".join(process.cmdline()).startswith("nginx: "):
+                other = "nginx"
+            else:
+                other = "worker" if (Path(process.cwd()) / MANIFEST).is_file() else "other"
             megabytes = round(process.memory_info().rss / 1e6, 1)
             out.append({"pid": process.pid, "kind": kinds.get(pid, other), "megabytes": megabytes})
     return out
