@@ -22,9 +22,9 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
+from beeline.metrics import identity
 from host import processes
 from serve import ports
 from serve.client import READY
@@ -35,6 +35,7 @@ logger = logging.getLogger("translator")
 _LOOK, _LONGEST_PAUSE = 0.5, 30.0
 # Seconds for the last answers of workers that were replaced.
 _GRACE = 2.0
+_OUTPUTS, _LENGTH = [{"name": "answer"}, {"name": "http"}], "Inference-Header-Content-Length"
 _COUNT = re.compile(r"(?m)^  count: \d+$")
 
 
@@ -89,7 +90,7 @@ class Translator:
 
     def sweep(self) -> None:
         """Remove what a tritonserver that was killed leaves: workers and shared memory."""
-        processes.stop_marked("", "-", 0.0, self.repository)
+        processes.stop_marked("", "-", grace=0.0, folder=self.repository)
         for path in Path("/dev/shm").glob(f"{self.repository.parent.name}*"):
             path.unlink(missing_ok=True)
 
@@ -105,8 +106,11 @@ class Translator:
         while True:
             await asyncio.sleep(pause)
             has_died = self.process.returncode is not None
-            lost = {name: has_died or self.loaded[name] - self.workers(name) for name in self.models}
-            lacking = [name for name in lost if lost[name] and self.asked[name][0] and not self.locks[name].locked()]
+            lacking = [
+                name
+                for name, lock in self.locks.items()
+                if self.asked[name][0] and not lock.locked() and (has_died or self.loaded[name] - self.alive(name))
+            ]
             pause = min(2 * pause, _LONGEST_PAUSE) if has_died or lacking else _LOOK
             with suppress(SystemExit, ClientError):
                 if has_died:
@@ -118,7 +122,7 @@ class Translator:
         """Give a model as many workers as were asked for, all new to `heal`; return Triton's reason if it fails."""
         async with self.locks[name]:
             count, folder = self.asked[name][0], self.repository / name
-            old = self.loaded[name] & self.workers(name) if heal else set()
+            old = self.alive(name) if heal else set()
             if heal:
                 # Triton loads a model again only if a file has changed.
                 (folder / "1" / "model.py").touch()
@@ -137,21 +141,15 @@ class Translator:
                         os.kill(pid, signal.SIGKILL)
             # Workers that are replaced first answer what they have.
             for _ in range(600):
-                if len(pids := self.workers(name)) <= count:
+                self.loaded[name] = {each.pid for each in processes.marked(folder=folder)}
+                if len(self.loaded[name]) <= count:
                     break
                 await asyncio.sleep(0.1)
-            self.loaded[name] = pids
             return None
 
-    def workers(self, name: str) -> set[int]:
-        """Return the ids of a model's living workers; each runs in the folder of its archive."""
-        pids = set()
-        with suppress(psutil.Error):
-            for child in psutil.Process(self.process.pid).children():
-                with suppress(psutil.Error):
-                    if Path(child.cwd()).is_relative_to(self.repository / name):
-                        pids.add(child.pid)
-        return pids
+    def alive(self, name: str) -> set[int]:
+        """Return the ids of a model's workers that have loaded and live."""
+        return {pid for pid in self.loaded[name] if identity(pid)}
 
     def named(self, request: web.Request) -> str:
         """Return the model of a path; raise the answer 404 for another one."""
@@ -165,11 +163,9 @@ class Translator:
 
     async def describe(self, request: web.Request) -> web.Response:
         name = self.named(request)
-        (low, high), pids = self.asked[name], sorted(self.workers(name))
-        workers = [
-            {"id": str(pid), "status": READY if pid in self.loaded[name] else "LOADING", "pid": pid} for pid in pids
-        ]
-        workers += [{"id": str(-number), "status": "DEAD"} for number in range(1, low - len(pids) + 1)]
+        (low, high), alive = self.asked[name], sorted(self.alive(name))
+        workers: list[dict[str, object]] = [{"id": str(pid), "status": READY, "pid": pid} for pid in alive]
+        workers += [{"id": f"new {number}", "status": "LOADING"} for number in range(low - len(alive))]
         numbers = {"minWorkers": low, "maxWorkers": high, "workers": workers}
         return web.json_response([{"modelName": name, **self.models[name], **numbers}])
 
@@ -186,17 +182,11 @@ class Translator:
     async def predict(self, request: web.Request) -> web.Response:
         name, body = self.named(request), await request.read()
         size = {"binary_data_size": len(body) + 4}
-        asked = {
-            "inputs": [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "parameters": size}],
-            "outputs": [{"name": "answer"}, {"name": "http"}],
-            # As one text, since Triton has names of its own for parameters, such as `priority`.
-            "parameters": {"http": json.dumps(dict(request.headers))},
-        }
+        inputs = [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "parameters": size}]
+        # As one text, since Triton has names of its own for parameters, such as `priority`.
+        asked = {"inputs": inputs, "outputs": _OUTPUTS, "parameters": {"http": json.dumps(dict(request.headers))}}
         head = json.dumps(asked).encode()
-        data, headers = (
-            head + len(body).to_bytes(4, "little") + body,
-            {"Inference-Header-Content-Length": str(len(head))},
-        )
+        data, headers = head + len(body).to_bytes(4, "little") + body, {_LENGTH: str(len(head))}
         try:
             answer = await self.session.post(f"{self.url}/v2/models/{name}/infer", data=data, headers=headers)
             values = await answer.json()
@@ -206,10 +196,8 @@ class Translator:
             # Every request is well formed: 400 means that the model has no worker, and 500 that one has died.
             return _error(503 if answer.status == 400 else answer.status, str(values["error"]))
         texts = {output["name"]: output["data"][0] for output in values["outputs"]}
-        http = json.loads(texts["http"])
-        return web.Response(
-            body=texts["answer"].encode(), status=http["status"], reason=http["phrase"], headers=http["headers"]
-        )
+        http, data = json.loads(texts["http"]), texts["answer"].encode()
+        return web.Response(body=data, status=http["status"], reason=http["phrase"], headers=http["headers"])
 
 
 def _error(status: int, message: str) -> web.Response:

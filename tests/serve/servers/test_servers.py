@@ -28,9 +28,7 @@ from tests.conftest import GREEN, RED, write_archive
 from tests.serve.conftest import MakeArchive, wait_for
 
 pytestmark = pytest.mark.server
-# Those that serve other archives than ours, and those that serve ours.
-ANY = ("torchserve", "mms", "litserve")
-SERVERS = (*ANY, "triton")
+SERVERS = ("torchserve", "mms", "litserve")
 
 
 def request_for(server: str, archive: Path, name: str, **numbers: int) -> Request:
@@ -125,7 +123,7 @@ def test_the_same_name_and_the_same_port_are_refused(
         up(other, print, environ)
 
 
-@pytest.mark.parametrize("server", ANY)
+@pytest.mark.parametrize("server", SERVERS)
 def test_scaling_heals_a_model_without_living_workers(
     server: str, make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path
 ) -> None:
@@ -158,7 +156,7 @@ def test_scaling_heals_a_model_without_living_workers(
             assert scale(running.instance, running.state, "fake", workers, workers, print).workers == workers
 
 
-@pytest.mark.parametrize("server", ANY)
+@pytest.mark.parametrize("server", SERVERS)
 def test_a_worker_that_refuses_its_archive_is_reported_at_once(
     server: str, make_fake: MakeArchive, environ: dict[str, str], tmp_path: Path
 ) -> None:

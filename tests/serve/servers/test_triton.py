@@ -25,7 +25,9 @@ from serve.client import ManagementClient
 from serve.config import Overrides
 from serve.instance import MARK
 from serve.instance.child import Running
+from serve.scale import scale
 from serve.servers.triton import VENV
+from serve.status import status
 from serve.up import Request, up
 from tests.conftest import BLUE, GREEN, RED, ROOT, pack, post_together, write_archive
 from tests.serve.conftest import wait_for
@@ -35,11 +37,16 @@ BROKEN = [b"", b"no picture", RED[:40], b'{"data": "?"}']
 
 
 @pytest.fixture(scope="module")
-def served(colour_archive: Path, state_home: Path) -> Iterator[Running]:
+def mar(openvino_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(openvino_model, tmp_path_factory.mktemp("mar") / "colours.mar")
+
+
+@pytest.fixture(scope="module")
+def served(mar: Path, state_home: Path) -> Iterator[Running]:
     """Two instances of the project's handler, in batches of 4."""
     environ = {**os.environ, "BEELINE_STATE": str(state_home)}
     numbers = Overrides(workers=2, batch_size=4, max_batch_delay=50)
-    asked = Request("triton", (str(colour_archive),), name="triton", overrides=numbers, ports=Ports(0))
+    asked = Request("triton", (str(mar),), name="triton", overrides=numbers, ports=Ports(0))
     with up(asked, print, environ) as running:
         yield running
     assert processes.marked(MARK, running.state.mark) == []
@@ -88,18 +95,18 @@ def test_the_clients_headers_reach_the_handler(served: Running) -> None:
     assert detailed.json()["model"]["name"] == "colours"
 
 
-def test_its_answers_are_those_of_the_handler_alone(served: Running, colour_archive: Path) -> None:
+def test_its_answers_are_those_of_the_handler_alone(served: Running, mar: Path) -> None:
     pictures = [path.read_bytes() for path in sorted((ROOT / "tests" / "pictures").glob("*.jpg"))]
-    assert same_as_alone(served, colour_archive, [*pictures, RED, GREEN, BLUE, *BROKEN]) == {200, 400, 415, 422}
+    assert same_as_alone(served, mar, [*pictures, RED, GREEN, BLUE, *BROKEN]) == {200, 400, 415, 422}
 
 
 @pytest.mark.shared
 def test_real_pictures_and_broken_ones_are_answered_as_by_the_handler_alone(
-    served: Running, colour_archive: Path, shared_data: Path
+    served: Running, mar: Path, shared_data: Path
 ) -> None:
     pictures = sorted((shared_data / "hymenoptera_data" / "val").rglob("*.jpg"))[::20][:8]
     sent = [path.read_bytes() for path in pictures]
-    assert same_as_alone(served, colour_archive, [*sent, sent[0][:5000], *BROKEN]) == {200, 400, 415, 422}
+    assert same_as_alone(served, mar, [*sent, sent[0][:5000], *BROKEN]) == {200, 400, 415, 422}
 
 
 def test_two_instances_take_batches_up_to_the_largest(served: Running) -> None:
@@ -150,6 +157,15 @@ def ready(running: Running, number: int) -> bool:
     return model is not None and model.ready == len(model.workers) == number
 
 
+def test_it_is_scaled_and_counted_like_other_servers(served: Running) -> None:
+    for workers in (3, 0, 2):
+        assert scale(served.instance, served.state, "colours", workers, workers, print).workers == workers
+        assert len(tritonserver(served).children()) == workers
+    (server,) = status(served.instance.folder.parent, "triton")["servers"]
+    assert server["answers"]["colours"]["200"] > 0
+    assert (server["models"][0]["ready"], server["state"]) == (2, "ready")
+
+
 @pytest.mark.parametrize("victim", ["worker", "tritonserver"])
 def test_what_was_killed_comes_back_and_clients_get_json_meanwhile(served: Running, victim: str) -> None:
     url = f"{served.state.inference}/predictions/colours"
@@ -174,9 +190,9 @@ def test_an_archive_that_is_not_of_beeline_is_refused_in_one_sentence(tmp_path: 
 
 
 def test_a_worker_that_refuses_its_archive_is_reported_with_its_reason(
-    colour_model: Path, tmp_path: Path, state_home: Path
+    openvino_model: Path, tmp_path: Path, state_home: Path
 ) -> None:
-    folder = shutil.copytree(colour_model, tmp_path / "model")
+    folder = shutil.copytree(openvino_model, tmp_path / "model")
     expected = folder / "golden" / "expected.json"
     expected.write_text(expected.read_text().replace("0.9", "0.5"))
     asked = Request(
