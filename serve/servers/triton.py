@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from archive import triton
 from beeline.errors import Undetermined
 from host import ROOT
 from host.environments import Environment
@@ -65,7 +64,7 @@ class Triton(Server):
     def command(self, runtime: Runtime, places: Places, vmargs: str) -> list[str]:
         shared = f"--backend-config=python,shm-region-prefix-name={places.temporary.name}"
         words = [*runtime.program, f"--model-repository={places.temporary / 'repository'}", shared]
-        return [sys.executable, "-m", "serve.servers.translator", str(places.properties), *words]
+        return [sys.executable, "-m", "serve.gateway.translator", str(places.properties), *words]
 
     def environment(self, python: Path) -> dict[str, str]:
         # A worker finds its packages by the first `python3` on the PATH, and not by PYTHONPATH.
@@ -75,6 +74,9 @@ class Triton(Server):
         return {"PATH": path, "LD_LIBRARY_PATH": libraries, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def write(self, configuration: Configuration, addresses: Addresses, places: Places) -> None:
+        # Only here does this room write something of an archive.
+        from archive import triton
+
         models, queue = {}, protocol.queue(configuration, addresses)
         for model in configuration.models:
             size, delay = model.batch_size.value, model.max_batch_delay.value

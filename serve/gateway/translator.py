@@ -2,7 +2,7 @@
 
 A picture becomes a request `infer`, and its outputs the answer with status and headers; management is the part of
 TorchServe's API that `serve.client` uses. tritonserver starts again after it died, and so do its workers, which it
-leaves dead itself. Run as `python -m serve.servers.translator FILE TRITONSERVER OPTION...`; `triton.py` writes FILE.
+leaves dead itself. Run as `python -m serve.gateway.translator FILE TRITONSERVER OPTION...`; `triton.py` writes FILE.
 """
 
 # ruff: noqa: D102 - the handlers are named as what they answer
@@ -27,7 +27,6 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 from beeline.metrics import identity
 from host import processes
 from serve import ports
-from serve.client import READY
 from serve.ports import Address
 
 logger = logging.getLogger("translator")
@@ -164,7 +163,7 @@ class Translator:
     async def describe(self, request: web.Request) -> web.Response:
         name = self.named(request)
         (low, high), alive = self.asked[name], sorted(self.alive(name))
-        workers: list[dict[str, object]] = [{"id": str(pid), "status": READY, "pid": pid} for pid in alive]
+        workers: list[dict[str, object]] = [{"id": str(pid), "status": "READY", "pid": pid} for pid in alive]
         workers += [{"id": f"new {number}", "status": "LOADING"} for number in range(low - len(alive))]
         numbers = {"minWorkers": low, "maxWorkers": high, "workers": workers}
         return web.json_response([{"modelName": name, **self.models[name], **numbers}])
