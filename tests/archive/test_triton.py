@@ -81,12 +81,15 @@ def call(*words: object) -> Result:
     return CliRunner().invoke(archive.app, ["export", *map(str, words), "--to", "triton"])
 
 
-def test_the_command_takes_the_numbers_of_the_configuration(colour_archive: Path, tmp_path: Path) -> None:
+def test_the_command_takes_the_numbers_of_the_configuration(
+    colour_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "config.properties"
     entry = {"minWorkers": 3, "batchSize": 16, "maxBatchDelay": 7}
     file.write_text(f"models={json.dumps({'colours': {'1.0': entry}})}\njob_queue_size=50\n")
     out = tmp_path / "repository"
-    made = call(colour_archive, "--out", out, "--config", file, "--batch-size", 4, "--json")
+    monkeypatch.setenv("BATCH_SIZE", "4")
+    made = call(colour_archive, "--out", out, "--config", file, "--json")
     values = json.loads(made.stdout)
     assert [values[key] for key in ("batch_size", "delay", "instances", "queue")] == [4, 7, 3, 50]
     # Another version goes beside it; on GPUs one instance each, unless the file has another number.
