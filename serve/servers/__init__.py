@@ -9,8 +9,9 @@ from serve.servers.litserve import LitServe
 from serve.servers.mms import Mms
 from serve.servers.protocol import Server
 from serve.servers.torchserve import TorchServe
+from serve.servers.triton import Triton
 
-_KINDS: dict[str, Callable[[], Server]] = {"torchserve": TorchServe, "mms": Mms, "litserve": LitServe}
+_KINDS: dict[str, Callable[[], Server]] = {"torchserve": TorchServe, "mms": Mms, "litserve": LitServe, "triton": Triton}
 
 
 def named(name: str) -> Server:

@@ -48,7 +48,7 @@ def mar(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(trained / "export", tmp_path_factory.mktemp("store")).path
 
 
-@pytest.fixture(scope="module", params=["torchserve", "mms", "litserve"])
+@pytest.fixture(scope="module", params=["torchserve", "mms", "litserve", "triton"])
 def running(mar: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000)
     name = f"same-{request.param}"

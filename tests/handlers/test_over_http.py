@@ -30,7 +30,7 @@ BROKEN = {b"": 400, b"no picture": 415, RED[:40]: 422, b'{"data": "?"}': 400, b"
 CASES = 40
 
 
-@pytest.fixture(scope="module", params=["torchserve", "mms", "litserve"])
+@pytest.fixture(scope="module", params=["torchserve", "mms", "litserve", "triton"])
 def running(
     colour_model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Running]:
