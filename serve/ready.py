@@ -24,11 +24,11 @@ class Busy(BeelineError):
 class Watch:
     """Counts the deaths of one model's workers; both servers replace a dead worker and report nothing.
 
-    `java` is the server's process, `folder` that of its logs. A worker runs in the folder of its unpacked archive.
+    `server` is its process's id, `folder` that of its logs. A worker runs in the folder of its unpacked archive.
     """
 
-    def __init__(self, java: int, folder: Path, model: str, version: str) -> None:
-        self.java = java
+    def __init__(self, server: int, folder: Path, model: str, version: str) -> None:
+        self.server = server
         self.folder = folder
         self.deaths = 0
         self.threads = logs.worker_threads(model, version)
@@ -36,16 +36,16 @@ class Watch:
         self._alive: set[int] = set()
 
     def workers(self) -> set[int]:
-        """Return the ids of Java's living children of this model, and count those that ended since the last call."""
+        """Return the ids of this model's living workers, and count those that ended since the last call."""
         children = {child.pid for child in self._below()}
         self.deaths += len(self._alive - children)
         self._alive = children
         return children
 
     def forks(self) -> int:
-        """Return how many living processes Java's children have started: MMS's workers."""
+        """Return how many living processes the server's children have started: MMS's workers."""
         try:
-            return sum(each.ppid() != self.java for each in self._below(recursive=True))
+            return sum(each.ppid() != self.server for each in self._below(recursive=True))
         except psutil.Error:
             # One of them just ended; the next call counts again.
             return 0
@@ -53,7 +53,7 @@ class Watch:
     def _below(self, recursive: bool = False) -> list[psutil.Process]:
         living = []
         with suppress(psutil.Error):
-            for child in psutil.Process(self.java).children(recursive):
+            for child in psutil.Process(self.server).children(recursive):
                 # One that just ended says nothing about the others.
                 with suppress(psutil.Error, OSError, ValueError, KeyError):
                     folder = Path(child.cwd()) if child.status() != psutil.STATUS_ZOMBIE else None

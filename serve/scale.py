@@ -138,12 +138,12 @@ def scale(
     # TorchServe keeps its workers, and forgets them, if only the smaller number is 0.
     if not 1 <= low <= high and not low == high == 0:
         raise BeelineError(f"--min is {low} and --max {high}; allowed: 1 or more with --max at least --min, or both 0")
-    if state.java is None:
+    if state.server_process is None:
         raise BeelineError(f"the server {instance.name!r} is just starting; try again in a moment")
     began = time.monotonic()
     kind = servers.named(state.server)
     settings = _settings(state, model)
-    watch = Watch(state.java, instance.logs, settings.model, settings.version)
+    watch = Watch(state.server_process, instance.logs, settings.model, settings.version)
     # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
     with ManagementClient(state.management) as management:

@@ -99,7 +99,7 @@ def _readiness(state: State) -> str:
 
 def _processes(state: State) -> list[dict[str, Any]]:
     """Return id, kind and resident megabytes of the supervisor and of every marked process."""
-    kinds = {state.supervisor: "supervisor", state.java: "java", state.gateway_process: "gateway"}
+    kinds = {state.supervisor: "supervisor", state.server_process: "server", state.gateway_process: "gateway"}
     marked = processes.marked(MARK, state.mark, Path(state.temporary))
     out = []
     for pid in (*([state.supervisor] if state.supervisor else []), *(process.pid for process in marked)):

@@ -30,10 +30,10 @@ from serve.gateway.settings import Backend, public, tls_files
 from serve.instance import Instance, State
 from serve.instance.child import Running
 from serve.ready import Watch, try_golden, wait_for_workers
-from serve.servers import java, protocol
-from serve.servers.protocol import Places, Say, Server
+from serve.servers import protocol
+from serve.servers.protocol import Places, Runtime, Say, Server
 
-# Seconds for Java, before it loads a model, and for the gateway.
+# Seconds for the server, before it loads a model, and for the gateway.
 _PATIENCE = 60.0
 # TorchServe unpacks all archives before it answers: on a busy core 2.2 GB took 100 s, which is so many bytes a second.
 _UNPACKED = 2e7
@@ -66,7 +66,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
 
     Raises:
         BeelineError: for an empty store, a taken port, a worker that refuses its archive, and other mistakes.
-        Undetermined: if Java, nginx or the server's package is missing, or nothing answers in time.
+        Undetermined: if nginx or what runs the server is missing, or nothing answers in time.
     """
     began = time.monotonic()
     kind = servers.named(request.server)
@@ -76,8 +76,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     archives = _archives(kind, request, read, say)
     gpus = 0 if environ.get("BEELINE_DEVICE") == "cpu" else len(machine.gpus())
     resolved = config.resolve(read, archives, request.overrides, environ, machine.cores(), gpus, machine.free_memory())
-    jvm = java.find_java(environ)
-    python = kind.prepare(say)
+    runtime = kind.prepare(say, environ)
     for name, stopped in instance.sweep_dead(home).items():
         say(f"stopped {len(stopped)} processes that the dead server {name!r} left: {stopped}")
     lock = target.lock()
@@ -88,9 +87,9 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
     try:
         target.sweep()
         settled = addresses.settle(listeners, kind.highest_port)
-        started = _Start(target, kind, resolved, settled, archives, gateway, read, request.card, python)
+        started = _Start(target, kind, resolved, settled, archives, gateway, read, request.card, runtime)
         try:
-            running = _spawn(started, lock, jvm, environ)
+            running = _spawn(started, lock, environ)
         except BaseException:
             target.sweep()
             raise
@@ -98,10 +97,7 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         # A supervisor that runs holds the same lock.
         os.close(lock)
     try:
-        say(
-            f"{kind.title} starts on {settled.backend}, with management on {settled.management}; "
-            f"Java {jvm.major} ({jvm.reason})"
-        )
+        say(f"{kind.title} starts on {settled.backend}, with management on {settled.management}; {runtime.sentence}")
         say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
@@ -151,12 +147,12 @@ class _Start:
     gateway: Choice
     properties: properties.Properties
     card: Card | None
-    python: Path
+    runtime: Runtime
 
 
-def _spawn(start: _Start, lock: int, jvm: java.Java, environ: Mapping[str, str]) -> Running:
+def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
     """Write the state and the files, and start the supervisor with the lock and a pipe."""
-    target, kind, resolved, python = start.target, start.kind, start.resolved, start.python
+    target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
     places = Places(instance.scratch(mark), target.logs)
     state = State(
@@ -171,8 +167,8 @@ def _spawn(start: _Start, lock: int, jvm: java.Java, environ: Mapping[str, str])
         gateway_program=start.gateway.sentence,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
-        command=protocol.command(kind, jvm, python, places, resolved.vmargs),
-        environment=protocol.environment(kind, python, resolved, places),
+        command=kind.command(start.runtime, places, resolved.vmargs),
+        environment=protocol.environment(kind, start.runtime.python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),
         started=time.time(),
@@ -217,14 +213,14 @@ def _spawn(start: _Start, lock: int, jvm: java.Java, environ: Mapping[str, str])
 
 
 def _wait(running: Running, start: _Start, say: Say) -> None:
-    """Wait for Java, for every model's workers and its golden picture, and for the gateway.
+    """Wait for the server, for every model's workers and its golden picture, and for the gateway.
 
     Only as many workers load at a time as there are cores. A model that does not start harms no other one.
     """
     models = start.resolved.models
     with ManagementClient(running.state.management) as management:
         unpacked = sum(archive.path.stat().st_size for archive in start.archives)
-        _wait_for(running, "Java", management.unready, _PATIENCE + unpacked / _UNPACKED)
+        _wait_for(running, start.kind.title, management.unready, _PATIENCE + unpacked / _UNPACKED)
     most = max(model.min_workers.value for model in models)
     pool = ThreadPoolExecutor(max(1, machine.cores() // most), thread_name_prefix="load")
     failed: dict[str, str] = {}
@@ -257,11 +253,11 @@ def _wait(running: Running, start: _Start, say: Say) -> None:
 
 def _load(running: Running, start: _Start, model: ModelSettings, archive: Archive) -> str:
     """Start a model's workers and try its golden picture; return a sentence on the result."""
-    assert running.state.java is not None
+    assert running.state.server_process is not None
     kind, workers = start.kind, model.min_workers.value
-    watch = Watch(running.state.java, running.instance.logs, model.model, model.version)
+    watch = Watch(running.state.server_process, running.instance.logs, model.model, model.version)
     version = model.version if kind.versions else None
-    fix = partial(kind.advice, archive, start.python)
+    fix = partial(kind.advice, archive, start.runtime.python)
     with ManagementClient(running.state.management) as management, InferenceClient(running.state.backend) as inference:
         try:
             kind.register(management, model)

@@ -20,7 +20,7 @@ from beeline.errors import BeelineError, ConfigError
 from beeline.metrics import FOLDER
 from host import machine
 from host.files import SHORT, sha256
-from serve import addresses, config, instance, properties
+from serve import addresses, config, instance, properties, servers
 from serve.addresses import Addresses, Ports
 from serve.config import Configuration, Setting
 from serve.gateway import catalog, runtime
@@ -75,7 +75,7 @@ def share(
                 for each, state in found
             ),
             store=served,
-            versions=all(state.server == "torchserve" for state in states),
+            versions=servers.named(states[0].server).versions,
             logs=top / "logs",
         )
         runtime.lay_out(settings)

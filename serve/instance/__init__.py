@@ -57,7 +57,7 @@ class State:
     gateway_program: str = ""
     gateway: list[str] = field(default_factory=list)
     supervisor: int | None = None
-    java: int | None = None
+    server_process: int | None = None
     gateway_process: int | None = None
     ready: bool = False
     grace: float = 10.0
@@ -226,7 +226,7 @@ def down(home: Path, name: str | None = None, every: bool = False) -> dict[str, 
 
 
 def _stop(target: Instance) -> None:
-    # A supervisor kills Java after ten seconds, and workers after five.
+    # A supervisor kills the server after ten seconds, and workers after five.
     deadline = time.monotonic() + 30
     has_signalled = False
     while target.alive():

@@ -103,7 +103,7 @@ def summary(running: Running) -> dict[str, object]:
         "models": [{key: model[key] for key in ("model", "version")} for model in state.configuration["models"]],
         "seconds": round(running.seconds, 2),
         "supervisor": running.process.pid,
-        "java": state.java,
+        "server_process": state.server_process,
         "logs": str(running.instance.logs),
     }
 

@@ -15,7 +15,8 @@ from typing import IO
 
 from beeline.errors import BeelineError, did_you_mean
 
-# access: one line of JSON a request. console: Java before it logs. supervisor: the prober too. gateway: nginx's errors.
+# access: one line of JSON a request. console: what else a server prints.
+# supervisor: the prober too. gateway: nginx's errors.
 NAMES = ("worker", "server", "console", "supervisor", "gateway", "access")
 
 _PREFIX = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,]+ (?:\[\w+ *\] )?(\S+) (.*)$")

@@ -1,8 +1,9 @@
-"""The small process above a server: it starts Java, adopts orphaned workers, and leaves nothing behind.
+"""The small process above a server: it starts the server, adopts orphaned workers, and leaves nothing behind.
 
 The launchers of TorchServe and MMS leave Java running on SIGTERM, and MMS leaves workers when Java dies. So this
-process starts Java itself. It stops the whole tree on a signal, and when its pipe closes, because then the command in
-the foreground has died. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it inherits both descriptors.
+process starts the server itself. It stops the whole tree on a signal, and when its pipe closes, because then the
+command in the foreground has died. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it
+inherits both descriptors.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ logger = logging.getLogger("supervisor")
 
 
 class Supervisor:
-    """Runs one instance, from the start of Java until nothing of it is left."""
+    """Runs one instance, from the start of its server until nothing of it is left."""
 
     def __init__(self, instance: Instance, state: State, pipe: int) -> None:
         self.instance = instance
@@ -47,7 +48,7 @@ class Supervisor:
         self._due: float | None = None
 
     def run(self) -> int:
-        """Supervise until the end; return the exit code, 1 if Java or the gateway ended by itself."""
+        """Supervise until the end; return the exit code, 1 if the server or the gateway ended by itself."""
         wake, alarm = os.pipe()
         os.set_blocking(alarm, False)
         signal.set_wakeup_fd(alarm)
@@ -60,8 +61,8 @@ class Supervisor:
         self.instance.write(self.state)
         try:
             with (self.instance.logs / "console.log").open("ab") as console:
-                java = self._start(self.state.command, signal.SIGKILL, console, self.state.environment)
-            self._save(java=java)
+                server = self._start(self.state.command, signal.SIGKILL, console, self.state.environment)
+            self._save(server_process=server)
             if self.state.gateway:
                 self._start_gateway()
             while self.reason is None:
@@ -72,13 +73,13 @@ class Supervisor:
                 if self.pipe in readable:
                     self._listen()
                 self._reap()
-                if self.reason is None and java in self.exits:
-                    self._fail(f"Java ended by itself ({_exit(self.exits[java])})")
+                if self.reason is None and server in self.exits:
+                    self._fail(f"the server ended by itself ({_exit(self.exits[server])})")
                 self._watch_gateway()
             # The gateway first, so that requests under way still get their answers.
             if self.gateway is not None:
                 self._stop(self.gateway)
-            self._stop(java)
+            self._stop(server)
         except Exception as error:
             self._fail(f"the supervisor failed ({type(error).__name__}: {error})")
             raise
@@ -152,7 +153,7 @@ class Supervisor:
                 self.exits[ended[0]] = os.waitstatus_to_exitcode(ended[1])
 
     def _stop(self, process: int) -> None:
-        """End a child and wait for it. Java must end before its workers, or it would start new ones."""
+        """End a child and wait for it. A server must end before its workers, or it would start new ones."""
         number = signal.SIGTERM
         deadline = time.monotonic() + self.state.grace
         while process not in self.exits:

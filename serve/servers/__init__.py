@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from beeline.errors import ConfigError, did_you_mean
 from serve.servers.mms import Mms
 from serve.servers.protocol import Server
 from serve.servers.torchserve import TorchServe
 
-_KINDS: dict[str, type[TorchServe] | type[Mms]] = {"torchserve": TorchServe, "mms": Mms}
+_KINDS: dict[str, Callable[[], Server]] = {"torchserve": TorchServe, "mms": Mms}
 
 
 def named(name: str) -> Server:

@@ -1,16 +1,28 @@
-"""A Java that runs the servers: JAVA_HOME's, the PATH's, or the set-up's."""
+"""What TorchServe and MMS have in common: a Java, which JAVA_HOME, the PATH or the set-up has, and their files."""
+
+# ruff: noqa: D102 - an override is documented where it is declared
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import javaproperties
+
 from beeline.errors import Undetermined
+from host import ROOT, machine
+from serve.addresses import Addresses
+from serve.config import Configuration
+from serve.servers import protocol
+from serve.servers.protocol import Places, Runtime, Say, Server
 
 OLDEST = 17
 
@@ -22,6 +34,81 @@ class Java:
     command: Path
     major: int
     reason: str
+
+
+class JavaServer(Server):
+    """A server in Java that starts Python workers, and reads a properties file.
+
+    Attributes:
+        main: Java's entry class.
+        package: the Python package that has the jars in its folder `frontend`.
+        arguments: its own options, in addition to those of `command`.
+    """
+
+    main: str
+    package: str
+    arguments: Sequence[str] = ()
+
+    @abstractmethod
+    def install(self, say: Say) -> Path:
+        """Return the Python that runs the workers; raise Undetermined if the server's package is missing."""
+
+    @abstractmethod
+    def site(self, python: Path) -> Path:
+        """Return the folder that holds the server's package."""
+
+    @abstractmethod
+    def values(self, configuration: Configuration, places: Places) -> dict[str, str]:
+        """Return this server's own configuration, in addition to what `write` writes."""
+
+    def prepare(self, say: Say, environ: Mapping[str, str]) -> Runtime:
+        java = find_java(environ)
+        # Newer Javas warn about what Netty does for speed.
+        newer = ("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow")
+        program = (str(java.command), *(newer if java.major >= 24 else ()))
+        return Runtime(self.install(say), program, f"Java {java.major} ({java.reason})")
+
+    def command(self, runtime: Runtime, places: Places, vmargs: str) -> list[str]:
+        """Return the command line as the server's own launcher would.
+
+        Beeline does not use the launcher: it has one process id file for all servers of a user, leaves Java running
+        when it is stopped, and prints what it should log.
+        """
+        site = self.site(runtime.python)
+        # Java reads options from these variables too.
+        variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+        user_options = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
+        return [
+            *runtime.program,
+            f"-Dmodel_server_home={site}",
+            f"-Djava.io.tmpdir={places.temporary}",
+            f"-Dlog4j.configurationFile={(ROOT / 'config' / 'log4j2.xml').as_uri()}",
+            # Without memory Java shall end, which the supervisor sees, and not half work.
+            "-XX:+ExitOnOutOfMemoryError",
+            # A killed Java would leave its performance file in the system's temporary folder.
+            "-XX:-UsePerfData",
+            *options(machine.cores(), user_options),
+            *shlex.split(vmargs),
+            *("-cp", str(site / self.package / "frontend" / "*"), self.main),
+            *("--python", str(runtime.python), "-f", str(places.properties), "-s", str(places.store)),
+            *self.arguments,
+        ]
+
+    def write(self, configuration: Configuration, addresses: Addresses, places: Places) -> None:
+        """Write the keys that both servers have, then the server's own."""
+        common = {
+            "inference_address": str(addresses.backend),
+            "management_address": str(addresses.control),
+            "model_store": str(places.store),
+            "max_request_size": str(configuration.max_request_size),
+            # The handler parses bodies, because in the server's parser one bad body would fail its whole batch.
+            "decode_input_request": "false",
+            "job_queue_size": str(protocol.queue(configuration, addresses)),
+        }
+        for key in ("max_response_size", "number_of_netty_threads", "netty_client_threads"):
+            common[key] = str(configuration.numbers[key].value)
+        with places.properties.open("w", encoding="utf-8") as file:
+            javaproperties.dump({**common, **self.values(configuration, places)}, file, timestamp=False)
 
 
 def options(cores: int, vmargs: Sequence[str]) -> list[str]:

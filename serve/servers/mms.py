@@ -12,14 +12,15 @@ from host import ROOT
 from host.environments import Environment
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
-from serve.servers.protocol import Places, Say, Server
+from serve.servers.java import JavaServer
+from serve.servers.protocol import Places, Say
 
 # Its archiver is the same module as TorchServe's, so the two cannot share an environment.
 VENV = ROOT / ".venv-mms"
 LOCK_FILE = ROOT / "requirements" / "mms.txt"
 
 
-class Mms(Server):
+class Mms(JavaServer):
     """Runs from its own environment, made from its lock file the first time."""
 
     name = "mms"
@@ -34,7 +35,7 @@ class Mms(Server):
         self.venv = venv
         self.lock_file = lock_file
 
-    def prepare(self, say: Say) -> Path:
+    def install(self, say: Say) -> Path:
         # Set in its image, where nothing is to be installed.
         if given := os.environ.get("BEELINE_MMS_PYTHON"):
             python = Path(given)
@@ -63,7 +64,7 @@ class Mms(Server):
         # It runs the first `python3` on the PATH, because that is the runtime that archives name.
         return {"PATH": os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])}
 
-    def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
+    def values(self, configuration: Configuration, places: Places) -> dict[str, str]:
         slowest = max(model.response_timeout.value for model in configuration.models)
         # The older key, `default_response_timeout`, counts minutes. Its own metrics come once a day, nearly never.
         return {"default_response_timeout_seconds": str(slowest), "metric_time_interval": "86400"}

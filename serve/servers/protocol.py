@@ -1,27 +1,24 @@
-"""What a server must provide so that `serve` can run it, and what TorchServe and MMS have in common."""
+"""What a server must provide so that `serve` can run it, and what all have in common."""
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import shutil
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import javaproperties
-
 from archive.mar import Archive
+from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
-from host import ROOT, machine
 from serve import counts
 from serve.addresses import Addresses
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
-from serve.servers.java import Java, options
 
 # Unless these thresholds are set, glibc raises them and keeps the memory of a burst. These values also avoid page
 # faults: a forward pass of ResNet-18, batch 8, one thread, took 169-189 ms with them, 203-209 without, and 296-331 with
@@ -46,14 +43,25 @@ class Places:
         self.metrics = logs.parent / "metrics"
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """What a start runs: the Python of the workers, the first words of the server's command, and both for people."""
+
+    python: Path
+    program: tuple[str, ...]
+    sentence: str
+
+
 class Server(ABC):
-    """One kind of server.
+    """One kind of server: it is installed, told what to serve, and commanded through its management API.
+
+    It is one process that the supervisor starts. On `addresses.backend` it answers `POST /predictions/MODEL`, on
+    `addresses.control` the part of TorchServe's management API that `ManagementClient` uses. A worker is its child,
+    runs in the folder of its unpacked archive, and logs to `worker.log`; from these `serve.ready` learns of its death.
 
     Attributes:
-        main: Java's entry class.
-        package: the Python package that has the jars in its folder `frontend`.
-        arguments: its own options, in addition to `command` below.
-        versions: whether it serves several versions of one model, and can install the requirements of an archive.
+        versions: whether it serves several versions of one model.
+        installs: whether it can install the requirements of an archive.
         highest_port: the largest port that it takes.
         synchronous: whether only its answer to a synchronous request says that workers are loaded (MMS lists them as
             READY from the start).
@@ -62,40 +70,38 @@ class Server(ABC):
 
     name: str
     title: str
-    main: str
-    package: str
-    arguments: Sequence[str] = ()
     versions: bool
-    highest_port: int
-    synchronous: bool
+    installs: bool = False
+    highest_port: int = 65_535
+    synchronous: bool = False
     lock_file: Path
 
     @abstractmethod
-    def prepare(self, say: Say) -> Path:
-        """Return the Python that runs the workers; install it first if its lock file has changed.
+    def prepare(self, say: Say, environ: Mapping[str, str]) -> Runtime:
+        """Return what runs the server; install it first if its lock file has changed.
 
-        Raise Undetermined if the server's package is missing.
+        Raise Undetermined if something is missing.
         """
 
     @abstractmethod
-    def site(self, python: Path) -> Path:
-        """Return the folder that holds the server's package."""
+    def command(self, runtime: Runtime, places: Places, vmargs: str) -> list[str]:
+        """Return the command line that starts the server; it runs in `places.temporary` and logs to `places.logs`."""
 
     @abstractmethod
+    def write(self, configuration: Configuration, addresses: Addresses, places: Places) -> None:
+        """Write the configuration that the server reads at its start, to `places.properties`."""
+
     def environment(self, python: Path) -> dict[str, str]:
-        """Return this server's own variables for Java and the workers, in addition to `environment` below."""
-
-    @abstractmethod
-    def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
-        """Return this server's own configuration, in addition to `write_properties` below."""
+        """Return this server's own variables, for itself and its workers, in addition to `environment` below."""
+        return {}
 
     def path(self, model: ModelSettings) -> str:
         """Return the part of the API's paths that names a model, with its version where the server knows any."""
         return f"{model.model}/{model.version}" if self.versions else model.model
 
-    @abstractmethod
     def register(self, management: ManagementClient, model: ModelSettings) -> None:
         """Start a model's workers once the API answers; raise BeelineError as `revive`."""
+        management.scale(self.path(model), model.min_workers.value, model.max_workers.value)
 
     def advice(self, archive: Archive, python: Path, why: str) -> str:
         """Return what helps if workers of an archive die for the reason `why`: mostly a package that is missing."""
@@ -118,67 +124,32 @@ class Server(ABC):
             f"its handler {handler} imports {module}, which {python} lacks: put it into the archive if it is a file of "
             f"yours, else install it with `uv pip install --python {python} --constraint {self.lock_file} {package}`"
         )
-        if self.versions:
+        if self.installs:
             brought = f"its {archive.requirements}" if archive.requirements else "a requirements.txt in the archive"
             fix += f", or let {self.title} install {brought}: install_py_dep_per_model=true in config.properties"
         return fix
 
-    @abstractmethod
     def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
         """Give a model new workers, whatever became of the old ones; requests under way may be lost.
 
         Raise BeelineError if they do not start, and Undetermined after `patience` seconds.
         """
+        # On TorchServe, scaling to 0 removes dead workers from its list too.
+        management.scale(self.path(model), 0, 0)
+        deadline = time.monotonic() + patience
+        while (now := management.describe(self.path(model))) is not None and now.workers:
+            if time.monotonic() > deadline:
+                raise Undetermined(f"{model.model} still has workers after {patience:g} s; see `beeline serve logs`")
+            time.sleep(0.1)
+        management.scale(self.path(model), low, high)
 
 
-def command(server: Server, java: Java, python: Path, places: Places, vmargs: str) -> list[str]:
-    """Return the command line that starts the server, as its own launcher would.
-
-    Beeline does not use the launcher: it has one process id file for all servers of a user, leaves Java running when it
-    is stopped, and prints what it should log.
-    """
-    site = server.site(python)
-    # Java reads options from these variables too.
-    variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
-    user_options = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
-    return [
-        str(java.command),
-        f"-Dmodel_server_home={site}",
-        f"-Djava.io.tmpdir={places.temporary}",
-        f"-Dlog4j.configurationFile={(ROOT / 'config' / 'log4j2.xml').as_uri()}",
-        # Without memory Java shall end, which the supervisor sees, and not half work.
-        "-XX:+ExitOnOutOfMemoryError",
-        # A killed Java would leave its performance file in the system's temporary folder.
-        "-XX:-UsePerfData",
-        # Newer Javas warn about what Netty does for speed.
-        *(("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow") if java.major >= 24 else ()),
-        *options(machine.cores(), user_options),
-        *shlex.split(vmargs),
-        *("-cp", str(site / server.package / "frontend" / "*"), server.main),
-        *("--python", str(python), "-f", str(places.properties), "-s", str(places.store)),
-        *server.arguments,
-    ]
-
-
-def write_properties(server: Server, configuration: Configuration, addresses: Addresses, places: Places) -> None:
-    """Write the runtime configuration: the keys that both servers have, then the server's own."""
-    numbers = configuration.numbers
-    common = {
-        "inference_address": str(addresses.backend),
-        "management_address": str(addresses.control),
-        "model_store": str(places.store),
-        "max_request_size": str(configuration.max_request_size),
-        # The handler parses bodies, because in the server's parser one bad body would fail its whole batch.
-        "decode_input_request": "false",
-    }
-    for key in ("job_queue_size", "max_response_size", "number_of_netty_threads", "netty_client_threads"):
-        common[key] = str(numbers[key].value)
-    if addresses.metrics is not None:
-        # A gateway lets in as many requests as the server should hold. After a deadline or a reload more may wait here
-        # for a while, and a server answers 503 both for a full queue and if it is not ready.
-        common["job_queue_size"] = str(2 * numbers["job_queue_size"].value)
-    with places.properties.open("w", encoding="utf-8") as file:
-        javaproperties.dump({**common, **server.properties(configuration, places)}, file, timestamp=False)
+def queue(configuration: Configuration, addresses: Addresses) -> int:
+    """Return how many requests of a model the server itself may hold."""
+    size = configuration.numbers["job_queue_size"].value
+    # A gateway lets in as many requests as the server should hold. After a deadline or a reload more may wait here for
+    # a while, and a server answers 503 both for a full queue and if it is not ready.
+    return size if addresses.metrics is None else 2 * size
 
 
 def environment(server: Server, python: Path, configuration: Configuration, places: Places) -> dict[str, str]:
@@ -221,7 +192,7 @@ def lay_out(
     counts.empty(places.metrics)
     for archive in archives:
         keep(archive.path.resolve(), places.store / archive.path.name)
-    write_properties(server, configuration, addresses, places)
+    server.write(configuration, addresses, places)
 
 
 def keep(source: Path, target: Path) -> None:

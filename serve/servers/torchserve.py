@@ -7,19 +7,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import time
 from pathlib import Path
 
 from pydantic.alias_generators import to_camel
 
 from beeline.errors import Undetermined
 from host import ROOT
-from serve.client import ManagementClient
-from serve.config import Configuration, ModelSettings, Setting
-from serve.servers.protocol import Places, Say, Server
+from serve.config import Configuration, Setting
+from serve.servers.java import JavaServer
+from serve.servers.protocol import Places, Say
 
 
-class TorchServe(Server):
+class TorchServe(JavaServer):
     """Runs from this environment."""
 
     name = "torchserve"
@@ -28,12 +27,10 @@ class TorchServe(Server):
     package = "ts"
     # No snapshots; and no token, because only this machine reaches the management address.
     arguments = ("-ncs", "--disable-token-auth")
-    versions = True
-    highest_port = 65_535
-    synchronous = False
+    versions = installs = True
     lock_file = ROOT / "requirements" / "main.txt"
 
-    def prepare(self, say: Say) -> Path:
+    def install(self, say: Say) -> Path:
         self.site(Path(sys.executable))
         return Path(sys.executable)
 
@@ -48,7 +45,7 @@ class TorchServe(Server):
         # It hides this repository from the workers.
         return {"PYTHONPATH": str(ROOT / "serve" / "worker")}
 
-    def properties(self, configuration: Configuration, places: Places) -> dict[str, str]:
+    def values(self, configuration: Configuration, places: Places) -> dict[str, str]:
         # The first version of a model is its default, whatever `models` says (pytorch/serve#2744).
         models = sorted(configuration.models, key=lambda model: not model.default_version)
         return {
@@ -68,19 +65,6 @@ class TorchServe(Server):
             "grpc_management_address": "127.0.0.1",
             "grpc_management_port": "0",
         }
-
-    def register(self, management: ManagementClient, model: ModelSettings) -> None:
-        management.scale(self.path(model), model.min_workers.value, model.max_workers.value)
-
-    def revive(self, management: ManagementClient, model: ModelSettings, low: int, high: int, patience: float) -> None:
-        # Scaling to 0 removes dead workers from its list too.
-        management.scale(self.path(model), 0, 0)
-        deadline = time.monotonic() + patience
-        while (now := management.describe(self.path(model))) is not None and now.workers:
-            if time.monotonic() > deadline:
-                raise Undetermined(f"{model.model} still has workers after {patience:g} s; see `beeline serve logs`")
-            time.sleep(0.1)
-        management.scale(self.path(model), low, high)
 
 
 def models_json(configuration: Configuration) -> str:

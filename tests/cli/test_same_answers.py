@@ -74,8 +74,8 @@ def outcomes(answers: list[Answer]) -> list[str | int]:
 
 
 def worker(running: Running) -> psutil.Process:
-    assert running.state.java is not None
-    children = psutil.Process(running.state.java).children(recursive=True)
+    assert running.state.server_process is not None
+    children = psutil.Process(running.state.server_process).children(recursive=True)
     workers = [child for child in children if "model_service_worker" in " ".join(child.cmdline())]
     # Multi Model Server's worker forks the one that answers.
     (found,) = [one for one in workers if not any(other.ppid() == one.pid for other in workers)]

@@ -46,8 +46,8 @@ def running(
 @pytest.fixture
 def url(running: Running) -> Iterator[str]:
     """The model's URL; the test must leave the server's Python workers as they were."""
-    assert running.state.java is not None
-    java = psutil.Process(running.state.java)
+    assert running.state.server_process is not None
+    java = psutil.Process(running.state.server_process)
     before = {child.pid for child in java.children(recursive=True) if "python" in child.name()}
     yield f"{running.state.inference}/predictions/colours"
     assert {child.pid for child in java.children(recursive=True) if "python" in child.name()} == before

@@ -39,14 +39,14 @@ def test_nothing_is_left_however_it_ends(
     ) as foreground:
         assert foreground.stdout is not None
         if way == "starting":
-            wait_for(lambda: (state := found.read()) is not None and state.java is not None)
+            wait_for(lambda: (state := found.read()) is not None and state.server_process is not None)
         else:
             assert json.loads(foreground.stdout.readline())["name"] == name
         state = found.read()
         assert state is not None
-        assert state.java is not None
+        assert state.server_process is not None
         assert state.supervisor is not None
-        target = {"java": state.java, "supervisor": state.supervisor}.get(way, foreground.pid)
+        target = {"java": state.server_process, "supervisor": state.supervisor}.get(way, foreground.pid)
         number = signal.SIGINT if way == "SIGINT" else signal.SIGKILL
         if way == "down":
             down(state_home, name)
@@ -56,7 +56,7 @@ def test_nothing_is_left_however_it_ends(
     expected = {"SIGINT": 0, "down": 0, "java": 1, "supervisor": 1, "starting": -signal.SIGKILL}[way]
     assert foreground.returncode == expected, said
     if way == "java":
-        assert "ended: Java ended by itself (SIGKILL)" in said
+        assert "ended: the server ended by itself (SIGKILL)" in said
     wait_for(lambda: not found.alive())
     assert processes.marked(MARK, state.mark) == []
     assert not Path(state.temporary).exists()

@@ -71,7 +71,7 @@ def test_two_servers_share_the_load_and_one_may_die(servers: list[Running], envi
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             under_way = [pool.submit(ask, number) for number in range(200)]
             wait_for(lambda: sum(each.done() for each in under_way), lambda count: count >= 50)
-            java = servers[0].state.java
+            java = servers[0].state.server_process
             assert java is not None
             psutil.Process(java).kill()
             assert sum(each.running() for each in under_way) == 8

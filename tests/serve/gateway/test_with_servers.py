@@ -200,8 +200,8 @@ def test_everything_listens_on_loopback_alone_and_status_shows_it(running: Runni
     assert server["models"][0]["ready"] >= 1
     assert server["answers"]["colours"]["200"] >= 1
     assert server["configuration"]["models"][0]["batch_size"]["reason"] == "--batch-size"
-    assert {"supervisor", "java", "gateway", "nginx", "worker"} <= {each["kind"] for each in server["processes"]}
-    assert {"supervisor", "java", "worker"} <= {each["kind"] for each in server["processes"] if each["megabytes"] > 1}
+    assert {"supervisor", "server", "gateway", "nginx", "worker"} <= {each["kind"] for each in server["processes"]}
+    assert {"supervisor", "server", "worker"} <= {each["kind"] for each in server["processes"] if each["megabytes"] > 1}
     assert f"  gateway: {running.state.gateway_program}; page http" in "\n".join(lines(seen))
     listening = [
         connection.laddr

@@ -64,8 +64,8 @@ class Started:
         running = self.instance.read()
         assert running is not None
         assert running.supervisor == self.process.pid
-        assert running.java is not None
-        self.java = running.java
+        assert running.server_process is not None
+        self.server_process = running.server_process
 
     def marked(self) -> list[psutil.Process]:
         return processes.marked(MARK, f"{self.instance.folder}:")
@@ -133,8 +133,8 @@ def test_processes_that_ignore_sigterm_are_killed_and_those_of_others_live(start
 
 def test_java_ending_by_itself_is_a_failure_and_ends_the_workers(start: Start) -> None:
     started = start()
-    os.kill(started.java, signal.SIGKILL)
-    assert started.ended() == (1, ("Java ended by itself (SIGKILL)", True))
+    os.kill(started.server_process, signal.SIGKILL)
+    assert started.ended() == (1, ("the server ended by itself (SIGKILL)", True))
 
 
 @pytest.mark.parametrize("command", ["down", "status"])
@@ -144,7 +144,7 @@ def test_a_killed_supervisor_ends_java_and_the_next_command_stops_its_orphans(
     started = start()
     started.process.kill()
     started.process.wait()
-    wait_for(lambda: not psutil.pid_exists(started.java))
+    wait_for(lambda: not psutil.pid_exists(started.server_process))
     orphans = sorted(process.pid for process in started.marked())
     assert len(orphans) == 2
     seen = {"swept": down(home)} if command == "down" else status(home)

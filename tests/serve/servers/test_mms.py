@@ -34,7 +34,7 @@ def test_without_a_named_python_its_environment_is_prepared(
 
     monkeypatch.delenv("BEELINE_MMS_PYTHON", raising=False)
     monkeypatch.setattr(Environment, "prepare", prepare)
-    assert Mms(tmp_path / "mms", tmp_path / "mms.txt").prepare(print) == python
+    assert Mms(tmp_path / "mms", tmp_path / "mms.txt").install(print) == python
     assert prepared == [Environment("Multi Model Server", tmp_path / "mms", tmp_path / "mms.txt")]
 
 
@@ -43,7 +43,7 @@ def test_a_named_python_is_used_and_nothing_is_installed(
 ) -> None:
     monkeypatch.setenv("BEELINE_MMS_PYTHON", str(python))
     server = Mms(tmp_path / "venv", tmp_path / "no lock file")
-    assert server.prepare(print) == python
+    assert server.install(print) == python
     assert server.site(python) == tmp_path / "mms" / "lib" / "python3.11" / "site-packages"
     assert server.environment(python)["PATH"].startswith(f"{python.parent}:")
     assert not server.venv.exists()
@@ -55,7 +55,7 @@ def test_a_python_without_the_server_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("BEELINE_MMS_PYTHON", given)
     with pytest.raises(Undetermined) as caught:
-        Mms(tmp_path / "venv", tmp_path / "mms.txt").prepare(print)
+        Mms(tmp_path / "venv", tmp_path / "mms.txt").install(print)
     assert str(caught.value).startswith(f"BEELINE_MMS_PYTHON is {given!r}, which is no Python with multi-model-server")
     # The folder is not Beeline's.
     assert "remove" not in str(caught.value)

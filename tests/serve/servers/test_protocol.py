@@ -14,9 +14,8 @@ from serve import addresses, config
 from serve.addresses import Ports
 from serve.properties import Properties, load
 from serve.servers import protocol
-from serve.servers.java import Java
 from serve.servers.mms import Mms
-from serve.servers.protocol import Places
+from serve.servers.protocol import Places, Runtime
 from serve.servers.torchserve import TorchServe, models_json
 from tests.conftest import ROOT, write_archive
 
@@ -39,7 +38,7 @@ def written(
     kind: protocol.Server, resolved: config.Configuration, places: Places, at: addresses.Addresses = ADDRESSES
 ) -> dict[str, str]:
     places.temporary.mkdir()
-    protocol.write_properties(kind, resolved, at, places)
+    kind.write(resolved, at, places)
     return javaproperties.loads(places.properties.read_text())
 
 
@@ -119,8 +118,8 @@ def test_the_command_has_the_instances_folders_and_the_users_options(
     # A collector that the environment names is the only one.
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+UseParallelGC")
     monkeypatch.setattr("host.machine.cores", lambda: 2)
-    java = Java(Path("/java/bin/java"), 17, "test")
-    command = protocol.command(TorchServe(), java, Path(sys.executable), places, "-Xmx1g -Xss1m")
+    runtime = Runtime(Path(sys.executable), ("/java/bin/java",), "test")
+    command = TorchServe().command(runtime, places, "-Xmx1g -Xss1m")
     assert command[0] == "/java/bin/java"
     assert {f"-Djava.io.tmpdir={places.temporary}", "-XX:TieredStopAtLevel=1", "--disable-token-auth"} <= set(command)
     assert command[command.index("-Xmx1g") : command.index("-Xmx1g") + 2] == ["-Xmx1g", "-Xss1m"]

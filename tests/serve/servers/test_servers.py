@@ -116,7 +116,7 @@ def test_the_same_name_and_the_same_port_are_refused(
         up(again, print, environ)
     port = int(served.state.inference.rpartition(":")[2])
     other = Request(again.server, again.wanted, again.store, name="other", ports=Ports(port), gateway="none")
-    with pytest.raises(BeelineError, match=rf"port {port} is taken by java \(pid {served.state.java}\)"):
+    with pytest.raises(BeelineError, match=rf"port {port} is taken by java \(pid {served.state.server_process}\)"):
         up(other, print, environ)
 
 
