@@ -197,8 +197,18 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             f"proxy_send_timeout {send}ms;",
             f"proxy_read_timeout {1000 * deadline - again - connect - send}ms;",
         ],
+        "invocations.conf": _invocations(settings),
         "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
     }
+
+
+def _invocations(settings: Settings) -> list[str]:
+    """Return SageMaker's name of a prediction, where it is on."""
+    if not settings.invocations:
+        return []
+    lines = ["if ($request_method != POST) {", "    return 405;", "}"]
+    lines += [f"rewrite ^ /predictions/{settings.invocations} last;"]
+    return _block("location = /invocations", lines)
 
 
 def _places(size: str, count: int) -> list[str]:

@@ -78,6 +78,7 @@ class Settings:
     tls: Tls | None = None
     name: Name | None = None  # finds the backends on other hosts; None where `backends` lists them
     management_from: tuple[str, ...] = ()  # addresses that may use management; empty means all that can reach it
+    invocations: str = ""  # the model whose prediction `POST /invocations` is
     defaults: Mapping[str, str] = field(default_factory=dict)  # by model, the version that a URL without one means
 
     @property
