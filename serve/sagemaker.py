@@ -64,6 +64,9 @@ def contract(request: Request, folder: Path, environ: Mapping[str, str], say: Sa
             say(f"{ours} is {value}, from {name}")
     read = properties.load(request.config_file, environ)
     for key, most in _MOST.items():
+        if key == "beeline_deadline_seconds" and read.texts.get("beeline_url_hosts"):
+            # Fetching a picture comes before its prediction.
+            most -= int(read.numbers.get("beeline_url_seconds", properties.DEFAULTS["beeline_url_seconds"]))
         number = read.numbers.get(key, properties.DEFAULTS[key])
         if number > most:
             changed[next(name for name, meant in properties.VARIABLES.items() if meant == key)] = str(most)

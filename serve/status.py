@@ -107,7 +107,8 @@ def _processes(state: State) -> list[dict[str, Any]]:
         with suppress(psutil.Error):
             process = psutil.Process(pid)
             # nginx by its title, since its program may have any name.
-            other = "nginx" if " ".join(process.cmdline()).startswith("nginx: ") else "worker"
+            words = " ".join(process.cmdline())
+            other = "nginx" if words.startswith("nginx: ") else "adapter" if "gateway.adapter" in words else "worker"
             megabytes = round(process.memory_info().rss / 1e6, 1)
             out.append({"pid": process.pid, "kind": kinds.get(pid, other), "megabytes": megabytes})
     return out

@@ -26,7 +26,7 @@ from serve.config import ModelSettings
 from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
 from serve.gateway.nginx import Choice, choose
-from serve.gateway.settings import Backend, public, tls_files
+from serve.gateway.settings import Backend, adapted, public, tls_files
 from serve.instance import Instance, State
 from serve.instance.child import Running
 from serve.ports import FREE
@@ -124,6 +124,7 @@ def _listeners(request: Request, environ: Mapping[str, str]) -> tuple[properties
     read = properties.load(request.config_file, environ)
     gateway = choose(request.gateway, environ)
     tls_files(gateway, read)
+    adapted(gateway, read)
     return read, gateway, addresses.resolve(read, request.ports, gateway.kind)
 
 
