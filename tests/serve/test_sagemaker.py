@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,7 +171,9 @@ def test_export_writes_the_same_model_data_each_time(colour_archive: Path, tmp_p
 class Container:
     """What `docker run IMAGE serve` runs, without a container: the image's entrypoint with other folders."""
 
-    def __init__(self, folder: Path, archive: Path, state: Path) -> None:
+    def __init__(
+        self, folder: Path, archive: Path, state: Path, within: Sequence[str] = (), environ: Mapping[str, str] = {}
+    ) -> None:
         model, programs = folder / "model", folder / "bin"
         model.mkdir()
         programs.mkdir()
@@ -191,10 +193,16 @@ class Container:
         variables |= {"BEELINE_STOP_SECONDS": "60", "BEELINE_DRAIN_SECONDS": "3", "BEELINE_STATE": str(state)}
         variables |= {"WORKERS": "1", "PATH": f"{programs}:{os.environ['PATH']}", "BEELINE_SHOW_LOGS": "access"}
         self.log = (folder / "log").open("w+")
-        command = [str(programs / "entrypoint"), "serve"]
+        command = [*within, str(programs / "entrypoint"), "serve"]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **variables}, stdout=self.log, stderr=self.log
+            command, cwd=ROOT, env={**os.environ, **variables, **environ}, stdout=self.log, stderr=self.log
         )
+
+    def stop(self) -> None:
+        """End it, as SIGKILL does; its supervisor ends the rest."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
 
     def ping(self) -> int:
         """Return the status of `/ping`, which AWS asks for with this patience; 0 where nobody listens."""
@@ -214,9 +222,7 @@ class Container:
 def container(colour_archive: Path, state_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     container = Container(tmp_path_factory.mktemp("container"), colour_archive, state_home / "sagemaker")
     yield container
-    container.process.kill()
-    container.process.wait()
-    container.log.close()
+    container.stop()
 
 
 @pytest.mark.server
