@@ -15,7 +15,6 @@ from pathlib import Path
 from archive import mar as reader
 from beeline.errors import BeelineError, ConfigError
 from serve import properties
-from serve.addresses import Ports
 from serve.servers.protocol import Say
 from serve.up import Request
 
@@ -71,11 +70,19 @@ def contract(request: Request, folder: Path, environ: Mapping[str, str], say: Sa
         if number > most:
             changed[next(name for name, meant in properties.VARIABLES.items() if meant == key)] = str(most)
             say(f"{key} is {most} instead of {number}, for SageMaker's limit")
-    port = _port(environ.get("SAGEMAKER_BIND_TO_PORT", ""), request.ports.inference)
-    given = dataclasses.asdict(request.ports)
-    free = _range(environ.get("SAGEMAKER_SAFE_PORT_RANGE", ""), request.free)
+    free, given = request.free, request.ports
+    text = environ.get("SAGEMAKER_BIND_TO_PORT", "").strip() or str(properties.DEFAULTS["inference_address"].port)
+    if not re.fullmatch(r"\d{1,5}", text):
+        raise ConfigError(f"SAGEMAKER_BIND_TO_PORT is {text!r}; allowed: a port, 1 to 65535")
+    port = int(text) if given.inference is None else given.inference
+    if text := environ.get("SAGEMAKER_SAFE_PORT_RANGE", "").strip():
+        match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+        free = range(int(match[1]), int(match[2]) + 1) if match else range(0)
+        # The server, its management, the gateway's management and metrics.
+        if len(free) < 4:
+            raise ConfigError(f"SAGEMAKER_SAFE_PORT_RANGE is {text!r}; allowed: at least four ports, as 21000-22000")
     # No second port for the page; management and metrics get free ones, since other containers share the network.
-    ports = Ports(**{**given, "inference": port, "management": request.ports.management or 0, "page": None})
+    ports = dataclasses.replace(given, inference=port, management=given.management or 0, page=None)
     archive = _archive(folder) or _only(request.store, sorted(request.store.glob("*.mar")))
     return dataclasses.replace(request, wanted=(str(archive),), ports=ports, free=free, invocations=True), changed
 
@@ -109,18 +116,14 @@ def export(mar: Path, out: Path) -> Path:
 def _archive(folder: Path) -> Path | None:
     """Return the one archive in SageMaker's folder; None where the folder is missing or empty."""
     try:
-        files = sorted(folder.iterdir())
-        if files:
-            archive = _only(folder, [path for path in files if path.suffix == ".mar"])
-            archive.open("rb").close()
-            return archive
-    except FileNotFoundError:
-        return None
+        if not folder.exists() or not any(folder.iterdir()):
+            return None
+        archive = _only(folder, sorted(folder.glob("*.mar")))
+        archive.open("rb").close()
+        return archive
     except OSError as error:
-        raise BeelineError(
-            f"{folder} cannot be read ({error}); files of model.tar.gz must be readable by all"
-        ) from error
-    return None
+        fix = "files of model.tar.gz must be readable by all"
+        raise BeelineError(f"{folder} cannot be read ({error}); {fix}") from error
 
 
 def _only(folder: Path, archives: Sequence[Path]) -> Path:
@@ -129,24 +132,3 @@ def _only(folder: Path, archives: Sequence[Path]) -> Path:
         fix = "make model.tar.gz with `beeline archive export MAR --to sagemaker`"
         raise BeelineError(f"{folder} must hold one archive, and holds {len(archives)} ({names}); {fix}")
     return archives[0].resolve()
-
-
-def _port(text: str, given: int | None) -> int:
-    """Return the option's port, else the variable's, else SageMaker's own."""
-    if given is not None or not text.strip():
-        return properties.DEFAULTS["inference_address"].port if given is None else given
-    if not text.strip().isdigit() or not 0 < int(text) <= 65_535:
-        raise ConfigError(f"SAGEMAKER_BIND_TO_PORT is {text!r}; allowed: a port, 1 to 65535")
-    return int(text)
-
-
-def _range(text: str, default: range) -> range:
-    """Return the ports that SageMaker leaves to this container, as in 21000-22000."""
-    if not text.strip():
-        return default
-    match = re.fullmatch(r"\s*(\d{1,5})-(\d{1,5})\s*", text)
-    ports = range(int(match[1]), int(match[2]) + 1) if match else range(0)
-    # The server, its management, the gateway's management and metrics.
-    if len(ports) < 4 or ports[-1] > 65_535:
-        raise ConfigError(f"SAGEMAKER_SAFE_PORT_RANGE is {text!r}; allowed: at least four ports, as 21000-22000")
-    return ports

@@ -64,7 +64,9 @@ def test_all_tries_fit_into_the_templates_time(function: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("event", "status", "kind"),
     [
-        ({}, 400, "BadEncoding"),
+        ({}, 400, "EmptyBody"),
+        ([], 400, "EmptyBody"),
+        ({"data": 1}, 400, "BadEncoding"),
         ({"data": "no base64!"}, 400, "BadEncoding"),
         ({"data": ""}, 400, "EmptyBody"),
         ({"body": "{", "isBase64Encoded": False}, 400, "BadEncoding"),
