@@ -97,16 +97,12 @@ def export(mar: Path, out: Path) -> Path:
     target, draft = out / "model.tar.gz", out / ".model.tar.gz.tmp"
     try:
         # Quickly, since what is large in an archive is compressed or weights.
-        with (
-            draft.open("wb") as file,
-            gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w") as tar,
-            mar.open("rb") as archive,
-        ):
+        with mar.open("rb") as archive, draft.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
             # Without this machine's times and users, readable by all.
             entry = tarfile.TarInfo(mar.name)
             entry.size = mar.stat().st_size
-            tar.addfile(entry, archive)
+            with tarfile.open(fileobj=packed, mode="w") as tar:
+                tar.addfile(entry, archive)
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)

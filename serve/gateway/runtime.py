@@ -189,6 +189,11 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     # What a backend's own gateway answers without its server: too many requests, a broken connection, not ready.
     of_gateways = " http_429 http_502 http_503" if settings.name else ""
     names = {"adapter": settings.adapter, "description": settings.described, "server_routes": settings.server_routes}
+    # SageMaker's name of a prediction.
+    invocations = [
+        "if ($request_method != POST) { return 405; }",
+        f"rewrite ^ /predictions/{settings.invocations} last;",
+    ]
     # As long as the adapter may take: fetch a picture, and wait for the gateway's own answer.
     adapter = {"adapter.conf": [f"proxy_read_timeout {settings.url_seconds + deadline + 5}s;"]}
     return {
@@ -216,19 +221,10 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             f"proxy_read_timeout {1000 * deadline - again - connect - send}ms;",
             *(f"include {name}.conf;" for name, on in names.items() if on),
         ],
-        "invocations.conf": _invocations(settings),
+        "invocations.conf": _block("location = /invocations", invocations) if settings.invocations else [],
         "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
         **(adapter if settings.adapter else {}),
     }
-
-
-def _invocations(settings: Settings) -> list[str]:
-    """Return SageMaker's name of a prediction, where it is on."""
-    if not settings.invocations:
-        return []
-    lines = ["if ($request_method != POST) {", "    return 405;", "}"]
-    lines += [f"rewrite ^ /predictions/{settings.invocations} last;"]
-    return _block("location = /invocations", lines)
 
 
 def _adapter(settings: Settings) -> list[str]:
