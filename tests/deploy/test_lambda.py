@@ -11,7 +11,8 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -132,18 +133,6 @@ class Front:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
 
-class Pictures(BaseHTTPRequestHandler):
-    """A host of pictures."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/blue.png" else 404)
-        self.end_headers()
-        self.wfile.write(BLUE)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
 def place(
     colour_archive: Path, tmp_path_factory: pytest.TempPathFactory
@@ -179,10 +168,13 @@ def place(
 
 
 @pytest.fixture(scope="module")
-def front(place: tuple[Callable[..., Any], Container]) -> Iterator[Front]:
+def front(place: tuple[Callable[..., Any], Container], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """The fake front of the container, and a host with one picture."""
     call, container = place
     front = call(Front, container.url)
-    pictures = call(ThreadingHTTPServer, (PUBLIC, 8123), Pictures)
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "blue.png").write_bytes(BLUE)
+    pictures = call(ThreadingHTTPServer, (PUBLIC, 8123), partial(SimpleHTTPRequestHandler, directory=str(folder)))
     # A thread is in the network of the thread that starts it.
     for server in (front.server, pictures):
         call(threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start)
