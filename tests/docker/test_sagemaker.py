@@ -41,6 +41,7 @@ def keep_the_contract(lone: Callable[..., str], openvino_model: Path, tmp_path: 
     wait_until(ready, "the container answers", sagemaker.START)
     answer = requests.post(f"{url}/invocations", data=BLUE, timeout=sagemaker.ANSWER)
     assert (answer.status_code, next(iter(answer.json()))) == (200, "blue")
+    assert inspect(container)["Config"]["Labels"]["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
     # Only /invocations and /ping are published there.
     with pytest.raises(requests.ConnectionError):
         requests.get(url.replace("8080", "8000"), timeout=5)
