@@ -113,6 +113,9 @@ def test_template_function_and_container_agree() -> None:
     assert model["PrimaryContainer"]["Environment"].keys() <= VARIABLES.keys()
     (variant,) = of("SageMaker::EndpointConfig")["EndpointConfig"]["ProductionVariants"]
     assert variant["ContainerStartupHealthCheckTimeoutInSeconds"] == sagemaker.START
+    (target,), (endpoint,) = of("ApplicationAutoScaling::ScalableTarget").values(), of("SageMaker::Endpoint").values()
+    assert target["ResourceId"] == f"endpoint/{endpoint['EndpointName']}/variant/{variant['VariantName']}"
+    assert target["MinCapacity"] == variant["InitialInstanceCount"]
 
 
 @pytest.fixture
@@ -122,7 +125,7 @@ def account() -> Iterator[None]:
         yield
 
 
-def test_roles_log_groups_alarms_and_scaling_are_taken(account: None) -> None:
+def test_roles_log_groups_alarms_and_the_function_are_taken(account: None) -> None:
     """By moto, which stands in for AWS; the function's code is not run there."""
     iam, logs, watch = (boto3.client(name, "eu-west-1") for name in ("iam", "logs", "cloudwatch"))
     arns = {}
@@ -144,38 +147,11 @@ def test_roles_log_groups_alarms_and_scaling_are_taken(account: None) -> None:
         f"beeline-{name}" for name in ("endpoint-errors", "endpoint-latency", "function-errors", "function-throttles")
     }
     assert all(each["AlarmActions"] for each in alarms.values())
-    scaling = boto3.client("application-autoscaling", "eu-west-1")
-    make_endpoint()
-    (target,), (policy,) = (
-        of(f"ApplicationAutoScaling::{name}").values() for name in ("ScalableTarget", "ScalingPolicy")
-    )
-    scaling.register_scalable_target(**target)
-    where = {key: target[key] for key in ("ServiceNamespace", "ScalableDimension", "ResourceId")}
-    scaling.put_scaling_policy(**where, **{key: value for key, value in policy.items() if key != "ScalingTargetId"})
-    (found,) = scaling.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
-    assert found["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 3000
     (settings,) = of("Lambda::Function").values()
-    concurrency = settings.pop("ReservedConcurrentExecutions")
     functions = boto3.client("lambda", "eu-west-1")
-    functions.create_function(**{**settings, "Role": arns["FunctionRole"], "Code": {"ZipFile": zipped()}})
-    functions.put_function_concurrency(FunctionName="beeline", ReservedConcurrentExecutions=concurrency)
-    assert functions.get_function_concurrency(FunctionName="beeline")["ReservedConcurrentExecutions"] == 100
-    settings["ReservedConcurrentExecutions"] = concurrency
-
-
-def make_endpoint() -> None:
-    """Make the model, its configuration and the endpoint in moto, under the names that the template gives them."""
-    client = boto3.client("sagemaker", "eu-west-1")
-    (model,), (config,) = (of(f"SageMaker::{name}").values() for name in ("Model", "EndpointConfig"))
-    client.create_model(
-        ModelName="model", **{**model, "ExecutionRoleArn": "arn:aws:iam::123456789012:role/EndpointRole"}
-    )
-    # moto's list of instances is older than the template's.
-    variants = [{**each, "ModelName": "model", "InstanceType": "ml.c5.large"} for each in config["ProductionVariants"]]
-    client.create_endpoint_config(EndpointConfigName="config", ProductionVariants=variants)
-    client.create_endpoint(
-        EndpointName=of("SageMaker::Endpoint")["Endpoint"]["EndpointName"], EndpointConfigName="config"
-    )
+    given = {name: value for name, value in settings.items() if name != "ReservedConcurrentExecutions"}
+    functions.create_function(**{**given, "Role": arns["FunctionRole"], "Code": {"ZipFile": zipped()}})
+    functions.put_function_concurrency(FunctionName="beeline", ReservedConcurrentExecutions=100)
 
 
 def zipped() -> bytes:

@@ -56,19 +56,18 @@ def numbers(environ: dict[str, str]) -> dict[str, int]:
     return {name: setting.value for name, setting in resolved.numbers.items()}
 
 
-def test_the_limits_are_no_larger_than_aws_allows(model: Path) -> None:
+def test_a_limit_is_no_larger_than_aws_allows_and_a_lower_one_stays(model: Path) -> None:
     limits = numbers(decided(model, {"BEELINE_STOP_SECONDS": "60", "BEELINE_DRAIN_SECONDS": "3"})[1])
     assert limits["beeline_max_image_bytes"] == sagemaker.PAYLOAD
     assert limits["beeline_deadline_seconds"] < sagemaker.ANSWER
     # What is left after the last answer is for the server's own end.
     assert limits["beeline_drain_seconds"] + limits["beeline_stop_seconds"] <= sagemaker.STOP - 5
-
-
-def test_a_lower_limit_stays(model: Path) -> None:
-    given = {"BEELINE_MAX_IMAGE_BYTES": str(sagemaker.SERVERLESS_PAYLOAD), "BEELINE_DEADLINE_SECONDS": "10"}
-    limits = numbers(decided(model, given)[1])
-    assert limits["beeline_max_image_bytes"] == sagemaker.SERVERLESS_PAYLOAD
-    assert limits["beeline_deadline_seconds"] == 10
+    lower = {"BEELINE_MAX_IMAGE_BYTES": str(sagemaker.SERVERLESS_PAYLOAD), "BEELINE_DEADLINE_SECONDS": "10"}
+    limits = numbers(decided(model, lower)[1])
+    assert (limits["beeline_max_image_bytes"], limits["beeline_deadline_seconds"]) == (sagemaker.SERVERLESS_PAYLOAD, 10)
+    # A picture is fetched before its prediction.
+    fetching = numbers(decided(model, {"BEELINE_URL_HOSTS": "a.b", "BEELINE_URL_SECONDS": "9"})[1])
+    assert fetching["beeline_deadline_seconds"] + 9 < sagemaker.ANSWER
 
 
 def test_the_payload_is_that_of_awss_own_client() -> None:
