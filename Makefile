@@ -130,14 +130,16 @@ test-all: test $(TIERS) ## every tier
 size: $(if $(MODULES),setup) ## lines and files a room, against the budgets (MODULES=1: each process' modules; MAR)
 	@$(if $(MODULES),.venv/bin/python .ci/modules '$(or $(MAR),$(firstword $(wildcard model_store/*.mar)))',.ci/size)
 
-check: setup ## format, lint, types, the layers between rooms, size, Dockerfiles and compose files
+check: setup ## format, lint, types, layers between rooms, size, Dockerfiles, compose files, AWS template and policies
 	@.venv/bin/ruff format --check --quiet . || { .venv/bin/ruff format --diff --quiet .; exit 1; }
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy --no-error-summary --scripts-are-modules handlers host archive train serve bench cli tests \
-		.ci/size .ci/modules
+		.ci/size .ci/modules .ci/policies deploy/aws/lambda
 	@.venv/bin/lint-imports
 	@.ci/size >/dev/null || [ $$? -eq 2 ]
 	@.venv/bin/hadolint docker/*.Dockerfile
+	@.venv/bin/cfn-lint deploy/aws/template.yaml
+	@.venv/bin/python .ci/policies deploy/aws/template.yaml
 	@if docker compose version >/dev/null 2>&1; then \
 		for file in docker-compose.yml awsei-docker-compose.yml; do docker compose -f $$file config --quiet || exit 1; done; \
 		else echo "make: no docker compose here, so the compose files were not checked"; fi

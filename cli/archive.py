@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -244,7 +245,7 @@ def run(
 @app.command()
 def export(
     mar: Mar,
-    to: Annotated[str, typer.Option(help="The form: triton.")],
+    to: Annotated[str, typer.Option(help="The form: triton or sagemaker.")],
     out: Annotated[Path, typer.Option(help="The folder to write, such as Triton's model repository.")],
     backend: Annotated[str, typer.Option(help="python (the handler), or onnxruntime (its graph alone).")] = "python",
     preferred: Annotated[str | None, typer.Option(help="Batch sizes to send on at once, as 4,8.")] = None,
@@ -294,8 +295,24 @@ def _triton(mar: Path, out: Path, options: dict[str, Any]) -> tuple[dict[str, An
     return values, f"{folder}: version {options['version']}{note}; {'; '.join(resolved.lines()[:1])}"
 
 
+def _sagemaker(mar: Path, out: Path, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Write model.tar.gz; the numbers are the container's."""
+    from serve.sagemaker import export
+
+    usual = {"backend": "python", "version": 1}
+    if given := [name for name, value in options.items() if value != usual.get(name)]:
+        raise BeelineError(
+            f"--to sagemaker takes no numbers, and {given[0]} is {options[given[0]]!r}; docs/aws.md says how"
+        )
+    path = export(mar, out)
+    return {"path": str(path), "bytes": path.stat().st_size}, f"{path}: {path.stat().st_size / 1e6:.1f} MB"
+
+
 # By form, what writes an archive in it: returns facts for programs and for people.
-_FORMS = {"triton": _triton}
+_FORMS: dict[str, Callable[[Path, Path, dict[str, Any]], tuple[dict[str, Any], str]]] = {
+    "triton": _triton,
+    "sagemaker": _sagemaker,
+}
 
 
 def _wholes(option: str, text: str | None) -> tuple[int, ...]:

@@ -39,6 +39,9 @@ def up(
     workers: Annotated[int | None, typer.Option(help="Worker processes of each model.")] = None,
     max_batch_delay: Annotated[int | None, typer.Option(help="Milliseconds a batch waits to fill.")] = None,
     listed: Annotated[bool, typer.Option("--listed", help="Serve only archives that the store's index lists.")] = False,
+    sagemaker: Annotated[
+        Path | None, typer.Option(help="Keep SageMaker's contract for its folder of the model, /opt/ml/model there.")
+    ] = None,
     show_logs: ShowLogs = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready and leave it running.")] = False,
     as_json: Json = False,
@@ -65,11 +68,16 @@ def up(
         card=lambda mar: card(mar).to_dict(),
         listed=listed,
     )
+    environ = _environ(nginx)
+    if sagemaker is not None:
+        from serve.sagemaker import contract
+
+        request, environ = contract(request, sagemaker, environ, say)
     if show_logs is not None:
         _show(named(state_folder(os.environ), name).logs, show_logs)
     with signals.as_exceptions():
         try:
-            running = room.up(request, say, _environ(nginx))
+            running = room.up(request, say, environ)
         except signals.Interrupted as interruption:
             say(f"stopped while starting ({interruption})")
             raise typer.Exit(interruption.exit_code) from interruption

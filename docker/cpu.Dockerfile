@@ -124,6 +124,8 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
     BEELINE_DRAIN_SECONDS=3 BEELINE_STOP_SECONDS=60 \
     BEELINE_LOG_MEGABYTES=2 BEELINE_LOG_FILES=1
 USER 10001:10001
+# SageMaker may choose the port: SAGEMAKER_BIND_TO_PORT.
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
 EXPOSE 8080
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 CMD ["healthcheck"]
 ENTRYPOINT ["tini", "--", "entrypoint"]

@@ -90,13 +90,13 @@ def resolve(properties: Properties, given: Ports, gateway: str) -> Addresses:
     return addresses
 
 
-def settle(addresses: Addresses, highest: int) -> Addresses:
+def settle(addresses: Addresses, highest: int, free: range = ports.FREE) -> Addresses:
     """Return the addresses with a free port for each 0; see `ports.settle`."""
     listeners = {name: address for name, address in vars(addresses).items() if address is not None}
     # Without a gateway the server's own addresses are the public ones.
     if addresses.metrics is None:
         del listeners["backend"], listeners["control"]
-    settled = ports.settle([(address, _OPTIONS[name]) for name, address in listeners.items()], highest)
+    settled = ports.settle([(address, _OPTIONS[name]) for name, address in listeners.items()], highest, free)
     new = dict(zip(listeners, settled, strict=True))
     return dataclasses.replace(addresses, **{"backend": new["inference"], "control": new["management"], **new})
 

@@ -18,7 +18,7 @@ from beeline.errors import BeelineError, Undetermined
 
 # Below Linux's range for outgoing connections, which could take the port before the server does, and below 32768,
 # because MMS refuses higher ports.
-_FREE = range(20_000, 32_000)
+FREE = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Address:
         raise ValueError("http://HOST:PORT, such as http://127.0.0.1:8080")
 
 
-def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list[Address]:
-    """Return the addresses with a free port for each 0; `wanted` gives with each the option that changes it.
+def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535, free: range = FREE) -> list[Address]:
+    """Return the addresses with a port of `free` for each 0; `wanted` gives with each the option that changes it.
 
     Raises:
         BeelineError: if a port is over `highest`, or is taken; with the process that holds it.
@@ -73,7 +73,7 @@ def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535) -> list
                 raise BeelineError(
                     f"port {address.port} is over {highest}, this server's last; choose another with {option}"
                 )
-            for port in random.sample(_FREE, len(_FREE)) if address.port == 0 else [address.port]:
+            for port in random.sample(free, len(free)) if address.port == 0 else [address.port]:
                 try:
                     # It sets SO_REUSEADDR, as Java does: a port with nothing but closed connections is free.
                     held.enter_context(socket.create_server((address.host, port), backlog=1))

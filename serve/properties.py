@@ -37,6 +37,10 @@ def _whole(default: int | None, low: int, high: int, unit: str) -> Any:
     return Field(default, ge=low, le=high, description=f"a whole number of {unit}, {low} to {high}")
 
 
+def _switch() -> Any:
+    return Field("false", pattern="^(true|false)$", description="true or false")
+
+
 def _address(text: str, scheme: str = "http") -> Address:
     address = Address.parse(text)
     if address.scheme != scheme:
@@ -44,6 +48,7 @@ def _address(text: str, scheme: str = "http") -> Address:
     return address
 
 
+_HOSTS = r"^((\*\.)?[a-z0-9][a-z0-9.-]*(:[0-9]+)?[ ,]*)*$"
 _Whole = Annotated[int, BeforeValidator(_digits)]
 _Plain = Annotated[Address, BeforeValidator(_address)]
 _Tls = Annotated[Address, BeforeValidator(lambda text: _address(text, "https"))]
@@ -101,9 +106,18 @@ class File(BaseModel):
     # Used if there is a certificate.
     beeline_tls_address: _Tls = Address("127.0.0.1", 8443, "https")
     vmargs: str = ""
-    install_py_dep_per_model: str = Field("false", pattern="^(true|false)$", description="true or false")
+    install_py_dep_per_model: str = _switch()
     beeline_tls_certificate: str = ""
     beeline_tls_key: str = ""
+    beeline_url_hosts: str = Field(
+        "",
+        pattern=_HOSTS,
+        description="host names with commas between them, such as pictures.example.org, *.example.com",
+    )
+    beeline_url_http: str = _switch()
+    beeline_url_seconds: _Whole = _whole(5, 1, 600, "seconds")
+    beeline_kserve: str = _switch()
+    beeline_server_routes: str = _switch()
     models: dict[str, dict[str, Entry]] = Field({}, description="a JSON object {model: {version: {batchSize: 8, ...}}}")
 
 

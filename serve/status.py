@@ -108,10 +108,13 @@ def _processes(state: State) -> list[dict[str, Any]]:
         with suppress(psutil.Error):
             process = psutil.Process(pid)
             # nginx by its title, since its program may have any name; a worker runs in the folder of its archive.
-            if " ".join(process.cmdline()).startswith("nginx: "):
+            words = " ".join(process.cmdline())
+            if words.startswith("nginx: "):
                 other = "nginx"
+            elif (Path(process.cwd()) / MANIFEST).is_file():
+                other = "worker"
             else:
-                other = "worker" if (Path(process.cwd()) / MANIFEST).is_file() else "other"
+                other = "adapter" if "gateway.adapter" in words else "other"
             megabytes = round(process.memory_info().rss / 1e6, 1)
             out.append({"pid": process.pid, "kind": kinds.get(pid, other), "megabytes": megabytes})
     return out

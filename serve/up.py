@@ -26,9 +26,10 @@ from serve.config import ModelSettings
 from serve.gateway import catalog, runtime
 from serve.gateway.catalog import Card
 from serve.gateway.nginx import Choice, choose
-from serve.gateway.settings import Backend, public, tls_files
+from serve.gateway.settings import Backend, adapted, public, tls_files
 from serve.instance import Instance, State
 from serve.instance.child import Running
+from serve.ports import FREE
 from serve.ready import Watch, try_golden, wait_for_workers
 from serve.servers import protocol
 from serve.servers.protocol import Places, Runtime, Say, Server
@@ -44,7 +45,8 @@ class Request:
     """What to start: these options of `beeline serve up`.
 
     `wanted` names archives in the store, or paths of `.mar` files; empty means all in the store. `card` reads an
-    archive's card for the page. With `listed`, archives that the store's index does not list are refused.
+    archive's card for the page. With `listed`, archives that the store's index does not list are refused. With
+    `invocations`, `POST /invocations` is a prediction of the only model. `free` are the ports to choose free ones from.
     """
 
     server: str = "torchserve"
@@ -57,6 +59,8 @@ class Request:
     gateway: str = "auto"
     card: Card | None = None
     listed: bool = False
+    invocations: bool = False
+    free: range = FREE
 
 
 def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> Running:
@@ -86,8 +90,8 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         )
     try:
         target.sweep()
-        settled = addresses.settle(listeners, kind.highest_port)
-        started = _Start(target, kind, resolved, settled, archives, gateway, read, request.card, runtime)
+        settled = addresses.settle(listeners, kind.highest_port, request.free)
+        started = _Start(target, kind, resolved, settled, archives, gateway, read, request, runtime)
         try:
             running = _spawn(started, lock, environ)
         except BaseException:
@@ -120,6 +124,7 @@ def _listeners(request: Request, environ: Mapping[str, str]) -> tuple[properties
     read = properties.load(request.config_file, environ)
     gateway = choose(request.gateway, environ)
     tls_files(gateway, read)
+    adapted(gateway, read)
     return read, gateway, addresses.resolve(read, request.ports, gateway.kind)
 
 
@@ -146,7 +151,7 @@ class _Start:
     archives: tuple[Archive, ...]
     gateway: Choice
     properties: properties.Properties
-    card: Card | None
+    request: Request
     runtime: Runtime
 
 
@@ -189,10 +194,11 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
             versions=kind.versions,
             logs=places.logs,
             worker_metrics=places.metrics,
+            invocations=start.archives[0].model if start.request.invocations else "",
         )
         runtime.lay_out(settings)
         built = {archive.path.name: archive.path for archive in start.archives}
-        catalog.write(settings, resolved, start.archives, built, kind.title, start.card)
+        catalog.write(settings, resolved, start.archives, built, kind.title, start.request.card)
     read, write = os.pipe()
     try:
         with (target.logs / "supervisor.log").open("ab") as log:

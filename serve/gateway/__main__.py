@@ -1,5 +1,7 @@
 """The gateway process: nginx, which listens in public, the prober behind `/ping`, and the exporter of `/metrics`.
 
+Where something is configured that nginx cannot answer, the adapter of `serve.gateway.adapter` runs too.
+
 Run as `python -m serve.gateway FOLDER`, where FOLDER is the runtime folder that `serve.gateway.runtime` made. On
 SIGTERM `/ping` answers 503, the gateway answers the requests that it has, and the process ends.
 """
@@ -8,21 +10,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import ClassVar
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from archive import store
 from beeline.errors import BeelineError
+from host import processes
 from serve import metrics
 from serve.gateway import catalog, runtime
 from serve.gateway.discovery import Discovery
@@ -64,6 +71,50 @@ class ErrorCounts(Collector):
         yield family
 
 
+class Adapter:
+    """The process of `serve.gateway.adapter`; it ends when this process ends.
+
+    This process holds its socket, so that requests wait while it starts, or starts again.
+    """
+
+    module: ClassVar[Sequence[str]] = ("serve.gateway.adapter",)
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.folder
+        (settings.folder / runtime.ADAPTER_SOCKET).unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX)
+        folder = os.open(settings.folder, os.O_PATH)
+        # A socket's path has at most 108 characters.
+        self._socket.bind(f"/proc/self/fd/{folder}/{runtime.ADAPTER_SOCKET}")
+        os.close(folder)
+        # Started by root, nginx's workers are nobody.
+        (settings.folder / runtime.ADAPTER_SOCKET).chmod(0o666)
+        self._socket.listen(1024)
+        self._start()
+
+    def _start(self) -> None:
+        number = self._socket.fileno()
+        command = [sys.executable, "-m", *self.module, str(self._folder), str(number)]
+        end = processes.ending_with_parent(signal.SIGTERM)
+        self._process = subprocess.Popen(command, pass_fds=(number,), preexec_fn=end)
+
+    def check(self) -> None:
+        """Start it again where it has ended."""
+        if (code := self._process.poll()) is not None:
+            logger.error("the adapter ended by itself (exit code %d); it starts again", code)
+            self._start()
+
+    def stop(self, seconds: float) -> None:
+        """Take no more requests, and answer those under way, for at most so many seconds."""
+        self._socket.close()
+        self._process.terminate()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
 class Gateway:
     """One gateway from start to end."""
 
@@ -97,6 +148,7 @@ class Gateway:
     def _run(self) -> None:
         # Before nginx listens, because a killed gateway leaves its state behind.
         runtime.write_state(self.settings, ready=False, text=json.dumps(together(self.prober.seen())))
+        self.adapter = Adapter(self.settings) if self.settings.adapter else None
         self.nginx = Nginx(self.settings)
         try:
             self.tell()
@@ -105,6 +157,8 @@ class Gateway:
                 self._woken.wait(1.0)
                 self._woken.clear()
                 self.nginx.check()
+                if self.adapter is not None:
+                    self.adapter.check()
                 try:
                     self.tell()
                     self.keep()
@@ -123,7 +177,11 @@ class Gateway:
             if self._stopping:
                 # Meanwhile a load balancer in front sees /ping and sends its requests elsewhere.
                 time.sleep(self.settings.drain)
-            self.nginx.stop()
+            until = time.monotonic() + self.settings.stop
+            if self.adapter is not None:
+                # Before nginx, which it asks for its predictions.
+                self.adapter.stop(self.settings.stop / 2)
+            self.nginx.stop(until - time.monotonic() + 1.0)
             self.prober.stop()
 
     def tell(self) -> None:

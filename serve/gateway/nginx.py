@@ -104,6 +104,8 @@ class Nginx:
         """Start it and wait until its workers listen."""
         self._settings = settings
         self._workers: list[psutil.Process] = []
+        # A killed nginx leaves it behind.
+        (settings.folder / runtime.GATEWAY_SOCKET).unlink(missing_ok=True)
         # SIGTERM, because the master then ends its workers too.
         end = processes.ending_with_parent(signal.SIGTERM)
         self._process = subprocess.Popen(runtime.command(settings), cwd=settings.folder, preexec_fn=end)
@@ -136,11 +138,11 @@ class Nginx:
         """Start new log files, after the old ones were renamed."""
         self._process.send_signal(signal.SIGUSR1)
 
-    def stop(self) -> None:
-        """Take no more requests, answer those under way, end."""
+    def stop(self, seconds: float) -> None:
+        """Take no more requests, answer those under way, for at most so many seconds, and end."""
         self._process.send_signal(signal.SIGQUIT)
         try:
-            self._process.wait(self._settings.stop + 1.0)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.terminate()
             self._process.wait()

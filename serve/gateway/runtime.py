@@ -15,11 +15,18 @@ from pathlib import Path
 
 from beeline.errors import Undetermined
 from host import ROOT
-from host.files import write_whole
+from host.files import write_json, write_whole
+from serve.gateway import openapi
 from serve.gateway.settings import Backend, Settings
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
+# In the runtime folder; nginx listens on the one, `serve.gateway.adapter` on the other.
+GATEWAY_SOCKET, ADAPTER_SOCKET = "gateway.sock", "adapter.sock"
+# What the adapter must see, by address, length and type: JSON that may hold a URL, which is shorter than a picture in
+# base64 (no length is an unknown one), and the KServe protocols.
+_URL = r"~*^/(predictions/\S+|\S+/predict|models/\S+/invoke|invocations) \d{0,4} application/json"
+_KSERVE = r"~^/v[12](/| )"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
 ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
@@ -66,6 +73,8 @@ def lay_out(settings: Settings) -> None:
         (settings.folder / "certificate.pem").symlink_to(settings.tls.certificate)
         (settings.folder / "key.pem").symlink_to(settings.tls.key)
     settings.save()
+    if settings.described:
+        write_json(settings.folder / "description.json", openapi.describe(settings), 0o644)
     for path in (PAGE / "nginx").glob("*.conf"):
         shutil.copyfile(path, settings.folder / path.name)
     for name, lines in _files(settings).items():
@@ -73,7 +82,9 @@ def lay_out(settings: Settings) -> None:
     write_backends(settings, [backend.inference for backend in settings.backends], settings.backends)
     check = [*command(settings), "-t", "-q"]
     # Without a terminal, so that a key with a passphrase fails here and asks nobody for it.
-    test = subprocess.run(check, stdin=subprocess.DEVNULL, start_new_session=True, capture_output=True, text=True)
+    test = subprocess.run(
+        check, cwd=settings.folder, stdin=subprocess.DEVNULL, start_new_session=True, capture_output=True, text=True
+    )
     if test.returncode:
         raise Undetermined(f"nginx refuses its configuration: {test.stderr.strip()}; see {settings.folder}")
 
@@ -155,6 +166,8 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     tls, deadline = settings.tls, settings.deadline
     again, connect, send = min(5000, 200 * deadline), min(2000, 100 * deadline), min(5000, 100 * deadline)
     listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
+    # The adapter's way to the server, so that whatever limits a prediction limits it too.
+    listen += [f"listen unix:{GATEWAY_SOCKET};"] if settings.adapter else []
     if tls is not None:
         # nginx before 1.25.1 refuses the directive; later versions warn of the parameter.
         has_directive = tuple(map(int, settings.version.split("."))) >= (1, 25, 1)
@@ -175,6 +188,14 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     others = [f'"~^/predictions/{name}/(?!{version}\\z)" 1;' for name, version in only.items()]
     # What a backend's own gateway answers without its server: too many requests, a broken connection, not ready.
     of_gateways = " http_429 http_502 http_503" if settings.name else ""
+    names = {"adapter": settings.adapter, "description": settings.described, "server_routes": settings.server_routes}
+    # SageMaker's name of a prediction.
+    invocations = [
+        "if ($request_method != POST) { return 405; }",
+        f"rewrite ^ /predictions/{settings.invocations} last;",
+    ]
+    # As long as the adapter may take: fetch a picture, and wait for the gateway's own answer.
+    adapter = {"adapter.conf": [f"proxy_read_timeout {settings.url_seconds + deadline + 5}s;"]}
     return {
         "process.conf": [
             f"worker_processes {settings.processes};",
@@ -183,7 +204,9 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             *_user(),
         ],
         "zones.conf": [
-            f"limit_req_zone $binary_remote_addr zone=rate:2m rate={settings.per_second}r/s;",
+            f"limit_req_zone {'$limited' if settings.adapter else '$binary_remote_addr'} "
+            f"zone=rate:2m rate={settings.per_second}r/s;",
+            *_adapter(settings),
             *([cache] if settings.name else []),
             *_block("map $uri $other_version", ["default 0;", *others]),
         ],
@@ -196,9 +219,28 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             f"proxy_connect_timeout {connect}ms;",
             f"proxy_send_timeout {send}ms;",
             f"proxy_read_timeout {1000 * deadline - again - connect - send}ms;",
+            *(f"include {name}.conf;" for name, on in names.items() if on),
         ],
+        "invocations.conf": _block("location = /invocations", invocations) if settings.invocations else [],
         "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
+        **(adapter if settings.adapter else {}),
     }
+
+
+def _adapter(settings: Settings) -> list[str]:
+    """Return the maps for `adapter.conf`, where the adapter runs."""
+    if not settings.adapter:
+        return []
+    adapted = [f'"{_URL}" 1;'] if settings.url_hosts else []
+    adapted += [f'"{_KSERVE}" 1;'] if settings.kserve else []
+    blocks = {
+        # The adapter's requests have been counted for their clients.
+        "map $remote_addr $limited": ["default $binary_remote_addr;", 'unix: "";'],
+        'map "$uri $content_length $content_type" $adapted': ['default "";', *adapted],
+        "map $uri $polled": ["default 1;", r"~^/adapter/v2/(health|models/.*ready\z) 0;"],
+        "upstream adapter": [f"server unix:{ADAPTER_SOCKET};"],
+    }
+    return [line for name, lines in blocks.items() for line in _block(name, lines)]
 
 
 def _places(size: str, count: int) -> list[str]:

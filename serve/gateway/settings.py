@@ -78,7 +78,23 @@ class Settings:
     tls: Tls | None = None
     name: Name | None = None  # finds the backends on other hosts; None where `backends` lists them
     management_from: tuple[str, ...] = ()  # addresses that may use management; empty means all that can reach it
+    invocations: str = ""  # the model whose prediction `POST /invocations` is
     defaults: Mapping[str, str] = field(default_factory=dict)  # by model, the version that a URL without one means
+    url_hosts: tuple[str, ...] = ()  # hosts of pictures by URL, `*.` for any below, with `:PORT` where it is unusual
+    url_http: bool = False  # whether their URLs may be http too
+    url_seconds: int = 5  # for one of their pictures
+    kserve: bool = False  # whether the KServe protocols answer
+    server_routes: bool = False  # whether the servers' own other routes answer
+
+    @property
+    def adapter(self) -> bool:
+        """Whether something is on that `serve.gateway.adapter` answers."""
+        return bool(self.url_hosts) or self.kserve
+
+    @property
+    def described(self) -> bool:
+        """Whether something is on beyond the plain API, so that a description of the API tells clients something."""
+        return self.adapter or self.server_routes
 
     @property
     def access_log(self) -> Path:
@@ -121,7 +137,8 @@ class Settings:
         for key in ("management", "metrics"):
             values[key] = values[key] and Address(**values[key])
         values["name"] = values["name"] and Name(**values["name"])
-        values["management_from"] = tuple(values["management_from"])
+        for key in ("management_from", "url_hosts"):
+            values[key] = tuple(values[key])
         tls = values["tls"]
         values["tls"] = tls and Tls(Address(**tls["address"]), Path(tls["certificate"]), Path(tls["key"]))
         return cls(**values)
@@ -151,9 +168,23 @@ def public(
         "log_megabytes": numbers["beeline_log_megabytes"],
         "log_files": numbers["beeline_log_files"],
         "tls": Tls(at.tls, *files) if files is not None and at.tls is not None else None,
+        **adapted(choice, properties),
+        "url_seconds": numbers["beeline_url_seconds"],
         "defaults": {model.model: model.version for model in configuration.models if model.default_version},
     }
     return Settings(**{**values, **others})
+
+
+def adapted(choice: Choice, properties: Properties) -> dict[str, Any]:
+    """Return what is on beyond the plain API; raise ConfigError where it is, without nginx."""
+    texts = properties.texts
+    switches = {name: texts.get(f"beeline_{name}") == "true" for name in ("url_http", "kserve", "server_routes")}
+    on = {"url_hosts": tuple(texts.get("beeline_url_hosts", "").replace(",", " ").split()), **switches}
+    if choice.kind != "nginx" and (names := [f"beeline_{name}" for name, value in on.items() if value]):
+        raise ConfigError(
+            f"{properties.path}: {names[0]} needs nginx, and --gateway is {choice.kind}; leave --gateway out"
+        )
+    return on
 
 
 def tls_files(choice: Choice, properties: Properties) -> tuple[Path, Path] | None:

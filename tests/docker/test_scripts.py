@@ -112,6 +112,14 @@ def test_arguments_and_variables_reach_the_command(run: Run) -> None:
     assert options(run("--gateway", "none"))["--gateway"] == "none"
 
 
+def test_after_the_word_serve_it_keeps_sagemakers_contract(run: Run, built: Path, mounted: Path) -> None:
+    (mounted / "a.mar").touch()
+    found = options(run("serve", "--name", "a"))
+    assert (found["--sagemaker"], found["--store"], found["--name"]) == ("/opt/ml/model", str(built), "a")
+    # The index of a store is not in model.tar.gz.
+    assert "--listed" not in found
+
+
 def test_a_first_word_that_is_a_command_is_run_instead(run: Run) -> None:
     assert run("beeline", "archive", "verify", "a b") == ["WORKERS=unset", "<archive>", "<verify>", "<a b>"]
     assert run("sh", "-c", "echo 'in a shell'") == ["in a shell"]
