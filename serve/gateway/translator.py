@@ -162,7 +162,9 @@ class Translator:
 
     async def describe(self, request: web.Request) -> web.Response:
         name = self.named(request)
-        (low, high), alive = self.asked[name], sorted(self.alive(name))
+        low, high = self.asked[name]
+        # Those beyond are about to end.
+        alive = sorted(self.alive(name))[:high]
         workers: list[dict[str, object]] = [{"id": str(pid), "status": "READY", "pid": pid} for pid in alive]
         workers += [{"id": f"new {number}", "status": "LOADING"} for number in range(low - len(alive))]
         numbers = {"minWorkers": low, "maxWorkers": high, "workers": workers}
