@@ -247,26 +247,20 @@ def export(
     mar: Mar,
     to: Annotated[str, typer.Option(help="The form: triton or sagemaker.")],
     out: Annotated[Path, typer.Option(help="The folder to write, such as Triton's model repository.")],
-    backend: Annotated[
-        str, typer.Option(help="python (the handler), or onnxruntime (the graph, float input).")
-    ] = "python",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in a batch. [--config's]")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Instances, on each GPU. [--config's; 1 on a GPU]")] = None,
-    max_batch_delay: Annotated[int | None, typer.Option(min=0, help="Milliseconds. [--config's]")] = None,
+    backend: Annotated[str, typer.Option(help="python (the handler), or onnxruntime (its graph alone).")] = "python",
     preferred: Annotated[str | None, typer.Option(help="Batch sizes to send on at once, as 4,8.")] = None,
     gpus: Annotated[str | None, typer.Option(help="Numbers of the GPUs, as 0,1. [none: the CPU]")] = None,
     number: Annotated[int, typer.Option(min=1, help="The version in the repository.")] = 1,
-    config: Annotated[Path | None, typer.Option(help="The numbers. [default: config/config.properties]")] = None,
+    config: Annotated[Path | None, typer.Option(help="Batch size, delay, workers. [config/config.properties]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write an archive in the form of another server."""
+    """Write an archive in the form of another server; BATCH_SIZE, WORKERS and LINGER_MS win over --config."""
     from archive.store import locate
     from beeline.errors import did_you_mean
 
     if to not in _FORMS:
         raise BeelineError(f"--to is {to!r}{did_you_mean(to, _FORMS)}")
     options = {"backend": backend, "version": number, "config": config, "preferred": preferred, "gpus": gpus}
-    options |= {"batch_size": batch_size, "workers": workers, "max_batch_delay": max_batch_delay}
     values, text = _FORMS[to](locate(mar), out, options)
     result(values, as_json, text)
 
@@ -277,19 +271,27 @@ def _triton(mar: Path, out: Path, options: dict[str, Any]) -> tuple[dict[str, An
 
     from archive import triton
     from archive.mar import read
+    from beeline.errors import did_you_mean
     from host import ROOT, machine
     from serve import config, properties
 
     gpus, preferred = (_wholes(f"--{name}", options[name]) for name in ("gpus", "preferred"))
     file = properties.load(options["config"] or ROOT / "config" / "config.properties", os.environ)
-    overrides = config.Overrides(options["batch_size"], options["workers"], options["max_batch_delay"])
-    resolved = config.resolve(file, [read(mar)], overrides, os.environ, machine.cores(), len(gpus[:1]), 1 << 40)
-    (model,) = resolved.models
-    queue = resolved.numbers["job_queue_size"].value
+    # On GPUs an instance each, unless the file has another number; memory is the other machine's.
+    environ, of_gpus = os.environ, len(gpus[:1])
+    resolved = config.resolve(file, [read(mar)], config.Overrides(), environ, machine.cores(), of_gpus, 1 << 40)
+    (model,), queue = resolved.models, resolved.numbers["job_queue_size"].value
     chosen = (model.batch_size.value, model.max_batch_delay.value, model.min_workers.value)
-    numbers = triton.Numbers(*chosen, gpus=gpus, preferred=preferred, queue=queue)
-    folder = triton.export(mar, out, numbers, options["backend"], options["version"])
-    note = "" if options["backend"] == "python" else " (replayed by ONNX Runtime; not run on Triton)"
+    numbers = triton.Numbers(*chosen, gpus, preferred, queue)
+    graph: triton.WriteGraph | None = None
+    note = ""
+    if (backend := options["backend"]) == "onnxruntime":
+        from archive.triton.graph import write
+
+        graph, note = write, " (replayed by ONNX Runtime; not run on Triton)"
+    elif backend != "python":
+        raise BeelineError(f"--backend is {backend!r}{did_you_mean(backend, ('python', 'onnxruntime'))}")
+    folder = triton.export(mar, out, numbers, options["version"], graph)
     values = {"model": str(folder), "version": options["version"], **vars(numbers), "not_run": bool(note)}
     return values, f"{folder}: version {options['version']}{note}; {'; '.join(resolved.lines()[:1])}"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beeline.errors import Undetermined
+from beeline.errors import BeelineError, Undetermined
 from cli.console import Json, err, fail, result, say
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def load(
     url: Annotated[str, typer.Argument(help="A server's root, or the full address of its predictions.")],
     picture: Picture = None,
     pictures: Annotated[Path | None, typer.Option(help="A folder whose pictures are sent in turn.")] = None,
-    clients: Annotated[int | None, typer.Option(min=1, max=_MOST, help="Clients, closed loop. [default: 50]")] = None,
+    clients: Annotated[str | None, typer.Option(help="Clients, closed loop; a sweep as 1:8. [default: 50]")] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Instead: arrivals a second, open loop.")] = None,
     seconds: Annotated[float, typer.Option(min=0.001, help="How long to measure.")] = 10.0,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds of the same load before, not counted.")] = 2.0,
@@ -41,17 +42,30 @@ def load(
     as_json: Json = False,
 ) -> None:
     """Measure a running server from outside: rate, latency, failures, batch sizes; exit 1 past a threshold."""
+    from dataclasses import replace
+
     from bench.load import Plan
-    from bench.load.measure import measure, parse, resolve, text
+    from bench.load.measure import measure, parse, resolve, table, text
     from bench.pictures import choose
-    from bench.record import check_writable, command_line
+    from bench.record import append, check_writable, command_line
 
     check_writable(out)
     thresholds = tuple(parse(text) for text in fail_if or ())
-    clients, sent = 50 if clients is None and rate is None else clients, choose(picture, pictures, None)
-    plan = Plan(resolve(url, model), sent, seconds, warm_up, clients, rate, not evenly, deadline, seed)
-    record, code = measure(plan, err, thresholds, cross_check, command_line("beeline", sys.argv[1:]))
-    _end(record, out, text(record.result), as_json, code)
+    counts = [None] if clients is None and rate is not None else _steps(clients or "50")
+    sent, command = choose(picture, pictures, None), command_line("beeline", sys.argv[1:])
+    plan = Plan(resolve(url, model), sent, seconds, warm_up, counts[0], rate, not evenly, deadline, seed)
+    measured = []
+    for count in counts:
+        record, code = measure(replace(plan, clients=count), err, thresholds, cross_check, command)
+        append(out, record)
+        measured.append((record.result, code))
+        # Not a threshold, but a signal.
+        if code > 2:
+            break
+    values = measured[0][0] if len(counts) == 1 else {"sweep": [each for each, _ in measured]}
+    result(values, as_json, text(values) if len(counts) == 1 else table(values["sweep"]))
+    if code := max(code for _, code in measured):
+        fail(code)
 
 
 @app.command()
@@ -65,7 +79,7 @@ def tune(
     pictures: Annotated[Path | None, typer.Option(help="A folder to send. [default: golden pictures]")] = None,
     clients: Clients = 50,
     minutes: Annotated[float, typer.Option(min=0, help="Time for all of it; 0 answers from an interrupted run.")] = 5.0,
-    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
+    server: Annotated[str, typer.Option(help="The kind of server, as docs/operate.md names it.")] = "torchserve",
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
     config: Config = None,
     write: Annotated[bool, typer.Option("--write", "--yes", help="Change --config without asking.")] = False,
@@ -215,6 +229,15 @@ def report(
 def table() -> None:
     """Refuse the old name of `sweep`."""
     raise Undetermined("`beeline bench table` is now `beeline bench sweep`, with the same options; use that")
+
+
+def _steps(text: str) -> list[int]:
+    """Return the numbers of clients of `50`, or of a sweep: `1:8`, or `10:50:10` with a step."""
+    match = re.fullmatch(r"(\d+)(?::(\d+)(?::(\d+))?)?", text)
+    low, high, step = (int(match[1]), int(match[2] or match[1]), int(match[3] or 1)) if match else (0, 0, 0)
+    if not 1 <= low <= high <= _MOST or step < 1:
+        raise BeelineError(f"--clients is {text!r}; allowed: 1 to {_MOST}, or a sweep as 1:8, or 10:50:10 with a step")
+    return [*range(low, high + 1, step)]
 
 
 def _end(record: Record, out: Path | None, text: str, as_json: bool, code: int) -> None:

@@ -23,7 +23,7 @@ Config = Annotated[Path | None, typer.Option(help="Limits and addresses. [defaul
 
 @app.command()
 def up(
-    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
+    server: Annotated[str, typer.Option(help="The kind of server, as docs/operate.md names it.")] = "torchserve",
     model: Annotated[list[str] | None, typer.Option(help="Archive in the store; repeat it. [default: all]")] = None,
     mar: Annotated[list[Path] | None, typer.Option(help="A .mar file anywhere; repeat it.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,

@@ -37,7 +37,9 @@ class Watch:
 
     def workers(self) -> set[int]:
         """Return the ids of this model's living workers, and count those that ended since the last call."""
-        children = {child.pid for child in self._below()}
+        # Triton's are children of a child. A fork of a worker is in the same folder.
+        below = {child.pid: child for child in self._below(recursive=True)}
+        children = {pid for pid, child in below.items() if child.ppid() not in below}
         self.deaths += len(self._alive - children)
         self._alive = children
         return children

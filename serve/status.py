@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 from pydantic import TypeAdapter
 
+from archive.mar import MANIFEST
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import processes
@@ -106,9 +107,14 @@ def _processes(state: State) -> list[dict[str, Any]]:
         # It may have ended meanwhile.
         with suppress(psutil.Error):
             process = psutil.Process(pid)
-            # nginx by its title, since its program may have any name.
+            # nginx by its title, since its program may have any name; a worker runs in the folder of its archive.
             words = " ".join(process.cmdline())
-            other = "nginx" if words.startswith("nginx: ") else "adapter" if "gateway.adapter" in words else "worker"
+            if words.startswith("nginx: "):
+                other = "nginx"
+            elif "gateway.adapter" in words:
+                other = "adapter"
+            else:
+                other = "worker" if (Path(process.cwd()) / MANIFEST).is_file() else "other"
             megabytes = round(process.memory_info().rss / 1e6, 1)
             out.append({"pid": process.pid, "kind": kinds.get(pid, other), "megabytes": megabytes})
     return out

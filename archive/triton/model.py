@@ -1,8 +1,8 @@
 """Triton's Python backend around the archive's handler; `archive.triton` copies this file beside the unpacked archive.
 
 A call gets the requests of one dynamic batch, and each has one or more pictures. The handler answers all pictures as
-one batch. A request fails, as a `TritonError` with the handler's JSON, only if each of its pictures does; a client that
-sends the parameter `http` gets a failure as an answer too, with its status and headers in the output of that name.
+one batch. A request fails, as a `TritonError` with the handler's JSON, only if each of its pictures does. A client that
+sends its headers, as JSON in the parameter `http`, gets a failure as an answer too: the output `http` has its status.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class TritonPythonModel:
         manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
         name = manifest["model"]["handler"].partition(":")[0].removesuffix(".py")
         module = importlib.import_module(name)
-        (kind,) = (each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == name)
+        classes: list[Any] = [each for _, each in inspect.getmembers(module, inspect.isclass)]
+        (kind,) = (each for each in classes if each.__module__ == name)
         self.handler, batch_size = kind(), int(config["max_batch_size"])
         contexts = runpy.run_path(str(version / "context.py"))["CONTEXTS"]
         gpu = int(args["model_instance_device_id"]) if is_gpu else None
@@ -52,20 +53,20 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request."""
         pictures = [_pictures(request) for request in requests]
-        options = [json.loads(request.parameters() or "{}") for request in requests]
+        https = [json.loads(request.parameters() or "{}").get("http") for request in requests]
         self._wants_scores = any("scores" in request.requested_output_names() for request in requests)
-        self.context.begin_batch([option for option, each in zip(options, pictures, strict=True) for _ in each])
-        bodies = iter(
-            enumerate(self.handler.handle([{"body": one} for each in pictures for one in each], self.context))
-        )
+        headers = [json.loads(http or "{}") for http in https]
+        self.context.begin_batch([each for each, many in zip(headers, pictures, strict=True) for _ in many])
+        rows = [{"body": one} for many in pictures for one in many]
+        bodies = iter(enumerate(self.handler.handle(rows, self.context)))
         return [
-            self._response([next(bodies) for _ in each], bool(option.get("http")))
-            for option, each in zip(options, pictures, strict=True)
+            self._response([next(bodies) for _ in many], http is not None)
+            for many, http in zip(pictures, https, strict=True)
         ]
 
     def _with_scores(self, logits: Any, batch: Any) -> list[Any]:
         """Let the handler make its answers, and put the probabilities of each into a header of it."""
-        answers = self._postprocess(logits, batch)
+        answers: list[Any] = self._postprocess(logits, batch)
         if self._wants_scores and batch.good:
             from beeline.answer import probabilities
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ class Peer:
     variables: Mapping[str, str] = field(default_factory=dict)
     pattern: str = ""  # the page of documentation that it follows
     lock: str | None = None  # the folder in `bench/peers` of its packages and code; None is Beeline's environment
-    server: str = ""  # `torchserve` or `mms` if `beeline serve up` starts it
+    server: str = ""  # a name of `serve.servers` if `beeline serve up` starts it
 
     @property
     def kind(self) -> str:
@@ -119,7 +120,7 @@ class Peer:
         if self.environment:
             self.environment.prepare(say)
         if self.server:
-            servers.named(self.server).prepare(say)
+            servers.named(self.server).prepare(say, os.environ)
 
     def pinned(self) -> dict[str, str]:
         """Return the versions that its `requirements.in` asks for, by package."""
@@ -176,7 +177,11 @@ def everything(model: str, cores: int, ours: Settings) -> list[Peer]:
             settings = replace(ours, max_batch_delay=peer.settings.max_batch_delay)
         pattern = f"{peer.name} around Beeline's decoder and engine"
         others.append(replace(peer, name=BEFORE_OURS + peer.name, settings=settings, pattern=pattern))
-    own = [_own(server, gateway, model, ours) for server in ("torchserve", "mms") for gateway in ("none", "nginx")]
+    own = [
+        _own(server, gateway, model, ours)
+        for server in ("torchserve", "mms", "triton")
+        for gateway in ("none", "nginx")
+    ]
     # TorchServe with our engine is our own server.
     return [*first, *one_thread, *own, _container(model, ours), *others[1:]]
 
@@ -189,8 +194,7 @@ def _own(server: str, gateway: str, model: str, settings: Settings) -> Peer:
         "{settings.batch_size} --workers {settings.workers} --max-batch-delay {settings.max_batch_delay}"
     )
     ending, words = ("", "no gateway") if gateway == "none" else ("-nginx", "behind its gateway (nginx)")
-    title = {"torchserve": "TorchServe", "mms": "Multi Model Server"}[server]
-    name, pattern = f"{BEFORE_OURS}{server}{ending}", f"beeline serve up on {title}, {words}"
+    name, pattern = f"{BEFORE_OURS}{server}{ending}", f"beeline serve up on {servers.named(server).title}, {words}"
     variables = {"BEELINE_STATE": "{scratch}", "BEELINE_DEVICE": "cpu"}
     return Peer(name, settings, raw(f"/predictions/{model}"), command, variables, pattern, server=server)
 

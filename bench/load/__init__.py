@@ -140,8 +140,10 @@ class Outcome:
     def summary(self) -> dict[str, Any]:
         """Return plain JSON values; what was not measured is None."""
         seconds, requests = self.seconds, self.statuses.total() + self.errors.total()
-        names = [*(f"p{each}_ms" for each in PERCENTILES), "max_ms"]
-        times = np.percentile(self.latencies, [*PERCENTILES, 100]).round(3).tolist() if self.latencies else [None] * 4
+        names = ["p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms"]
+        times = (
+            [None] * 5 if not self.latencies else np.percentile(self.latencies, (50, 90, 95, 99, 100)).round(3).tolist()
+        )
         return {
             "mode": "closed" if self.plan.rate is None else "open",
             "clients": self.plan.clients,

@@ -77,6 +77,16 @@ def parse(text: str) -> Judge:
     return judge
 
 
+def table(results: Sequence[Summary]) -> str:
+    """Return the results of a sweep as lines for people, in the columns of Triton's perf_analyzer."""
+    columns = ("p50", "p90", "p95", "p99")
+    lines = ["concurrency  inferences/s" + "".join(f"{f'{each} ms':>10}" for each in columns)]
+    for one in results:
+        times = "".join(f"{'-' if (ms := one[f'{each}_ms']) is None else f'{ms:.1f}':>10}" for each in columns)
+        lines.append(f"{one['clients']:>11}{one['good_per_second']:>14.1f}{times}")
+    return "\n".join(lines)
+
+
 def resolve(url: str, model: str | None = None) -> str:
     """Return the address of predictions, given it or a server's root; raise `BeelineError` if the model is unclear."""
     path, root = urlsplit(url).path.rstrip("/"), url.rstrip("/")

@@ -89,7 +89,7 @@ def _network(architecture: str, classes: int) -> Any:
 def serve(
     out: Annotated[Path, typer.Option(help="Write the table here as JSON.")],
     store: Annotated[Path, typer.Option(help="The folder that `make` has made.")] = STORE,
-    server: Annotated[str, typer.Option(help="torchserve or mms.")] = "torchserve",
+    server: Annotated[str, typer.Option(help="The kind of server, as docs/operate.md names it.")] = "torchserve",
 ) -> None:
     """Serve the store with one worker a model: megabytes, seconds to ready and idle CPU of each; then ask them all."""
     said: dict[str, float] = {}

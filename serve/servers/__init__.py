@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from beeline.errors import ConfigError, did_you_mean
+from serve.servers.litserve import LitServe
 from serve.servers.mms import Mms
 from serve.servers.protocol import Server
 from serve.servers.torchserve import TorchServe
+from serve.servers.triton import Triton
 
-_KINDS: dict[str, Callable[[], Server]] = {"torchserve": TorchServe, "mms": Mms}
+_KINDS: dict[str, Callable[[], Server]] = {"torchserve": TorchServe, "mms": Mms, "litserve": LitServe, "triton": Triton}
 
 
 def named(name: str) -> Server:

@@ -1,4 +1,4 @@
-"""Python runs this file at the start of each process of TorchServe's, since its folder is on their PYTHONPATH.
+"""Python runs this file at the start of each process of a server that runs from this environment.
 
 It hides this repository, so that an archive works with its own files alone: their environment has the repository
 installed as editable, and a worker would find code that an archive lacks here, and only here. It also keeps PyTorch out

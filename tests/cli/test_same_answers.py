@@ -1,4 +1,4 @@
-"""One trained model as a run, as an archive and on both servers: the same answers, also for awkward pictures."""
+"""One trained model as a run, as an archive and on every server: the same answers, also for awkward pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from archive.build import build
+from archive.mar import MANIFEST
 from archive.sandbox import Sandbox
 from beeline import pixels
 from beeline.answer import Answer
@@ -47,7 +48,7 @@ def mar(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(trained / "export", tmp_path_factory.mktemp("store")).path
 
 
-@pytest.fixture(scope="module", params=["torchserve", "mms"])
+@pytest.fixture(scope="module", params=["torchserve", "mms", "litserve", "triton"])
 def running(mar: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     overrides = Overrides(batch_size=8, workers=1, max_batch_delay=1000)
     name = f"same-{request.param}"
@@ -76,7 +77,7 @@ def outcomes(answers: list[Answer]) -> list[str | int]:
 def worker(running: Running) -> psutil.Process:
     assert running.state.server_process is not None
     children = psutil.Process(running.state.server_process).children(recursive=True)
-    workers = [child for child in children if "model_service_worker" in " ".join(child.cmdline())]
+    workers = [child for child in children if (Path(child.cwd()) / MANIFEST).is_file()]
     # Multi Model Server's worker forks the one that answers.
     (found,) = [one for one in workers if not any(other.ppid() == one.pid for other in workers)]
     return found

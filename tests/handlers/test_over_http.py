@@ -1,4 +1,4 @@
-"""The contract over HTTP: real TorchServe, real Multi Model Server, concurrent clients, batches of 8."""
+"""The contract over HTTP: real TorchServe, Multi Model Server and LitServe, concurrent clients, batches of 8."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BROKEN = {b"": 400, b"no picture": 415, RED[:40]: 422, b'{"data": "?"}': 400, b"
 CASES = 40
 
 
-@pytest.fixture(scope="module", params=["torchserve", "mms"])
+@pytest.fixture(scope="module", params=["torchserve", "mms", "litserve", "triton"])
 def running(
     colour_model: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Running]:

@@ -43,7 +43,7 @@ def test_the_default_is_all_but_the_container_and_peers_on_one_thread_and_names_
     assert names[0] == "torchserve"
     assert [name for name in names if name.endswith("-one-thread")] == ["torchserve-one-thread"]
     assert next(name for name in names if name.startswith("ours-")) == "ours-torchserve"
-    assert len(names) == 9 + 11
+    assert len(names) == 9 + 13
     assert "ours-container" not in names
     assert [peer.name for peer in choose(PEERS.values(), ("ours-mms", "litserve"))] == ["litserve", "ours-mms"]
     with pytest.raises(BeelineError, match="did you mean 'litserve'"):

@@ -103,12 +103,32 @@ def test_the_command_writes_a_line_and_prints_json(
     out = tmp_path / "results.jsonl"
     server = serve(slow)
     options: dict[str, Any] = {"seconds": 0.4, "warm_up": 0, "out": out, "as_json": True}
-    load(f"{server.url}/predictions/x", picture=tmp_path / "one.jpg", clients=1, **options)
+    load(f"{server.url}/predictions/x", picture=tmp_path / "one.jpg", clients="1", **options)
     load(server.url, pictures=tmp_path, model="x", rate=20.0, evenly=True, **options)
     closed, opened = record.read(out)
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [closed.result, opened.result] == printed
     assert (closed.result["mode"], opened.result["mode"]) == ("closed", "open")
+
+
+def test_a_sweep_is_a_record_and_a_row_for_each_number_of_clients(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.jpg").write_bytes(b"picture")
+    url, out = f"{serve(slow).url}/predictions/x", tmp_path / "results.jsonl"
+    load(url, picture=tmp_path / "one.jpg", clients="1:3:2", seconds=0.3, warm_up=0, out=out)
+    assert [each.result["clients"] for each in record.read(out)] == [1, 3]
+    titles, *rows = capsys.readouterr().out.splitlines()
+    assert titles.split() == ["concurrency", "inferences/s", "p50", "ms", "p90", "ms", "p95", "ms", "p99", "ms"]
+    figures = [[float(each) for each in row.split()] for row in rows]
+    assert [row[0] for row in figures] == [1, 3]
+    for _, rate, *times in figures:
+        assert rate > 0
+        assert times == sorted(times)
+        assert times[0] >= 50
+    for wrong in ("0", "3:1", "1:8:0", "1:901", "many"):
+        with pytest.raises(BeelineError, match="allowed: 1 to 900, or a sweep as 1:8"):
+            load(url, clients=wrong)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

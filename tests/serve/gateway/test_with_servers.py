@@ -70,9 +70,9 @@ def running(
     environ = {**environment(whose), "BEELINE_STATE": str(tmp_path_factory.mktemp("state"))}
     # TorchServe's third port is off otherwise.
     metrics = {"enable_metrics_api": "true", "metrics_address": f"http://127.0.0.1:{metrics_port}"}
-    before = TorchServe.properties
+    before = TorchServe.values
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TorchServe, "properties", lambda *given: {**before(*given), **metrics})
+        patch.setattr(TorchServe, "values", lambda *given: {**before(*given), **metrics})
         server_up = up(asked, print, environ)
     with server_up:
         assert whose in server_up.state.gateway_program
