@@ -32,11 +32,11 @@ _NETWORKS = [ipaddress.ip_network(each) for each in _SPECIAL.split()]
 
 
 class Refused(Exception):
-    """A request that gets an error: the status, its type, and a sentence."""
+    """A request that gets an error of this status: `code`, `type` and `message`."""
 
     def __init__(self, status: int, kind: str, sentence: str) -> None:
         super().__init__(sentence)
-        self.status, self.kind = status, kind
+        self.status, self.values = status, {"code": status, "type": kind, "message": sentence}
 
 
 class NotPublic(OSError):
