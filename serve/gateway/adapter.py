@@ -203,9 +203,8 @@ class Adapter:
                 raw += more
             else:
                 tensors.append({**out, "data": data[name]})
-        names = {"id": values["id"]} if "id" in values else {}
-        names |= {"model_name": request.match_info["model"], "model_version": _version(request)}
-        text = json.dumps({**names, "outputs": tensors}).encode()
+        names = {"model_name": request.match_info["model"], "model_version": _version(request), "id": values.get("id")}
+        text = json.dumps({**{key: name for key, name in names.items() if name}, "outputs": tensors}).encode()
         headers = {_HEAD: str(len(text)), "Content-Type": "application/octet-stream"} if raw else {}
         return web.Response(body=text + raw, headers=headers or {"Content-Type": "application/json"})
 

@@ -65,7 +65,7 @@ class Fetcher:
 
         # One host may keep at most a fifth of the connections busy. Addresses are tried one after the other.
         connector = aiohttp.TCPConnector(
-            limit=100, limit_per_host=20, resolver=resolver, socket_factory=connect, happy_eyeballs_delay=None
+            limit=100, limit_per_host=20, resolver=resolver, use_dns_cache=False, socket_factory=connect, happy_eyeballs_delay=None
         )
         # It reads no proxy and no password of the environment, keeps no cookies, and unpacks nothing.
         self._session = aiohttp.ClientSession(
@@ -105,6 +105,9 @@ class Fetcher:
         except asyncio.TimeoutError as error:
             seconds = f"{self.settings.url_seconds} seconds (beeline_url_seconds)"
             raise _not_fetched(f"{name} has not sent it within {seconds}", "try again, or send the picture") from error
+        except aiohttp.InvalidURL as error:
+            # Such as a number that C reads as an address.
+            raise _bad(text, error) from error
         except (aiohttp.ClientError, ValueError) as error:
             raise _not_fetched(f"{name} breaks off ({short(error)})", "try again, or send the picture") from error
 
@@ -130,8 +133,7 @@ class Fetcher:
             host = (url.raw_host or "").rstrip(".").lower()
             port = url.port
         except ValueError as error:
-            sentence = f'the "url" {short(text, 80)!r} cannot be used ({short(error)}); allowed: https://HOST/PATH'
-            raise Refused(400, "BadUrl", sentence) from error
+            raise _bad(text, error) from error
         schemes = ("https", "http") if self.settings.url_http else ("https",)
         if url.scheme not in schemes:
             raise _not_allowed(
@@ -141,6 +143,11 @@ class Fetcher:
         if not any(name == each or (each[0] == "*" and name.endswith(each[1:])) for each in self.settings.url_hosts):
             raise _not_allowed(f"{short(name, 80)!r} is no host of beeline_url_hosts", "send the picture itself")
         return url, name
+
+
+def _bad(text: object, error: Exception) -> Refused:
+    sentence = f'the "url" {short(text, 80)!r} cannot be used ({short(error)}); allowed: https://HOST/PATH'
+    return Refused(400, "BadUrl", sentence)
 
 
 def _not_allowed(what: str, fix: str) -> Refused:
