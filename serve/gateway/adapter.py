@@ -14,8 +14,8 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ _HEAD = "Inference-Header-Content-Length"
 _NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
 _V1 = f"/v1/models/{{model:{_NAME}}}"
 _V2 = f"/v2/models/{{model:{_NAME}}}{{version:(/versions/{_NAME})?}}"
-_INPUTS = [{"name": "picture", "datatype": "BYTES", "shape": [-1]}]
+_SERVER = {"name": "beeline", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
 _OUTPUTS = {"answer": "BYTES", "status": "INT32"}
-_HELP = 'allowed: {"instances": [{"b64": "<base64>"}]}, or of version 2 one input of BYTES'
+_HELP = 'allowed: {"instances": [{"b64": "<base64>"}]}, or in version 2 one input of BYTES'
 
 
 class Adapter:
@@ -56,15 +56,13 @@ class Adapter:
         application = web.Application(client_max_size=self.settings.max_body, middlewares=[self._guard])
         application.cleanup_ctx.append(self._sessions)
         if self.settings.kserve:
-            application.router.add_get("/v1/models", self.models)
-            application.router.add_get(_V1, self.ready)
-            application.router.add_post(f"{_V1}:predict", self.predict)
-            application.router.add_get("/v2{what:(/health/(live|ready))?}", self.health)
-            application.router.add_get(_V2, self.metadata)
-            application.router.add_get(f"{_V2}/ready", self.ready)
-            application.router.add_post(f"{_V2}/infer", self.infer)
+            application.router.add_get("/{what:v1/models|v2|v2/health/live|v2/health/ready}", self._server)
+            application.router.add_get(_V1, self._model)
+            application.router.add_get(f"{_V2}{{what:(/ready)?}}", self._model)
+            application.router.add_post(f"{_V1}:predict", self._predict)
+            application.router.add_post(f"{_V2}/infer", self._infer)
         if self.settings.url_hosts:
-            application.router.add_route("*", "/{path:(?!v[12](/|$)).*}", self.pass_on)
+            application.router.add_route("*", "/{path:(?!v[12](/|$)).*}", self._pass)
         return application
 
     async def _sessions(self, application: web.Application) -> AsyncIterator[None]:
@@ -82,38 +80,30 @@ class Adapter:
     ) -> web.StreamResponse:
         """Answer errors as the gateway does, and refuse a request for which there is no room."""
         try:
-            with self._share() as request["hold"]:
-                request["hold"](request.content_length or 0)
-                return await handler(request)
+            self._hold(request, request.content_length or 0)
+            return await handler(request)
         except Refused as error:
-            refused = error
+            values = error.values
         except web.HTTPException as error:
             kind, sentence = ERRORS.get(error.status, ERRORS[500])
-            refused = Refused(error.status, kind, sentence.format(max_image=self.settings.max_image))
+            values = Refused(error.status, kind, sentence.format(max_image=self.settings.max_image)).values
         except Exception:
             logger.exception("%s %s failed", request.method, request.path)
-            refused = Refused(500, *ERRORS[500])
-        values = dict(refused.values)
-        if request.path.startswith(("/v1/", "/v2/")):
-            # Where its clients look.
-            values["error"] = values["message"]
-        return web.json_response(values, status=refused.status)
-
-    @contextmanager
-    def _share(self) -> Iterator[Callable[[int], None]]:
-        """Count the bytes of one request among those that are held; at its end they are free again."""
-        held = 0
-
-        def hold(size: int) -> None:
-            nonlocal held
-            if size > self._free:
-                raise Refused(429, *ERRORS[429])
-            held, self._free = held + size, self._free - size
-
-        try:
-            yield hold
+            values = Refused(500, *ERRORS[500]).values
         finally:
-            self._free += held
+            self._free += request.get("held", 0)
+        # Where clients of KServe look.
+        more = {"error": values["message"]} if request.path.startswith(("/v1/", "/v2/")) else {}
+        return web.json_response({**values, **more}, status=values["code"])
+
+    def _hold(self, request: web.Request, size: int) -> None:
+        """Count more bytes that a request holds until its end."""
+        if size > self._free:
+            raise Refused(429, *ERRORS[429])
+        request["held"], self._free = request.get("held", 0) + size, self._free - size
+
+    async def _fetch(self, request: web.Request, url: object) -> bytes:
+        return await self._fetcher.fetch(url, partial(self._hold, request))
 
     async def _ask(self, method: str, path: str, body: bytes | None = None, accept: str = "*/*") -> web.Response:
         """Send a request to nginx and return its answer, whatever its status is; `path` is encoded."""
@@ -127,106 +117,98 @@ class Adapter:
             logger.error("nginx does not answer %s %s: %r", method, path, error)
             raise Refused(503, *ERRORS[503]) from error
 
-    async def pass_on(self, request: web.Request) -> web.Response:
+    async def _pass(self, request: web.Request) -> web.Response:
         """Answer a prediction: of the picture at the URL in its body, else of the body as it is."""
         body = await request.read()
-        values = _object(body) if len(body) < _SHORT else None
-        if values and "url" in values:
-            body = await self._fetcher.fetch(values["url"], request["hold"])
+        values = _object(body) if len(body) < _SHORT else {}
+        if "url" in values:
+            body = await self._fetch(request, values["url"])
         return await self._ask(request.method, request.rel_url.raw_path, body, request.headers.get("Accept", "*/*"))
 
-    async def models(self, request: web.Request) -> web.Response:
-        """Answer the names of the models."""
-        return web.json_response({"models": sorted(_values(await self._ask("GET", "/ping"))["models"])})
+    async def _server(self, request: web.Request) -> web.Response:
+        answer, what = await self._ask("GET", "/ping"), request.match_info["what"]
+        values = {
+            "v1/models": {"models": sorted(_values(answer)["models"])},
+            "v2": _SERVER,
+            "v2/health/live": {"live": True},
+            "v2/health/ready": {"ready": answer.status == 200},
+        }
+        return web.json_response(values[what], status=answer.status if what.endswith("/ready") else 200)
 
-    async def health(self, request: web.Request) -> web.Response:
-        """Answer whether the gateway runs, whether a model is ready, or what this server is."""
-        what = request.match_info["what"].removeprefix("/health/")
-        if not what:
-            return web.json_response({"name": "beeline", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
-        status = 200 if what == "live" else (await self._ask("GET", "/ping")).status
-        return web.json_response({what: status == 200}, status=status)
-
-    async def ready(self, request: web.Request) -> web.Response:
-        """Answer whether a model is ready: 200 or 503."""
-        _, is_ready = await self._state(request)
-        values = {"name": request.match_info["model"], "ready": is_ready}
-        return web.json_response(values, status=200 if is_ready else 503)
-
-    async def metadata(self, request: web.Request) -> web.Response:
-        """Answer the versions and the tensors of a model."""
-        versions, _ = await self._state(request)
-        outputs = [{"name": name, "datatype": kind, "shape": [-1]} for name, kind in _OUTPUTS.items()]
-        values = {"name": request.match_info["model"], "versions": sorted(versions), "platform": "beeline"}
-        return web.json_response({**values, "inputs": _INPUTS, "outputs": outputs})
-
-    async def _state(self, request: web.Request) -> tuple[Mapping[str, Any], bool]:
-        """Return the versions of the model in the path, and whether it takes pictures; raise Refused for another."""
-        answer = await self._ask("GET", "/ping")
-        values, model, version = _values(answer), request.match_info["model"], _version(request)
-        versions = values["models"].get(model, {})
+    async def _model(self, request: web.Request) -> web.Response:
+        """Answer whether a model is ready, or which versions and tensors it has."""
+        answer, name, version = await self._ask("GET", "/ping"), request.match_info["model"], _version(request)
+        known = _values(answer)
+        versions = known["models"].get(name, {})
         if not versions or (version and version not in versions):
             raise Refused(404, *ERRORS[404])
-        return versions, answer.status == 200 and f"{model}@{version}" not in values.get("closed", ())
+        if request.match_info.get("what") == "":
+            inputs, *outputs = (
+                {"name": tensor, "datatype": kind, "shape": [-1]}
+                for tensor, kind in {"picture": "BYTES", **_OUTPUTS}.items()
+            )
+            values = {"name": name, "versions": sorted(versions), "platform": "beeline"}
+            return web.json_response({**values, "inputs": [inputs], "outputs": outputs})
+        is_ready = answer.status == 200 and f"{name}@{version}" not in known.get("closed", ())
+        return web.json_response({"name": name, "ready": is_ready}, status=200 if is_ready else 503)
 
-    async def predict(self, request: web.Request) -> web.Response:
+    async def _predict(self, request: web.Request) -> web.Response:
         """Answer version 1: one prediction an instance, or its error in its place."""
-        instances = (_object(await request.read()) or {}).get("instances")
-        judged = await self._judge(request, instances)
+        judged = await self._judge(request, _object(await request.read()).get("instances"))
         return web.json_response({"predictions": [value for _, value in judged]})
 
-    async def infer(self, request: web.Request) -> web.Response:
+    async def _infer(self, request: web.Request) -> web.Response:
         """Answer version 2: two tensors with an element for each picture, its answer in JSON and its status."""
         body = await request.read()
         try:
             head = int(request.headers.get(_HEAD, len(body)))
-            values = _object(body[:head]) or {}
+            values = _object(body[:head])
             (tensor,) = values["inputs"]
             size = tensor.get("parameters", {}).get("binary_data_size")
             pictures = tensor["data"] if size is None else _split(body[head : head + size])
+            default = values.get("parameters", {}).get("binary_data_output", False)
             outputs = values.get("outputs") or [{"name": name} for name in _OUTPUTS]
-            wanted = {each["name"]: each.get("parameters", {}).get("binary_data") for each in outputs}
-            if tensor["datatype"] != "BYTES" or not wanted.keys() <= _OUTPUTS.keys():
+            binary = {each["name"]: each.get("parameters", {}).get("binary_data", default) for each in outputs}
+            if tensor["datatype"] != "BYTES" or not binary.keys() <= _OUTPUTS.keys():
                 raise ValueError
-            everything = values.get("parameters", {}).get("binary_data_output", False)
         except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
             raise Refused(400, "BadEncoding", f"the body is no request of version 2; {_HELP}") from error
         judged = await self._judge(request, pictures)
-        answers = [json.dumps(value) for _, value in judged]
-        data: dict[str, list[Any]] = {"answer": answers, "status": [status for status, _ in judged]}
-        tensors, raw = [], b""
-        for name, is_binary in wanted.items():
-            out: dict[str, Any] = {"name": name, "datatype": _OUTPUTS[name], "shape": [len(judged)]}
-            if everything if is_binary is None else is_binary:
-                more = _joined(answers) if name == "answer" else struct.pack(f"<{len(judged)}i", *data[name])
-                tensors.append({**out, "parameters": {"binary_data_size": len(more)}})
-                raw += more
-            else:
-                tensors.append({**out, "data": data[name]})
+        texts, count, tensors, raw = [json.dumps(value) for _, value in judged], len(judged), [], b""
+        for name, is_binary in binary.items():
+            data: list[Any] = texts if name == "answer" else [status for status, _ in judged]
+            # JSON is ASCII.
+            parts = [struct.pack("<i", each if name == "status" else len(each)) for each in data]
+            more = b"".join(parts if name == "status" else (a + b.encode() for a, b in zip(parts, data, strict=True)))
+            form = {"parameters": {"binary_data_size": len(more)}} if is_binary else {"data": data}
+            tensors.append({"name": name, "datatype": _OUTPUTS[name], "shape": [count], **form})
+            raw += more if is_binary else b""
         names = {"model_name": request.match_info["model"], "model_version": _version(request), "id": values.get("id")}
         text = json.dumps({**{key: name for key, name in names.items() if name}, "outputs": tensors}).encode()
-        headers = {_HEAD: str(len(text)), "Content-Type": "application/octet-stream"} if raw else {}
-        return web.Response(body=text + raw, headers=headers or {"Content-Type": "application/json"})
+        headers = {_HEAD: str(len(text))} if raw else {}
+        return web.Response(
+            body=text + raw, headers=headers, content_type=f"application/{'octet-stream' if raw else 'json'}"
+        )
 
     async def _judge(self, request: web.Request, pictures: object) -> list[tuple[int, Any]]:
         """Return the status and the answer of each picture, each asked for alone; raise the first error if all fail."""
         if not isinstance(pictures, list) or not 1 <= len(pictures) <= _MOST:
             count = len(pictures) if isinstance(pictures, list) else "no list"
             raise Refused(400, "BadEncoding", f"the request holds {count}, and not 1 to {_MOST} pictures; {_HELP}")
-        gate, version = asyncio.Semaphore(_TOGETHER), _version(request)
-        path = f"/predictions/{request.match_info['model']}" + (f"/{version}" if version else "")
+        gate, version, name = asyncio.Semaphore(_TOGETHER), _version(request), request.match_info["model"]
 
         async def one(picture: object) -> tuple[int, Any]:
-            async with gate:
-                try:
+            try:
+                async with gate:
                     if isinstance(picture, dict) and "url" in picture and self.settings.url_hosts:
-                        picture = await self._fetcher.fetch(picture["url"], request["hold"])
+                        picture = await self._fetch(request, picture["url"])
                     if not isinstance(picture, bytes):
                         picture = json.dumps(picture if isinstance(picture, dict) else {"b64": picture}).encode()
+                    path = f"/predictions/{name}/{version}".rstrip("/")
                     answer = await self._ask("POST", path, picture, request.headers.get("Accept", "*/*"))
                     return answer.status, _values(answer)
-                except Refused as error:
-                    return error.status, error.values
+            except Refused as error:
+                return error.values["code"], error.values
 
         judged = await asyncio.gather(*map(one, pictures))
         if all(status != 200 for status, _ in judged):
@@ -236,13 +218,13 @@ class Adapter:
         return judged
 
 
-def _object(body: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a body is, None if it is none."""
+def _object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is, an empty one if it is none."""
     try:
         values = json.loads(body) if sum(map(body.count, (b"{", b"[", b","))) < _MARKS else None
     except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
+        values = None
+    return values if isinstance(values, dict) else {}
 
 
 def _values(answer: web.Response) -> Any:
@@ -268,18 +250,13 @@ def _split(raw: bytes) -> list[bytes]:
     return elements
 
 
-def _joined(texts: list[str]) -> bytes:
-    return b"".join(struct.pack("<I", len(each.encode())) + each.encode() for each in texts)
-
-
 def main(arguments: list[str], **options: Any) -> None:
     """Answer on the socket until SIGTERM, then what is under way; `options` are those of `Adapter`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     settings = Settings.load(Path(arguments[0]))
     # A socket's path has at most 108 characters; nginx is started here too.
     os.chdir(settings.folder)
-    listening = socket.socket(fileno=int(arguments[1]))
-    application = Adapter(settings, **options).application()
+    application, listening = Adapter(settings, **options).application(), socket.socket(fileno=int(arguments[1]))
     web.run_app(application, sock=listening, print=None, access_log=None, shutdown_timeout=settings.stop)
 
 

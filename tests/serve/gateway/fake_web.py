@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from serve.gateway import adapter
 from serve.gateway.settings import Settings
 from serve.gateway.urls import Fetcher
 from tests.conftest import RED
-from tests.serve.gateway.conftest import _Handler, _Server
+from tests.serve.gateway.conftest import _Handler, _serve
 
 
 class Names(AbstractResolver):
@@ -84,17 +83,16 @@ class _Pictures(_Handler):
 
 
 class Web:
-    """The server of the pictures, on a port of 127.0.0.1 and 127.0.0.2."""
+    """The server of the pictures, on a port of 127.0.0.1, and what must not be reached, on that port of 127.0.0.2."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.released, self.broken = threading.Event(), threading.Event()
-        self.server: Any = _Server(("127.0.0.1", 0), type("Bound", (_Pictures,), {"owner": self}))
+        self.server: Any = _serve(self, _Pictures, 0)  # type: ignore[arg-type]
         self.port = self.server.server_port
-        self.other = Private(self.port)
+        self.other = _serve(self, _Pictures, self.port, "127.0.0.2")  # type: ignore[arg-type]
         self.target = f"http://private.test:{self.port}/secret"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def url(self, path: str, name: str = "pictures.test") -> str:
         return f"http://{name}:{self.port}/{path}"
@@ -103,26 +101,6 @@ class Web:
         self.released.set()
         self.server.stop()
         self.other.stop()
-
-
-class Private:
-    """What must not be reached: it counts connections to 127.0.0.2."""
-
-    def __init__(self, port: int) -> None:
-        self.connections = 0
-        self._socket = socket.create_server(("127.0.0.2", port))
-        threading.Thread(target=self._count, daemon=True).start()
-
-    def _count(self) -> None:
-        try:
-            while True:
-                self._socket.accept()[0].close()
-                self.connections += 1
-        except OSError:
-            time.sleep(0)
-
-    def stop(self) -> None:
-        self._socket.close()
 
 
 if __name__ == "__main__":

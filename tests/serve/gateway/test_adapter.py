@@ -82,7 +82,7 @@ def test_errors_have_one_form_whoever_answers(site: Site, web: Web) -> None:
         assert answer.json().get("type") == kind
         assert ("Retry-After" in answer.headers) == (status == 503)
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert web.other.connections == 0
+    assert not web.other.connections
 
 
 def test_the_plain_path_does_not_pass_the_adapter(site: Site, web: Web) -> None:

@@ -96,8 +96,9 @@ def test_it_is_an_openapi_document_with_every_parameter_of_its_paths(running: Ru
     described = requests.get(f"{running.state.inference}/api-description", timeout=30).json()
     assert described["openapi"].startswith("3.")
     for path, operations in described["paths"].items():
-        names = [each["name"] for each in operations.pop("parameters", [])]
+        names = [each["$ref"].rpartition("/")[2] for each in operations.pop("parameters", [])]
         assert names == re.findall(r"{(\w+)}", path)
+        assert names == [described["components"]["parameters"][name]["name"] for name in names]
         assert all({"summary", "responses"} <= operation.keys() for operation in operations.values())
 
 
