@@ -35,7 +35,7 @@ def web() -> Iterator[Web]:
 def site(make_fake: MakeArchive, web: Web) -> Iterator[Site]:
     """One gateway with everything on; its tests leave it as it was."""
     hosts = (f"pictures.test:{web.port}", f"private.test:{web.port}")
-    on = {"url_hosts": hosts, "url_http": True, "url_seconds": 5, "kserve": True, "server_routes": True}
+    on: dict[str, Any] = {"url_hosts": hosts, "url_http": True, "url_seconds": 5, "kserve": True, "server_routes": True}
     started = start(make_fake, module=("tests.serve.gateway.fake_web",), **on)
     yield started
     stop(started)
@@ -164,7 +164,7 @@ def test_each_instance_is_judged_alone(site: Site, web: Web) -> None:
 
 
 def test_tensors_of_bytes_come_and_go_in_json_and_in_binary(site: Site) -> None:
-    tensor = {"name": "picture", "shape": [2], "datatype": "BYTES", "data": ["aGVsbG8=", "aGVsbG8="]}
+    tensor: dict[str, Any] = {"name": "picture", "shape": [2], "datatype": "BYTES", "data": ["aGVsbG8=", "aGVsbG8="]}
     path = "/v2/models/fake/versions/1.0/infer"
     values = post(site, path, {"id": "7", "inputs": [tensor]}).json()
     assert (values["id"], values["model_name"], values["model_version"]) == ("7", "fake", "1.0")
@@ -248,8 +248,7 @@ def test_a_killed_adapter_comes_back_and_requests_wait_for_it(site: Site, web: W
 
 def test_a_gateway_that_stops_answers_what_the_adapter_has(make_fake: MakeArchive, web: Web) -> None:
     hosts = (f"pictures.test:{web.port}",)
-    given = {"url_hosts": hosts, "url_http": True, "module": ("tests.serve.gateway.fake_web",)}
-    stopping = start(make_fake, **given)
+    stopping = start(make_fake, module=("tests.serve.gateway.fake_web",), url_hosts=hosts, url_http=True)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         under_way = pool.submit(by_url, stopping, web.url("words/sleep_1.5"))
         wait_for(lambda: stopping.backends[0].busy, lambda busy: busy >= 1)
