@@ -242,7 +242,7 @@ def _version(request: web.Request) -> str:
 
 def _split(raw: bytes) -> list[bytes]:
     """Return the elements of a tensor of BYTES: each follows its length."""
-    elements, start = [], 0
+    elements, start = list[bytes](), 0
     while start < len(raw) and len(elements) <= _MOST:
         (size,) = struct.unpack_from("<I", raw, start)
         elements.append(raw[start + 4 : start + 4 + size])

@@ -107,5 +107,5 @@ if __name__ == "__main__":
     if sys.argv[1] == adapter.__name__:
         adapter.main(sys.argv[2:], fetcher=fetcher)
     else:
-        gateway.Adapter.module = ("tests.serve.gateway.fake_web", adapter.__name__)
+        gateway.Adapter.command = (sys.executable, "-m", "tests.serve.gateway.fake_web", adapter.__name__)
         sys.exit(gateway.main(sys.argv[1:]))
