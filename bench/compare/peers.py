@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ class Peer:
     variables: Mapping[str, str] = field(default_factory=dict)
     pattern: str = ""  # the page of documentation that it follows
     lock: str | None = None  # the folder in `bench/peers` of its packages and code; None is Beeline's environment
-    server: str = ""  # `torchserve` or `mms` if `beeline serve up` starts it
+    server: str = ""  # a name of `serve.servers` if `beeline serve up` starts it
 
     @property
     def kind(self) -> str:
@@ -119,7 +120,7 @@ class Peer:
         if self.environment:
             self.environment.prepare(say)
         if self.server:
-            servers.named(self.server).prepare(say)
+            servers.named(self.server).prepare(say, os.environ)
 
     def pinned(self) -> dict[str, str]:
         """Return the versions that its `requirements.in` asks for, by package."""
