@@ -198,7 +198,7 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
         )
         runtime.lay_out(settings)
         built = {archive.path.name: archive.path for archive in start.archives}
-        catalog.write(settings, resolved, start.archives, built, kind.name, start.request.card)
+        catalog.write(settings, resolved, start.archives, built, kind.title, start.request.card)
     read, write = os.pipe()
     try:
         with (target.logs / "supervisor.log").open("ab") as log:

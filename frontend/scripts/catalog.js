@@ -73,9 +73,8 @@ function asked() {
 }
 
 function served(values) {
-  const server = { torchserve: "TorchServe", mms: "Multi Model Server" }[values.server] ?? values.server;
   const { kind, version } = values.gateway;
-  return `${server} behind ${kind} ${version}`;
+  return `${values.server} behind ${kind} ${version}`;
 }
 
 async function json(url) {

@@ -49,6 +49,7 @@ def share(
     found = [instance.running(instance.state_folder(environ), name) for name in dict.fromkeys(names)]
     states = [state for _, state in found]
     check_same(states)
+    kind = servers.named(states[0].server)
     # Each server has its own management; this gateway has none, so it must not take the usual port.
     read, choice, at, own = _decide(config_file, dataclasses.replace(given, management=0), environ)
     with _scratch() as top:
@@ -75,12 +76,12 @@ def share(
                 for each, state in found
             ),
             store=served,
-            versions=servers.named(states[0].server).versions,
+            versions=kind.versions,
             logs=top / "logs",
         )
         runtime.lay_out(settings)
         built = {name: Path(path) for name, path in states[0].archives.items()}
-        catalog.write(settings, resolved, archives, built, states[0].server, card)
+        catalog.write(settings, resolved, archives, built, kind.title, card)
         say(f"gateway: {choice.sentence}")
         say(f"in front of {', '.join(f'{state.name} ({state.backend})' for state in states)}: {at.inference.local}")
         if at.metrics is not None:

@@ -36,7 +36,7 @@ def write(
     """Write `catalog.json`, the cards and the samples below the document root.
 
     `configuration` has the models in the order of `archives`. `built` is the path at which each archive was built, by
-    file name; the samples are in that folder. `server` is `torchserve` or `mms`.
+    file name; the samples are in that folder. `server` is its name for people.
     """
     models = []
     for archive, model in zip(archives, configuration.models, strict=True):
