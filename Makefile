@@ -170,7 +170,7 @@ bench-compare:
 	@.venv/bin/beeline bench compare '$(MAR)' --picture '$(PICTURE)' --out bench/results/compare.jsonl
 
 lock: setup ## resolve requirements/*.in again, with hashes and without an index
-	@set -e; for name in uv main mms triton sbom; do $(LOCK) requirements/$$name.in -o requirements/$$name.txt; done
+	@set -e; for name in uv main mms triton sbom kserve; do $(LOCK) requirements/$$name.in -o requirements/$$name.txt; done
 	@set -e; for name in extras $(addprefix image-,torchserve mms torch onnxruntime) gateway pillow-simd; do \
 		$(LOCK) --constraint requirements/main.txt $(UNUSED:%=--no-emit-package %) requirements/$$name.in \
 		-o requirements/$$name.txt; done

@@ -283,11 +283,12 @@ def _triton(mar: Path, out: Path, options: dict[str, Any]) -> tuple[dict[str, An
     (model,), queue = resolved.models, resolved.numbers["job_queue_size"].value
     chosen = (model.batch_size.value, model.max_batch_delay.value, model.min_workers.value)
     numbers = triton.Numbers(*chosen, gpus, preferred, queue)
-    graph, note = None, ""
+    graph: triton.WriteGraph | None = None
+    note = ""
     if (backend := options["backend"]) == "onnxruntime":
-        from archive.triton.graph import write as graph
+        from archive.triton.graph import write
 
-        note = " (replayed by ONNX Runtime; not run on Triton)"
+        graph, note = write, " (replayed by ONNX Runtime; not run on Triton)"
     elif backend != "python":
         raise BeelineError(f"--backend is {backend!r}{did_you_mean(backend, ('python', 'onnxruntime'))}")
     folder = triton.export(mar, out, numbers, options["version"], graph)

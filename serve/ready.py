@@ -37,30 +37,27 @@ class Watch:
 
     def workers(self) -> set[int]:
         """Return the ids of this model's living workers, and count those that ended since the last call."""
-        # Triton's are children of a child. A fork of a worker is in the same folder.
-        below = {child.pid: child for child in self._below(recursive=True)}
-        children = {pid for pid, child in below.items() if child.ppid() not in below}
+        below = self._below()
+        # Triton's are children of a child; what a worker has forked, as MMS's do, is in the same folder.
+        children = {pid for pid, parent in below.items() if parent not in below}
         self.deaths += len(self._alive - children)
         self._alive = children
         return children
 
     def forks(self) -> int:
         """Return how many living processes the server's children have started: MMS's workers."""
-        try:
-            return sum(each.ppid() != self.server for each in self._below(recursive=True))
-        except psutil.Error:
-            # One of them just ended; the next call counts again.
-            return 0
+        return sum(parent != self.server for parent in self._below().values())
 
-    def _below(self, recursive: bool = False) -> list[psutil.Process]:
-        living = []
+    def _below(self) -> dict[int, int]:
+        """Return the living processes below the server in this model's folder, each with its parent."""
+        living = {}
         with suppress(psutil.Error):
-            for child in psutil.Process(self.server).children(recursive):
+            for child in psutil.Process(self.server).children(recursive=True):
                 # One that just ended says nothing about the others.
                 with suppress(psutil.Error, OSError, ValueError, KeyError):
                     folder = Path(child.cwd()) if child.status() != psutil.STATUS_ZOMBIE else None
                     if folder is not None and model_in(folder) == self._model:
-                        living.append(child)
+                        living[child.pid] = child.ppid()
         return living
 
     def why(self, patience: float = 5.0) -> str:

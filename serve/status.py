@@ -111,10 +111,10 @@ def _processes(state: State) -> list[dict[str, Any]]:
             words = " ".join(process.cmdline())
             if words.startswith("nginx: "):
                 other = "nginx"
-            elif (Path(process.cwd()) / MANIFEST).is_file():
-                other = "worker"
+            elif "gateway.adapter" in words:
+                other = "adapter"
             else:
-                other = "adapter" if "gateway.adapter" in words else "other"
+                other = "worker" if (Path(process.cwd()) / MANIFEST).is_file() else "other"
             megabytes = round(process.memory_info().rss / 1e6, 1)
             out.append({"pid": process.pid, "kind": kinds.get(pid, other), "megabytes": megabytes})
     return out

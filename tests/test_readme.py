@@ -73,7 +73,7 @@ def serving(command: str, log: Path, environ: dict[str, str]) -> Iterator[None]:
             process.wait(timeout=60)
     # No server and no worker of this checkout still runs.
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-    names = ("java", "model_service_worker", "litapi", "-m cli")
+    names = ("java", "model_service_worker", "litapi", "translator", "tritonserver", "-m cli")
     assert not [line for line in lines if str(ROOT) in line and any(name in line for name in names)]
 
 

@@ -100,7 +100,7 @@ def _round(mar: Path, pictures: Pictures, workers: int, batch: int) -> dict[str,
             times.append(_cpu_seconds(running))
         (many, behind), (start, idle, end) = loads, times
         requests = behind["per_second"] * (_WARM_UP + _SECONDS)
-        spent = {kind: 1000 * (end[kind] - idle[kind]) / requests for kind in ("java", "worker")}
+        spent = {kind: 1000 * (end[kind] - idle[kind]) / requests for kind in ("server", "worker")}
         # Under the first load the gateway has no request, and what it takes is not the cost of requests.
         for kind in ("gateway", "nginx"):
             spent[kind] = 1000 * (end[kind] - 2 * idle[kind] + start[kind]) / requests

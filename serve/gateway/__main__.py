@@ -19,10 +19,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import ClassVar
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -77,7 +76,7 @@ class Adapter:
     This process holds its socket, so that requests wait while it starts, or starts again.
     """
 
-    module: ClassVar[Sequence[str]] = ("serve.gateway.adapter",)
+    command: tuple[str, ...] = (sys.executable, "-m", "serve.gateway.adapter")
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.folder
@@ -93,9 +92,8 @@ class Adapter:
         self._start()
 
     def _start(self) -> None:
-        number = self._socket.fileno()
-        command = [sys.executable, "-m", *self.module, str(self._folder), str(number)]
-        end = processes.ending_with_parent(signal.SIGTERM)
+        number, end = self._socket.fileno(), processes.ending_with_parent(signal.SIGTERM)
+        command = [*self.command, str(self._folder), str(number)]
         self._process = subprocess.Popen(command, pass_fds=(number,), preexec_fn=end)
 
     def check(self) -> None:

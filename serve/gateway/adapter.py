@@ -1,7 +1,7 @@
 """The adapter: what nginx cannot answer, namely pictures by URL and the KServe protocols.
 
 Run by the gateway as `python -m serve.gateway.adapter FOLDER SOCKET`, where FOLDER is its runtime folder and SOCKET the
-number of the open socket that nginx passes such requests to. Predictions go back to nginx, on a socket of its own in
+number of the open socket on which nginx passes such requests. Predictions go back to nginx, on a socket of its own in
 FOLDER, so that its queue, its deadline and its answers hold for them. The plain API never comes here.
 """
 
@@ -12,10 +12,10 @@ import json
 import logging
 import os
 import socket
+import struct
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,55 +28,19 @@ from serve.gateway.settings import Settings
 from serve.gateway.urls import Fetcher, Refused
 
 logger = logging.getLogger("adapter")
-# Bytes of a JSON body that may be a URL's. nginx sends longer ones here only if it does not know their length.
-_SHORT = 10_000
-# Bytes of bodies and fetched pictures that are held at a time.
-_HELD = 256_000_000
+# A longer body is no URL's. Of more brackets and commas, JSON would become gigabytes.
+_SHORT, _MARKS = 10_000, 2_000
+# Bytes of bodies and fetched pictures that are held at a time; pictures of one request, and those asked for at a time.
+_HELD, _MOST, _TOGETHER = 256_000_000, 128, 16
 # Of the gateway's answer, for the client; nginx adds its own to all answers.
 _PASSED = ("Content-Type", "X-Batch-Size", "Server-Timing")
-
-
-class Room:
-    """Bytes of bodies and fetched pictures that may be held at a time, of all requests together."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
-
-    @contextmanager
-    def share(self) -> Iterator[Share]:
-        """Give a request its share; it is free again at the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.free += share.held
-
-
-@dataclass
-class Share:
-    """The bytes that one request holds."""
-
-    room: Room
-    held: int = 0
-
-    def take(self, size: int) -> None:
-        """Hold more bytes; raise Refused if there is no room for them."""
-        if size > self.room.free:
-            raise Refused(429, *ERRORS[429])
-        self.held += size
-        self.room.free -= size
-
-
-_SHARE = web.RequestKey("share", Share)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the gateway answered."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
+_HEAD = "Inference-Header-Content-Length"
+_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
+_V1 = f"/v1/models/{{model:{_NAME}}}"
+_V2 = f"/v2/models/{{model:{_NAME}}}{{version:(/versions/{_NAME})?}}"
+_SERVER = {"name": "beeline", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+_OUTPUTS = {"answer": "BYTES", "status": "INT32"}
+_HELP = 'allowed: {"instances": [{"b64": "<base64>"}]}, or in version 2 one input of BYTES'
 
 
 class Adapter:
@@ -84,22 +48,28 @@ class Adapter:
 
     def __init__(self, settings: Settings, fetcher: Callable[[Settings], Fetcher] = Fetcher) -> None:
         self.settings = settings
-        self._make_fetcher = fetcher
-        self._room = Room(max(_HELD, 4 * settings.max_body))
+        self._new_fetcher = fetcher
+        self._free = max(_HELD, 4 * settings.max_body)
 
     def application(self) -> web.Application:
         """Return the application for `aiohttp.web`."""
         application = web.Application(client_max_size=self.settings.max_body, middlewares=[self._guard])
         application.cleanup_ctx.append(self._sessions)
+        if self.settings.kserve:
+            application.router.add_get("/{what:v1/models|v2|v2/health/live|v2/health/ready}", self._server)
+            application.router.add_get(_V1, self._model)
+            application.router.add_get(f"{_V2}{{what:(/ready)?}}", self._model)
+            application.router.add_post(f"{_V1}:predict", self._predict)
+            application.router.add_post(f"{_V2}/infer", self._infer)
         if self.settings.url_hosts:
-            application.router.add_route("*", "/{path:.*}", self.pass_on)
+            application.router.add_route("*", "/{path:(?!v[12](/|$)).*}", self._pass)
         return application
 
     async def _sessions(self, application: web.Application) -> AsyncIterator[None]:
+        self._fetcher = self._new_fetcher(self.settings)
         # A new connection for each request: nginx closes kept ones when it likes.
-        connector = aiohttp.UnixConnector(str(GATEWAY_SOCKET), limit=0, force_close=True)
+        connector = aiohttp.UnixConnector(GATEWAY_SOCKET, limit=0, force_close=True)
         timeout = aiohttp.ClientTimeout(total=self.settings.deadline + 2)
-        self._fetcher = self._make_fetcher(self.settings)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self._gateway:
             yield
         await self._fetcher.close()
@@ -110,48 +80,174 @@ class Adapter:
     ) -> web.StreamResponse:
         """Answer errors as the gateway does, and refuse a request for which there is no room."""
         try:
-            with self._room.share() as request[_SHARE]:
-                request[_SHARE].take(request.content_length or 0)
-                return await handler(request)
+            self._hold(request, request.content_length or 0)
+            return await handler(request)
         except Refused as error:
-            status, kind, sentence = error.status, error.kind, str(error)
+            values = error.values
         except web.HTTPException as error:
             kind, sentence = ERRORS.get(error.status, ERRORS[500])
-            status, sentence = error.status, sentence.format(max_image=self.settings.max_image)
+            values = Refused(error.status, kind, sentence.format(max_image=self.settings.max_image)).values
         except Exception:
             logger.exception("%s %s failed", request.method, request.path)
-            status, (kind, sentence) = 500, ERRORS[500]
-        return web.json_response({"code": status, "type": kind, "message": sentence}, status=status)
+            values = Refused(500, *ERRORS[500]).values
+        finally:
+            self._free += request.get("held", 0)
+        # Where clients of KServe look.
+        more = {"error": values["message"]} if request.path.startswith(("/v1/", "/v2/")) else {}
+        return web.json_response({**values, **more}, status=values["code"])
 
-    async def ask(self, method: str, path: str, body: bytes | None = None, accept: str = "*/*") -> Answer:
+    def _hold(self, request: web.Request, size: int) -> None:
+        """Count more bytes that a request holds until its end."""
+        if size > self._free:
+            raise Refused(429, *ERRORS[429])
+        request["held"], self._free = request.get("held", 0) + size, self._free - size
+
+    async def _fetch(self, request: web.Request, url: object) -> bytes:
+        return await self._fetcher.fetch(url, partial(self._hold, request))
+
+    async def _ask(self, method: str, path: str, body: bytes | None = None, accept: str = "*/*") -> web.Response:
         """Send a request to nginx and return its answer, whatever its status is; `path` is encoded."""
         headers = {"Content-Type": "application/octet-stream", "Accept": accept}
         try:
             to = URL(f"http://beeline{path}", encoded=True)
-            async with self._gateway.request(method, to, data=body, headers=headers, allow_redirects=False) as response:
-                passed = {name: response.headers[name] for name in _PASSED if name in response.headers}
-                return Answer(response.status, passed, await response.read())
+            async with self._gateway.request(method, to, data=body, headers=headers, allow_redirects=False) as answer:
+                passed = {name: answer.headers[name] for name in _PASSED if name in answer.headers}
+                return web.Response(status=answer.status, headers=passed, body=await answer.read())
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             logger.error("nginx does not answer %s %s: %r", method, path, error)
             raise Refused(503, *ERRORS[503]) from error
 
-    async def pass_on(self, request: web.Request) -> web.Response:
+    async def _pass(self, request: web.Request) -> web.Response:
         """Answer a prediction: of the picture at the URL in its body, else of the body as it is."""
         body = await request.read()
-        if len(body) < _SHORT and (values := _object(body)) is not None and "url" in values:
-            body = await self._fetcher.fetch(values["url"], request[_SHARE].take)
-        accept = request.headers.get("Accept", "*/*")
-        answer = await self.ask(request.method, request.rel_url.raw_path, body, accept)
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+        values = _object(body) if len(body) < _SHORT else {}
+        if "url" in values:
+            body = await self._fetch(request, values["url"])
+        return await self._ask(request.method, request.rel_url.raw_path, body, request.headers.get("Accept", "*/*"))
+
+    async def _server(self, request: web.Request) -> web.Response:
+        answer, what = await self._ask("GET", "/ping"), request.match_info["what"]
+        values = {
+            "v1/models": {"models": sorted(_values(answer)["models"])},
+            "v2": _SERVER,
+            "v2/health/live": {"live": True},
+            "v2/health/ready": {"ready": answer.status == 200},
+        }
+        return web.json_response(values[what], status=answer.status if what.endswith("/ready") else 200)
+
+    async def _model(self, request: web.Request) -> web.Response:
+        """Answer whether a model is ready, or which versions and tensors it has."""
+        answer, name, version = await self._ask("GET", "/ping"), request.match_info["model"], _version(request)
+        known = _values(answer)
+        versions = known["models"].get(name, {})
+        if not versions or (version and version not in versions):
+            raise Refused(404, *ERRORS[404])
+        if request.match_info.get("what") == "":
+            inputs, *outputs = (
+                {"name": tensor, "datatype": kind, "shape": [-1]}
+                for tensor, kind in {"picture": "BYTES", **_OUTPUTS}.items()
+            )
+            values = {"name": name, "versions": sorted(versions), "platform": "beeline"}
+            return web.json_response({**values, "inputs": [inputs], "outputs": outputs})
+        is_ready = answer.status == 200 and f"{name}@{version}" not in known.get("closed", ())
+        return web.json_response({"name": name, "ready": is_ready}, status=200 if is_ready else 503)
+
+    async def _predict(self, request: web.Request) -> web.Response:
+        """Answer version 1: one prediction an instance, or its error in its place."""
+        judged = await self._judge(request, _object(await request.read()).get("instances"))
+        return web.json_response({"predictions": [value for _, value in judged]})
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        """Answer version 2: two tensors with an element for each picture, its answer in JSON and its status."""
+        body = await request.read()
+        try:
+            head = int(request.headers.get(_HEAD, len(body)))
+            values = _object(body[:head])
+            (tensor,) = values["inputs"]
+            size = tensor.get("parameters", {}).get("binary_data_size")
+            pictures = tensor["data"] if size is None else _split(body[head : head + size])
+            default = values.get("parameters", {}).get("binary_data_output", False)
+            outputs = values.get("outputs") or [{"name": name} for name in _OUTPUTS]
+            binary = {each["name"]: each.get("parameters", {}).get("binary_data", default) for each in outputs}
+            if tensor["datatype"] != "BYTES" or not binary.keys() <= _OUTPUTS.keys():
+                raise ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
+            raise Refused(400, "BadEncoding", f"the body is no request of version 2; {_HELP}") from error
+        judged = await self._judge(request, pictures)
+        texts, count, tensors, raw = [json.dumps(value) for _, value in judged], len(judged), [], b""
+        for name, is_binary in binary.items():
+            data: list[Any] = texts if name == "answer" else [status for status, _ in judged]
+            # JSON is ASCII.
+            parts = [struct.pack("<i", each if name == "status" else len(each)) for each in data]
+            more = b"".join(parts if name == "status" else (a + b.encode() for a, b in zip(parts, data, strict=True)))
+            form = {"parameters": {"binary_data_size": len(more)}} if is_binary else {"data": data}
+            tensors.append({"name": name, "datatype": _OUTPUTS[name], "shape": [count], **form})
+            raw += more if is_binary else b""
+        names = {"model_name": request.match_info["model"], "model_version": _version(request), "id": values.get("id")}
+        text = json.dumps({**{key: name for key, name in names.items() if name}, "outputs": tensors}).encode()
+        headers = {_HEAD: str(len(text))} if raw else {}
+        return web.Response(
+            body=text + raw, headers=headers, content_type=f"application/{'octet-stream' if raw else 'json'}"
+        )
+
+    async def _judge(self, request: web.Request, pictures: object) -> list[tuple[int, Any]]:
+        """Return the status and the answer of each picture, each asked for alone; raise the first error if all fail."""
+        if not isinstance(pictures, list) or not 1 <= len(pictures) <= _MOST:
+            count = len(pictures) if isinstance(pictures, list) else "no list"
+            raise Refused(400, "BadEncoding", f"the request holds {count}, and not 1 to {_MOST} pictures; {_HELP}")
+        gate, version, name = asyncio.Semaphore(_TOGETHER), _version(request), request.match_info["model"]
+
+        async def one(picture: object) -> tuple[int, Any]:
+            try:
+                async with gate:
+                    if isinstance(picture, dict) and "url" in picture and self.settings.url_hosts:
+                        picture = await self._fetch(request, picture["url"])
+                    if not isinstance(picture, bytes):
+                        picture = json.dumps(picture if isinstance(picture, dict) else {"b64": picture}).encode()
+                    path = f"/predictions/{name}/{version}".rstrip("/")
+                    answer = await self._ask("POST", path, picture, request.headers.get("Accept", "*/*"))
+                    return answer.status, _values(answer)
+            except Refused as error:
+                return error.values["code"], error.values
+
+        judged = await asyncio.gather(*map(one, pictures))
+        if all(status != 200 for status, _ in judged):
+            status, first = judged[0]
+            values = first if isinstance(first, dict) else {}
+            raise Refused(status, str(values.get("type")), str(values.get("message", first)))
+        return judged
 
 
-def _object(body: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a body is, None if it is none."""
+def _object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is, an empty one if it is none."""
     try:
-        values = json.loads(body)
+        values = json.loads(body) if sum(map(body.count, (b"{", b"[", b","))) < _MARKS else None
     except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
+        values = None
+    return values if isinstance(values, dict) else {}
+
+
+def _values(answer: web.Response) -> Any:
+    """Return the JSON of an answer; of a handler that answers another form, the text."""
+    assert isinstance(answer.body, bytes)
+    try:
+        return json.loads(answer.body)
+    except ValueError:
+        return answer.body.decode(errors="replace")
+
+
+def _version(request: web.Request) -> str:
+    return request.match_info.get("version", "").removeprefix("/versions/")
+
+
+def _split(raw: bytes) -> list[bytes]:
+    """Return the elements of a tensor of BYTES: each follows its length."""
+    elements, start = list[bytes](), 0
+    while start < len(raw) and len(elements) <= _MOST:
+        (size,) = struct.unpack_from("<I", raw, start)
+        elements.append(raw[start + 4 : start + 4 + size])
+        start += 4 + size
+    return elements
 
 
 def main(arguments: list[str], **options: Any) -> None:
@@ -160,8 +256,7 @@ def main(arguments: list[str], **options: Any) -> None:
     settings = Settings.load(Path(arguments[0]))
     # A socket's path has at most 108 characters; nginx is started here too.
     os.chdir(settings.folder)
-    application = Adapter(settings, **options).application()
-    listening = socket.socket(fileno=int(arguments[1]))
+    application, listening = Adapter(settings, **options).application(), socket.socket(fileno=int(arguments[1]))
     web.run_app(application, sock=listening, print=None, access_log=None, shutdown_timeout=settings.stop)
 
 

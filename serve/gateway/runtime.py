@@ -16,17 +16,12 @@ from pathlib import Path
 from beeline.errors import Undetermined
 from host import ROOT
 from host.files import write_json, write_whole
-from serve.gateway import openapi
 from serve.gateway.settings import Backend, Settings
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
-# In the runtime folder; nginx listens on the one, `serve.gateway.adapter` on the other.
+# In the runtime folder, as in `frontend/nginx`: nginx listens on the one, `serve.gateway.adapter` on the other.
 GATEWAY_SOCKET, ADAPTER_SOCKET = "gateway.sock", "adapter.sock"
-# What the adapter must see, by address, length and type: JSON that may hold a URL, which is shorter than a picture in
-# base64 (no length is an unknown one), and the KServe protocols.
-_URL = r"~*^/(predictions/\S+|\S+/predict|models/\S+/invoke|invocations) \d{0,4} application/json"
-_KSERVE = r"~^/v[12](/| )"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
 ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
@@ -73,8 +68,12 @@ def lay_out(settings: Settings) -> None:
         (settings.folder / "certificate.pem").symlink_to(settings.tls.certificate)
         (settings.folder / "key.pem").symlink_to(settings.tls.key)
     settings.save()
-    if settings.described:
-        write_json(settings.folder / "description.json", openapi.describe(settings), 0o644)
+    if settings.adapter or settings.server_routes:
+        description = json.loads((PAGE / "nginx" / "openapi.json").read_text(encoding="utf-8"))
+        paths = {
+            path: of for path, of in description["paths"].items() if getattr(settings, of.pop("x-needs", "listen"))
+        }
+        write_json(settings.folder / "description.json", {**description, "paths": paths}, 0o644)
     for path in (PAGE / "nginx").glob("*.conf"):
         shutil.copyfile(path, settings.folder / path.name)
     for name, lines in _files(settings).items():
@@ -164,10 +163,9 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
 def _files(settings: Settings) -> dict[str, list[str]]:
     """Return the lines of each file of settings, by its name."""
     tls, deadline = settings.tls, settings.deadline
+    limited = "$limited" if settings.adapter else "$binary_remote_addr"
     again, connect, send = min(5000, 200 * deadline), min(2000, 100 * deadline), min(5000, 100 * deadline)
     listen = [f"listen {_at(address)} backlog=1024;" for address in settings.listen]
-    # The adapter's way to the server, so that whatever limits a prediction limits it too.
-    listen += [f"listen unix:{GATEWAY_SOCKET};"] if settings.adapter else []
     if tls is not None:
         # nginx before 1.25.1 refuses the directive; later versions warn of the parameter.
         has_directive = tuple(map(int, settings.version.split("."))) >= (1, 25, 1)
@@ -188,7 +186,9 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     others = [f'"~^/predictions/{name}/(?!{version}\\z)" 1;' for name, version in only.items()]
     # What a backend's own gateway answers without its server: too many requests, a broken connection, not ready.
     of_gateways = " http_429 http_502 http_503" if settings.name else ""
-    names = {"adapter": settings.adapter, "description": settings.described, "server_routes": settings.server_routes}
+    # Parts of the configuration that are on, in the order of nginx's rewrites.
+    names = {"adapter": settings.adapter, "url": settings.url_hosts, "kserve": settings.kserve}
+    names |= {"description": settings.adapter or settings.server_routes, "server_routes": settings.server_routes}
     # SageMaker's name of a prediction.
     invocations = [
         "if ($request_method != POST) { return 405; }",
@@ -204,9 +204,8 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             *_user(),
         ],
         "zones.conf": [
-            f"limit_req_zone {'$limited' if settings.adapter else '$binary_remote_addr'} "
-            f"zone=rate:2m rate={settings.per_second}r/s;",
-            *_adapter(settings),
+            f"limit_req_zone {limited} zone=rate:2m rate={settings.per_second}r/s;",
+            *(["include adapter_maps.conf;"] if settings.adapter else []),
             *([cache] if settings.name else []),
             *_block("map $uri $other_version", ["default 0;", *others]),
         ],
@@ -225,22 +224,6 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
         **(adapter if settings.adapter else {}),
     }
-
-
-def _adapter(settings: Settings) -> list[str]:
-    """Return the maps for `adapter.conf`, where the adapter runs."""
-    if not settings.adapter:
-        return []
-    adapted = [f'"{_URL}" 1;'] if settings.url_hosts else []
-    adapted += [f'"{_KSERVE}" 1;'] if settings.kserve else []
-    blocks = {
-        # The adapter's requests have been counted for their clients.
-        "map $remote_addr $limited": ["default $binary_remote_addr;", 'unix: "";'],
-        'map "$uri $content_length $content_type" $adapted': ['default "";', *adapted],
-        "map $uri $polled": ["default 1;", r"~^/adapter/v2/(health|models/.*ready\z) 0;"],
-        "upstream adapter": [f"server unix:{ADAPTER_SOCKET};"],
-    }
-    return [line for name, lines in blocks.items() for line in _block(name, lines)]
 
 
 def _places(size: str, count: int) -> list[str]:

@@ -92,11 +92,6 @@ class Settings:
         return bool(self.url_hosts) or self.kserve
 
     @property
-    def described(self) -> bool:
-        """Whether something is on beyond the plain API, so that a description of the API tells clients something."""
-        return self.adapter or self.server_routes
-
-    @property
     def access_log(self) -> Path:
         """The log with a line of JSON for each request."""
         return self.logs / "access.log"

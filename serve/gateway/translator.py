@@ -131,7 +131,7 @@ class Translator:
             answer = await self.session.post(f"{self.url}/v2/repository/models/{name}/{verb}", json={})
             if answer.status != 200:
                 # To heal is tried again, since these workers stay lost; what never loaded is not.
-                return str((await answer.json())["error"]).partition("\n")[0]
+                return str((await answer.json(content_type=None))["error"]).partition("\n")[0]
             if old:
                 # Where one worker is dead, Triton never ends the others that it replaces.
                 await asyncio.sleep(_GRACE)
@@ -162,7 +162,9 @@ class Translator:
 
     async def describe(self, request: web.Request) -> web.Response:
         name = self.named(request)
-        (low, high), alive = self.asked[name], sorted(self.alive(name))
+        low, high = self.asked[name]
+        # Those beyond are about to end.
+        alive = sorted(self.alive(name))[:high]
         workers: list[dict[str, object]] = [{"id": str(pid), "status": "READY", "pid": pid} for pid in alive]
         workers += [{"id": f"new {number}", "status": "LOADING"} for number in range(low - len(alive))]
         numbers = {"minWorkers": low, "maxWorkers": high, "workers": workers}
@@ -188,7 +190,8 @@ class Translator:
         data, headers = head + len(body).to_bytes(4, "little") + body, {_LENGTH: str(len(head))}
         try:
             answer = await self.session.post(f"{self.url}/v2/models/{name}/infer", data=data, headers=headers)
-            values = await answer.json()
+            # Triton does not call all of its errors JSON.
+            values = await answer.json(content_type=None)
         except (ClientError, ValueError):
             return _error(503, "tritonserver has ended and starts again; send it once more")
         if answer.status != 200:

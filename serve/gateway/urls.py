@@ -1,7 +1,7 @@
 """Pictures by URL: which URLs are allowed, and fetching one without reaching anything private.
 
-The list of attacks is OWASP's (Server-Side Request Forgery Prevention Cheat Sheet). The last word has the check of the
-address that a connection is about to be made to: a name, or a form of an address, may mean another one by then.
+The attacks are those of OWASP's Server-Side Request Forgery Prevention Cheat Sheet. The check that decides is that of
+the address to which a connection is about to be made: by then a name, or another form of an address, means one thing.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _NETWORKS = [ipaddress.ip_network(each) for each in _SPECIAL.split()]
 
 
 class Refused(Exception):
-    """A request that gets an error: the status, its type, and a sentence."""
+    """A request that gets an error: its status, its type, and a sentence."""
 
     def __init__(self, status: int, kind: str, sentence: str) -> None:
         super().__init__(sentence)
-        self.status, self.kind = status, kind
+        self.values: dict[str, Any] = {"code": status, "type": kind, "message": sentence}
 
 
 class NotPublic(OSError):
@@ -50,7 +50,7 @@ def is_public(text: str) -> bool:
 
 
 class Fetcher:
-    """Fetches pictures from the hosts that the settings name. Use it in one event loop, and close it."""
+    """Fetches pictures from the hosts that the settings name. Make it in a running event loop, and close it."""
 
     def __init__(
         self, settings: Settings, resolver: AbstractResolver | None = None, public: Callable[[str], bool] = is_public
@@ -64,12 +64,10 @@ class Fetcher:
             return socket.socket(family, kind, protocol)
 
         # One host may keep at most a fifth of the connections busy. Addresses are tried one after the other.
-        connector = aiohttp.TCPConnector(
-            limit=100, limit_per_host=20, resolver=resolver, socket_factory=connect, happy_eyeballs_delay=None
-        )
+        options: dict[str, Any] = {"limit": 100, "limit_per_host": 20, "happy_eyeballs_delay": None}
         # It reads no proxy and no password of the environment, keeps no cookies, and unpacks nothing.
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, socket_factory=connect, **options),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=settings.url_seconds),
             headers={"User-Agent": "beeline", "Accept": "image/*", "Accept-Encoding": "identity"},
@@ -92,60 +90,51 @@ class Fetcher:
             async with self._session.get(url, allow_redirects=False) as response:
                 if response.status != 200:
                     moved = ", and redirects are not followed" if 300 <= response.status < 400 else ""
-                    raise _not_fetched(f"{name} answers {response.status}{moved}", "give the address of a picture")
+                    raise _refused(424, f"{name} answers {response.status}{moved}; give the address of a picture")
                 return await self._read(response, hold)
-        except NotPublic as error:
-            raise _not_allowed(f"{name} is refused, since {error}", "send the picture itself") from error
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, NotPublic):
-                raise _not_allowed(f"{name} is refused, since {error.os_error}", "send the picture itself") from error
-            raise _not_fetched(
-                f"{name} cannot be reached ({short(error)})", "try again, or send the picture"
-            ) from error
-        except asyncio.TimeoutError as error:
-            seconds = f"{self.settings.url_seconds} seconds (beeline_url_seconds)"
-            raise _not_fetched(f"{name} has not sent it within {seconds}", "try again, or send the picture") from error
-        except (aiohttp.ClientError, ValueError) as error:
-            raise _not_fetched(f"{name} breaks off ({short(error)})", "try again, or send the picture") from error
+        except aiohttp.InvalidURL as error:
+            # Such as a number that C reads as an address.
+            raise _bad(text, error) from error
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+            why = f"cannot be asked ({short(error)})"
+            if isinstance(cause := getattr(error, "os_error", None), NotPublic):
+                raise _refused(403, f"{name} is refused, since {cause}; send the picture itself") from error
+            if isinstance(error, asyncio.TimeoutError):
+                why = f"has not sent it within {self.settings.url_seconds} seconds (beeline_url_seconds)"
+            raise _refused(424, f"{name} {why}; try again, or send the picture itself") from error
 
     async def _read(self, response: aiohttp.ClientResponse, hold: Callable[[int], None]) -> bytes:
-        most, pieces, size = self.settings.max_image, list[bytes](), response.content_length or 0
-        while size <= most and (piece := await response.content.readany()):
+        most, data = self.settings.max_image, bytearray()
+        while max(len(data), response.content_length or 0) <= most:
+            if not (piece := await response.content.readany()):
+                return bytes(data)
             hold(len(piece))
-            pieces.append(piece)
-            size = max(size, sum(map(len, pieces)))
-        if size > most:
-            sentence = f"the picture at the URL is over {most} bytes, which is the limit: scale it down or compress it"
-            raise Refused(413, "TooManyBytes", sentence)
-        return b"".join(pieces)
+            data += piece
+        raise Refused(413, "TooManyBytes", f"the picture at the URL is over {most} bytes, the limit; scale it down")
 
     def _allowed(self, text: object) -> tuple[URL, str]:
-        """Return the URL and its host, for sentences."""
+        """Return the URL, and its host for sentences."""
         try:
             if not isinstance(text, str) or len(text) > _LONGEST:
                 raise ValueError(f"it has to be a text of at most {_LONGEST} characters")
             url = URL(text.strip())
             if url.user is not None or url.password is not None:
                 raise ValueError("it has a user name, and none is sent")
-            host = (url.raw_host or "").rstrip(".").lower()
-            port = url.port
+            name = (url.raw_host or "").rstrip(".").lower() + ("" if url.is_default_port() else f":{url.port}")
         except ValueError as error:
-            sentence = f'the "url" {short(text, 80)!r} cannot be used ({short(error)}); allowed: https://HOST/PATH'
-            raise Refused(400, "BadUrl", sentence) from error
+            raise _bad(text, error) from error
         schemes = ("https", "http") if self.settings.url_http else ("https",)
         if url.scheme not in schemes:
-            raise _not_allowed(
-                f"the URL begins with {short(url.scheme or text, 80)!r}", f"allowed: {', '.join(schemes)}"
-            )
-        name = host if url.is_default_port() else f"{host}:{port}"
+            raise _refused(403, f"the URL begins with {short(url.scheme, 80)!r}; allowed: {', '.join(schemes)}")
         if not any(name == each or (each[0] == "*" and name.endswith(each[1:])) for each in self.settings.url_hosts):
-            raise _not_allowed(f"{short(name, 80)!r} is no host of beeline_url_hosts", "send the picture itself")
+            raise _refused(403, f"{short(name, 80)!r} is no host of beeline_url_hosts; send the picture itself")
         return url, name
 
 
-def _not_allowed(what: str, fix: str) -> Refused:
-    return Refused(403, "UrlNotAllowed", f"{what}; {fix}")
+def _bad(text: object, error: Exception) -> Refused:
+    sentence = f'the "url" {short(text, 80)!r} cannot be used ({short(error)}); allowed: https://HOST/PATH'
+    return Refused(400, "BadUrl", sentence)
 
 
-def _not_fetched(what: str, fix: str) -> Refused:
-    return Refused(424, "UrlNotFetched", f"{what}; {fix}")
+def _refused(status: int, sentence: str) -> Refused:
+    return Refused(status, "UrlNotAllowed" if status == 403 else "UrlNotFetched", sentence)

@@ -21,7 +21,8 @@ OF_MMS = {"model-archiver", "enum-compat", "future"}
 # Imports the modules of the server's processes and of its command line, and names the distributions without one.
 _UNUSED = """
 import importlib.metadata as metadata, pathlib, sys, tempfile, types, zipfile
-import cli.main, cli.serve, serve.up, serve.instance.supervisor, serve.gateway.__main__, serve.gateway.backends
+import cli.main, cli.serve, serve.up, serve.instance.supervisor
+import serve.gateway.__main__, serve.gateway.backends, serve.gateway.adapter
 from typer.testing import CliRunner
 assert CliRunner().invoke(cli.serve.app, ["--help"]).exit_code == 0
 assert CliRunner().invoke(cli.serve.app, ["status"]).exit_code in (0, 1)

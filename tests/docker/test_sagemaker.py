@@ -22,10 +22,6 @@ CPU = "beeline-cpu:0.1.0"
 def test_the_image_keeps_the_contract_as_root_and_as_its_own_user(
     compose: Compose, lone: Callable[..., str], openvino_model: Path, tmp_path: Path, user: str
 ) -> None:
-    keep_the_contract(lone, openvino_model, tmp_path, user)
-
-
-def keep_the_contract(lone: Callable[..., str], openvino_model: Path, tmp_path: Path, user: str) -> None:
     data = sagemaker.export(pack(openvino_model, tmp_path / "colours.mar"), tmp_path)
     shutil.unpack_archive(data, tmp_path / "model", filter="data")
     for folder in (tmp_path / "model", *tmp_path.parents[:2]):

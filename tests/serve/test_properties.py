@@ -58,6 +58,13 @@ def test_the_projects_own_file_is_valid() -> None:
         (ENTRY % '"marName": "fake"', "models.fake.1.0.marName is 'fake'; allowed: the name of a .mar file"),
         (ENTRY % '"defaultVersion": 1', "models.fake.1.0.defaultVersion is 1; allowed: true or false"),
         ("beeline_max_image_bytes=\\u00zz", "cannot be read"),
+        ("beeline_kserve=yes", "beeline_kserve is 'yes'; allowed: true or false"),
+        ("beeline_url_host=a.test", "unknown key beeline_url_host; did you mean 'beeline_url_hosts'?"),
+        (
+            "beeline_url_hosts=https://a.test/",
+            "beeline_url_hosts is 'https://a.test/'; allowed: host names with commas",
+        ),
+        ("beeline_url_hosts=*", "beeline_url_hosts is '*'; allowed: host names with commas"),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:

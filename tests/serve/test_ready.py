@@ -21,18 +21,19 @@ def test_a_worker_that_ends_at_this_moment_is_one_death(tmp_path: Path, monkeypa
             raise psutil.NoSuchProcess(pid)
         return psutil.STATUS_SLEEPING
 
-    def child(pid: int, model: str) -> SimpleNamespace:
+    def child(pid: int, model: str, parent: int = 6) -> SimpleNamespace:
         manifest = tmp_path / model / "MAR-INF" / "MANIFEST.json"
         manifest.parent.mkdir(parents=True, exist_ok=True)
         manifest.write_text(json.dumps({"model": {"modelName": model, "modelVersion": "1.0"}}))
-        return SimpleNamespace(pid=pid, status=lambda: status(pid), cwd=lambda: str(tmp_path / model))
+        cwd = str(tmp_path / model)
+        return SimpleNamespace(pid=pid, status=lambda: status(pid), cwd=lambda: cwd, ppid=lambda: parent)
 
-    # Another model's worker, and a process that has no archive yet, are none of this model's.
-    children = [child(7, "fake"), child(8, "fake"), child(9, "other")]
+    # Another model's worker, a worker's fork, and a process that has no archive yet, are none of this model's workers.
+    children = [child(7, "fake"), child(8, "fake", parent=5), child(9, "other"), child(11, "fake", parent=8)]
     children.append(SimpleNamespace(pid=10, status=lambda: status(10), cwd=lambda: str(tmp_path)))
     monkeypatch.setattr("serve.ready.psutil.Process", lambda pid: SimpleNamespace(children=lambda recursive: children))
     watch = Watch(6, tmp_path, "fake", "1.0")
-    assert (watch.workers(), watch.deaths) == ({7, 8}, 0)
+    assert (watch.workers(), watch.deaths, watch.forks()) == ({7, 8}, 0, 2)
     gone.add(7)
     assert (watch.workers(), watch.deaths) == ({8}, 1)
 

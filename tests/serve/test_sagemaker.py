@@ -162,7 +162,7 @@ def test_export_writes_the_same_model_data_each_time(colour_archive: Path, tmp_p
         tar.extractall(tmp_path / "model", filter="data")
     assert (tmp_path / "model" / "colours.mar").read_bytes() == colour_archive.read_bytes()
     assert decided(tmp_path / "model")[0].wanted == (str(tmp_path / "model" / "colours.mar"),)
-    done = CliRunner().invoke(app, [*words, "--batch-size", "4"])
+    done = CliRunner().invoke(app, [*words, "--gpus", "0"])
     assert done.exit_code != 0
     assert "takes no numbers" in str(done.exception)
 

@@ -11,7 +11,7 @@ import pytest
 
 from beeline.errors import ConfigError, Undetermined
 from serve.gateway.nginx import Choice, choose
-from serve.gateway.settings import tls_files
+from serve.gateway.settings import adapted, tls_files
 from serve.ports import Address
 from serve.properties import Properties
 from tests.serve.gateway.conftest import ROOT
@@ -113,3 +113,13 @@ def test_tls_needs_a_certificate_its_key_and_nginx(tmp_path: Path) -> None:
     key.unlink()
     with pytest.raises(ConfigError, match="which is missing; mount it"):
         tls_files(NGINX, Properties(file, texts=texts))
+
+
+def test_what_is_beyond_the_plain_api_needs_nginx() -> None:
+    file = Path("config.properties")
+    texts = {"beeline_url_hosts": "a.test, *.b.test:8443", "beeline_kserve": "false"}
+    on = adapted(NGINX, Properties(file, texts=texts))
+    assert on == {"url_hosts": ("a.test", "*.b.test:8443"), "url_http": False, "kserve": False, "server_routes": False}
+    with pytest.raises(ConfigError, match="beeline_url_hosts needs nginx, and --gateway is none; leave --gateway out"):
+        adapted(choose("none"), Properties(file, texts=texts))
+    assert not any(adapted(choose("none"), Properties(file)).values())

@@ -114,7 +114,7 @@ def test_the_table_of_routes_is_true_and_only_predictions_ping_and_catalog_pass(
     parts[number], rows = ROW.subn(partial(answers, running=running, metrics_port=metrics_port), parts[number])
     if os.environ.get("BEELINE_WRITE_ROUTES"):
         ROUTES.write_text("".join(parts), encoding="utf-8")
-    assert rows == {"torchserve": 39, "mms": 18}[running.state.server]
+    assert rows == {"torchserve": 40, "mms": 19}[running.state.server]
     assert "".join(parts) == text, "write it again with BEELINE_WRITE_ROUTES=1"
     for path in ("/", "/index.html", "/catalog.json", "/catalog/colours/1.0.json"):
         assert requests.get(f"{running.state.inference}{path}", timeout=30).status_code == 200, path

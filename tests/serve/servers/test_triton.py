@@ -160,10 +160,11 @@ def ready(running: Running, number: int) -> bool:
 def test_it_is_scaled_and_counted_like_other_servers(served: Running) -> None:
     for workers in (3, 0, 2):
         assert scale(served.instance, served.state, "colours", workers, workers, print).workers == workers
-        assert len(tritonserver(served).children()) == workers
-    (server,) = status(served.instance.folder.parent, "triton")["servers"]
+        wait_for(lambda: len(tritonserver(served).children()), partial(int.__eq__, workers))
+    look = partial(status, served.instance.folder.parent, "triton")
+    (server,) = wait_for(look, lambda seen: seen["servers"][0]["state"] == "ready")["servers"]
     assert server["answers"]["colours"]["200"] > 0
-    assert (server["models"][0]["ready"], server["state"]) == (2, "ready")
+    assert server["models"][0]["ready"] == 2
 
 
 @pytest.mark.parametrize("victim", ["worker", "tritonserver"])
@@ -176,7 +177,8 @@ def test_what_was_killed_comes_back_and_clients_get_json_meanwhile(served: Runni
         answer = requests.post(url, data=RED, timeout=60)
         statuses.add(answer.status_code)
         assert answer.status_code == 200 or answer.json()["message"]
-    assert statuses <= {200, 500, 503}
+    # Of a dead worker Triton's own words, while the other one serves.
+    assert statuses <= ({200, 503} if victim == "tritonserver" else {200, 500})
     wait_for(partial(ready, served, 2))
     wait_for(lambda: requests.post(url, data=RED, timeout=60).status_code == 200)
     assert requests.post(url, data=BLUE, timeout=60).json()["blue"] > 0.9
