@@ -38,7 +38,8 @@ from litserve.loops.simple_loops import BatchedLoop
 from litserve.server import RegularRequestHandler
 from litserve.utils import LitAPIStatus, LoopResponseType, WorkerSetupStatus
 
-# Seconds between two looks at the workers, and of a wait for a request: a killed worker takes none from then on.
+# Seconds between two looks at the workers, and of a wait for a request, in which one that was killed still takes one. A
+# batch's further requests are waited for in tenths of it.
 _LOOK, _WAIT = 0.1, 0.05
 # Seconds until a worker is started again that has died before it was ready, doubled each time up to the second.
 _PAUSE, _LONGEST_PAUSE = 0.5, 30.0
@@ -75,10 +76,12 @@ class Loop(BatchedLoop):  # type: ignore[misc]
         end = 0.0
         while len(batch) < lit_api.max_batch_size:
             try:
-                wait = max(0.0, end - time.monotonic()) if batch else _WAIT
+                wait = min(_WAIT / 10, max(0.0, end - time.monotonic())) if batch else _WAIT
                 front, uid, _, payload = request_queue.get(timeout=wait)
             except Empty:
-                break
+                if not batch or time.monotonic() >= end:
+                    break
+                continue
             end = end or time.monotonic() + lit_api.batch_timeout
             self.put_response(transport, front, uid, (), LitAPIStatus.START, LoopResponseType.REGULAR)
             batch.append((front, uid, payload))
