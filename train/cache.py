@@ -51,14 +51,17 @@ class Cache:
             content = entry.read_bytes()
             high, wide, size, changed, checksum = _HEAD.unpack_from(content)
             pixels = np.frombuffer(content, np.uint8, offset=_HEAD.size).reshape(high, wide, 3)
-            if (size, changed) == (status.st_size, status.st_mtime_ns) and zlib.crc32(pixels) == checksum:
+            if (size, changed) == (status.st_size, status.st_mtime_ns) and zlib.crc32(
+                memoryview(content)[_HEAD.size :]
+            ) == checksum:
                 return pixels
-        pixels = np.ascontiguousarray(decode(path.read_bytes()))
+        pixels = decode(path.read_bytes())
         if pixels.nbytes <= self._left:
-            head = _HEAD.pack(*pixels.shape[:2], status.st_size, status.st_mtime_ns, zlib.crc32(pixels))
+            content = pixels.tobytes()
+            head = _HEAD.pack(*pixels.shape[:2], status.st_size, status.st_mtime_ns, zlib.crc32(content))
             # A full disk costs time and no picture.
             with suppress(OSError):
-                write_whole(entry, head + pixels.tobytes())
+                write_whole(entry, head + content)
                 self._left -= pixels.nbytes
         return pixels
 

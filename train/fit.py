@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from archive.artifact import read_weights
 from host import Say
-from host.files import write_whole
 from host.machine import cores
 from train import runs
 from train.errors import DataError
 from train.loader import Pictures
 from train.logs import Logs
-from train.model import balanced, build, check_input, solve_head, tallied
+from train.model import balanced, build, check_input, solve_head, tallied, write_state
 from train.plan import Plan, keep
 from train.runs import RUNS, Epoch, Run
 
 # Enough pictures to solve for a head; the features of all are in memory at once.
 _MOST_FOR_HEAD = 20_000
-_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a network is trained on, `cpu` or `cuda`, in which of `_PRECISIONS`, and why."""
-
-    name: str
-    precision: str
-    reason: str
-
-    @classmethod
-    def choose(cls, precision: str) -> Device:
-        """Take a CUDA device where there is one, and with `auto` the mixed precision that it has."""
-        if not torch.cuda.is_available():
-            # PyTorch knows of no quota of cores.
-            torch.set_num_threads(min(torch.get_num_threads(), cores()))
-            chosen = "fp32" if precision == "auto" else precision
-            return cls("cpu", chosen, f"no CUDA device is there; {torch.get_num_threads()} threads, {chosen}")
-        best = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        chosen = best if precision == "auto" else precision
-        return cls("cuda", chosen, f"a CUDA device is there; {chosen}")
-
-    @property
-    def lightning(self) -> Any:
-        """The precision as Lightning names it."""
-        return _PRECISIONS[self.precision]
 
 
 def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None) -> Run:
@@ -83,16 +52,16 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None) -
         with runs.held(run):
             epochs, device = _train(network, plan, run, is_begun, say)
             seconds = time.monotonic() - start
-            _save(network, run / "checkpoint.pth")
+            write_state(network.cpu().state_dict(), run / "checkpoint.pth")
             return runs.finish(run, _record(plan, epochs, seconds, device))
 
 
-def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) -> tuple[list[Epoch], Device]:
+def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) -> tuple[list[Epoch], dict[str, str]]:
     """Solve for the head where the recipe says so, then train all epochs; `network` is changed in place."""
     config, pictures = plan.config, Pictures(plan.data, plan.config)
     own = balanced(list(pictures.train.counts().values())) if config.fit.class_weights == "balanced" else None
-    device = Device.choose(config.fit.precision)
-    network.to(device.name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = _device(config.fit.precision)
+    network.to(device["value"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         if config.fit.head_penalty is not None and not is_begun:
             start, train = time.monotonic(), pictures.train.pictures
@@ -116,14 +85,18 @@ def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) 
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("train.errors.DataError: ")) from error
 
 
-def _save(network: nn.Module, path: Path) -> None:
-    """Write the state dict whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(network.cpu().state_dict(), buffer)
-    write_whole(path, buffer.getvalue(), sync=True)
+def _device(precision: str) -> dict[str, str]:
+    """Take a CUDA device where there is one, and with `auto` the mixed precision that it has; say why."""
+    if torch.cuda.is_available():
+        best, name, reason = "bf16" if torch.cuda.is_bf16_supported() else "fp16", "cuda", "a CUDA device is there"
+    else:
+        # PyTorch knows of no quota of cores.
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
+        best, name, reason = "fp32", "cpu", f"no CUDA device is there; {torch.get_num_threads()} threads"
+    return {"value": name, "precision": best if precision == "auto" else precision, "reason": reason}
 
 
-def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: Device) -> dict[str, object]:
+def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, str]) -> dict[str, object]:
     data, weights = plan.data, plan.weights
     return {
         "fingerprint": plan.fingerprint,
@@ -143,7 +116,7 @@ def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: Device) -> 
         },
         "weights": {"kind": weights.kind, "name": weights.name, "sha256": weights.sha256},
         "recipe": {"value": plan.config.fit.recipe, "reason": plan.reason},
-        "device": {"value": device.name, "precision": device.precision, "reason": device.reason},
+        "device": device,
         "versions": {name: version(name) for name in ("torch", "torchvision", "lightning")},
     }
 

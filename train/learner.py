@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -21,21 +20,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from host import Say
-from host.files import write_whole
 from train import runs
 from train.config import TrainConfig
 from train.errors import RunError
 from train.loader import Pictures
 from train.logs import Logs
-from train.model import Batch, Tally, head, normalised
+from train.model import Batch, Tally, head, normalised, write_state
 from train.progress import Step, progress
 from train.runs import Epoch
 
-if TYPE_CHECKING:
-    from train.fit import Device
-
 # The least size of a tensor that a rate is relative to: a new bias is all zeros.
 _LEAST_SIZE = 0.01
+# As Lightning names them.
+_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Learner(LightningModule):
@@ -134,41 +131,26 @@ def train_epochs(
     network: nn.Module,
     config: TrainConfig,
     pictures: Pictures,
-    device: Device,
+    device: Mapping[str, str],
     run: Path,
     say: Say,
     class_weights: Tensor | None = None,
 ) -> list[Epoch]:
     """Train all epochs that the folder `run` has no checkpoint of; `network` becomes the one that is kept.
 
-    Return a row for each epoch up to the one whose network is kept: the last one, or the best for the watched pictures.
-    Raise `RunError` for a loss that is not finite, a checkpoint that cannot be written, or an interrupt.
+    `device` has a `value`, `cpu` or `cuda`, and a `precision`, one of `fit.precision`. Return a row for each
+    epoch up to the one whose network is kept: the last one, or the best for the watched pictures. Raise `RunError` for
+    a loss that is not finite, a checkpoint that cannot be written, or an interrupt.
     """
-    batches = pictures.train_dataloader()
+    batches, checkpoint = pictures.train_dataloader(), run / runs.CHECKPOINT
     halves = [half for half in (pictures.val, pictures.watched) if half is not None]
-    steps = len(batches) * config.fit.epochs
-    averaging = [] if config.fit.average is None else [EMAWeightAveraging(decay=config.fit.average)]
+    learner = Learner(network, config, len(batches) * config.fit.epochs, class_weights)
     with quiet(), closing(Logs(run, config)) as logs:
         epochs = _Epochs(config, run, say, logs)
-        trainer = Trainer(
-            accelerator=device.name,
-            devices=1,
-            precision=device.lightning,
-            max_epochs=config.fit.epochs,
-            # The rows come first: averaging takes the averaged weights out at the end of a validation.
-            callbacks=[epochs, *averaging],
-            plugins=[_WholeFiles()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-        checkpoint = run / runs.CHECKPOINT
+        trainer = _trainer(config, device, epochs)
         try:
             trainer.fit(
-                Learner(network, config, steps, class_weights),
+                learner,
                 batches,
                 [pictures.fixed(half.pictures) for half in halves],
                 ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
@@ -186,13 +168,30 @@ def train_epochs(
     return epochs.rows[: epochs.kept + 1]
 
 
+def _trainer(config: TrainConfig, device: Mapping[str, str], epochs: Callback) -> Trainer:
+    averaging = [] if config.fit.average is None else [EMAWeightAveraging(decay=config.fit.average)]
+    return Trainer(
+        accelerator=device["value"],
+        devices=1,
+        precision=_PRECISIONS[device["precision"]],
+        max_epochs=config.fit.epochs,
+        # The rows come first: averaging takes the averaged weights out at the end of a validation.
+        callbacks=[epochs, *averaging],
+        plugins=[_WholeFiles()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
 class _WholeFiles(TorchCheckpointIO):
     """Writes checkpoints whole: Lightning's own way goes through another disk, from where it may be copied in part."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_whole(Path(path), buffer.getvalue(), sync=True)
+        write_state(checkpoint, Path(path))
 
 
 class _Epochs(Callback):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from archive import architectures
 from beeline.errors import ConfigError, short
+from host.files import write_whole
 from train.config import ModelConfig
 
 # uint8 `[N, 3, crop, crop]` and the indices of their labels.
@@ -49,6 +52,13 @@ def check_input(network: nn.Module, shape: tuple[int, int], name: str) -> None:
         raise ConfigError(f"{crop}, which {name} cannot take ({short(error)}); most take 224") from error
     finally:
         network.train(training)
+
+
+def write_state(values: object, path: Path) -> None:
+    """Write what `torch.save` takes whole or not at all; raise OSError when there is no room."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    write_whole(path, buffer.getvalue(), sync=True)
 
 
 @dataclass

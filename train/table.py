@@ -54,9 +54,7 @@ def read_table(file: Path, held_out: float = 0.2, name: str | None = None, sourc
     for half in ("train", "val"):
         lacking = [label for label, count in halves[half].counts().items() if not count] if half in halves else labels
         if lacking:
-            raise DataError(
-                f"{file} has no pictures of {lacking[0]!r} whose split is {half}; give both halves all labels"
-            )
+            raise DataError(f"{file} has no pictures of {lacking[0]!r} whose split is {half}; add some")
     return DataSet(name, source, halves["train"], halves["val"], f"the column split of {file.name}")
 
 
@@ -67,12 +65,8 @@ def _rows(file: Path) -> list[tuple[Path, str, str]]:
             reader = csv.DictReader(lines, skipinitialspace=True)
             columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
             if not {*_COLUMNS[:2]} <= columns.keys():
-                raise DataError(
-                    f"{file} begins with the columns {', '.join(columns) or '(none)'}; they need to be path and label"
-                )
-            taken = [
-                [(row[columns[each]] or "").strip() if each in columns else "" for each in _COLUMNS] for row in reader
-            ]
+                raise DataError(f"{file} has the columns {', '.join(columns) or '(none)'}; name them path and label")
+            taken = [[(row.get(columns.get(each, "")) or "").strip() for each in _COLUMNS] for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV ({error}); save it as UTF-8 with a line path,label") from error
     rows: dict[Path, tuple[Path, str, str]] = {}
@@ -82,9 +76,7 @@ def _rows(file: Path) -> list[tuple[Path, str, str]]:
         known = "train" if half.lower() in _TRAIN else "val" if half.lower() in _VAL else ""
         whole = Path(os.path.normpath(file.parent.absolute() / path))
         if not path or not label or (half and not known) or ("split" in columns) != bool(known):
-            raise DataError(
-                f"line {number} of {file} is {path},{label},{half}; give path, label, and train or val as split"
-            )
+            raise DataError(f"line {number} of {file} is {path},{label},{half}; give path, label, split (train or val)")
         if whole in rows:
             raise DataError(f"line {number} of {file} names {path} again; keep one line a picture")
         rows[whole] = (whole, label, known)

@@ -92,11 +92,11 @@ def test_while_layers_are_frozen_only_the_head_moves_then_everything_does(monkey
     one = Learner(network, config, 10)
     one.on_train_epoch_start()
     assert {name for name, tensor in network.named_parameters() if tensor.requires_grad} == {"fc.weight", "fc.bias"}
-    assert not network.bn1.training, "statistics of frozen layers stay"
+    assert not network.get_submodule("bn1").training, "statistics of frozen layers stay"
     monkeypatch.setattr(Learner, "current_epoch", 1)
     one.on_train_epoch_start()
     assert all(tensor.requires_grad for tensor in network.parameters())
-    assert network.bn1.training
+    assert network.get_submodule("bn1").training
 
 
 def test_sgd_takes_the_same_step_for_every_tensor_and_a_constant_rate_stays() -> None:

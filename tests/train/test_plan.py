@@ -200,6 +200,22 @@ def test_torchvisions_weights_are_downloaded_once_and_have_the_digest_in_their_n
         find_weights("squeezenet1_1", None, print, {})
 
 
+def test_timms_weights_are_downloaded_once_and_a_name_without_any_says_so(
+    torchvision: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = b"safetensors"
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *names: server.url.replace("set.zip", "/".join(names)))
+    for _ in range(2):
+        found = find_weights("timm:resnet10t", None, print, {})
+        assert found.path is not None
+        assert (found.kind, found.path.parent, found.path.read_bytes()) == ("timm", torchvision, server.content)
+    assert found.name == "timm timm/resnet10t.c3_in1k"
+    assert len(server.seen) == 1
+    said: list[str] = []
+    assert find_weights("timm:efficientnet_b6", None, said.append, {}).kind == "random"
+    assert said[0] == "no weights to download: timm has no weights for timm:efficientnet_b6"
+
+
 def test_without_a_network_random_weights_come_with_a_warning(
     torchvision: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

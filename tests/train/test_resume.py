@@ -102,7 +102,7 @@ def test_a_fit_that_ended_after_its_last_epoch_keeps_that_network(
     planned: Plan, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("train.fit._save", lambda *_: signal.raise_signal(signal.SIGINT))
+        patched.setattr("train.fit.write_state", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             fit(planned, silent, tmp_path)
     (folder,) = tmp_path.iterdir()

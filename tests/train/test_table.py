@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from train.data import find_data, read
 from train.errors import DataError
 
 
-def table(path: Path, rows: list[tuple[str, ...]], head: tuple[str, ...] = ("path", "label")) -> Path:
+def table(path: Path, rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = ("path", "label")) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([head, *rows])
     return path
@@ -58,11 +59,15 @@ def test_another_label_is_other_data(drawn: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "head", "sentence"),
     [
-        ([("x.png", "a")], ("file", "label"), r"begins with the columns file, label; they need to be path and label"),
-        ([], (), r"begins with the columns \(none\); they need to be path and label"),
+        ([("x.png", "a")], ("file", "label"), r"has the columns file, label; name them path and label"),
+        ([], (), r"has the columns \(none\); name them path and label"),
         ([("x.png", "")], ("path", "label"), r"line 2 of \S+ is x\.png,,; give path, label"),
         ([("x.png", "a"), ("./x.png", "b")], ("path", "label"), r"line 3 of \S+ names \./x\.png again"),
-        ([("x.png", "a", "half")], ("path", "label", "split"), r"line 2 of \S+ is x\.png,a,half; give .*train or val"),
+        (
+            [("x.png", "a", "half")],
+            ("path", "label", "split"),
+            r"line 2 of \S+ is x\.png,a,half; give .*\(train or val\)",
+        ),
         ([("x.png", "a"), ("y.png", "b")], ("path", "label"), r"2 of 2 pictures of \S+ are missing: .*x\.png"),
     ],
 )
