@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import PIL
@@ -51,26 +50,6 @@ class Draws(Sampler[tuple[int, int]]):
         self._epoch += 1
         order = random.permutation(self._count).tolist()
         return iter(list(zip(order, random.integers(2**63, size=self._count).tolist(), strict=True)))
-
-
-class Batches(Sampler[list[tuple[int, int]]]):
-    """The draws in lists of `size`; a last one that would be alone joins the list before it.
-
-    Batch normalisation learns nothing from a single picture, and some networks refuse it.
-    """
-
-    def __init__(self, sampler: Draws, size: int) -> None:
-        self.sampler, self._size = sampler, size
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.sampler), self._size)
-        return whole + (rest > 1 or not whole)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # A generator draws when it is first asked: a loader with processes makes two iterators and uses the second.
-        draws, count = list(self.sampler), len(self)
-        for index in range(count):
-            yield draws[index * self._size : (index + 1) * self._size if index + 1 < count else None]
 
 
 class VaryingPictures(Dataset[tuple[Tensor, int]]):
@@ -141,19 +120,22 @@ class Pictures:
         """Return the varying training pictures, in a new order each epoch."""
         config, pictures = self._config, self.train.pictures
         varying = VaryingPictures(pictures, config.augment, config.model.geometry, self._cache)
-        return self._loader(varying, batch_sampler=Batches(Draws(len(pictures), config.seed), config.fit.batch))
+        return self._loader(varying, Draws(len(pictures), config.seed))
 
     def fixed(self, pictures: Sequence[Picture]) -> DataLoader[tuple[Tensor, int]]:
         """Return these pictures in their order, as the worker sees them."""
-        fixed = FixedPictures(pictures, self._config.model.geometry, self._cache)
-        return self._loader(fixed, batch_size=self._config.fit.batch)
+        return self._loader(FixedPictures(pictures, self._config.model.geometry, self._cache))
 
-    def _loader(self, pictures: Dataset[tuple[Tensor, int]], **batches: Any) -> DataLoader[tuple[Tensor, int]]:
+    def _loader(
+        self, pictures: Dataset[tuple[Tensor, int]], draws: Draws | None = None
+    ) -> DataLoader[tuple[Tensor, int]]:
         # Without a generator of its own a loader changes the global random state.
         own = torch.Generator().manual_seed(0)
-        return DataLoader(
-            pictures, num_workers=self.loaders, generator=own, pin_memory=torch.cuda.is_available(), **batches
-        )
+        count, size, pinned = len(draws or ()), self._config.fit.batch, torch.cuda.is_available()
+        # Batch normalisation that learns has no variance of one picture: rather than alone it joins other batches.
+        while count > 1 and count % size == 1 < size:
+            size += 1
+        return DataLoader(pictures, size, sampler=draws, num_workers=self.loaders, generator=own, pin_memory=pinned)
 
 
 def _loaders() -> int:

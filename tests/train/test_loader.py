@@ -14,7 +14,7 @@ from train.cache import Cache
 from train.config import AugmentConfig
 from train.data import DataSet, Picture, read
 from train.errors import DataError
-from train.loader import Batches, Draws, Pictures, VaryingPictures
+from train.loader import Draws, Pictures, VaryingPictures
 from train.plan import Plan
 
 
@@ -57,17 +57,10 @@ def test_every_picture_is_drawn_once_an_epoch() -> None:
     assert len({seed for _, seed in first + second}) == 20
 
 
-@pytest.mark.parametrize(
-    ("count", "size", "sizes"), [(9, 4, [4, 5]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1])]
-)
-def test_a_picture_that_would_be_a_batch_of_its_own_joins_the_batch_before(
-    count: int, size: int, sizes: list[int]
-) -> None:
-    batches = Batches(Draws(count, 0), size)
-    drawn = list(batches)
-    assert [len(batch) for batch in drawn] == sizes
-    assert len(batches) == len(sizes)
-    assert sorted(index for batch in drawn for index, _ in batch) == list(range(count))
+def test_no_picture_is_a_training_batch_of_its_own(tiny_plan: Plan) -> None:
+    config = dataclasses.replace(tiny_plan.config, fit=dataclasses.replace(tiny_plan.config.fit, batch=5))
+    sizes = [len(truths) for _, truths in Pictures(tiny_plan.data, config).train_dataloader()]
+    assert sizes == [6, 6, 4], "16 pictures in batches of 5 leave one"
 
 
 def test_an_epoch_can_be_drawn_without_those_before_it() -> None:
