@@ -154,7 +154,7 @@ class LogConfig:
     """Where the metrics go besides the run's own files."""
 
     tensorboard: bool = _is("true or false", strict=True, default=False)
-    mlflow: str | None = _is("an address, a folder, or null", default=None)
+    mlflow: str | None = _is("an address, or null", default=None)
 
 
 @dataclass(frozen=True, config=_STRICT)
