@@ -26,6 +26,9 @@ def train(
     blind_to: Annotated[list[str] | None, typer.Option(help="A mistake that goldens may miss: exif ...")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Half a minute: the head alone, or small pictures.")] = False,
     archive: Annotated[bool, typer.Option("--archive", help="Build the archive, too.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a run that was interrupted: its folder, or its id.")
+    ] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
     safetensors: Annotated[Path | None, typer.Option(help="Write the trained weights to this file, too.")] = None,
     as_json: Json = False,
@@ -36,7 +39,8 @@ def train(
     from archive.store import STORE
     from host.files import check_writable
     from train.config import QUICK
-    from train.plan import plan
+    from train.plan import plan, resumed
+    from train.runs import find_run, find_unfinished, open_run
 
     if safetensors is not None and not safetensors.parent.is_dir():
         raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")
@@ -45,7 +49,13 @@ def train(
     begun = time.monotonic()
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
     words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
-    planned = plan(words, say, generated=generated, quick=quick)
+    if resume is not None:
+        if words or generated or quick:
+            raise BeelineError(f"--resume {resume} trains as it was planned; leave overrides and other options out")
+        resume = resume if resume.is_dir() else runs / resume
+        planned = resumed(resume, say)
+    else:
+        planned = plan(words, say, generated=generated, quick=quick)
     if blind_to:
         from archive.goldens.mistakes import check_names
 
@@ -55,8 +65,6 @@ def train(
 
         read_given(golden)
     data_done = time.monotonic()
-    from train.runs import find_run, open_run
-
     # A run of all epochs is better than a quick one.
     plans = [replace(planned, config=planned.whole), planned] if planned.whole else [planned]
     old = next(filter(None, (find_run(each.fingerprint, runs) for each in plans)), None) if reuse else None
@@ -66,7 +74,7 @@ def train(
     else:
         from train.fit import fit
 
-        run = fit(planned, say, runs)
+        run = fit(planned, say, runs, resume or find_unfinished(planned.fingerprint, runs))
     fit_done = time.monotonic()
     from train.export import export, network
 

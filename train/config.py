@@ -30,6 +30,7 @@ QUICK = {
 }
 RECIPES = ("finetune", "scratch", *QUICK)
 # Keys of paths, and their environment variables, which override the file but not the command line.
+_EXPERIMENT = "experiment"
 _VARIABLES = {"data.folder": "BEELINE_DATA", "model.weights": "BEELINE_WEIGHTS"}
 # For YAML a version such as 1.0 and a folder such as 2024 are numbers. "3" and true are no numbers.
 _STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -53,7 +54,9 @@ class DataConfig:
 
     folder: str | None = _is("a path, or null")
     held_out: float = _number("over 0, under 1", gt=0, lt=1)
-    loaders: int = _number("0 to 256 processes", ge=0, le=256)
+    loaders: int | None = _number("0 to 256 processes, or null", ge=0, le=256)
+    # Earlier runs have none.
+    cache: float = _number("0 to 100000 gigabytes", ge=0, le=100_000, default=0.0)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -115,6 +118,9 @@ class FitConfig:
     batch_norm: str = _is("frozen or learnt", pattern="^(frozen|learnt)$")
     head_penalty: float | None = _number("over 0, or null", gt=0)
     average: float | None = _number("over 0, under 1, or null", gt=0, lt=1)
+    # Earlier runs have neither.
+    class_weights: str = _is("none or balanced", pattern="^(none|balanced)$", default="none")
+    precision: str = _is("auto, fp32, bf16 or fp16", pattern="^(auto|fp32|bf16|fp16)$", default="auto")
 
     @field_validator("head_penalty")
     @classmethod
@@ -122,6 +128,33 @@ class FitConfig:
         if penalty is None and info.data.get("epochs") == 0:
             raise ValueError("over 0, where fit.epochs is 0")
         return penalty
+
+
+@dataclass(frozen=True, config=_STRICT)
+class OptimiserConfig:
+    """What a step is. The defaults are those of runs from before it could be chosen."""
+
+    name: str = _is("adamw or sgd", pattern="^(adamw|sgd)$", default="adamw")
+    relative: bool = _is("true or false", strict=True, default=True)
+    momentum: float = _number("0 to under 1", ge=0, lt=1, default=0.9)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScheduleConfig:
+    """What changes over the epochs; defaults as in `OptimiserConfig`."""
+
+    shape: str = _is("cosine or constant", pattern="^(cosine|constant)$", default="cosine")
+    frozen: int = _number("0 to 10000, a whole number", ge=0, le=10_000, default=0)
+    patience: int | None = _number("at least 1, a whole number, or null", ge=1, default=None)
+    watched: float = _number("over 0, under 1", gt=0, lt=1, default=0.1)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LogConfig:
+    """Where the metrics go besides the run's own files."""
+
+    tensorboard: bool = _is("true or false", strict=True, default=False)
+    mlflow: str | None = _is("an address, or null", default=None)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -143,6 +176,9 @@ class TrainConfig:
     export: ExportConfig
     fit: FitConfig
     seed: int = _number("0 to 4294967295, a whole number", ge=0, lt=2**32)
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    log: LogConfig = LogConfig()
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
@@ -169,8 +205,9 @@ def compose(
 ) -> TrainConfig:
     """Resolve the configuration: overrides, then environment, then the files in `folder`.
 
-    Overrides are `key=value` words in Hydra's grammar, as `model.name=resnet34`. `recipe` is the `fit` file to take
-    unless an override names one. Raise `ConfigError` for an unknown key, or an impossible value.
+    Overrides are words in Hydra's grammar: `key=value`, as `model.name=resnet34`; `group=file`, as `augment=strong`;
+    and `+experiment=file`. `recipe` is the `fit` file to take unless an override names one. Raise `ConfigError` for an
+    unknown key, or an impossible value.
     """
     given = {override.key_or_group: override for override in map(_parse, overrides)}
     for key, override in given.items():
@@ -203,16 +240,18 @@ def _parse(word: str) -> Override:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
         raise ConfigError(f"{word!r} is no override; write key=value, as model.name=resnet34") from error
-    if override.type != OverrideType.CHANGE or override.is_sweep_override():
-        raise ConfigError(f"{word!r} adds, deletes or sweeps; only key=value is understood, as fit.epochs=3")
+    kind = OverrideType.ADD if override.key_or_group == _EXPERIMENT else OverrideType.CHANGE
+    if override.type != kind or override.is_sweep_override():
+        raise ConfigError(f"{word!r} adds, deletes or sweeps; only key=value and +experiment=NAME are understood")
     return override
 
 
 def _check_key(key: str, override: Override) -> None:
     inside = next((known for known in sorted(_ALLOWED) if known.startswith(f"{key}.")), None)
-    if key == "fit":
-        if override.value() not in RECIPES:
-            raise ConfigError(f"fit is {override.value()!r}{did_you_mean(str(override.value()), RECIPES)}")
+    if files := sorted(path.stem for path in (FOLDER / key).glob("*.yaml")):
+        if override.value() not in files:
+            keys = f"; or set a key, as {inside}=..." if inside else ""
+            raise ConfigError(f"{key} is {override.value()!r}{did_you_mean(str(override.value()), files)}{keys}")
     elif inside:
         raise ConfigError(f"{key} is a group of keys; set one of them, as {inside}=...")
     elif key not in _ALLOWED:

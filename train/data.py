@@ -141,13 +141,17 @@ def read(folder: Path, held_out: float = 0.2, name: str | None = None, source: s
     """Read a folder with `train/` and `val/`, or one with a folder a class, which is split.
 
     Raise `DataError` for a folder that is missing or not of classes, for one class only, an empty class, a class that
-    only one half has, or a picture that cannot be read.
+    only one half has, or a picture that cannot be read. A `.csv` file is read by `train.table`.
     """
+    if folder.suffix.lower() == ".csv" and not folder.is_dir():
+        from train.table import read_table
+
+        return read_table(folder, held_out, name, source)
     root = _root(folder)
     train, val = _child(root, _TRAIN), _child(root, _VAL)
     name = name or root.resolve().name
     if train and val:
-        first, second = _readable(_pictures(train)), _readable(_pictures(val))
+        first, second = readable(_pictures(train)), readable(_pictures(val))
         if first.labels != second.labels:
             odd = sorted(set(first.labels) ^ set(second.labels))
             what = f"the class {odd[0]!r} in only one of {train.name}/ and {val.name}/"
@@ -155,8 +159,8 @@ def read(folder: Path, held_out: float = 0.2, name: str | None = None, source: s
         return DataSet(name, source, first, second, f"the folders {train.name}/ and {val.name}/")
     if val:
         raise DataError(f"{root} has {val.name}/ but no train/; add it, or name a folder with one folder a class")
-    whole = _readable(_pictures(train or root))
-    return DataSet(name, source, *_split(whole, held_out), f"{held_out:.0%} of each class held out")
+    whole = readable(_pictures(train or root))
+    return DataSet(name, source, *split(whole, held_out), f"{held_out:.0%} of each class held out")
 
 
 def labelled_pictures(folder: Path) -> LabelledPictures:
@@ -204,7 +208,7 @@ def _pictures(root: Path, least: int = 2) -> LabelledPictures:
     return LabelledPictures(root, tuple(path.name for path in classes), tuple(pictures), tuple(skipped))
 
 
-def _readable(found: LabelledPictures) -> LabelledPictures:
+def readable(found: LabelledPictures) -> LabelledPictures:
     """Check every picture's header before a long training; only decoding finds broken pixels."""
 
     def judge(picture: Picture) -> str | None:
@@ -224,7 +228,7 @@ def _readable(found: LabelledPictures) -> LabelledPictures:
     return found
 
 
-def _split(whole: LabelledPictures, held_out: float) -> tuple[LabelledPictures, LabelledPictures]:
+def split(whole: LabelledPictures, held_out: float) -> tuple[LabelledPictures, LabelledPictures]:
     """Hold out a share of each class, chosen by the digests of paths, so that every machine chooses the same."""
 
     def rank(picture: Picture) -> bytes:

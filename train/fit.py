@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -16,79 +14,86 @@ from torch import nn
 
 from archive.artifact import read_weights
 from host import Say
-from host.files import write_json
+from host.machine import cores
 from train import runs
 from train.errors import DataError
 from train.loader import Pictures
-from train.model import build, check_input, solve_head, tallied
-from train.plan import Plan
+from train.logs import Logs
+from train.model import balanced, build, check_input, solve_head, tallied, write_state
+from train.plan import Plan, keep
 from train.runs import RUNS, Epoch, Run
 
 # Enough pictures to solve for a head; the features of all are in memory at once.
 _MOST_FOR_HEAD = 20_000
 
 
-def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
-    """Train as planned and return the run, a new folder under `folder`.
+def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None) -> Run:
+    """Train as planned and return the run, a new folder under `folder`, or the interrupted one `resume`.
 
-    The folder gets `config.yaml`, `checkpoint.pth` (a state dict), `metrics.csv`, `metrics.json` and, last,
-    `run.json`. The schedule is fixed, and the model of the last epoch is kept. Raise `ConfigError` or `ArchiveError`
-    for an architecture, size or weights that do not fit, `DataError` for a bad picture, `RunError` for a loss that is
-    not finite, or an interrupt.
+    The folder gets `config.yaml`, `pictures.csv`, `checkpoint.pth` (a state dict), `metrics.csv`, `metrics.json` and,
+    last, `run.json`. The model of the last epoch is kept, or with `schedule.patience` the best for the watched
+    pictures. Raise `ConfigError` or `ArchiveError` for an architecture, size or weights that do not fit, `DataError`
+    for a bad picture, `RunError` for a loss that is not finite, a full disk, or an interrupt.
     """
     config = plan.config
     with _deterministic(config.seed):
         network = build(config.model.name, len(plan.data.labels))
         check_input(network, config.model.geometry.shape, config.model.name)
-        if plan.weights.path is not None:
+        if not (is_begun := resume is not None and (resume / runs.CHECKPOINT).is_file()) and plan.weights.path:
             weights = read_weights(plan.weights.path, config.model.name)
             weights.start(network)
             for note in weights.notes:
                 say(note)
-        run = runs.create(config.model.name.replace(":", "-"), plan.fingerprint, folder)
-        config.save(run / "config.yaml")
-        say(f"run: {run}")
+        run = resume or runs.create(config.model.name.replace(":", "-"), plan.fingerprint, folder)
+        if resume is None:
+            keep(plan, run)
+        say(f"run: {run}" if resume is None else f"run: {run}, which was interrupted, goes on")
         start = time.monotonic()
-        epochs, device = _train(network, plan, say)
-        seconds = time.monotonic() - start
-    torch.save(network.cpu().state_dict(), run / "checkpoint.pth")
-    rows = [asdict(epoch) for epoch in epochs]
-    with (run / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_json(run / "metrics.json", {"epochs": rows, "last": rows[-1]}, sync=True)
-    return runs.finish(run, _record(plan, epochs, seconds, device))
+        with runs.held(run):
+            epochs, device = _train(network, plan, run, is_begun, say)
+            seconds = time.monotonic() - start
+            write_state(network.cpu().state_dict(), run / "checkpoint.pth")
+            return runs.finish(run, _record(plan, epochs, seconds, device))
 
 
-def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[str, str]]:
+def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) -> tuple[list[Epoch], dict[str, str]]:
     """Solve for the head where the recipe says so, then train all epochs; `network` is changed in place."""
-    config, pictures, epochs = plan.config, Pictures(plan.data, plan.config), []
-    if torch.cuda.is_available():
-        device = {"value": "cuda", "reason": "a CUDA device is there"}
-    else:
-        device = {"value": "cpu", "reason": f"no CUDA device is there; {torch.get_num_threads()} threads"}
+    config, pictures = plan.config, Pictures(plan.data, plan.config)
+    own = balanced(list(pictures.train.counts().values())) if config.fit.class_weights == "balanced" else None
+    device = _device(config.fit.precision)
     network.to(device["value"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        if config.fit.head_penalty is not None:
-            start, train = time.monotonic(), plan.data.train.pictures
+        if config.fit.head_penalty is not None and not is_begun:
+            start, train = time.monotonic(), pictures.train.pictures
             some = train[:: -(-len(train) // _MOST_FOR_HEAD)]
             mirrored = config.augment.flip > 0
-            solved = solve_head(network, pictures.fixed(some), config.fit.head_penalty, config.model, mirrored)
+            solved = solve_head(network, pictures.fixed(some), config.fit.head_penalty, config.model, mirrored, own)
             right = f"{solved.accuracy:.3f} of them right"
             say(f"head: solved for on the frozen features of {len(some)} pictures, {right}")
             if not config.fit.epochs:
-                val = tallied(network, pictures.val_dataloader(), config.model)
+                val = tallied(network, pictures.fixed(pictures.val.pictures), config.model)
                 seconds = round(time.monotonic() - start, 3)
-                epochs.append(Epoch(0, solved.loss, solved.accuracy, val.loss, val.accuracy, seconds))
-        if config.fit.epochs:
-            from train.learner import train_epochs
+                epochs = [Epoch(0, solved.loss, solved.accuracy, val.loss, val.accuracy, seconds)]
+                with closing(Logs(run, config)) as logs:
+                    logs.write(epochs, 0)
+                return epochs, device
+        from train.learner import train_epochs
 
-            epochs = train_epochs(network, config, pictures, device["value"], say)
+        return train_epochs(network, config, pictures, device, run, say, own), device
     except DataError as error:
         # The error of a loader process arrives as a whole traceback; its last line is the sentence.
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("train.errors.DataError: ")) from error
-    return epochs, device
+
+
+def _device(precision: str) -> dict[str, str]:
+    """Take a CUDA device where there is one, and with `auto` the mixed precision that it has; say why."""
+    if torch.cuda.is_available():
+        best, name, reason = "bf16" if torch.cuda.is_bf16_supported() else "fp16", "cuda", "a CUDA device is there"
+    else:
+        # PyTorch knows of no quota of cores.
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
+        best, name, reason = "fp32", "cpu", f"no CUDA device is there; {torch.get_num_threads()} threads"
+    return {"value": name, "precision": best if precision == "auto" else precision, "reason": reason}
 
 
 def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, str]) -> dict[str, object]:

@@ -6,48 +6,70 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from host import Say
-from train.config import FitConfig, ModelConfig, TrainConfig
+from train import runs
+from train.config import TrainConfig
 from train.errors import RunError
 from train.loader import Pictures
-from train.model import Batch, Tally, head, normalised
+from train.logs import Logs
+from train.model import Batch, Tally, head, normalised, write_state
 from train.progress import Step, progress
 from train.runs import Epoch
 
 # The least size of a tensor that a rate is relative to: a new bias is all zeros.
 _LEAST_SIZE = 0.01
+# As Lightning names them.
+_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Learner(LightningModule):
-    """Fine-tunes `network` on uint8 batches; `fit` and the number of steps fix the schedule."""
+    """Trains `network` on uint8 batches; the configuration and the number of steps fix the schedule.
 
-    def __init__(self, network: nn.Module, model: ModelConfig, fit: FitConfig, steps: int) -> None:
+    `class_weights` are what a picture of each class counts in the loss, float32 `[classes]`; None: 1.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: TrainConfig, steps: int, class_weights: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.network = network
-        self._model, self._fit, self._steps = model, fit, steps
+        self._config, self._fit, self._steps = config, config.fit, steps
         self._head = head(network)[1]
-        self.training_tally, self.validation_tally = Tally(), Tally()
+        self._class_weights = class_weights
+        self.training_tally, self.validation_tally, self.watched_tally = Tally(), Tally(), Tally()
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Turn uint8 `[N, 3, crop, crop]` into logits `[N, classes]`."""
-        logits: Tensor = self.network(normalised(pictures, self._model.mean, self._model.std))
+        model = self._config.model
+        logits: Tensor = self.network(normalised(pictures, model.mean, model.std))
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """Switch to training mode; frozen batch normalisation stays in evaluation mode."""
+        """Switch to training mode; frozen layers learn nothing, frozen batch normalisation no statistics.
+
+        What is random in the network, as dropout, depends on seed and epoch alone, so that a resumed fit repeats it.
+        """
+        torch.manual_seed((self._config.seed << 16) + self.current_epoch)
         self.training_tally = Tally()
         self.network.train()
-        if self._fit.batch_norm == "frozen":
+        frozen = self.current_epoch < self._config.schedule.frozen
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(not frozen)
+        self._head.requires_grad_(True)
+        if frozen or self._fit.batch_norm == "frozen":
             for layer in self.network.modules():
                 if isinstance(layer, _BatchNorm):
                     layer.eval()
@@ -56,7 +78,8 @@ class Learner(LightningModule):
         """Return the loss of a batch, with the penalty that the head was solved with."""
         pictures, truths = batch
         logits = self(pictures)
-        loss = nn.functional.cross_entropy(logits, truths, label_smoothing=self._fit.label_smoothing)
+        own = None if self._class_weights is None else self._class_weights.to(logits)
+        loss = nn.functional.cross_entropy(logits, truths, own, label_smoothing=self._fit.label_smoothing)
         self.training_tally.add(loss, logits, truths)
         if self._fit.head_penalty:
             loss = loss + self._fit.head_penalty / 2 * self._head.weight.square().sum()
@@ -66,83 +89,142 @@ class Learner(LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start a new tally."""
-        self.validation_tally = Tally()
+        """Start new tallies."""
+        self.validation_tally, self.watched_tally = Tally(), Tally()
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Count a batch of validation pictures."""
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+        """Count a batch of validation pictures, or of watched ones, which come second."""
         pictures, truths = batch
         logits = self(pictures)
-        self.validation_tally.add(nn.functional.cross_entropy(logits, truths), logits, truths)
+        tally = self.watched_tally if dataloader_idx else self.validation_tally
+        tally.add(nn.functional.cross_entropy(logits, truths), logits, truths)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a rate for each tensor, which rises and falls over all steps.
+        """AdamW, or SGD, with a rate for each tensor, which rises and falls over all steps.
 
         Adam moves every weight by about the rate, however large the weight is. Weights differ in size by a factor of
         fifty between layers, and frozen batch normalisation does not compensate: a rate that suits the first layer
         destroys the last. So a tensor's rate is relative to the size of its weights.
         """
-        groups = []
+        how, rate, groups = self._config.optimiser, self._fit.rate, []
         for tensor in self.network.parameters():
-            if tensor.requires_grad:
-                size = float(tensor.detach().square().mean().sqrt())
-                groups.append({"params": [tensor], "lr": self._fit.rate * max(_LEAST_SIZE, size)})
-        optimizer = torch.optim.AdamW(groups, weight_decay=self._fit.weight_decay)
+            size = max(_LEAST_SIZE, float(tensor.detach().square().mean().sqrt())) if how.relative else 1.0
+            groups.append({"params": [tensor], "lr": rate * size})
+        decay = self._fit.weight_decay
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, betas=(how.momentum, 0.999), weight_decay=decay)
+        if how.name == "sgd":
+            optimizer = torch.optim.SGD(groups, rate, how.momentum, weight_decay=decay, nesterov=how.momentum > 0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def share(self, step: int) -> float:
-        """Return the share of the full rate at `step`: a straight rise, then half a cosine down to zero."""
+        """Return the share of the full rate at `step`: a straight rise, then half a cosine down to zero, or all."""
         rise = max(1, round(self._fit.warm_up * self._steps))
         if step < rise:
             return (step + 1) / rise
+        if self._config.schedule.shape == "constant":
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self._steps - rise)))
 
 
-def train_epochs(network: nn.Module, config: TrainConfig, pictures: Pictures, device: str, say: Say) -> list[Epoch]:
-    """Train all epochs on `device`, `cpu` or `cuda`, and return a row for each; `network` is changed in place.
+def train_epochs(
+    network: nn.Module,
+    config: TrainConfig,
+    pictures: Pictures,
+    device: Mapping[str, str],
+    run: Path,
+    say: Say,
+    class_weights: Tensor | None = None,
+) -> list[Epoch]:
+    """Train all epochs that the folder `run` has no checkpoint of; `network` becomes the one that is kept.
 
-    Raise `RunError` for a loss that is not finite, or an interrupt.
+    `device` has a `value`, `cpu` or `cuda`, and a `precision`, one of `fit.precision`. Return a row for each
+    epoch up to the one whose network is kept: the last one, or the best for the watched pictures. Raise `RunError` for
+    a loss that is not finite, a checkpoint that cannot be written, or an interrupt.
     """
-    fit, batches, validation = config.fit, pictures.train_dataloader(), pictures.val_dataloader()
-    lines = _Lines(fit.epochs, say)
-    averaging = [] if fit.average is None else [EMAWeightAveraging(decay=fit.average)]
-    with _quiet():
-        trainer = Trainer(
-            accelerator=device,
-            devices=1,
-            max_epochs=fit.epochs,
-            callbacks=[*averaging, lines],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
+    batches, checkpoint = pictures.train_dataloader(), run / runs.CHECKPOINT
+    halves = [half for half in (pictures.val, pictures.watched) if half is not None]
+    learner = Learner(network, config, len(batches) * config.fit.epochs, class_weights)
+    with quiet(), closing(Logs(run, config)) as logs:
+        epochs = _Epochs(config, run, say, logs)
+        trainer = _trainer(config, device, epochs)
         try:
-            trainer.fit(Learner(network, config.model, fit, len(batches) * fit.epochs), batches, validation)
+            trainer.fit(
+                learner,
+                batches,
+                [pictures.fixed(half.pictures) for half in halves],
+                ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
+                weights_only=True,
+            )
         except SystemExit as error:
             # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
-            done = len(lines.epochs)
-            raise RunError(
-                f"the fit was interrupted after {done} of {fit.epochs} epochs and not kept; train again"
-            ) from error
-    return lines.epochs
+            done = f"{len(epochs.rows)} of {config.fit.epochs} epochs"
+            raise RunError(f"the fit was interrupted after {done}; `beeline train --resume {run}` goes on") from error
+        # A fit that was resumed after its last epoch has trained nothing, so the network comes from the checkpoint.
+        state = torch.load(checkpoint, weights_only=True)["state_dict"]
+        last = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+        network.load_state_dict(last if epochs.best is None else epochs.best)
+        logs.files(epochs.rows, epochs.kept)
+    return epochs.rows[: epochs.kept + 1]
 
 
-class _Lines(Callback):
-    """Collects one row an epoch and prints it, with progress through the batches."""
+def _trainer(config: TrainConfig, device: Mapping[str, str], epochs: Callback) -> Trainer:
+    averaging = [] if config.fit.average is None else [EMAWeightAveraging(decay=config.fit.average)]
+    return Trainer(
+        accelerator=device["value"],
+        devices=1,
+        precision=_PRECISIONS[device["precision"]],
+        max_epochs=config.fit.epochs,
+        # The rows come first: averaging takes the averaged weights out at the end of a validation.
+        callbacks=[epochs, *averaging],
+        plugins=[_WholeFiles()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
 
-    def __init__(self, epochs: int, say: Say) -> None:
-        self.epochs: list[Epoch] = []
-        self._count, self._say, self._start = epochs, say, 0.0
+
+class _WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints whole: Lightning's own way goes through another disk, from where it may be copied in part."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_state(checkpoint, Path(path))
+
+
+class _Epochs(Callback):
+    """Keeps a row and a checkpoint of each epoch, says it, and stops when the watched pictures get no better.
+
+    `best` is the network that was best for them; None without such pictures.
+    """
+
+    def __init__(self, config: TrainConfig, run: Path, say: Say, logs: Logs) -> None:
+        self.rows: list[Epoch] = []
+        self.best: dict[str, Tensor] | None = None
+        self._config, self._run, self._say, self._logs, self._start = config, run, say, logs, 0.0
         self._open = ExitStack()
         self._step: Step = lambda done: None
 
+    @property
+    def kept(self) -> int:
+        """The index of the row whose network is kept: the best for the watched pictures, else the last."""
+        losses = [row.watched_loss for row in self.rows if row.watched_loss is not None]
+        return losses.index(min(losses)) if losses else len(self.rows) - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [asdict(row) for row in self.rows], "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.best = [Epoch(**row) for row in state["rows"]], state["best"]
+
+    def on_train_start(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
+        self._stop(trainer)
+
     def on_train_epoch_start(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._start = time.monotonic()
-        text = f"epoch {len(self.epochs) + 1}/{self._count}"
+        text = f"epoch {len(self.rows) + 1}/{self._config.fit.epochs}"
         self._step = self._open.enter_context(progress(text, int(trainer.num_training_batches), self._say, "batches"))
 
     def on_train_batch_end(self, trainer: Trainer, learner: Learner, *batch: object) -> None:  # type: ignore[override]
@@ -154,22 +236,48 @@ class _Lines(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._open.close()
         train, val = learner.training_tally, learner.validation_tally
-        seconds = time.monotonic() - self._start
-        row = Epoch(len(self.epochs) + 1, train.loss, train.accuracy, val.loss, val.accuracy, round(seconds, 3))
-        self.epochs.append(row)
+        watched = learner.watched_tally.loss if learner.watched_tally.pictures else None
+        seconds = round(time.monotonic() - self._start, 3)
+        row = Epoch(len(self.rows) + 1, train.loss, train.accuracy, val.loss, val.accuracy, seconds, watched)
+        self.rows.append(row)
+        if watched is not None and self.kept == len(self.rows) - 1:
+            self.best = {key: value.cpu().clone() for key, value in learner.network.state_dict().items()}
+        also = "" if watched is None else f"; watched loss {watched:.3f}"
         self._say(
-            f"epoch {row.epoch}/{self._count}: training loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.3f}; "
-            f"validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.3f} ({val.hits}/{val.pictures}); "
+            f"epoch {row.epoch}/{self._config.fit.epochs}: "
+            f"training loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.3f}; "
+            f"validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.3f} ({val.hits}/{val.pictures}){also}; "
             f"{seconds:.0f} s"
         )
 
+    def on_train_epoch_end(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
+        path, count = self._run / runs.CHECKPOINT, len(self.rows)
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:
+            kept = f"that of epoch {count - 1}" if path.is_file() else "none"
+            what = (
+                f"the checkpoint of epoch {count} cannot be written to {self._run} ({error.strerror}), {kept} is kept"
+            )
+            raise RunError(f"{what}; make room, then `beeline train --resume {self._run}` goes on") from error
+        self._logs.write(self.rows, self.kept)
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Stop if the epochs since the kept one are as many as the patience, also right after a resume."""
+        patience = self._config.schedule.patience
+        if patience and self.rows and len(self.rows) - 1 - self.kept >= patience and not trainer.should_stop:
+            trainer.should_stop = True
+            better = f"the watched pictures got no better for {patience} epochs"
+            self._say(f"stopped: {better}; epoch {self.kept + 1} is kept")
+
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's advice, such as "consider more workers"."""
+def quiet() -> Iterator[None]:
+    """Silence the advice of libraries, such as Lightning's "consider more workers"."""
     levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|timm|mlflow)\..*")
         for logger in levels:
             logger.setLevel(logging.ERROR)
         try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from archive import architectures
 from beeline.errors import ConfigError, short
+from host.files import write_whole
 from train.config import ModelConfig
 
 # uint8 `[N, 3, crop, crop]` and the indices of their labels.
@@ -51,6 +54,13 @@ def check_input(network: nn.Module, shape: tuple[int, int], name: str) -> None:
         network.train(training)
 
 
+def write_state(values: object, path: Path) -> None:
+    """Write what `torch.save` takes whole or not at all; raise OSError when there is no room."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    write_whole(path, buffer.getvalue(), sync=True)
+
+
 @dataclass
 class Tally:
     """Loss and hits summed over the pictures of an epoch."""
@@ -76,6 +86,12 @@ class Tally:
         return self.hits / self.pictures
 
 
+def balanced(counts: Sequence[int]) -> Tensor:
+    """Return what a picture of each class counts, float32 `[classes]`, so that every class counts the same in all."""
+    found = torch.tensor(counts, dtype=torch.float32)
+    return found.sum() / (len(counts) * found)
+
+
 def normalised(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turn uint8 `[N, 3, H, W]` into the network's float32, channels last in memory (faster convolutions)."""
     scaled = pictures.float() / 255
@@ -84,7 +100,12 @@ def normalised(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def solve_head(
-    network: nn.Module, batches: Iterable[Batch], penalty: float, model: ModelConfig, mirrored: bool = True
+    network: nn.Module,
+    batches: Iterable[Batch],
+    penalty: float,
+    model: ModelConfig,
+    mirrored: bool = True,
+    class_weights: Tensor | None = None,
 ) -> Tally:
     """Set the head of `network` to the best one for `batches`, in place; return its loss and hits on them.
 
@@ -93,7 +114,7 @@ def solve_head(
     linear head is a small convex problem with one solution, whatever the seed.
 
     Half of `penalty` times the head's squared norm is added to the mean cross-entropy. With `mirrored` each picture's
-    mirror image counts too.
+    mirror image counts too. `class_weights` are what a picture of each class counts, float32 `[classes]`.
     """
     _, layer = head(network)
     seen: list[Tensor] = []
@@ -113,7 +134,7 @@ def solve_head(
     finally:
         hook.remove()
     inputs, wanted = torch.cat(features), torch.cat(truths)
-    weight, bias = _softmax_regression(inputs.clone(), wanted.clone(), layer.weight.shape[0], penalty)
+    weight, bias = _softmax_regression(inputs.clone(), wanted.clone(), layer.weight.shape[0], penalty, class_weights)
     tally, logits = Tally(), inputs @ weight.T + bias
     tally.add(nn.functional.cross_entropy(logits, wanted), logits, wanted)
     if isinstance(layer, nn.Conv2d):
@@ -139,18 +160,22 @@ def tallied(network: nn.Module, batches: Iterable[Batch], model: ModelConfig) ->
     return tally
 
 
-def _softmax_regression(inputs: Tensor, truths: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+def _softmax_regression(
+    inputs: Tensor, truths: Tensor, classes: int, penalty: float, class_weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Minimise cross-entropy + penalty/2 * |weight|^2 over float64 `[N, features]`; L-BFGS from zero."""
     weight = torch.zeros(classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
+    def objective() -> Tensor:
         solver.zero_grad()
-        value = nn.functional.cross_entropy(inputs @ weight.T + bias, truths) + penalty / 2 * weight.square().sum()
+        own = None if class_weights is None else class_weights.double()
+        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, truths, own)
+        value = loss + penalty / 2 * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
+        solver.step(objective)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()

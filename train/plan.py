@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,23 +20,28 @@ from archive import hugging_face
 from beeline import pixels
 from beeline.errors import ConfigError
 from host import Say
-from host.files import sha256
-from train.config import TrainConfig, compose
-from train.data import CACHE, DataSet, find_data
+from host.files import sha256, write_json, write_whole
+from train import runs
+from train.config import TrainConfig, compose, load
+from train.data import CACHE, DataSet, find_data, split
 from train.download import fetch
-from train.errors import Unavailable, WeightsError
+from train.errors import RunError, Unavailable, WeightsError
 
 # The version of data, fit, learner, loader and model: raise it when the same plan gives another model. A finished run
 # of another version is not reused.
-RECIPE = 1
+RECIPE = 2
 VARIABLE = "BEELINE_WEIGHTS"
+TIMM = "timm:"
 # The recipes that take no weights to start from, the whole one and the quick one.
 _FROM_NOTHING = ("scratch", "small")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The starting weights of a network: `kind` is `file`, `torchvision` or `random`; `name` goes into the spec."""
+    """The starting weights of a network.
+
+    `kind` is `file`, `torchvision`, `timm` or `random`; `name` goes into the spec.
+    """
 
     kind: str
     name: str
@@ -65,8 +72,9 @@ class Plan:
         It leaves out paths, and what changes only the export or the speed.
         """
         values = asdict(self.config)
-        del values["export"], values["data"]["folder"], values["data"]["loaders"], values["model"]["weights"]
-        timm = ["timm"] if self.config.model.name.startswith("timm:") and find_spec("timm") else []
+        del values["export"], values["log"], values["data"]["folder"], values["model"]["weights"]
+        del values["data"]["loaders"], values["data"]["cache"]
+        timm = ["timm"] if self.config.model.name.startswith(TIMM) and find_spec("timm") else []
         parts = {
             "config": values,
             "labels": self.data.labels,
@@ -116,6 +124,42 @@ def plan(
     return Plan(config, data, weights, reason, whole)
 
 
+def keep(planned: Plan, run: Path) -> None:
+    """Write into the folder of a new run what `resumed` reads, and the lists of its pictures."""
+    planned.config.save(run / "config.yaml")
+    lists = io.StringIO()
+    writer = csv.writer(lists)
+    writer.writerow(["split", "label", "path"])
+    halves, schedule = {"train": planned.data.train, "val": planned.data.val}, planned.config.schedule
+    if schedule.patience is not None:
+        halves["train"], halves["watched"] = split(planned.data.train, schedule.watched)
+    for name, half in halves.items():
+        writer.writerows((name, label, path.absolute()) for path, label in half.labelled())
+    write_whole(run / runs.PICTURES, lists.getvalue())
+    weights = asdict(planned.weights) | {"path": planned.weights.path and str(planned.weights.path.absolute())}
+    values = {"fingerprint": planned.fingerprint, "generated": planned.data.generated, "weights": weights}
+    write_json(run / runs.PLANNED, values | {"reason": planned.reason}, sync=True)
+
+
+def resumed(run: Path, say: Say, cache: Path = CACHE, environ: Mapping[str, str] = os.environ) -> Plan:
+    """Return the plan of a run that was interrupted.
+
+    Raise `RunError` for a folder that is no such run, or if pictures, weights, packages or code have changed since.
+    """
+    values, config = runs.unfinished(run), load(run / "config.yaml")
+    data = find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, values["generated"])
+    path = _path(values["weights"]["path"])
+    stored = values["weights"] | {"path": path}
+    # The weights are needed only until there is a checkpoint.
+    if path is not None and path.is_file():
+        stored["sha256"] = sha256(path)
+    planned = Plan(config, data, Weights(**stored), values["reason"])
+    if planned.fingerprint != values["fingerprint"]:
+        what = "its pictures, weights, packages or Beeline's code have changed since"
+        raise RunError(f"the run {run} cannot be resumed: {what}; bring them back, or train again")
+    return planned
+
+
 def find_weights(architecture: str, file: Path | None, say: Say, environ: Mapping[str, str] = os.environ) -> Weights:
     """Return the first weights of `file`, `BEELINE_WEIGHTS` and torchvision's for `architecture`; else none.
 
@@ -131,14 +175,35 @@ def find_weights(architecture: str, file: Path | None, say: Say, environ: Mappin
         say(f"weights: the file {named}")
         return Weights("file", named.name, named, sha256(named))
     try:
-        found = _torchvision(architecture, say)
+        published = _timm if architecture.startswith(TIMM) else _torchvision
+        found = published(architecture, say)
     except Unavailable as error:
         say(f"no weights to download: {error}")
         what = f"WARNING: {architecture} starts from random weights, which needs more pictures and epochs"
         say(f"{what}; set {VARIABLE} to a state dict of it")
         return _RANDOM
-    say(f"weights: torchvision's {found.name}")
+    say(f"weights: {found.name}")
     return found
+
+
+def _timm(architecture: str, say: Say) -> Weights:
+    """Download the weights that timm names for a network; a tag in the name chooses among several."""
+    import torch
+
+    try:
+        import timm
+        from huggingface_hub import hf_hub_url
+    except ImportError:
+        raise Unavailable(f"{architecture} needs timm, which is not installed; run `make setup`") from None
+    config = timm.get_pretrained_cfg(architecture.removeprefix(TIMM))
+    if config is None or not config.hf_hub_id:
+        raise Unavailable(f"timm has no weights for {architecture}")
+    target = Path(torch.hub.get_dir()) / "checkpoints" / f"{config.hf_hub_id.replace('/', '-')}.safetensors"
+    if not target.is_file():
+        url = hf_hub_url(config.hf_hub_id, "model.safetensors")
+        say(f"downloading {url}")
+        fetch(url, target, say)
+    return Weights("timm", f"timm {config.hf_hub_id}", target, sha256(target))
 
 
 def _torchvision(architecture: str, say: Say) -> Weights:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from host import Say, silent
 
@@ -26,7 +27,8 @@ def progress(text: str, total: int, say: Say, unit: str = "", scale: float = 1.0
     """
     console = Console(stderr=True)
     if console.is_terminal and say is not silent:
-        with Progress(console=console, transient=True) as bar:
+        columns = BarColumn(), TaskProgressColumn(), _Rate(unit, scale), TimeRemainingColumn()
+        with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
             task = bar.add_task(text, total=total or None)
             yield lambda done: bar.update(task, completed=done)
         return
@@ -40,3 +42,15 @@ def progress(text: str, total: int, say: Say, unit: str = "", scale: float = 1.0
             say(f"{text}: {done / scale:.0f}{whole}{' ' + unit if unit else ''}")
 
     yield step
+
+
+class _Rate(ProgressColumn):
+    """How much is done in a second."""
+
+    def __init__(self, unit: str, scale: float) -> None:
+        super().__init__()
+        self._unit, self._scale = unit, scale
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed / self._scale:.1f} {self._unit}/s".replace(" /", "/"))

@@ -6,23 +6,31 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from host.files import write_json
+from host.files import is_locked, try_lock, write_json
 from train.config import TrainConfig, load
 from train.data import CACHE, VARIABLE, LabelledPictures, read
 from train.errors import DataError, RunError
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 RECORD = "run.json"
+# Of a run that is not finished: what it was planned as, and its last whole epoch.
+PLANNED, CHECKPOINT = "planned.json", "last.ckpt"
+# The list of training, validation and watched pictures: split, label, path.
+PICTURES = "pictures.csv"
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, wall seconds. Epoch 0 is the head alone."""
+    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, wall seconds. Epoch 0 is the head alone.
+
+    `watched_loss` is that of the pictures that decide when to stop; None where nothing decides it.
+    """
 
     epoch: int
     train_loss: float
@@ -30,6 +38,7 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     seconds: float
+    watched_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,41 @@ def find_run(fingerprint: str, runs: Path = RUNS) -> Path | None:
     return next((run.folder for run in same), None)
 
 
+def unfinished(folder: Path) -> dict[str, Any]:
+    """Return what a run that can be resumed was planned as; raise `RunError` for another folder."""
+    if (folder / RECORD).is_file():
+        raise RunError(f"the run {folder} is finished; train without --resume")
+    try:
+        planned: dict[str, Any] = json.loads((folder / PLANNED).read_text(encoding="utf-8"))
+        _ = planned["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"the run {folder} cannot be resumed (no {PLANNED} of it can be read); train again") from error
+    if is_locked(folder / PLANNED):
+        raise RunError(f"the run {folder} is being trained by another process; wait for it, or stop it")
+    return planned
+
+
+def find_unfinished(fingerprint: str, runs: Path = RUNS) -> Path | None:
+    """Return the folder of the newest run with this fingerprint that was interrupted after an epoch."""
+    for checkpoint in sorted(runs.glob(f"*/{CHECKPOINT}"), reverse=True):
+        with suppress(RunError):
+            if unfinished(checkpoint.parent)["fingerprint"] == fingerprint:
+                return checkpoint.parent
+    return None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run that is being trained; the kernel lets go of it however the process ends."""
+    lock = try_lock(folder / PLANNED)
+    if lock is None:
+        raise RunError(f"the run {folder} is being trained by another process; wait for it, or stop it")
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def create(name: str, fingerprint: str, runs: Path = RUNS) -> Path:
     """Make a folder for a new run, named by time, model and fingerprint, so that names sort by age."""
     first = folder = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{fingerprint[:6]}"
@@ -126,6 +170,8 @@ def finish(folder: Path, record: dict[str, Any]) -> Run:
     """Write `run.json`, the last file of a run, whole or not at all."""
     values = {"schema": SCHEMA, "id": folder.name, **record}
     write_json(folder / RECORD, values, sync=True)
+    for name in (CHECKPOINT, PLANNED):
+        (folder / name).unlink(missing_ok=True)
     return Run(folder, values)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train.cache
 from host import silent
 from train.fit import fit
 from train.generate import generate
@@ -93,6 +94,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded pictures of tests go elsewhere."""
+    before, train.cache.FOLDER = train.cache.FOLDER, tmp_path_factory.mktemp("cache")
+    yield
+    train.cache.FOLDER = before
 
 
 @pytest.fixture

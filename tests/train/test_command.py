@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from archive import inspect
 from beeline.errors import ArchiveError, BeelineError, ConfigError
 from beeline.spec import ModelSpec
 from cli.train import train
-from train.errors import DataError
+from train.errors import DataError, RunError
 
 app = typer.Typer()
 app.command()(train)
@@ -72,9 +73,31 @@ def test_a_quick_run_becomes_an_archive_at_once_until_there_is_a_run_of_all_epoc
     assert (taken["run"], taken["reused"], taken["recipe"]) == (whole["run"], True, None)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_interrupted_run_goes_on_by_the_same_command_or_by_its_id(
+    drawn: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    words = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64", "fit.epochs=2"]
+    words += ["--data", str(drawn), "--weights", str(random_weights)]
+    runs = ["--runs", str(tmp_path / "runs")]
+    with monkeypatch.context() as patched:
+        patched.setattr("train.logs.Logs.write", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert isinstance(call(*words, *runs).exception, RunError)
+    (folder,) = (tmp_path / "runs").iterdir()
+    again = call(*(["--resume", folder.name] if named else words), *runs)
+    assert again.exit_code == 0, again.output
+    assert f"run: {folder}, which was interrupted, goes on" in again.stderr
+    assert "epoch 2/2: training loss" in again.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
+    with pytest.raises(RunError, match="is finished; train without --resume"):
+        raise call("--resume", str(folder), *runs).exception or AssertionError
+
+
 @pytest.mark.parametrize(
     ("words", "error", "sentence"),
     [
+        (["--resume", "x", "fit.epochs=2"], BeelineError, "--resume x trains as it was planned; leave overrides"),
+        (["+experiment=dog"], ConfigError, "experiment is 'dog'; did you mean 'dogs10'"),
         (["model.nmae=x"], ConfigError, r"unknown key model\.nmae; did you mean"),
         (["--safetensors", "/missing/x"], BeelineError, "--safetensors is /missing/x, whose folder is missing"),
         (["--data", "/missing", "--generated"], ConfigError, "generated pictures and a folder of pictures are both"),
@@ -89,7 +112,7 @@ def test_a_mistake_is_one_sentence_before_the_training(
     words: list[str], error: type[Exception], sentence: str, drawn: Path, tmp_path: Path
 ) -> None:
     named = (str(drawn) if word == "DRAWN" else word for word in words)
-    done = call(*named, "fit=scratch", "--runs", str(tmp_path / "runs"))
+    done = call(*named, *([] if "--resume" in words else ["fit=scratch"]), "--runs", str(tmp_path / "runs"))
     assert isinstance(done.exception, error), done.output
     assert not (tmp_path / "runs").exists()
     assert sentence.replace("\\", "") in str(done.exception)

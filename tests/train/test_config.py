@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from beeline.errors import ConfigError
 from train.config import FOLDER, compose, load
@@ -24,9 +26,36 @@ def test_overrides_change_values_and_recipe_and_the_users_recipe_beats_the_chose
     assert compose(["fit=finetune"], recipe="scratch", environ={}).fit.recipe == "finetune"
 
 
+@pytest.mark.parametrize(
+    "file", [path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "experiment"], ids=str
+)
+def test_every_file_of_every_group_is_a_configuration(file: Path) -> None:
+    assert compose([f"{file.parent.name}={file.stem}"], environ={})
+
+
+def test_an_experiment_is_a_short_difference_and_the_command_line_beats_it() -> None:
+    experiment = compose(["+experiment=dogs133"], environ={})
+    assert (experiment.model.name, experiment.fit.class_weights, experiment.fit.epochs) == ("resnet50", "balanced", 4)
+    assert compose(["+experiment=dogs133", "model=resnet101"], environ={}).model.name == "resnet101"
+    assert compose(["+experiment=dogs10", "fit.epochs=2"], environ={}).fit.epochs == 2
+    assert compose(["+experiment=dogs10"], recipe="scratch", environ={}).fit.recipe == "scratch"
+    assert all(len(file.read_text().splitlines()) < 20 for file in FOLDER.glob("experiment/*.yaml"))
+
+
+def test_a_run_from_before_the_groups_is_still_read(tmp_path: Path) -> None:
+    config = compose(environ={})
+    config.save(tmp_path / "config.yaml")
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for key in ("optimiser", "schedule", "log"):
+        del values[key]
+    del values["fit"]["precision"], values["fit"]["class_weights"], values["data"]["cache"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert dataclasses.replace(load(tmp_path / "config.yaml"), data=config.data) == config
+
+
 def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FOLDER, tmp_path / "train"))
-    file = folder / "config.yaml"
+    file = folder / "data/pictures.yaml"
     file.write_text(file.read_text().replace("folder: null", "folder: /file"))
     environ = {"BEELINE_DATA": "/environment", "BEELINE_WEIGHTS": "/weights"}
     assert compose(environ={}, folder=folder).data.folder == "/file"
@@ -54,7 +83,13 @@ def test_a_saved_configuration_loads_as_it_was(tmp_path: Path) -> None:
         ("model.nmae=resnet34", r"unknown key model\.nmae; did you mean 'model\.name'\?"),
         ("epochs=3", r"unknown key epochs; did you mean 'fit\.epochs'\?"),
         ("fit=finetun", r"fit is 'finetun'; did you mean 'finetune'\?"),
-        ("model=resnet34", r"model is a group of keys; set one of them"),
+        ("model=resnet34", r"model is 'resnet34'; did you mean 'resnet50'\?; or set a key, as model\.crop=\.\.\."),
+        ("export=x", r"export is a group of keys; set one of them"),
+        ("+experiment=dog10", r"experiment is 'dog10'; did you mean 'dogs10'\?"),
+        ("experiment=dogs10", r"adds, deletes or sweeps; only key=value and \+experiment=NAME are understood"),
+        ("optimiser.name=adam", r"optimiser\.name is 'adam'; allowed: adamw or sgd"),
+        ("schedule.patience=0", r"schedule\.patience is 0; allowed: at least 1"),
+        ("log.tensorboard=1", r"log\.tensorboard is 1; allowed: true or false"),
         ("fit.epochs=many", r"fit\.epochs is 'many'; allowed: 0 to 10000, a whole number"),
         ("fit.epochs=3.5", r"fit\.epochs is 3\.5; allowed: 0 to 10000, a whole number"),
         ("seed=true", r"seed is True; allowed: 0 to"),
@@ -93,15 +128,15 @@ def test_without_epochs_and_without_a_head_nothing_would_be_learnt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "written", "sentence"),
+    ("name", "line", "written", "sentence"),
     [
-        ("flip: 0.5", "filp: 0.5", r"unknown key augment\.filp .*did you mean 'augment\.flip'\?"),
-        ("seed: 0", "", "seed is missing; allowed: 0 to"),
+        ("augment/light", "flip: 0.5", "filp: 0.5", r"unknown key augment\.filp .*did you mean 'augment\.flip'\?"),
+        ("config", "seed: 0", "", "seed is missing; allowed: 0 to"),
     ],
 )
-def test_a_wrong_key_in_the_file_is_named(tmp_path: Path, line: str, written: str, sentence: str) -> None:
+def test_a_wrong_key_in_a_file_is_named(tmp_path: Path, name: str, line: str, written: str, sentence: str) -> None:
     folder = Path(shutil.copytree(FOLDER, tmp_path / "train"))
-    file = folder / "config.yaml"
+    file = folder / f"{name}.yaml"
     file.write_text(file.read_text().replace(line, written))
     with pytest.raises(ConfigError, match=sentence):
         compose(environ={}, folder=folder)

@@ -28,7 +28,7 @@ from train.runs import Epoch, Run
 
 
 def test_a_run_holds_configuration_checkpoint_metrics_and_record(tiny_run: Run, tiny_plan: Plan) -> None:
-    files = {"config.yaml", "checkpoint.pth", "metrics.csv", "metrics.json", "run.json"}
+    files = {"config.yaml", "pictures.csv", "checkpoint.pth", "metrics.csv", "metrics.json", "run.json"}
     assert {path.name for path in tiny_run.folder.iterdir()} == files
     assert load(tiny_run.folder / "config.yaml") == tiny_plan.config
     rows = list(csv.DictReader((tiny_run.folder / "metrics.csv").read_text().splitlines()))
@@ -138,7 +138,7 @@ def test_an_interrupted_fit_is_no_finished_run(
     tiny_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setattr("train.learner.Learner.on_validation_epoch_start", lambda _: signal.raise_signal(number))
-    with pytest.raises(RunError, match=r"interrupted after [01] of 2 epochs and not kept; train again"):
+    with pytest.raises(RunError, match=r"interrupted after [01] of 2 epochs; `beeline train --resume \S+` goes on"):
         fit(tiny_plan, silent, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     assert runs.find_run(tiny_plan.fingerprint, tmp_path) is None

@@ -12,13 +12,14 @@ from torch import nn
 from train.config import compose
 from train.errors import RunError
 from train.learner import Learner
-from train.model import build
+from train.model import balanced, build
 
 CONFIG = compose(environ={})
 
 
 def learner(network: nn.Module, steps: int = 100, **fit: Any) -> Learner:
-    return Learner(network, CONFIG.model, dataclasses.replace(CONFIG.fit, **fit), steps)
+    config = dataclasses.replace(CONFIG, fit=dataclasses.replace(CONFIG.fit, **fit))
+    return Learner(network, config, steps)
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -82,6 +83,44 @@ def test_the_head_penalty_is_in_the_loss_but_not_in_what_is_reported() -> None:
     apart = penalised.training_step(batch, 0) - plain.training_step(batch, 0)
     assert float(apart.detach()) == pytest.approx(2 * float(network.fc.weight.detach().square().sum()))
     assert penalised.training_tally.loss == plain.training_tally.loss
+
+
+def test_while_layers_are_frozen_only_the_head_moves_then_everything_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build("resnet18", 2)
+    config = dataclasses.replace(CONFIG, schedule=dataclasses.replace(CONFIG.schedule, frozen=1))
+    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batch_norm="learnt"))
+    one = Learner(network, config, 10)
+    one.on_train_epoch_start()
+    assert {name for name, tensor in network.named_parameters() if tensor.requires_grad} == {"fc.weight", "fc.bias"}
+    assert not network.get_submodule("bn1").training, "statistics of frozen layers stay"
+    monkeypatch.setattr(Learner, "current_epoch", 1)
+    one.on_train_epoch_start()
+    assert all(tensor.requires_grad for tensor in network.parameters())
+    assert network.get_submodule("bn1").training
+
+
+def test_sgd_takes_the_same_step_for_every_tensor_and_a_constant_rate_stays() -> None:
+    sgd = dataclasses.replace(CONFIG.optimiser, name="sgd", relative=False, momentum=0.8)
+    config = dataclasses.replace(CONFIG, optimiser=sgd, schedule=dataclasses.replace(CONFIG.schedule, shape="constant"))
+    one = Learner(build("resnet18", 2), config, 100)
+    optimizer = one.configure_optimizers()["optimizer"]
+    assert type(optimizer) is torch.optim.SGD
+    assert {(group["initial_lr"], group["momentum"]) for group in optimizer.param_groups} == {(0.0003, 0.8)}
+    assert [one.share(step) for step in (0, 10, 99)] == [0.1, 1.0, 1.0]
+
+
+def test_a_rare_class_counts_for_more_in_the_loss_but_not_in_what_is_reported() -> None:
+    batch = torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 1])
+    weights = balanced([3, 1])
+    assert weights.tolist() == pytest.approx([2 / 3, 2])
+    config = dataclasses.replace(CONFIG, fit=dataclasses.replace(CONFIG.fit, head_penalty=None))
+    plain, weighed = Learner(Fixed(), config, 10), Learner(Fixed(), config, 10, weights)
+    right, wrong = (float(nn.functional.cross_entropy(torch.tensor([[5.0, 0.0]]), torch.tensor([t]))) for t in (0, 1))
+    assert float(plain.training_step(batch, 0).detach()) == pytest.approx((3 * right + wrong) / 4)
+    assert float(weighed.training_step(batch, 0).detach()) == pytest.approx((right + wrong) / 2)
+    plain.validation_step(batch, 0)
+    weighed.validation_step(batch, 0)
+    assert plain.validation_tally == weighed.validation_tally
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence() -> None:

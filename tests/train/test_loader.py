@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from beeline import pixels
+from train.cache import Cache
 from train.config import AugmentConfig
 from train.data import DataSet, Picture, read
 from train.errors import DataError
@@ -18,7 +19,7 @@ from train.plan import Plan
 
 
 def test_validation_pictures_are_the_workers(tiny_plan: Plan) -> None:
-    batches = list(Pictures(tiny_plan.data, tiny_plan.config).val_dataloader())
+    batches = list(Pictures(tiny_plan.data, tiny_plan.config).fixed(tiny_plan.data.val.pictures))
     pictures, truths = (torch.cat(parts) for parts in zip(*batches, strict=True))
     expected = tiny_plan.data.val.pictures
     assert truths.tolist() == [picture.truth for picture in expected]
@@ -56,6 +57,39 @@ def test_every_picture_is_drawn_once_an_epoch() -> None:
     assert len({seed for _, seed in first + second}) == 20
 
 
+def test_no_picture_is_a_training_batch_of_its_own(tiny_plan: Plan) -> None:
+    config = dataclasses.replace(tiny_plan.config, fit=dataclasses.replace(tiny_plan.config.fit, batch=5))
+    sizes = [len(truths) for _, truths in Pictures(tiny_plan.data, config).train_dataloader()]
+    assert sizes == [6, 6, 4], "16 pictures in batches of 5 leave one"
+
+
+def test_an_epoch_can_be_drawn_without_those_before_it() -> None:
+    draws, other = Draws(10, seed=3), Draws(10, seed=3)
+    epochs = [list(draws) for _ in range(3)]
+    other.set_epoch(2)
+    assert list(other) == epochs[2]
+
+
+def test_the_cache_changes_no_picture(tiny_plan: Plan, tmp_path: Path) -> None:
+    pictures, geometry = tiny_plan.data.train.pictures, tiny_plan.config.model.geometry
+    plain = VaryingPictures(pictures, tiny_plan.config.augment, geometry)
+    cached = VaryingPictures(pictures, tiny_plan.config.augment, geometry, Cache(10**8, tmp_path))
+    for _ in range(2):
+        assert all(torch.equal(plain[index, 5][0], cached[index, 5][0]) for index in range(len(pictures)))
+    assert len(list(tmp_path.iterdir())) == len(pictures)
+
+
+def test_watched_pictures_are_a_share_of_each_class_of_the_training_pictures(tiny_plan: Plan) -> None:
+    schedule = dataclasses.replace(tiny_plan.config.schedule, patience=2, watched=0.25)
+    pictures = Pictures(tiny_plan.data, dataclasses.replace(tiny_plan.config, schedule=schedule))
+    assert pictures.watched is not None
+    assert pictures.watched.counts() == {"circles": 2, "stripes": 2}
+    assert {*pictures.train.pictures, *pictures.watched.pictures} == {*tiny_plan.data.train.pictures}
+    assert not {*pictures.train.pictures} & {*pictures.watched.pictures}
+    assert pictures.val is tiny_plan.data.val
+    assert Pictures(tiny_plan.data, tiny_plan.config).watched is None
+
+
 def test_colours_vary_too(tiny_plan: Plan) -> None:
     augment = AugmentConfig(scale=(1, 1), ratio=(1, 1), flip=0, colour=0.5)
     varying = VaryingPictures(tiny_plan.data.train.pictures, augment, tiny_plan.config.model.geometry)
@@ -69,6 +103,6 @@ def test_a_picture_that_breaks_off_is_named(tiny_plan: Plan, drawn: Path, tmp_pa
     found = read(drawn)
     broken = dataclasses.replace(found.train, pictures=(Picture(tmp_path / "cut.png", 0),))
     pictures = Pictures(DataSet("x", "", broken, broken, ""), tiny_plan.config)
-    loader = pictures.train_dataloader() if half == "train" else pictures.val_dataloader()
+    loader = pictures.train_dataloader() if half == "train" else pictures.fixed(broken.pictures)
     with pytest.raises(DataError, match=r"the picture \S*cut\.png cannot be used: the PNG picture's .*repair it"):
         list(loader)

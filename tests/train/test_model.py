@@ -28,6 +28,7 @@ MORE = {
     "convnext_tiny": "classifier.2",
     "vit_b_16": "heads.head",
     "swin_t": "head",
+    "resnet101": "fc",
 }
 
 
@@ -136,3 +137,16 @@ def test_the_solution_is_the_minimum_wherever_it_starts_and_smaller_under_a_pena
         assert torch.autograd.grad(loss, layer.weight)[0].abs().max() < 1e-4
     assert torch.allclose(weights[0], weights[1], atol=1e-6)
     assert sizes[0] > sizes[2]
+
+
+def test_with_weights_a_rare_class_counts_as_much_as_a_frequent_one(batches: list[Batch]) -> None:
+    """The solution for a class twice in the data is that for a class once which counts twice."""
+    (pictures, truths), *_ = batches
+    twice = torch.cat([pictures, pictures[truths == 1]]), torch.cat([truths, truths[truths == 1]])
+    torch.manual_seed(0)
+    first, second = (build("squeezenet1_1", 2) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    solve_head(first, [twice], 0.1, CONFIG.model, False)
+    solve_head(second, [(pictures, truths)], 0.1, CONFIG.model, False, torch.tensor([1.0, 2.0]))
+    one, other = (head(network)[1].weight for network in (first, second))
+    assert torch.allclose(one, other, atol=1e-4)

@@ -25,7 +25,7 @@ from train.errors import DownloadError, WeightsError
 from train.plan import Weights, find_weights, plan
 
 # What fit.py imports of this room and what cannot change a fit that starts from the same values.
-NOT_SHAPING = {"config", "errors", "plan", "progress", "runs", "download", "generate"}
+NOT_SHAPING = {"cache", "config", "errors", "logs", "plan", "progress", "runs", "table", "download", "generate"}
 WORDS = ["model.name=squeezenet1_1", "model.resize=72", "model.crop=64"]
 
 
@@ -41,7 +41,9 @@ def test_the_fingerprint_is_stable_and_knows_no_paths(environ: dict[str, str], t
     assert fingerprint(environ) == fingerprint(environ) == fingerprint(moved)
 
 
-@pytest.mark.parametrize("word", ["export.version='2.0'", "export.name=bees", "data.loaders=3"])
+@pytest.mark.parametrize(
+    "word", ["export.version='2.0'", "export.name=bees", "data.loaders=3", "data.cache=0", "log.tensorboard=true"]
+)
 def test_a_key_of_export_or_speed_alone_does_not_change_the_fingerprint(environ: dict[str, str], word: str) -> None:
     assert fingerprint(environ) == fingerprint(environ, word)
 
@@ -139,7 +141,7 @@ def test_a_fingerprint_covers_the_whole_configuration(environ: dict[str, str]) -
     """A key that is added to the configuration is in the fingerprint unless it is taken out by name."""
     made = plan(WORDS, silent, environ=environ)
     assert fingerprint(environ, "seed=1") != made.fingerprint
-    for name in ("model", "augment", "fit"):
+    for name in ("model", "augment", "optimiser", "schedule", "fit"):
         section = getattr(made.config, name)
         for field in dataclasses.fields(section):
             if (name, field.name) == ("model", "weights"):
@@ -196,6 +198,22 @@ def test_torchvisions_weights_are_downloaded_once_and_have_the_digest_in_their_n
     lie_at(monkeypatch, server.url.replace("set.zip", "net-01234567.pth"))
     with pytest.raises(DownloadError, match="expected 01234567"):
         find_weights("squeezenet1_1", None, print, {})
+
+
+def test_timms_weights_are_downloaded_once_and_a_name_without_any_says_so(
+    torchvision: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = b"safetensors"
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *names: server.url.replace("set.zip", "/".join(names)))
+    for _ in range(2):
+        found = find_weights("timm:resnet10t", None, print, {})
+        assert found.path is not None
+        assert (found.kind, found.path.parent, found.path.read_bytes()) == ("timm", torchvision, server.content)
+    assert found.name == "timm timm/resnet10t.c3_in1k"
+    assert len(server.seen) == 1
+    said: list[str] = []
+    assert find_weights("timm:efficientnet_b6", None, said.append, {}).kind == "random"
+    assert said[0] == "no weights to download: timm has no weights for timm:efficientnet_b6"
 
 
 def test_without_a_network_random_weights_come_with_a_warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -35,8 +36,11 @@ def test_on_a_terminal_a_bar_is_drawn_and_nothing_is_said(monkeypatch: pytest.Mo
     screen, said = io.StringIO(), list[str]()
     terminal = Console(file=screen, force_terminal=True, width=80, _environ={})
     monkeypatch.setattr(train.progress, "Console", lambda stderr: terminal)
-    with progress("download", 10, said.append) as step:
-        step(10)
+    with progress("download", 10_000_000, said.append, "MB", 1e6) as step:
+        step(5_000_000)
+        step(10_000_000)
     assert said == []
     assert "100%" in screen.getvalue()
+    assert re.search(r"\d\.\d MB/s", screen.getvalue())
+    assert re.search(r"\d:\d\d:\d\d", screen.getvalue()), "the time that is left"
     assert screen.getvalue().endswith("\x1b[1A\x1b[2K"), "the bar's line is cleared"

@@ -1,0 +1,83 @@
+"""A CSV file as a data set: a line a picture, with its path, its label and, where the halves are given, its half."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+
+from train import data
+from train.data import DataSet, LabelledPictures, Picture
+from train.errors import DataError
+
+_COLUMNS = ("path", "label", "split")
+_TRAIN, _VAL, _LEFT_OUT = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+
+
+class Rows(LabelledPictures):
+    """Pictures whose labels are no folders, so that their digest covers the labels too."""
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over path, label and content of every picture."""
+        lines = [f"{label}  {path.relative_to(self.root).as_posix()}\n" for path, label in self.labelled()]
+        return hashlib.sha256((super().digest + "".join(sorted(lines))).encode()).hexdigest()
+
+
+def read_table(file: Path, held_out: float = 0.2, name: str | None = None, source: str = "") -> DataSet:
+    """Read the columns `path`, relative to the file's folder or absolute, `label` and, if it is there, `split`.
+
+    Without `split` (train or val) a share of each label is held out. Raise `DataError` for a file or a picture that is
+    missing or unreadable, a line without a label, one label only, or a label that only one half has.
+    """
+    rows = _rows(file)
+    missing = [path for path, *_ in rows if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        names = ", ".join(map(str, missing[:3])) + more
+        raise DataError(f"{len(missing)} of {len(rows)} pictures of {file} are missing: {names}; correct their paths")
+    labels = tuple(sorted({label for _, label, _ in rows}))
+    if len(labels) < 2:
+        raise DataError(f"{file} has only the label {', '.join(labels)!r}; a classifier needs two or more")
+    root = Path(os.path.commonpath([path.parent for path, *_ in rows]))
+    halves = {
+        half: Rows(root, labels, tuple(Picture(path, labels.index(label)) for path, label, own in rows if own == half))
+        for half in {half for *_, half in rows}
+    }
+    for pictures in halves.values():
+        data.readable(pictures)
+    name = name or file.stem
+    if whole := halves.get(""):
+        return DataSet(name, source, *data.split(whole, held_out), f"{held_out:.0%} of each class held out")
+    for half in ("train", "val"):
+        lacking = [label for label, count in halves[half].counts().items() if not count] if half in halves else labels
+        if lacking:
+            raise DataError(f"{file} has no pictures of {lacking[0]!r} whose split is {half}; add some")
+    return DataSet(name, source, halves["train"], halves["val"], f"the column split of {file.name}")
+
+
+def _rows(file: Path) -> list[tuple[Path, str, str]]:
+    """Return path, label and half ("", train or val) of each line; a path that comes twice is an error."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines, skipinitialspace=True)
+            columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
+            if not {*_COLUMNS[:2]} <= columns.keys():
+                raise DataError(f"{file} has the columns {', '.join(columns) or '(none)'}; name them path and label")
+            taken = [[(row.get(columns.get(each, "")) or "").strip() for each in _COLUMNS] for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read as CSV ({error}); save it as UTF-8 with a line path,label") from error
+    rows: dict[Path, tuple[Path, str, str]] = {}
+    for number, (path, label, half) in enumerate(taken, 2):
+        if half.lower() in _LEFT_OUT:
+            continue
+        known = "train" if half.lower() in _TRAIN else "val" if half.lower() in _VAL else ""
+        whole = Path(os.path.normpath(file.parent.absolute() / path))
+        if not path or not label or (half and not known) or ("split" in columns) != bool(known):
+            raise DataError(f"line {number} of {file} is {path},{label},{half}; give path, label, split (train or val)")
+        if whole in rows:
+            raise DataError(f"line {number} of {file} names {path} again; keep one line a picture")
+        rows[whole] = (whole, label, known)
+    return list(rows.values())
