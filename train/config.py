@@ -54,6 +54,8 @@ class DataConfig:
     folder: str | None = _is("a path, or null")
     held_out: float = _number("over 0, under 1", gt=0, lt=1)
     loaders: int = _number("0 to 256 processes", ge=0, le=256)
+    # Earlier runs have none.
+    damaged: str = _is("refuse, leave_out", pattern="^(refuse|leave_out)$", default="refuse")
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -47,6 +47,7 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS) -> Run:
                 say(note)
         run = runs.create(config.model.name.replace(":", "-"), plan.fingerprint, folder)
         config.save(run / "config.yaml")
+        runs.write_pictures(run, plan.data)
         say(f"run: {run}")
         start = time.monotonic()
         epochs, device = _train(network, plan, say)
@@ -80,7 +81,8 @@ def _train(network: nn.Module, plan: Plan, say: Say) -> tuple[list[Epoch], dict[
             if not config.fit.epochs:
                 val = tallied(network, pictures.val_dataloader(), config.model)
                 seconds = round(time.monotonic() - start, 3)
-                epochs.append(Epoch(0, solved.loss, solved.accuracy, val.loss, val.accuracy, seconds))
+                scores = val.loss, val.accuracy, seconds, val.not_sure_under
+                epochs.append(Epoch(0, solved.loss, solved.accuracy, *scores))
         if config.fit.epochs:
             from train.learner import train_epochs
 
@@ -98,6 +100,7 @@ def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, s
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "accuracy": epochs[-1].val_accuracy,
+        "not_sure_under": epochs[-1].not_sure_under,
         "labels": list(data.labels),
         "data": {
             "name": data.name,

@@ -155,7 +155,8 @@ class _Lines(Callback):
         self._open.close()
         train, val = learner.training_tally, learner.validation_tally
         seconds = time.monotonic() - self._start
-        row = Epoch(len(self.epochs) + 1, train.loss, train.accuracy, val.loss, val.accuracy, round(seconds, 3))
+        scores = val.loss, val.accuracy, round(seconds, 3), val.not_sure_under
+        row = Epoch(len(self.epochs) + 1, train.loss, train.accuracy, *scores)
         self.epochs.append(row)
         self._say(
             f"epoch {row.epoch}/{self._count}: training loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.3f}; "

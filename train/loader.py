@@ -8,16 +8,19 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
 from beeline import pixels
-from beeline.errors import RequestError
+from beeline.errors import RequestError, TooManyPixels
 from beeline.spec import Geometry
 from train.config import AugmentConfig, TrainConfig
 from train.data import DataSet, Picture
 from train.errors import DataError
+from train.index import most_pixels
 
 T = TypeVar("T")
 
@@ -45,7 +48,7 @@ class VaryingPictures(Dataset[tuple[Tensor, int]]):
     """Training pictures: uint8 `[3, crop, crop]`, cut, flipped and coloured at random."""
 
     def __init__(self, pictures: Sequence[Picture], augment: AugmentConfig, geometry: Geometry) -> None:
-        self._pictures = pictures
+        self._pictures, self._side = pictures, max(geometry.resize, *geometry.shape)
         mode = InterpolationMode(geometry.interpolation)
         steps: list[torch.nn.Module] = [
             v2.RandomResizedCrop(geometry.shape, augment.scale, augment.ratio, mode, antialias=True),
@@ -63,7 +66,7 @@ class VaryingPictures(Dataset[tuple[Tensor, int]]):
         picture = self._pictures[index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._vary(_decoded(picture, pixels.open_rgb)), picture.truth
+            return self._vary(_decoded(picture, partial(_opened, side=self._side))), picture.truth
 
 
 class FixedPictures(Dataset[tuple[Tensor, int]]):
@@ -77,7 +80,7 @@ class FixedPictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture = self._pictures[index]
-        array = _decoded(picture, partial(pixels.decode, geometry=self._geometry))
+        array = _decoded(picture, partial(_seen, geometry=self._geometry))
         return torch.from_numpy(np.array(array)).permute(2, 0, 1), picture.truth
 
 
@@ -106,8 +109,24 @@ class Pictures:
     ) -> DataLoader[tuple[Tensor, int]]:
         # Without a generator of its own a loader changes the global random state.
         own = torch.Generator().manual_seed(0)
-        config = self._config
-        return DataLoader(pictures, config.fit.batch, sampler=draws, num_workers=config.data.loaders, generator=own)
+        count, size, config = len(draws or ()), self._config.fit.batch, self._config
+        # Batch normalisation that learns has no variance of one picture: rather than alone it joins other batches.
+        while count > 1 and count % size == 1 < size:
+            size += 1
+        return DataLoader(pictures, size, sampler=draws, num_workers=config.data.loaders, generator=own)
+
+
+def _opened(data: bytes, side: int) -> Image.Image:
+    """Open a picture for a random crop of `side` pixels; a JPEG of over eight times that is scaled in its decoder."""
+    return pixels.open_rgb(data, most_pixels(data), 4 * side)
+
+
+def _seen(data: bytes, geometry: Geometry) -> NDArray[np.uint8]:
+    """Decode as the worker does; a JPEG of more pixels than it takes is scaled while it is decoded."""
+    try:
+        return pixels.decode(data, geometry)
+    except TooManyPixels:
+        return pixels.resize_crop(_opened(data, max(geometry.resize, *geometry.shape)), geometry)
 
 
 def _decoded(picture: Picture, decode: Callable[[bytes], T]) -> T:

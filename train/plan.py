@@ -26,7 +26,7 @@ from train.errors import Unavailable, WeightsError
 
 # The version of data, fit, learner, loader and model: raise it when the same plan gives another model. A finished run
 # of another version is not reused.
-RECIPE = 1
+RECIPE = 2
 VARIABLE = "BEELINE_WEIGHTS"
 # The recipes that take no weights to start from, the whole one and the quick one.
 _FROM_NOTHING = ("scratch", "small")
@@ -65,7 +65,9 @@ class Plan:
         It leaves out paths, and what changes only the export or the speed.
         """
         values = asdict(self.config)
-        del values["export"], values["data"]["folder"], values["data"]["loaders"], values["model"]["weights"]
+        del values["export"], values["model"]["weights"]
+        for key in ("folder", "loaders", "damaged"):
+            del values["data"][key]
         timm = ["timm"] if self.config.model.name.startswith("timm:") and find_spec("timm") else []
         parts = {
             "config": values,
@@ -111,7 +113,8 @@ def plan(
         quicker = compose(overrides, "head" if weights.path else "small", environ)
         if quicker != config:
             config, whole, reason = quicker, config, f"{reason}, and the quick recipe was asked for"
-    data = find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
+    wanted = config.data
+    data = find_data(_path(wanted.folder), say, wanted.held_out, cache, environ, generated, wanted.damaged)
     say(f"recipe: {config.fit.recipe}, because {reason}")
     return Plan(config, data, weights, reason, whole)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
@@ -12,17 +13,23 @@ from typing import Any
 
 from host.files import write_json
 from train.config import TrainConfig, load
-from train.data import CACHE, VARIABLE, LabelledPictures, read
+from train.data import CACHE, VARIABLE, DataSet, LabelledPictures, read
 from train.errors import DataError, RunError
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 RECORD = "run.json"
+# Stands for the newest finished run wherever a run is named.
+LATEST = "latest"
 SCHEMA = 1
+_PICTURES = "pictures.csv"
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, wall seconds. Epoch 0 is the head alone."""
+    """One row of `metrics.csv`: losses are means, accuracies 0 to 1, wall seconds. Epoch 0 is the head alone.
+
+    Under the score `not_sure_under` the best label of a validation picture is often wrong; see `model.guess_under`.
+    """
 
     epoch: int
     train_loss: float
@@ -30,6 +37,7 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     seconds: float
+    not_sure_under: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,15 +77,37 @@ class Run:
         """The exported folder."""
         return self.folder / "export"
 
+    @property
+    def seen(self) -> frozenset[str] | None:
+        """The sha256 of each training picture; None of a run from before they were kept."""
+        path = self.folder / _PICTURES
+        if not path.is_file():
+            return None
+        with path.open(newline="", encoding="utf-8") as file:
+            return frozenset(row["sha256"] for row in csv.DictReader(file) if row["split"] != "val")
+
     def config(self) -> TrainConfig:
         """Return the resolved configuration of the run."""
         return load(self.folder / "config.yaml")
 
 
+def find_folder(name: Path) -> Path:
+    """Return the run's folder for a folder, an id under `runs/`, or `latest`, the newest finished run; else `name`.
+
+    Raise `RunError` where `latest` finds none.
+    """
+    if name.is_dir():
+        return name
+    if str(name) == LATEST:
+        if (newest := next(finished(RUNS), None)) is None:
+            raise RunError(f"there is no finished run in {RUNS}, so none is the latest; train one with `beeline train`")
+        return newest.folder
+    return RUNS / name if (RUNS / name).is_dir() else name
+
+
 def open_run(folder: Path) -> Run:
-    """Return the finished run in `folder`, or of that id under `runs/`; raise `RunError` for one that is none."""
-    if not folder.is_dir() and (RUNS / folder).is_dir():
-        folder = RUNS / folder
+    """Return the finished run that `find_folder` finds; raise `RunError` for one that is none."""
+    folder = find_folder(folder)
     path = folder / RECORD
     if not path.is_file():
         why = "was not finished (it has no run.json)" if folder.is_dir() else "is missing"
@@ -122,11 +152,27 @@ def create(name: str, fingerprint: str, runs: Path = RUNS) -> Path:
             folder = first.with_name(f"{first.name}-{count}")
 
 
+def write_pictures(folder: Path, data: DataSet) -> None:
+    """Write which pictures a run was trained on and which it was measured on: split, label, path and sha256."""
+    with (folder / _PICTURES).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("split", "label", "path", "sha256"))
+        for half, pictures in (("train", data.train), ("val", data.val)):
+            writer.writerows((half, data.labels[one.truth], one.path, one.sha256) for one in pictures.pictures)
+
+
 def finish(folder: Path, record: dict[str, Any]) -> Run:
     """Write `run.json`, the last file of a run, whole or not at all."""
     values = {"schema": SCHEMA, "id": folder.name, **record}
     write_json(folder / RECORD, values, sync=True)
     return Run(folder, values)
+
+
+def calibrate(run: Run, temperature: float, not_sure_under: float | None) -> Run:
+    """Keep in the run what a calibration chose; the next export has it."""
+    values = {**run.record, "temperature": temperature, "not_sure_under": not_sure_under}
+    write_json(run.folder / RECORD, values, sync=True)
+    return Run(run.folder, values)
 
 
 def validation_pictures(run: Run, cache: Path = CACHE, environ: Mapping[str, str] = os.environ) -> LabelledPictures:
@@ -140,7 +186,7 @@ def validation_pictures(run: Run, cache: Path = CACHE, environ: Mapping[str, str
     folders = list(dict.fromkeys([*named, *sorted(path for path in kept if path.is_dir())]))
     for folder in folders:
         try:
-            data = read(folder, config.held_out, recorded["name"])
+            data = read(folder, config.held_out, recorded["name"], damaged=config.damaged)
         except (DataError, OSError):
             continue
         if data.digest == recorded["digest"]:

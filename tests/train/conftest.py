@@ -95,6 +95,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is known of pictures stays out of the project's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.index.FOLDER", tmp_path_factory.mktemp("index"))
+        yield
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     """A running FileServer; a broken download is retried without a pause."""

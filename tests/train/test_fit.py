@@ -28,7 +28,7 @@ from train.runs import Epoch, Run
 
 
 def test_a_run_holds_configuration_checkpoint_metrics_and_record(tiny_run: Run, tiny_plan: Plan) -> None:
-    files = {"config.yaml", "checkpoint.pth", "metrics.csv", "metrics.json", "run.json"}
+    files = {"config.yaml", "checkpoint.pth", "metrics.csv", "metrics.json", "pictures.csv", "run.json"}
     assert {path.name for path in tiny_run.folder.iterdir()} == files
     assert load(tiny_run.folder / "config.yaml") == tiny_plan.config
     rows = list(csv.DictReader((tiny_run.folder / "metrics.csv").read_text().splitlines()))
@@ -102,10 +102,11 @@ def test_a_broken_picture_is_one_sentence_and_no_finished_run(
     tiny_plan: Plan, drawn: Path, tmp_path: Path, loaders: int
 ) -> None:
     folder = Path(shutil.copytree(drawn, tmp_path / "set"))
-    picture = folder / "train/circles/003.png"
+    found, picture = read(folder), folder / "train/circles/003.png"
+    # After all pictures have been read once.
     picture.write_bytes(picture.read_bytes()[:-400])
     config = dataclasses.replace(tiny_plan.config, data=dataclasses.replace(tiny_plan.config.data, loaders=loaders))
-    broken = dataclasses.replace(tiny_plan, data=read(folder), config=config)
+    broken = dataclasses.replace(tiny_plan, data=found, config=config)
     with pytest.raises(DataError, match=r"^the picture \S*003\.png cannot be used: ") as caught:
         fit(broken, silent, tmp_path / "runs")
     assert "\n" not in str(caught.value)

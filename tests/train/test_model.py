@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from archive.artifact import read_weights
 from beeline.errors import ArchiveError, ConfigError
 from train.config import compose
-from train.model import Batch, build, check_input, head, normalised, solve_head, tallied
+from train.model import Batch, build, check_input, guess_under, head, normalised, solve_head, tallied
 
 CONFIG = compose(environ={})
 
@@ -136,3 +136,19 @@ def test_the_solution_is_the_minimum_wherever_it_starts_and_smaller_under_a_pena
         assert torch.autograd.grad(loss, layer.weight)[0].abs().max() < 1e-4
     assert torch.allclose(weights[0], weights[1], atol=1e-6)
     assert sizes[0] > sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("answered", "score"),
+    [
+        ([(0.5 + i / 100, i >= 10 or i % 2 == 0) for i in range(50)], 0.59),
+        ([(0.5 + i / 100, True) for i in range(50)], None),
+        ([(0.5 + i / 100, i % 2 == 0) for i in range(50)], 1.0),
+        ([(0.9, False)] * 19, None),
+    ],
+)
+def test_a_guess_is_a_score_under_which_fewer_than_three_of_four_are_right(
+    answered: list[tuple[float, bool]], score: float | None
+) -> None:
+    """Where no such score is seen, or too few pictures, there is none."""
+    assert guess_under(answered) == (None if score is None else pytest.approx(score, abs=0.011))
