@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from beeline import formats, pixels
 from beeline.errors import RequestError
@@ -18,19 +18,19 @@ from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 from host import ROOT, Say
 from host.files import write_whole
+from host.machine import cores
 from train.progress import progress
 
 FOLDER = ROOT / ".beeline" / "data" / "index"
-# A JPEG of more pixels than a worker takes is scaled while it is decoded. Pillow's own check is before that.
-MOST_PIXELS = 4 * MAX_PIXELS
+# A JPEG of more pixels than a worker takes is scaled while it is decoded; Pillow itself refuses more than these.
+MOST_PIXELS = 2 * MAX_PIXELS
 _SETS = 16
 _FRESH_NS = 2_000_000_000
 # The smallest decoding: all bytes of a JPEG are read, and an eighth of its lines made.
 _GLANCE = Geometry(8, 8, decoding="scaled")
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """A file's sha256, its format by its first bytes ("" for no picture), and why it cannot be decoded, or ""."""
 
     sha256: str
@@ -39,8 +39,7 @@ class Fact:
 
 
 def most_pixels(data: bytes) -> int:
-    """Return how many pixels a picture of these bytes may have in training; Pillow's own check is set to allow them."""
-    pixels.set_limit(MOST_PIXELS)
+    """Return how many pixels a picture of these bytes may have in training."""
     return MOST_PIXELS if formats.kind_of(data) == "JPEG" else MAX_PIXELS
 
 
@@ -59,13 +58,13 @@ def examine(root: Path, paths: Sequence[Path], say: Say) -> dict[Path, Fact]:
     lines = {path: known.get(str(path), []) for path in paths}
     facts = {path: Fact(*map(str, line[2:])) for path, line in lines.items() if line and line[:2] == stamps[path]}
     missing = [path for path in paths if path not in facts]
-    with ThreadPoolExecutor() as pool, progress("reading pictures", len(missing), say, "files") as step:
+    with ThreadPoolExecutor(cores()) as pool, progress("reading pictures", len(missing), say, "files") as step:
         for done, (path, fact) in enumerate(zip(missing, pool.map(_read, missing), strict=True), 1):
             facts[path] = fact
             step(done)
     # A file that has only just changed may change again at the same time, as the file system counts it.
     sure = [path for path in paths if facts[path].sha256 and begun - stamps[path][1] > _FRESH_NS]
-    files = {str(path): [*stamps[path], *astuple(facts[path])] for path in sure}
+    files = {str(path): [*stamps[path], *facts[path]] for path in sure}
     files |= {name: line for name, line in known.items() if name not in files and Path(name).exists()}
     # A full disk costs only the next reading.
     with suppress(OSError):

@@ -86,6 +86,7 @@ def test_no_batch_of_an_epoch_is_a_single_picture(tiny_plan: Plan, size: int, ba
     assert len(loader) == len(batches)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_scan_of_64_megapixels_is_scaled_while_it_is_decoded(tiny_plan: Plan, drawn: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8000, 8000), (200, 30, 60)).save(tmp_path / "scan.jpg")
     fact = examine(tmp_path, [tmp_path / "scan.jpg"], silent)[tmp_path / "scan.jpg"]
