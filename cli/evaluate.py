@@ -75,13 +75,13 @@ def _calibrate(run: Run, report: Report) -> tuple[dict[str, Any], str]:
     from train.evaluate import temperature, warmed
     from train.export import export
     from train.model import guess_under
-    from train.runs import calibrate
+    from train.runs import finish
 
     before = run.record.get("temperature") or 1.0
     chosen = temperature(report, before)
     after = warmed(report, before / chosen)
     guess = guess_under((one.answers[0][1], one.within(1)) for one in after.judged if one.answers)
-    export(calibrate(run, chosen, guess))
+    export(finish(run.folder, {**run.record, "temperature": chosen, "not_sure_under": guess}))
     values = {"temperature": chosen, "not_sure_under": guess, "calibration_error": after.calibration_error}
     moved = f"calibration error {report.calibration_error:.4f} before, {after.calibration_error:.4f} after"
     under = "no score is seen under which an answer is a guess" if guess is None else f"a guess under {guess:.2f}"

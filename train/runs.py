@@ -168,13 +168,6 @@ def finish(folder: Path, record: dict[str, Any]) -> Run:
     return Run(folder, values)
 
 
-def calibrate(run: Run, temperature: float, not_sure_under: float | None) -> Run:
-    """Keep in the run what a calibration chose; the next export has it."""
-    values = {**run.record, "temperature": temperature, "not_sure_under": not_sure_under}
-    write_json(run.folder / RECORD, values, sync=True)
-    return Run(run.folder, values)
-
-
 def validation_pictures(run: Run, cache: Path = CACHE, environ: Mapping[str, str] = os.environ) -> LabelledPictures:
     """Return the run's validation pictures; raise `DataError` when they are gone or changed.
 

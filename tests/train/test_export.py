@@ -25,7 +25,7 @@ from train.evaluate import evaluate, warmed
 from train.export import export, network
 from train.model import normalised
 from train.predictor import RunPredictor
-from train.runs import Run, calibrate, finish, open_run
+from train.runs import Run, finish, open_run
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_calibrated_run_is_exported_again_and_answers_at_its_temperature(copy:
     pictures = labelled_pictures(drawn)
     before = evaluate(RunPredictor(copy.folder, all_labels=True).predict, pictures)
     assert ModelSpec.load(copy.export).temperature is None
-    run = calibrate(copy, 4.0, 0.75)
+    run = finish(copy.folder, {**copy.record, "temperature": 4.0, "not_sure_under": 0.75})
     spec = export(run)
     assert (spec.temperature, spec.not_sure_under) == (4.0, 0.75)
     predictor = RunPredictor(run.folder)
