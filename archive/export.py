@@ -90,6 +90,8 @@ class ExportRequest:
     output: str | None = None
     output_key: str | None = None
     top_k: int = 5
+    temperature: float | None = None
+    not_sure_under: float | None = None
     accuracy: Accuracy | None = None
     provenance: Provenance = field(default_factory=Provenance)
     golden_pictures: Path | None = None
@@ -128,6 +130,8 @@ def export_folder(network: Network, request: ExportRequest, out: Path, say: Say 
         geometry_version=pixels.GEOMETRY,
         output=request.output or OUTPUTS[0],
         top_k=request.top_k,
+        temperature=request.temperature,
+        not_sure_under=request.not_sure_under,
         accuracy=request.accuracy,
         provenance=request.provenance,
     )

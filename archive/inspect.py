@@ -57,12 +57,15 @@ class Card(Contents):
             "pad": f"fitted into {cut} with black around",
             "centre": f"middle {cut}, not resized",
         }[size.fit] + f", {size.interpolation}"
+        asked = spec.not_sure_under
+        guess = "" if asked is None else f"; under {asked:.0%} the best is a guess, as validation pictures show"
+        warm = "" if spec.temperature is None else f" at temperature {spec.temperature:.3g}"
         answers = ", ".join(f"{picture['top'][0][0]} {picture['top'][0][1]:.2f}" for picture in self.pictures)
         return [
             ("archive", f"{self.mar.name}, {_size(self.bytes)}"),
             ("model", f"{spec.name} {spec.version}, {spec.model.architecture}"),
             ("labels", f"{len(spec.labels)}: {labels}"),
-            ("answers", f"the best {min(spec.top_k, len(spec.labels))}, from {spec.output}"),
+            ("answers", f"the best {min(spec.top_k, len(spec.labels))}, from {spec.output}{warm}{guess}"),
             ("input", steps + _DECODING[size.decoding]),
             ("engine", f"{spec.engine}, {spec.precision}, {spec.model.format.replace('_', ' ')}"),
             ("accuracy", measured),

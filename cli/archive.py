@@ -31,7 +31,7 @@ Server = Annotated[str, typer.Option(help="The server whose context the handler 
 def build(
     context: typer.Context,
     source: Annotated[
-        Path | None, typer.Argument(help="A run, an exported folder, or image_classifier's .mar.")
+        Path | None, typer.Argument(help="A run (latest: the newest), an exported folder, or image_classifier's .mar.")
     ] = None,
     model: Annotated[Path | None, _of_model(help="TorchScript, .pt2, ONNX, state dict or safetensors.")] = None,
     labels: Annotated[Path | None, _of_model(help="One a line, JSON, YAML or CSV.")] = None,
@@ -223,7 +223,7 @@ def run(
     from archive.store import locate
     from host.files import find_pictures
 
-    paths = find_pictures(pictures)
+    paths = find_pictures(pictures, say)
     rows = []
     try:
         with Sandbox(locate(mar), server=server, batch_size=batch_size) as sandbox:
@@ -374,9 +374,13 @@ def pack(
 
 
 def exported_folder(source: Path) -> Path:
-    """Return the exported folder at `source`, or inside the run at `source`; raise BeelineError if there is none."""
+    """Return the exported folder at `source`, or in the run that it names; raise BeelineError if there is none."""
     from beeline.spec import FILE_NAME
 
+    if not source.exists():
+        from train.runs import find_folder
+
+        source = find_folder(source)
     for folder in (source / "export", source):
         if (folder / FILE_NAME).is_file():
             return folder

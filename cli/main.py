@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 
 import typer
 
@@ -39,6 +40,9 @@ app.command()(evaluate)
 def main() -> None:
     """Run the command line. An error is one sentence and an exit code; `--debug` shows its traceback."""
     debug = "--debug" in sys.argv
+    # Such as Pillow's "corrupt EXIF data": what is wrong with a picture is in its answer, or in the list of damage.
+    if not (debug or sys.warnoptions):
+        warnings.simplefilter("ignore")
     # On SIGTERM a command leaves through its `with` blocks, so that no temporary folder stays.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

@@ -14,29 +14,38 @@ from host.files import find_pictures
 if TYPE_CHECKING:
     from beeline.answer import Answer
 
-_BATCH = 32
+_BATCH, _ON_GRID, _COLUMNS = 32, 100, 5
 
 
 def predict(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.")],
     url: Annotated[str | None, typer.Option(help="A running server: http://127.0.0.1:8080")] = None,
     mar: Annotated[Path | None, typer.Option(help="An archive, run without a server. [the store's only one]")] = None,
+    run: Annotated[str | None, typer.Option(help="A run's folder or id, or latest.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="Draw the pictures with their answers into this PNG.")] = None,
     model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify pictures with a running server or with an archive; exit 1 if any picture got no answer."""
+    """Classify pictures with a server, an archive or a run; exit 1 if any picture got no answer."""
     from cli.sources import default_archive, open_source
+    from host import report
+    from train.evaluate import answers
 
-    if url and mar:
-        raise BeelineError(f"both --url {url} and --mar {mar} are given; name one of them")
-    paths = find_pictures(pictures)
-    source = url or str(mar or default_archive())
+    given = {f"--{name} {value}": value for name, value in (("url", url), ("mar", mar), ("run", run)) if value}
+    if len(given) > 1:
+        raise BeelineError(f"both {' and '.join(given)} are given; name one of them")
+    if grid:
+        report.check(grid)
+    paths = find_pictures(pictures, say)
+    source = str(next(iter(given.values()), None) or default_archive())
     rows: list[dict[str, Any]] = []
-    with open_source(source, model) as ask:
+    with open_source(source, model) as opened:
         for start in range(0, len(paths), _BATCH):
             chunk = paths[start : start + _BATCH]
-            answers = ask([path.read_bytes() for path in chunk])
-            rows += [_row(path, answer, source) for path, answer in zip(chunk, answers, strict=True)]
+            made = answers(opened.predict, chunk)
+            rows += [_row(path, answer, source) for path, answer in zip(chunk, made, strict=True)]
+    if grid:
+        say(f"grid: {_grid(rows[:_ON_GRID], grid)}" + (f", the first {_ON_GRID}" if len(rows) > _ON_GRID else ""))
     failed = sum(row["status"] != 200 for row in rows)
     result({"source": source, "pictures": rows, "failed": failed}, as_json, _table(rows))
     if failed:
@@ -62,6 +71,33 @@ def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         body = {"code": answer.status, "type": "NoJson", "message": f"the answer is no JSON object: {text!r}"}
     return {**row, "error": body}
+
+
+def _grid(rows: list[dict[str, Any]], path: Path) -> Path:
+    """Draw pictures with their best labels below, red without an answer; return the path of the PNG."""
+    from matplotlib.figure import Figure
+
+    from beeline import pixels
+    from beeline.errors import RequestError
+
+    high = -(-len(rows) // _COLUMNS)
+    figure = Figure(figsize=(2.4 * _COLUMNS, 2.8 * high), dpi=80, layout="constrained")
+    for axes, row in zip(figure.subplots(high, _COLUMNS, squeeze=False).flat, rows + [{}] * _COLUMNS, strict=False):
+        axes.axis("off")
+        if not row:
+            continue
+        try:
+            picture = pixels.open_rgb(Path(row["picture"]).read_bytes(), least=200)
+            picture.thumbnail((200, 200))
+            axes.imshow(picture)
+        except (RequestError, OSError):
+            axes.text(0.5, 0.5, "no preview", ha="center")
+        best = [f"{label} {score:.2f}" for label, score in [*row.get("predictions", {}).items()][:2]]
+        words = "\n".join([Path(row["picture"]).name[:28], *(best or [f"no answer: {row['status']}"])])
+        axes.set_title(words, size=8, color="black" if best else "#b3261e", parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -6,17 +6,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from archive.store import STORE, locate, read_index
 from beeline.errors import BeelineError
-from host import ROOT
 
 if TYPE_CHECKING:
     from beeline.answer import Answer
     from serve.client import InferenceClient
+    from train.runs import Run
 
 Predict = Callable[[list[bytes]], "list[Answer]"]
 
@@ -24,26 +25,42 @@ Predict = Callable[[list[bytes]], "list[Answer]"]
 CLIENTS = 16
 
 
+@dataclass(frozen=True)
+class Source:
+    """What answers: `labels` are all of its labels where they are known, `run` is the run that it is."""
+
+    predict: Predict
+    labels: tuple[str, ...] = ()
+    run: Run | None = None
+
+
 @contextmanager
-def open_source(source: str, model: str | None = None) -> Iterator[Predict]:
+def open_source(source: str, model: str | None = None, all_labels: bool = False) -> Iterator[Source]:
     """Open `http://host:port`, `http://host:port/predictions/name`, an archive or a run for predictions.
 
-    `model` is the name of the model at a URL that does not name it. Raise BeelineError if `source` is none of these.
+    `model` is the name of the model at a URL that does not name it; a run is a folder, an id or `latest`, and answers
+    with all labels if that is asked for. Raise BeelineError if `source` is none of these.
     """
     if source.startswith(("http://", "https://")):
         with _url(source, model) as predict:
-            yield predict
+            yield Source(predict)
     elif source.endswith(".mar"):
+        from archive.mar import check
         from archive.sandbox import Sandbox
 
-        with Sandbox(locate(Path(source), STORE)) as sandbox:
-            yield sandbox.predict
-    elif Path(source).is_dir() or (ROOT / "runs" / source).is_dir():
+        archive = locate(Path(source), STORE)
+        with Sandbox(archive) as sandbox:
+            yield Source(sandbox.predict, check(archive).spec.labels)
+    else:
+        from train.runs import RECORD, find_folder, open_run
+
+        if not (folder := find_folder(Path(source))).is_dir():
+            raise BeelineError(f"{source} is no URL, no .mar file and no run's folder; name one of these")
         from train.predictor import RunPredictor
 
-        yield RunPredictor(Path(source)).predict
-    else:
-        raise BeelineError(f"{source} is no URL, no .mar file and no run's folder; name one of these")
+        predictor = RunPredictor(folder, all_labels)
+        run = open_run(folder) if (folder / RECORD).is_file() else None
+        yield Source(predictor.predict, predictor.spec.labels, run)
 
 
 @contextmanager
@@ -52,7 +69,9 @@ def archive_of(source: Path, say: Callable[[str], None]) -> Iterator[Path]:
 
     A run is built into a temporary archive, so that a measurement uses what would be shipped.
     """
-    if not source.is_dir():
+    from train.runs import find_folder
+
+    if not find_folder(source).is_dir():
         yield locate(source)
         return
     from archive.build import build

@@ -92,8 +92,9 @@ class VisionHandler:
 
     def postprocess(self, logits: NDArray[np.float32], batch: Batch) -> list[Answer]:
         """Turn the logits into one answer a request, in the batch's order."""
-        rows = probabilities(logits, self.spec.output) if batch.good else np.empty((0, 0))
-        answers = [prediction(row, self.spec, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
+        spec = self.spec
+        rows = probabilities(logits, spec.output, spec.temperature) if batch.good else np.empty((0, 0))
+        answers = [prediction(row, spec, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
         return batch.scatter(answers, lambda row: failure(row.error))
 
     def handle(self, data: Sequence[object] | None, context: Any) -> list[str]:

@@ -15,11 +15,16 @@ from typing import Any
 
 from beeline.errors import BeelineError
 from beeline.files import SHORT, sha256, write_whole
+from host import Say, silent
 
 __all__ = ["SHORT", "is_locked", "locked", "sha256", "try_lock", "whole_folder", "write_json", "write_whole"]
 
 # Endings of the files that a worker takes.
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".mpo")
+# What NAS, macOS and Windows leave in folders of pictures: thumbnails, copies, recycle bins.
+_LEFT_BEHIND = ("@eaDir", "@Recycle", "#recycle", "$RECYCLE.BIN", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini")
+# Why `walk` names a file that nobody can read.
+HIDDEN, BROKEN, CIRCLE = "hidden", "it leads to no file", "a link back to a folder around it"
 # Of renameat2(2).
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -29,13 +34,43 @@ def write_json(path: Path, values: Any, mode: int | None = None, sync: bool = Fa
     write_whole(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode, sync)
 
 
-def find_pictures(given: Sequence[Path]) -> list[Path]:
-    """Return the given files, and the pictures in the given folders, sorted; raise `BeelineError` if there are none."""
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or was left behind by a system: `.x`, `__MACOSX`, `@eaDir`."""
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str]]:
+    """Yield all files below a folder by name, each with "" or why it cannot count; links are followed, not in circles.
+
+    A hidden folder is yielded as one path. Raise OSError for a folder that cannot be read.
+    """
+    above = (*above, folder.resolve())
+    for path in sorted(folder.iterdir()):
+        if is_hidden(path.name):
+            yield path, HIDDEN
+        elif not path.is_dir():
+            yield path, "" if path.is_file() else BROKEN
+        elif path.resolve() in above:
+            yield path, CIRCLE
+        else:
+            yield from walk(path, above)
+
+
+def find_pictures(given: Sequence[Path], say: Say = silent) -> list[Path]:
+    """Return the given files, and the pictures in the given folders by name; raise `BeelineError` if there are none.
+
+    In a folder a file is a picture by its ending or its first bytes. `say` is told what is left out. What cannot be
+    read, as a link that leads nowhere, stays if its ending is a picture's.
+    """
     pictures: list[Path] = []
     for path in given:
         if path.is_dir():
-            pictures += sorted(each for each in path.rglob("*") if each.suffix.lower() in PICTURES and each.is_file())
-        elif path.is_file():
+            files = list(walk(path))
+            taken = [each for each, why in files if _is_picture(each, why)]
+            pictures += taken
+            if rest := sorted({each for each, _ in files} - set(taken)):
+                say(f"{path}: left out, hidden or no pictures: {listed(rest)}")
+        elif path.is_file() or path.is_symlink():
             pictures.append(path)
         else:
             raise BeelineError(f"{path} is not there; name a picture or a folder of pictures")
@@ -43,6 +78,24 @@ def find_pictures(given: Sequence[Path]) -> list[Path]:
         names = ", ".join(map(str, given))
         raise BeelineError(f"no picture below {names}; known endings are {', '.join(PICTURES)}")
     return pictures
+
+
+def listed(names: Sequence[object], most: int = 3) -> str:
+    """Return the first names in words: `a, b, c and 4 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def _is_picture(path: Path, why: str) -> bool:
+    if why or path.suffix.lower() in PICTURES:
+        return why in ("", BROKEN) and path.suffix.lower() in PICTURES
+    from beeline.formats import kind_of  # It imports Pillow, which most processes that use files do not need.
+
+    try:
+        with path.open("rb") as file:
+            return kind_of(file.read(16)) is not None
+    except OSError:
+        return False
 
 
 def check_writable(folder: Path) -> None:

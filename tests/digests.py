@@ -27,7 +27,10 @@ RENEW = ".venv/bin/python -m tests.digests"
 # By name: the version number, and the files that it stands for.
 VERSIONS = {
     "GEOMETRY": (pixels.GEOMETRY, [f"handlers/beeline/{name}.py" for name in ("pixels", "formats", "firewall")]),
-    "RECIPE": (train.plan.RECIPE, [f"train/{name}.py" for name in ("data", "fit", "learner", "loader", "model")]),
+    "RECIPE": (
+        train.plan.RECIPE,
+        [f"train/{name}.py" for name in ("data", "fit", "index", "learner", "loader", "model")],
+    ),
     "BUILD": (
         archive.build.BUILD,
         [

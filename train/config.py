@@ -55,8 +55,9 @@ class DataConfig:
     folder: str | None = _is("a path, or null")
     held_out: float = _number("over 0, under 1", gt=0, lt=1)
     loaders: int | None = _number("0 to 256 processes, or null", ge=0, le=256)
-    # Earlier runs have none.
+    # Earlier runs have neither of these.
     cache: float = _number("0 to 100000 gigabytes", ge=0, le=100_000, default=0.0)
+    damaged: str = _is("refuse, leave_out", pattern="^(refuse|leave_out)$", default="refuse")
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -41,6 +41,8 @@ def export(
         "labels": run.labels,
         "geometry": config.model.geometry,
         "top_k": config.export.top_k,
+        "temperature": run.record.get("temperature"),
+        "not_sure_under": run.record.get("not_sure_under"),
         "accuracy": Accuracy(run.accuracy, sum(data["val"].values()), f"{data['name']}, validation pictures"),
         "provenance": Provenance(
             data["name"], data["generated"], run.record["weights"]["name"], recipe=QUICK.get(config.fit.recipe)

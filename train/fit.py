@@ -73,7 +73,8 @@ def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) 
             if not config.fit.epochs:
                 val = tallied(network, pictures.fixed(pictures.val.pictures), config.model)
                 seconds = round(time.monotonic() - start, 3)
-                epochs = [Epoch(0, solved.loss, solved.accuracy, val.loss, val.accuracy, seconds)]
+                scores = val.loss, val.accuracy, seconds, None, val.not_sure_under
+                epochs = [Epoch(0, solved.loss, solved.accuracy, *scores)]
                 with closing(Logs(run, config)) as logs:
                     logs.write(epochs, 0)
                 return epochs, device
@@ -103,6 +104,7 @@ def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, s
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "accuracy": epochs[-1].val_accuracy,
+        "not_sure_under": epochs[-1].not_sure_under,
         "labels": list(data.labels),
         "data": {
             "name": data.name,

@@ -238,7 +238,8 @@ class _Epochs(Callback):
         train, val = learner.training_tally, learner.validation_tally
         watched = learner.watched_tally.loss if learner.watched_tally.pictures else None
         seconds = round(time.monotonic() - self._start, 3)
-        row = Epoch(len(self.rows) + 1, train.loss, train.accuracy, val.loss, val.accuracy, seconds, watched)
+        scores = val.loss, val.accuracy, seconds, watched, val.not_sure_under
+        row = Epoch(len(self.rows) + 1, train.loss, train.accuracy, *scores)
         self.rows.append(row)
         if watched is not None and self.kept == len(self.rows) - 1:
             self.best = {key: value.cpu().clone() for key, value in learner.network.state_dict().items()}

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
 from beeline import pixels
-from beeline.errors import RequestError
+from beeline.errors import RequestError, TooManyPixels
 from beeline.spec import Geometry
 from host.machine import cores, free_memory
 from train.cache import Cache
 from train.config import AugmentConfig, TrainConfig
 from train.data import DataSet, LabelledPictures, Picture, split
 from train.errors import DataError
+from train.index import most_pixels
 
 # What a process that decodes pictures may take of the memory: PyTorch, its batches, and a picture of 50 megapixels.
 _LOADER_BYTES = 1 << 30
@@ -97,7 +98,7 @@ class FixedPictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         picture = self._pictures[index]
-        array = _decoded(picture, self._cache, str(self._geometry), partial(pixels.decode, geometry=self._geometry))
+        array = _decoded(picture, self._cache, str(self._geometry), partial(_seen, geometry=self._geometry))
         return torch.from_numpy(np.array(array)).permute(2, 0, 1), picture.truth
 
 
@@ -138,6 +139,19 @@ class Pictures:
         return DataLoader(pictures, size, sampler=draws, num_workers=self.loaders, generator=own, pin_memory=pinned)
 
 
+def _opened(data: bytes, side: int) -> Image.Image:
+    """Open an upright RGB picture; a JPEG of over four times `side` pixels a side is scaled in its decoder."""
+    return pixels.open_rgb(data, most_pixels(data), 2 * side)
+
+
+def _seen(data: bytes, geometry: Geometry) -> NDArray[np.uint8]:
+    """Decode as the worker does; a JPEG of more pixels than it takes is scaled while it is decoded."""
+    try:
+        return pixels.decode(data, geometry)
+    except TooManyPixels:
+        return pixels.resize_crop(_opened(data, 2 * max(geometry.resize, *geometry.shape)), geometry)
+
+
 def _loaders() -> int:
     """Return how many processes decode pictures: on a CPU, the network needs the cores more."""
     spare = cores() - 1 if torch.cuda.is_available() else cores() // 4
@@ -146,7 +160,7 @@ def _loaders() -> int:
 
 def _shrunk(data: bytes, side: int) -> NDArray[np.uint8]:
     """Decode a picture to upright RGB whose shorter side is at most `side` pixels."""
-    image = pixels.open_rgb(data)
+    image = _opened(data, side)
     if (short := min(image.size)) > side:
         wide, high = (round(each * side / short) for each in image.size)
         image = image.resize((wide, high), Image.Resampling.BILINEAR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from beeline.errors import ConfigError, short
 from host.files import write_whole
 from train.config import ModelConfig
 
+# An answer is a guess where fewer than three of four such are right; fewer pictures than these do not show where.
+_SURE, _LEAST = 0.75, 20
 # uint8 `[N, 3, crop, crop]` and the indices of their labels.
 Batch = tuple[Tensor, Tensor]
 
@@ -61,6 +63,23 @@ def write_state(values: object, path: Path) -> None:
     write_whole(path, buffer.getvalue(), sync=True)
 
 
+def guess_under(answered: Iterable[tuple[float, bool]]) -> float | None:
+    """Return the score under which fewer than three of four answers are right; None where these show no such score.
+
+    `answered` are best scores, each with whether it was right, smoothed to rise with the score (isotonic regression).
+    """
+    from scipy.optimize import isotonic_regression
+
+    pairs = sorted(answered)
+    if len(pairs) < _LEAST:
+        return None
+    shares = isotonic_regression([float(right) for _, right in pairs]).x
+    guesses = int((shares < _SURE).sum())
+    if guesses in (0, len(pairs)):
+        return None if guesses == 0 else 1.0
+    return round((pairs[guesses - 1][0] + pairs[guesses][0]) / 2, 2)
+
+
 @dataclass
 class Tally:
     """Loss and hits summed over the pictures of an epoch."""
@@ -68,12 +87,21 @@ class Tally:
     pictures: int = 0
     hits: int = 0
     total: float = 0.0
+    answers: list[tuple[float, bool]] = field(default_factory=list)
 
     def add(self, loss: Tensor, logits: Tensor, truths: Tensor) -> None:
         """Count a batch; `loss` is its mean."""
         self.pictures += len(truths)
-        self.hits += int((logits.detach().argmax(1) == truths).sum())
+        best = logits.detach().softmax(1).max(1)
+        right = best.indices == truths
+        self.hits += int(right.sum())
+        self.answers += zip(best.values.tolist(), right.tolist(), strict=True)
         self.total += float(loss.detach()) * len(truths)
+
+    @property
+    def not_sure_under(self) -> float | None:
+        """The score under which the best label is a guess, or None where these pictures do not show it."""
+        return guess_under(self.answers)
 
     @property
     def loss(self) -> float:

@@ -72,8 +72,9 @@ class Plan:
         It leaves out paths, and what changes only the export or the speed.
         """
         values = asdict(self.config)
-        del values["export"], values["log"], values["data"]["folder"], values["model"]["weights"]
-        del values["data"]["loaders"], values["data"]["cache"]
+        del values["export"], values["log"], values["model"]["weights"]
+        for key in ("folder", "loaders", "cache", "damaged"):
+            del values["data"][key]
         timm = ["timm"] if self.config.model.name.startswith(TIMM) and find_spec("timm") else []
         parts = {
             "config": values,
@@ -119,7 +120,8 @@ def plan(
         quicker = compose(overrides, "head" if weights.path else "small", environ)
         if quicker != config:
             config, whole, reason = quicker, config, f"{reason}, and the quick recipe was asked for"
-    data = find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, generated)
+    wanted = config.data
+    data = find_data(_path(wanted.folder), say, wanted.held_out, cache, environ, generated, wanted.damaged)
     say(f"recipe: {config.fit.recipe}, because {reason}")
     return Plan(config, data, weights, reason, whole)
 
@@ -129,12 +131,12 @@ def keep(planned: Plan, run: Path) -> None:
     planned.config.save(run / "config.yaml")
     lists = io.StringIO()
     writer = csv.writer(lists)
-    writer.writerow(["split", "label", "path"])
+    writer.writerow(["split", "label", "path", "sha256"])
     halves, schedule = {"train": planned.data.train, "val": planned.data.val}, planned.config.schedule
     if schedule.patience is not None:
         halves["train"], halves["watched"] = split(planned.data.train, schedule.watched)
     for name, half in halves.items():
-        writer.writerows((name, label, path.absolute()) for path, label in half.labelled())
+        writer.writerows((name, half.labels[one.truth], one.path.absolute(), one.sha256) for one in half.pictures)
     write_whole(run / runs.PICTURES, lists.getvalue())
     weights = asdict(planned.weights) | {"path": planned.weights.path and str(planned.weights.path.absolute())}
     values = {"fingerprint": planned.fingerprint, "generated": planned.data.generated, "weights": weights}
@@ -147,7 +149,8 @@ def resumed(run: Path, say: Say, cache: Path = CACHE, environ: Mapping[str, str]
     Raise `RunError` for a folder that is no such run, or if pictures, weights, packages or code have changed since.
     """
     values, config = runs.unfinished(run), load(run / "config.yaml")
-    data = find_data(_path(config.data.folder), say, config.data.held_out, cache, environ, values["generated"])
+    had, generated = config.data, values["generated"]
+    data = find_data(_path(had.folder), say, had.held_out, cache, environ, generated, had.damaged)
     path = _path(values["weights"]["path"])
     stored = values["weights"] | {"path": path}
     # The weights are needed only until there is a checkpoint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,8 +22,8 @@ from vision_handler import VisionHandler
 class RunPredictor(VisionHandler):
     """The worker's handler around a run's export, which is made where it is missing, or around an exported folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open a run by its folder or id, or a folder with `model_spec.json`.
+    def __init__(self, folder: Path, all_labels: bool = False) -> None:
+        """Open a run by its folder or id, or a folder with `model_spec.json`; answer as it does, or with all labels.
 
         Raise `RunError` when it is neither, `SpecError` or `ArchiveError` for a damaged export.
         """
@@ -35,7 +36,8 @@ class RunPredictor(VisionHandler):
                 except (ArchiveError, OSError) as error:
                     why = f"has no export, from which it answers, and none can be made: {error}"
                     raise RunError(f"{run.folder} {why}") from error
-        self.spec, threads = ModelSpec.load(folder), torch.get_num_threads()
+        spec, threads = ModelSpec.load(folder), torch.get_num_threads()
+        self.spec = replace(spec, top_k=len(spec.labels)) if all_labels else spec
         self.engine = TorchEngine(folder, self.spec, threads=threads)
         self.decoder = Decoder(self.spec.geometry, Limits.from_environment(), threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
@@ -20,8 +21,10 @@ RUNS = Path(__file__).resolve().parents[1] / "runs"
 RECORD = "run.json"
 # Of a run that is not finished: what it was planned as, and its last whole epoch.
 PLANNED, CHECKPOINT = "planned.json", "last.ckpt"
-# The list of training, validation and watched pictures: split, label, path.
+# The list of training, validation and watched pictures: split, label, path, sha256.
 PICTURES = "pictures.csv"
+# Stands for the newest finished run wherever a run is named.
+LATEST = "latest"
 SCHEMA = 1
 
 
@@ -29,7 +32,8 @@ SCHEMA = 1
 class Epoch:
     """One row of `metrics.csv`: losses are means, accuracies 0 to 1, wall seconds. Epoch 0 is the head alone.
 
-    `watched_loss` is that of the pictures that decide when to stop; None where nothing decides it.
+    `watched_loss` is that of the pictures that decide when to stop; None where nothing decides it. Under the score
+    `not_sure_under` the best label of a validation picture is often wrong; see `model.guess_under`.
     """
 
     epoch: int
@@ -39,6 +43,7 @@ class Epoch:
     val_accuracy: float
     seconds: float
     watched_loss: float | None = None
+    not_sure_under: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,37 @@ class Run:
         """The exported folder."""
         return self.folder / "export"
 
+    @property
+    def seen(self) -> frozenset[str] | None:
+        """The sha256 of each training picture; None of a run from before they were kept."""
+        path = self.folder / PICTURES
+        if not path.is_file():
+            return None
+        with path.open(newline="", encoding="utf-8") as file:
+            return frozenset(row["sha256"] for row in csv.DictReader(file) if row["split"] != "val")
+
     def config(self) -> TrainConfig:
         """Return the resolved configuration of the run."""
         return load(self.folder / "config.yaml")
 
 
+def find_folder(name: Path) -> Path:
+    """Return the run's folder for a folder, an id under `runs/`, or `latest`, the newest finished run; else `name`.
+
+    Raise `RunError` where `latest` finds none.
+    """
+    if name.is_dir():
+        return name
+    if str(name) == LATEST:
+        if (newest := next(finished(RUNS), None)) is None:
+            raise RunError(f"there is no finished run in {RUNS}, so none is the latest; train one with `beeline train`")
+        return newest.folder
+    return RUNS / name if (RUNS / name).is_dir() else name
+
+
 def open_run(folder: Path) -> Run:
-    """Return the finished run in `folder`, or of that id under `runs/`; raise `RunError` for one that is none."""
-    if not folder.is_dir() and (RUNS / folder).is_dir():
-        folder = RUNS / folder
+    """Return the finished run that `find_folder` finds; raise `RunError` for one that is none."""
+    folder = find_folder(folder)
     path = folder / RECORD
     if not path.is_file():
         why = "was not finished (it has no run.json)" if folder.is_dir() else "is missing"
@@ -186,7 +213,7 @@ def validation_pictures(run: Run, cache: Path = CACHE, environ: Mapping[str, str
     folders = list(dict.fromkeys([*named, *sorted(path for path in kept if path.is_dir())]))
     for folder in folders:
         try:
-            data = read(folder, config.held_out, recorded["name"])
+            data = read(folder, config.held_out, recorded["name"], damaged=config.damaged)
         except (DataError, OSError):
             continue
         if data.digest == recorded["digest"]:

@@ -8,11 +8,14 @@ import os
 from functools import cached_property
 from pathlib import Path
 
+from host import Say, silent
 from train import data
 from train.data import DataSet, LabelledPictures, Picture
 from train.errors import DataError
+from train.index import Fact, examine
 
 _COLUMNS = ("path", "label", "split")
+_Row = tuple[Path, str, str]
 _TRAIN, _VAL, _LEFT_OUT = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 
 
@@ -26,11 +29,19 @@ class Rows(LabelledPictures):
         return hashlib.sha256((super().digest + "".join(sorted(lines))).encode()).hexdigest()
 
 
-def read_table(file: Path, held_out: float = 0.2, name: str | None = None, source: str = "") -> DataSet:
+def read_table(
+    file: Path,
+    held_out: float = 0.2,
+    name: str | None = None,
+    source: str = "",
+    damaged: str = data.REFUSE,
+    say: Say = silent,
+) -> DataSet:
     """Read the columns `path`, relative to the file's folder or absolute, `label` and, if it is there, `split`.
 
-    Without `split` (train or val) a share of each label is held out. Raise `DataError` for a file or a picture that is
-    missing or unreadable, a line without a label, one label only, or a label that only one half has.
+    Without `split` (train or val) a share of each label is held out. `damaged` and `say` are those of `data.read`.
+    Raise `DataError` for a file or a picture that is missing or unreadable, a line without a label, one label only, or
+    a label that only one half has.
     """
     rows = _rows(file)
     missing = [path for path, *_ in rows if not path.is_file()]
@@ -42,20 +53,28 @@ def read_table(file: Path, held_out: float = 0.2, name: str | None = None, sourc
     if len(labels) < 2:
         raise DataError(f"{file} has only the label {', '.join(labels)!r}; a classifier needs two or more")
     root = Path(os.path.commonpath([path.parent for path, *_ in rows]))
-    halves = {
-        half: Rows(root, labels, tuple(Picture(path, labels.index(label)) for path, label, own in rows if own == half))
-        for half in {half for *_, half in rows}
-    }
-    for pictures in halves.values():
-        data.readable(pictures)
+    facts = examine(root, [path for path, *_ in rows], say)
+    halves = {half: _half(half, rows, facts, root, labels) for half in {half for *_, half in rows}}
+    data.whole(list(halves.values()), damaged, say)
     name = name or file.stem
-    if whole := halves.get(""):
-        return DataSet(name, source, *data.split(whole, held_out), f"{held_out:.0%} of each class held out")
+    if everything := halves.get(""):
+        return DataSet(name, source, *data.split(everything, held_out), f"{held_out:.0%} of each class held out")
     for half in ("train", "val"):
         lacking = [label for label, count in halves[half].counts().items() if not count] if half in halves else labels
         if lacking:
             raise DataError(f"{file} has no pictures of {lacking[0]!r} whose split is {half}; add some")
     return DataSet(name, source, halves["train"], halves["val"], f"the column split of {file.name}")
+
+
+def _half(half: str, rows: list[_Row], facts: dict[Path, Fact], root: Path, labels: tuple[str, ...]) -> Rows:
+    pictures, damaged = [], []
+    for path, label, own in rows:
+        fact = facts[path]
+        if own == half and (fact.fault or not fact.kind):
+            damaged.append(f"{path}: {fact.fault or 'no picture by its first bytes'}")
+        elif own == half:
+            pictures.append(Picture(path, labels.index(label), fact.sha256))
+    return Rows(root, labels, tuple(pictures), (), tuple(damaged))
 
 
 def _rows(file: Path) -> list[tuple[Path, str, str]]:

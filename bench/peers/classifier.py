@@ -59,7 +59,9 @@ class Beeline:
 
     def predict(self, pictures: Any) -> list[dict[str, float]]:
         """Classify arrays, a list of them or one stacked; as many labels as the archive says."""
-        rows = self.answer.probabilities(self.engine.forward(np.ascontiguousarray(pictures)), self.spec.output)
+        # Archives from before there was a temperature have code that takes none.
+        more = {"temperature": self.spec.temperature} if getattr(self.spec, "temperature", None) else {}
+        rows = self.answer.probabilities(self.engine.forward(np.ascontiguousarray(pictures)), self.spec.output, **more)
         return [dict(self.answer.top_labels(row, self.spec)) for row in rows]
 
 

@@ -1,8 +1,8 @@
 /** An answer: labels with scores or the server's sentence, the batch it was in, and where the time went. */
 
 export const DETAILED = "application/vnd.beeline+json";
-/** A best score under this is shown as a guess. */
-export const NOT_SURE_UNDER = 0.6;
+/** A best score under this is shown as a guess, unless the model's card names the score. */
+const NOT_SURE_UNDER = 0.6;
 const SERVER_STAGES = ["queue", "decode", "forward", "encode"];
 export const STAGES = [...SERVER_STAGES, "network"];
 
@@ -22,8 +22,11 @@ export function read(response, text, total) {
   };
 }
 
-/** Whether the best score leaves no doubt. */
-export const sure = (answer) => answer.predictions[0].score >= NOT_SURE_UNDER;
+/** The score of a model's spec under which its best label is a guess; 60 % where it names none. */
+export const notSureUnder = (spec) => spec?.not_sure_under ?? NOT_SURE_UNDER;
+
+/** Whether the best score of a picture's answer leaves no doubt. */
+export const sure = ({ answer, model }) => answer.predictions[0].score >= notSureUnder(model?.spec);
 
 function parse(text) {
   try {

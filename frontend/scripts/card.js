@@ -17,7 +17,7 @@ export function stateText(picture) {
     case "busy":
       return `next try in ${picture.seconds} s`;
     case "answered":
-      return sure(picture.answer) ? "" : "not sure";
+      return sure(picture) ? "" : "not sure";
     case "failed":
       return failure(picture.answer);
     default:
@@ -32,7 +32,7 @@ export function headline(picture) {
   if (picture.state === "failed") return "No answer";
   if (picture.state !== "answered") return DOING[picture.state];
   const best = picture.answer.predictions[0];
-  return sure(picture.answer) ? best.label : `perhaps ${best.label}`;
+  return sure(picture) ? best.label : `perhaps ${best.label}`;
 }
 
 export class Card {

@@ -1,6 +1,6 @@
 /** The page: joins catalog, server, queue and the parts that show them. */
 
-import { NOT_SURE_UNDER } from "./answer.js";
+import { notSureUnder, percent } from "./answer.js";
 import { Batches } from "./batches.js";
 import { Card } from "./card.js";
 import { Catalog, path } from "./catalog.js";
@@ -143,7 +143,20 @@ function showChoices() {
 async function showCard() {
   const model = catalog.chosen;
   const card = model && (await catalog.card());
-  if (model && model === catalog.chosen) showModel(model, card, catalog.served);
+  if (!model) return;
+  model.spec = card?.spec;
+  // What was answered before is judged by the model's own score now.
+  for (const picture of cards.keys()) picture.become(picture.state);
+  if (model !== catalog.chosen) return;
+  showModel(model, card, catalog.served);
+  showThreshold();
+}
+
+function showThreshold() {
+  const spec = catalog.chosen?.spec;
+  const why = Number.isFinite(spec?.not_sure_under) ? ", as validation pictures showed" : "";
+  const under = percent(notSureUnder(spec));
+  write(byId("threshold"), `Under ${under} the best label is only a guess${why}, and is called "not sure".`);
 }
 
 let open = false;
@@ -163,7 +176,7 @@ async function load() {
 
 const intake = new Intake(add);
 fillKey(byId("key"));
-write(byId("threshold"), `Under ${NOT_SURE_UNDER * 100} % the best label is only a guess, and is called "not sure".`);
+showThreshold();
 queue.follow(server);
 queue.addEventListener("done", ({ detail: picture }) => {
   picture.become(picture.state, { batch: batches.join(picture.answer) });

@@ -45,8 +45,9 @@ const count = (pictures) => ({
 
 const many = (all, done, failed) => `${done} of ${all} pictures done, ${failed} failed`;
 
-function one({ name, state, answer }) {
+function one(picture) {
+  const { name, state, answer } = picture;
   if (state === "failed") return `${name}: no answer, ${answer.message}`;
   const best = answer.predictions[0];
-  return `${name}: ${sure(answer) ? "" : "not sure, perhaps "}${best.label}, ${percent(best.score)}`;
+  return `${name}: ${sure(picture) ? "" : "not sure, perhaps "}${best.label}, ${percent(best.score)}`;
 }

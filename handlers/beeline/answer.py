@@ -39,15 +39,17 @@ class Answer:
         return json.loads(self.body)
 
 
-def probabilities(scores: NDArray[np.float32], output: str) -> NDArray[np.float64]:
-    """Turn the model's `[N, classes]` output into probabilities; `output` is the spec's (logits need a softmax).
+def probabilities(scores: NDArray[np.float32], output: str, temperature: float | None = None) -> NDArray[np.float64]:
+    """Turn the model's `[N, classes]` output into probabilities; `output` and `temperature` are the spec's.
+
+    Logits are divided by the temperature (None: 1) and need a softmax.
 
     Scores stay as they are: each is the probability of its own label.
     """
     values = scores.astype(np.float64)
     if output != "logits":
         return values
-    values = np.exp(values - values.max(axis=1, keepdims=True))
+    values = np.exp((values - values.max(axis=1, keepdims=True)) / (temperature or 1))
     return np.asarray(values / values.sum(axis=1, keepdims=True))
 
 

@@ -85,9 +85,16 @@ def decode(
     return small
 
 
-def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Turn one picture's bytes into an upright RGB picture of its full size, for training; errors as `decode`."""
-    return _upright(probe(data, max_pixels)).convert("RGB")
+def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None) -> Image.Image:
+    """Turn one picture's bytes into an upright RGB picture, for training; errors as `decode`.
+
+    It has its full size, or where `least` is given and it is a JPEG, a half, a quarter or an eighth of it with at least
+    `least` pixels a side.
+    """
+    image = probe(data, max_pixels)
+    if least is not None:
+        image.draft(None, (least, least))
+    return _upright(image).convert("RGB")
 
 
 def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -29,6 +29,7 @@ OUTPUTS = ("logits", "probabilities", "scores")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 DECODINGS = ("full", "scaled", "cuda")
 FITS = ("crop", "squash", "pad", "centre")
+TEMPERATURES = (0.05, 20.0)
 ENGINES = ("torch", "torch_compile", "openvino", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -129,7 +130,9 @@ class ModelSpec:
 
     `output` is what the graph returns, one of `OUTPUTS`; `tolerance` is the largest difference in any golden
     probability that this engine and precision may show; `geometry_version` is the `GEOMETRY` of the `pixels.py` that
-    made the goldens. Specs of schema 1 have that file's digest instead, `geometry_sha256`.
+    made the goldens. Specs of schema 1 have that file's digest instead, `geometry_sha256`. Logits are divided by
+    `temperature` for an answer's probabilities (None: 1), not for golden pictures. Under the score `not_sure_under` the
+    page calls the best label a guess (None: the page's own number).
     """
 
     name: str
@@ -147,6 +150,8 @@ class ModelSpec:
     agreement: Agreement | None = None
     provenance: Provenance = field(default_factory=Provenance)
     geometry_sha256: str | None = None
+    temperature: float | None = None
+    not_sure_under: float | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -181,6 +186,12 @@ class ModelSpec:
         self._check_files()
         _check(self.top_k >= 1, "top_k", self.top_k, "at least 1")
         _check(0 < self.tolerance <= 0.5, "tolerance", self.tolerance, "over 0, at most 0.5")
+        if self.temperature is not None:
+            low, high = TEMPERATURES
+            _check(low <= self.temperature <= high, "temperature", self.temperature, f"{low} to {high}")
+            _check(self.output == "logits", "temperature", self.temperature, f"none, since the output is {self.output}")
+        if self.not_sure_under is not None:
+            _check(0 <= self.not_sure_under <= 1, "not_sure_under", self.not_sure_under, "0 to 1")
         for key, measured in (("accuracy", self.accuracy), ("agreement", self.agreement)):
             for name, number in (vars(measured) if measured else {}).items():
                 if name == "pictures":
@@ -212,7 +223,8 @@ class ModelSpec:
         values = self.to_dict()
         # Left out where unset, so that older archives, which lack these fields, keep their fingerprint.
         geometry, model = values["geometry"], values["model"]
-        later = [(values, "agreement"), (model, "weights"), (model, "weights_sha256"), (values["provenance"], "recipe")]
+        later = [(values, key) for key in ("agreement", "temperature", "not_sure_under")]
+        later += [(model, "weights"), (model, "weights_sha256"), (values["provenance"], "recipe")]
         for place, key in [*later, *((geometry, key) for key in ("decoding", "fit", "width"))]:
             if place[key] is None or (key, place[key]) in (("decoding", "full"), ("fit", "crop")):
                 del place[key]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from beeline.errors import BeelineError
 from beeline.files import write_whole
+from host.files import check_writable
 
 # The CSS classes of the charts' colours, and the marks of four series in their legends.
 NAMES = ("ink", "dim", "panel", "line", "grid", "bad", "s0", "s1", "s2", "s3", "s4", "s5")
@@ -126,6 +128,15 @@ def write(text: str, path: Path) -> Path:
     except OSError as error:
         raise BeelineError(f"{path} cannot be written ({error.strerror}); name another file") from error
     return path
+
+
+def check(path: Path) -> None:
+    """Raise `BeelineError` if a report cannot be written to `path`, or what draws it is not installed."""
+    check_writable(path.parent)
+    if path.is_dir():
+        raise BeelineError(f"{path} is a folder; name a file for the report, as {path / 'report.html'}")
+    if missing := [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]:
+        raise BeelineError(f"a report needs {' and '.join(missing)}; install it, or leave out the report")
 
 
 def number(value: float) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from archive.variants import prepare
@@ -198,3 +201,25 @@ def test_a_build_says_what_the_images_lack_for_its_engine() -> None:
         else:
             lacking = "a C++ compiler" if package == "torch" else f"the package {package}"
             assert str(needed_package(engine)).startswith(f"the engine {engine} needs {lacking}, ")
+
+
+@pytest.mark.parametrize(("options", "count"), [([], 0), (["--debug"], 2)])
+def test_warnings_of_libraries_stay_out_of_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], count: int
+) -> None:
+    """Pillow warns of a damaged EXIF block; the picture is fine."""
+    monkeypatch.setattr("train.index.FOLDER", tmp_path / "index")
+    monkeypatch.setattr("cli.main.signal.signal", Mock())
+    for label, value in (("red", RED), ("blue", BLUE)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        with Image.open(io.BytesIO(value)) as picture:
+            damaged = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0"
+            picture.convert("RGB").save(tmp_path / "data" / label / "0.jpg", exif=damaged)
+    words = ["evaluate", "http://127.0.0.1:1/predictions/x", "--data", str(tmp_path / "data")]
+    monkeypatch.setattr(sys, "argv", ["beeline", *words, *options])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises((SystemExit, BeelineError)):
+            main()
+    assert len([each for each in caught if "EXIF" in str(each.message)]) >= count
+    assert count or not caught

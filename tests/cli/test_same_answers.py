@@ -105,8 +105,8 @@ def test_the_archive_agrees_with_the_run(of_the_archive: list[str | int], of_the
 
 
 def test_the_server_agrees_with_the_run(running: Running, photographs: list[bytes], of_the_run: list[str]) -> None:
-    with open_source(running.state.inference, "resnet18") as predict:
-        assert outcomes(predict(photographs)) == of_the_run
+    with open_source(running.state.inference, "resnet18") as opened:
+        assert outcomes(opened.predict(photographs)) == of_the_run
 
 
 def test_awkward_pictures_in_batches_with_photographs_harm_nobody(

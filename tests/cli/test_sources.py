@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from beeline.errors import BeelineError, Undetermined
@@ -14,6 +15,11 @@ from tests.conftest import RED, Site
 
 HTML = b"<html>\n<h1>502 Bad Gateway</h1></html>"
 GOOD = (200, b'{"red": 0.9, "blue": 0.1}')
+
+
+@pytest.fixture(autouse=True)
+def _own_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.index.FOLDER", tmp_path / "index")
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +107,80 @@ def test_predict_and_evaluate_send_a_refused_picture_again(site: type[Site], dat
         done = call(*words, "--json")
         assert done.exit_code == 0, done.exception
         assert len(site.asked) == 2
+
+
+@pytest.fixture
+def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("train.runs.RUNS", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_predict_takes_every_picture_and_names_one_that_cannot_be_read(site: type[Site], tmp_path: Path) -> None:
+    site.answers = [GOOD]
+    folder = tmp_path / "mixed"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("a.jfif", "b.png", "nameless", ".ipynb_checkpoints/b.png"):
+        (folder / name).write_bytes(RED)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "list.csv").write_text("x")
+    done = call("predict", "--url", f"{site.url}/predictions/x", folder, "--json")
+    assert done.exit_code == 1, done.exception
+    rows = json.loads(done.stdout.splitlines()[-1])["pictures"]
+    assert [(Path(row["picture"]).name, row["status"]) for row in rows] == [
+        ("a.jfif", 200),
+        ("b.png", 200),
+        ("gone.png", 0),
+        ("nameless", 200),
+    ]
+    assert rows[2]["error"]["message"] == "the file cannot be read (No such file or directory)"
+    assert "1 of 4 pictures got no prediction" in done.stderr
+    assert "left out, hidden or no pictures: " in done.stderr
+    assert "list.csv" in done.stderr
+
+
+def test_a_grid_of_answers_is_a_png(site: type[Site], tmp_path: Path) -> None:
+    site.answers = [GOOD]
+    (tmp_path / "red.png").write_bytes(RED)
+    (tmp_path / "broken $x$.jpg").write_bytes(b"no picture")
+    words = ["predict", "--url", f"{site.url}/predictions/x", tmp_path / "red.png", tmp_path / "broken $x$.jpg"]
+    assert call(*words, "--grid", tmp_path / "new" / "grid.png").exit_code == 0
+    with Image.open(tmp_path / "new" / "grid.png") as grid:
+        assert grid.format == "PNG"
+        assert grid.width > 5 * 150
+
+
+def test_a_report_is_tried_before_anything_is_asked(site: type[Site], data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    words = ["evaluate", f"{site.url}/predictions/x", "--data", data, "--report"]
+    for path, sentence in ((tmp_path / "file" / "r.html", "is a file"), (tmp_path, "is a folder; name a file")):
+        error = call(*words, path).exception
+        assert isinstance(error, BeelineError)
+        assert sentence in str(error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("host.report.find_spec", lambda name: None if name == "matplotlib" else name)
+        error = call(*words, tmp_path / "r.html").exception
+        assert "a report needs matplotlib; install it" in str(error)
+    assert site.asked == []
+
+
+def test_two_servers_are_compared_and_a_url_cannot_be_calibrated(site: type[Site], data: Path, tmp_path: Path) -> None:
+    url = f"{site.url}/predictions/x"
+    done = call("evaluate", url, "--data", data, "--against", url, "--json", "--report", tmp_path / "r.html")
+    assert done.exit_code == 0, done.exception
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert (values["against"]["p"], values["against"]["top1"]) == (1, 1)
+    assert "no more than chance explains" in values["notes"][0]
+    assert "no more than chance explains" in (tmp_path / "r.html").read_text()
+    error = call("evaluate", url, "--data", data, "--calibrate").exception
+    assert str(error) == f"only a run can be calibrated, and {url} is none; name the run it was built from"
+
+
+def test_latest_without_a_run_and_an_unknown_source_have_their_sentences(data: Path, runs_folder: Path) -> None:
+    for words in (
+        ["evaluate", "latest", "--data", data],
+        ["predict", "--run", "latest", data],
+        ["archive", "build", "latest"],
+    ):
+        assert "there is no finished run in" in str(call(*words).exception)
+    assert "is no URL, no .mar file and no run's folder" in str(call("evaluate", "xyz", "--data", data).exception)
+    assert "are given; name one of them" in str(call("predict", "--run", "latest", "--url", "x", data).exception)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from archive.inspect import card as inspected
@@ -48,7 +51,7 @@ def archives(colour_model: Path, colour_archive: Path, tmp_path_factory: pytest.
     return {
         "colours/1.0": colour_archive,
         "colours/2.0": renamed(colour_model, folder / "french", FRENCH, version="2.0", **MEASURED),
-        "farben/1.0": renamed(colour_model, folder / "german", GERMAN, name="farben"),
+        "farben/1.0": renamed(colour_model, folder / "german", GERMAN, name="farben", not_sure_under=0.2),
     }
 
 
@@ -108,6 +111,27 @@ def test_the_choice_is_kept_in_the_address(visit: Open, several: str) -> None:
     expect(row(page, "version")).to_have_text(first.rpartition("/")[2])
     page.go_forward()
     expect(choice).to_have_value("colours/2.0")
+
+
+def test_each_model_has_its_own_score_of_a_guess(visit: Open, several: str) -> None:
+    seen = visit(site=several)
+    page, choice = seen.page, seen.page.get_by_role("combobox", name="Model", exact=True)
+    # Two equally strong colours, each with about half of the score.
+    either = io.BytesIO()
+    Image.new("RGB", (64, 64), (150, 150, 10)).save(either, "PNG")
+    for model, label, sentence in (
+        (
+            "farben/1.0",
+            "^(rot|gruen)$",
+            "Under 20 % the best label is only a guess, as validation pictures showed, and",
+        ),
+        ("colours/1.0", "^perhaps (red|green)$", "Under 60 % the best label is only a guess, and is called"),
+    ):
+        choice.select_option(model)
+        expect(page.locator("#threshold")).to_contain_text(sentence)
+        seen.pick(payload(f"{model[:3]}.png", either.getvalue()))
+        expect(page.locator("#detail-label")).to_have_text(re.compile(label))
+    expect(seen.card("far.png").locator(".label")).to_have_text(re.compile("^(rot|gruen)$"))
 
 
 @pytest.mark.parametrize("model", ["colours/2.0", "farben/1.0"])

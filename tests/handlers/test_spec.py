@@ -41,7 +41,8 @@ def test_a_later_field_changes_no_fingerprint_until_it_is_set() -> None:
         dataclasses.replace(spec, geometry=dataclasses.replace(spec.geometry, decoding="scaled")),
         dataclasses.replace(spec, model=dataclasses.replace(spec.model, weights="model.bin", weights_sha256=DIGEST)),
     )
-    assert len({each.fingerprint() for each in (spec, *said)}) == 4
+    later = [dataclasses.replace(spec, temperature=1.5), dataclasses.replace(spec, not_sure_under=0.7)]
+    assert len({each.fingerprint() for each in (spec, *said, *later)}) == 6
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,8 @@ def test_a_later_field_changes_no_fingerprint_until_it_is_set() -> None:
         ("tolerance", float("nan"), "tolerance is nan"),
         ("top_k", 0, "top_k is 0"),
         ("accuracy.top1", 1.5, "accuracy.top1 is 1.5"),
+        ("temperature", 0.01, "temperature is 0.01; allowed: 0.05 to 20.0"),
+        ("not_sure_under", 1.5, "not_sure_under is 1.5; allowed: 0 to 1"),
         ("provenance.generated", 1, "true or false"),
         ("engine", "torhc", "did you mean 'torch'"),
     ],

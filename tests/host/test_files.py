@@ -124,3 +124,21 @@ def test_a_folder_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
         raise ValueError(f"{(fresh / 'half').write_text('half')} bytes")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_pictures_are_found_by_name_or_first_bytes_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    names = ["a.jfif", "b.gif", "deep/c.JPG", "deep/link.png", "nameless"]
+    (tmp_path / "deep").mkdir()
+    for name in set(names) - {"deep/link.png"}:
+        (tmp_path / name).write_bytes(b"GIF89a")
+    (tmp_path / "deep/link.png").symlink_to(tmp_path / "nowhere")
+    for name in (".hidden/d.jpg", "@eaDir/d.jpg", "__MACOSX/._d.jpg", "._a.jfif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"GIF89a")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "deep/up").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    said: list[str] = []
+    assert [str(path.relative_to(tmp_path)) for path in files.find_pictures([tmp_path], said.append)] == names
+    assert said[0].startswith(f"{tmp_path}: left out, hidden or no pictures: {tmp_path}/._a.jfif, {tmp_path}/.hidden, ")
+    assert said[0].endswith(" and 4 more")

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import train.cache
 from host import silent
 from train.fit import fit
 from train.generate import generate
@@ -98,10 +97,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded pictures of tests go elsewhere."""
-    before, train.cache.FOLDER = train.cache.FOLDER, tmp_path_factory.mktemp("cache")
-    yield
-    train.cache.FOLDER = before
+    """What is known of pictures, and decoded ones, stay out of the project's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.cache.FOLDER", tmp_path_factory.mktemp("cache"))
+        patch.setattr("train.index.FOLDER", tmp_path_factory.mktemp("index"))
+        yield
 
 
 @pytest.fixture

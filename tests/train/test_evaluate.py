@@ -7,13 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
+from scipy.stats import norm
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+)
 
 from beeline.answer import Answer
 from beeline.errors import Undetermined
 from train.data import LabelledPictures, Picture, labelled_pictures
 from train.errors import DataError
-from train.evaluate import FAILED, OTHER, Judged, Report, evaluate
+from train.evaluate import (
+    FAILED,
+    OTHER,
+    Judged,
+    Report,
+    answers,
+    check_labels,
+    compare,
+    evaluate,
+    temperature,
+    unseen,
+    warmed,
+)
 
 LABELS = ("ant", "bee", "wasp")
 
@@ -80,11 +97,111 @@ def test_the_metrics_are_those_of_torchmetrics_also_for_a_label_that_is_never_an
     expected = multiclass_f1_score(answers, truths, 3, average=None).tolist()
     assert [score["f1"] for score in report.scores().values()] == pytest.approx(expected)
     assert report.scores()["wasp"]["precision"] == 0
+    assert report.macro_f1 == pytest.approx(float(multiclass_f1_score(answers, truths, 3, average="macro")))
+
+
+def drawn_report(sharper: float, count: int = 1000) -> Report:
+    """Answers whose logits are `sharper` times those by which the true labels were drawn."""
+    random = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(count, 3, generator=random)
+    truths = torch.multinomial(logits.softmax(1), 1, generator=random)[:, 0]
+    rows = (sharper * logits).softmax(1).double()
+    judged = []
+    for row, truth in zip(rows.tolist(), truths.tolist(), strict=True):
+        pairs = sorted(zip(LABELS, row, strict=True), key=lambda pair: -pair[1])
+        judged.append(Judged(Path("x"), LABELS[truth], tuple(pairs), 200))
+    return Report("x", LABELS, tuple(judged))
+
+
+def test_the_calibration_error_is_that_of_torchmetrics() -> None:
+    report = drawn_report(2)
+    rows = [[dict(one.answers)[label] for label in LABELS] for one in report.judged]
+    truths = [LABELS.index(one.truth) for one in report.judged]
+    expected = multiclass_calibration_error(torch.tensor(rows), torch.tensor(truths), 3, n_bins=10)
+    assert report.calibration_error == pytest.approx(float(expected), abs=1e-6)
+    assert sum(row[0] for row in report.bins()) == 1000
+
+
+def test_the_temperature_that_was_drawn_is_found_and_makes_scores_as_sure_as_they_are_right() -> None:
+    for sharper in (0.5, 2):
+        report = drawn_report(sharper)
+        found = temperature(report)
+        assert found == pytest.approx(sharper, rel=0.15)
+        assert temperature(report, before=3.0) == pytest.approx(3 * found, rel=0.01)
+        after = warmed(report, 1 / found)
+        assert after.calibration_error < 0.04
+        assert (after.top1, after.right) == (report.top1, report.right)
+        assert sum(value for _, value in after.judged[0].answers) == pytest.approx(1)
+    assert drawn_report(2).calibration_error > 0.05
+
+
+def test_the_interval_of_the_accuracy_is_wilsons(report: Report) -> None:
+    z, n, share = norm.ppf(0.975), 6, 0.5
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    assert report.interval == pytest.approx((middle - half, middle + half))
+
+
+def test_two_results_differ_only_by_more_than_chance(report: Report) -> None:
+    """McNemar's exact test counts only pictures that one of the two has right."""
+
+    def result(right: str) -> Report:
+        answered = {"1": (("ant", 1.0),), "0": (("bee", 1.0),)}
+        return Report("x", LABELS, tuple(Judged(Path("x"), "ant", answered[one], 200) for one in right))
+
+    words, p = compare(result("1" * 20 + "10"), result("1" * 20 + "01"))
+    assert p == 1
+    assert "no more than chance explains" in words
+    words, p = compare(result("1" * 18 + "000000"), result("1" * 10 + "0" * 14))
+    assert p == pytest.approx(2 * 0.5**8)
+    assert words.startswith("accuracy 0.7500 against 0.4167: 8 pictures are right only in the first, 0 only in the sec")
+    assert "more than chance (McNemar" in words
+    assert compare(report, report)[1] == 1
+    with pytest.raises(ValueError, match=r"longer|shorter"):
+        compare(report, result("1"))
+
+
+def test_pictures_that_were_trained_on_are_left_out(six: LabelledPictures) -> None:
+    digests = [Picture(one.path, one.truth, f"{i}") for i, one in enumerate(six.pictures)]
+    data = LabelledPictures(six.root, LABELS, tuple(digests))
+    left = unseen(data, frozenset("0245"))
+    assert [one.sha256 for one in left.pictures] == ["1", "3"]
+    assert unseen(data, frozenset()) == data
+    with pytest.raises(DataError, match="the run was trained on all pictures of"):
+        unseen(data, frozenset("012345"))
+
+
+def test_a_folder_with_other_labels_is_refused(six: LabelledPictures) -> None:
+    with pytest.raises(
+        DataError, match=r"has the folder 'wasp', which is no label of the model \(ant, bee\); name ano"
+    ):
+        check_labels(six, ("ant", "bee"))
+    check_labels(six, (*LABELS, "hornet"))
+    with pytest.raises(
+        DataError, match=r"has the folders ant, bee, wasp, which are no label of the model \(cat, dog\)"
+    ):
+        evaluate(lambda pictures: [good(cat=0.9, dog=0.1) for _ in pictures], six)
+
+
+def test_a_file_that_cannot_be_read_is_answered_by_why_and_its_neighbours_as_ever(six: LabelledPictures) -> None:
+    six.pictures[2].path.unlink()
+    sent: list[bytes] = []
+
+    def predict(pictures: list[bytes]) -> list[Answer]:
+        sent.extend(pictures)
+        return [ANSWERS[data] for data in pictures]
+
+    made = answers(predict, [one.path for one in six.pictures])
+    assert sent == [b"ant0", b"ant1", b"bee1", b"wasp0", b"wasp1"]
+    assert [answer.status for answer in made] == [200, 200, 0, 200, 415, 200]
+    report = evaluate(predict, six)
+    assert [one.message for one in report.failures()[0]] == ["the file cannot be read (No such file or directory)"]
 
 
 def test_the_dictionary_is_json_and_the_text_has_tables_mistakes_and_failures(report: Report) -> None:
     values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert (values["top1"], values["pictures"], values["right"], values["k"]) == (0.5, 6, 3, 3)
+    assert (values["macro_f1"], values["bins"][0]) == (pytest.approx(11 / 18), [1, 0.5, 1.0])
     assert values["labels"]["bee"] == {"pictures": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5}
     assert values["confusion"]["columns"] == [*LABELS, OTHER, FAILED]
     assert values["confusion"]["rows"]["bee"] == [0, 1, 0, 1, 0]
@@ -93,7 +210,10 @@ def test_the_dictionary_is_json_and_the_text_has_tables_mistakes_and_failures(re
     mistakes = [(Path(one["path"]).stem, one["answer"]) for one in values["mistakes"]]
     assert mistakes == [("bee1", "hornet"), ("ant1", "bee")]
     text = "\n".join(" ".join(line.split()) for line in report.text().splitlines())
-    assert text.startswith("3 of 6 right: accuracy 0.5000, top-3 0.8333; 1 without a prediction, counted as wrong")
+    assert text.startswith(
+        "3 of 6 right: accuracy 0.5000 (95 % interval 0.188 to 0.812), top-3 0.8333, macro F1 0.6111, "
+    )
+    assert text.splitlines()[0].endswith("; 1 without a prediction, counted as wrong")
     for line in ("bee 2 0.500 0.500 0.500", "bee 0 1 0 1 0", "0.990 hornet, truly bee: ", "no prediction, status 415:"):
         assert f"\n{line}" in text
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import train.export
 from archive.export import ExportRequest
-from beeline import pixels
+from beeline import golden, pixels
 from beeline.errors import SpecError
 from beeline.spec import ModelSpec
+from cli.main import app
 from tests import digests
 from train.config import ExportConfig
 from train.data import labelled_pictures
 from train.errors import RunError
-from train.evaluate import evaluate
+from train.evaluate import evaluate, warmed
 from train.export import export, network
 from train.model import normalised
 from train.predictor import RunPredictor
@@ -77,6 +80,50 @@ def test_a_run_answers_as_its_checkpoint(exported: Run, drawn: Path) -> None:
         assert [answer.json()[label] for label in run.labels] == pytest.approx(row.tolist(), abs=1e-4)
     assert evaluate(predictor.predict, labelled_pictures(drawn)).top1 == run.accuracy
     assert [answer.status for answer in predictor.predict([b"no picture", pictures[0]])] == [415, 200]
+
+
+def test_a_calibrated_run_is_exported_again_and_answers_at_its_temperature(copy: Run, drawn: Path) -> None:
+    pictures = labelled_pictures(drawn)
+    before = evaluate(RunPredictor(copy.folder, all_labels=True).predict, pictures)
+    assert ModelSpec.load(copy.export).temperature is None
+    run = finish(copy.folder, {**copy.record, "temperature": 4.0, "not_sure_under": 0.75})
+    spec = export(run)
+    assert (spec.temperature, spec.not_sure_under) == (4.0, 0.75)
+    predictor = RunPredictor(run.folder)
+    assert golden.replay(run.export, spec, predictor.engine.forward) > 0
+    expected = warmed(before, 1 / 4)
+    after = evaluate(predictor.predict, pictures)
+    assert [one.answer for one in after.judged] == [one.answer for one in before.judged]
+    for one, other in zip(after.judged, expected.judged, strict=True):
+        assert dict(one.answers) == pytest.approx(dict(other.answers), abs=1e-4)
+
+
+def test_calibrating_by_the_command_leaves_out_what_was_trained_on_and_keeps_what_it_found(
+    copy: Run, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.runs.RUNS", copy.folder.parent)
+    # All pictures in one folder a label: 16 of the 24 were trained on.
+    for half in ("train", "val"):
+        for path in (drawn / half).rglob("*.png"):
+            (tmp_path / "all" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "all" / path.parent.name / f"{half}-{path.name}")
+    words = ["evaluate", "latest", "--data", str(tmp_path / "all"), "--calibrate", "--json"]
+    done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.exception
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert values["pictures"] == 8
+    assert values["notes"][0] == "16 of 24 pictures are left out, since latest was trained on them."
+    assert values["top1"] == copy.accuracy
+    found = values["calibration"]["temperature"]
+    assert ModelSpec.load(copy.export).temperature == open_run(copy.folder).record["temperature"] == found
+    assert f"has the temperature {found:g} now" in (tmp_path / "report.html").read_text()
+    again = CliRunner().invoke(app, words)
+    assert json.loads(again.stdout.splitlines()[-1])["calibration"]["temperature"] == pytest.approx(found, rel=0.02)
+    (tmp_path / "all/circles").rename(tmp_path / "all/discs")
+    refused = CliRunner().invoke(app, words).exception
+    assert "has the folder 'discs', which is no label of the model (circles, stripes)" in str(refused)
+    words[words.index("--data") + 1] = str(drawn / "train")
+    assert "the run was trained on all pictures of" in str(CliRunner().invoke(app, words).exception)
 
 
 def test_a_folder_that_is_neither_run_nor_export_has_its_sentence(tmp_path: Path, copy: Run) -> None:

@@ -102,10 +102,11 @@ def test_a_broken_picture_is_one_sentence_and_no_finished_run(
     tiny_plan: Plan, drawn: Path, tmp_path: Path, loaders: int
 ) -> None:
     folder = Path(shutil.copytree(drawn, tmp_path / "set"))
-    picture = folder / "train/circles/003.png"
+    found, picture = read(folder), folder / "train/circles/003.png"
+    # After all pictures have been read once.
     picture.write_bytes(picture.read_bytes()[:-400])
     config = dataclasses.replace(tiny_plan.config, data=dataclasses.replace(tiny_plan.config.data, loaders=loaders))
-    broken = dataclasses.replace(tiny_plan, data=read(folder), config=config)
+    broken = dataclasses.replace(tiny_plan, data=found, config=config)
     with pytest.raises(DataError, match=r"^the picture \S*003\.png cannot be used: ") as caught:
         fit(broken, silent, tmp_path / "runs")
     assert "\n" not in str(caught.value)

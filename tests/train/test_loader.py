@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from beeline import pixels
+from host import silent
 from train.cache import Cache
 from train.config import AugmentConfig
 from train.data import DataSet, Picture, read
 from train.errors import DataError
+from train.index import examine
 from train.loader import Draws, Pictures, VaryingPictures
 from train.plan import Plan
 
@@ -106,3 +109,34 @@ def test_a_picture_that_breaks_off_is_named(tiny_plan: Plan, drawn: Path, tmp_pa
     loader = pictures.train_dataloader() if half == "train" else pictures.fixed(broken.pictures)
     with pytest.raises(DataError, match=r"the picture \S*cut\.png cannot be used: the PNG picture's .*repair it"):
         list(loader)
+
+
+@pytest.mark.parametrize(("size", "batches"), [(5, [6, 6, 4]), (3, [4] * 4), (16, [16]), (15, [16]), (1, [1] * 16)])
+def test_no_batch_of_an_epoch_is_a_single_picture(tiny_plan: Plan, size: int, batches: list[int]) -> None:
+    """Batch normalisation that learns has no variance of one picture."""
+    config = dataclasses.replace(tiny_plan.config, fit=dataclasses.replace(tiny_plan.config.fit, batch=size))
+    loader = Pictures(tiny_plan.data, config).train_dataloader()
+    assert [len(truths) for _, truths in loader] == batches
+    assert len(loader) == len(batches)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_scan_of_64_megapixels_is_scaled_while_it_is_decoded(tiny_plan: Plan, drawn: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8000, 8000), (200, 30, 60)).save(tmp_path / "scan.jpg")
+    fact = examine(tmp_path, [tmp_path / "scan.jpg"], silent)[tmp_path / "scan.jpg"]
+    assert (fact.kind, fact.fault) == ("JPEG", "")
+    scan = dataclasses.replace(read(drawn).train, pictures=(Picture(tmp_path / "scan.jpg", 0),))
+    pictures = Pictures(DataSet("x", "", scan, scan, ""), tiny_plan.config)
+    sizes: list[tuple[int, int]] = []
+    upright = pixels._upright
+
+    def measured(image: Image.Image) -> Image.Image:
+        sizes.append(image.size)
+        return upright(image)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels, "_upright", measured)
+        for loader in (pictures.train_dataloader(), pictures.fixed(scan.pictures)):
+            batch, _ = next(iter(loader))
+            assert (batch[0].float().mean((1, 2)) - torch.tensor([200.0, 30, 60])).abs().max() < 3
+    assert sizes == [(1000, 1000)] * 2

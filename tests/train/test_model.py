@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from archive.artifact import read_weights
 from beeline.errors import ArchiveError, ConfigError
 from train.config import compose
-from train.model import Batch, build, check_input, head, normalised, solve_head, tallied
+from train.model import Batch, build, check_input, guess_under, head, normalised, solve_head, tallied
 
 CONFIG = compose(environ={})
 
@@ -150,3 +150,19 @@ def test_with_weights_a_rare_class_counts_as_much_as_a_frequent_one(batches: lis
     solve_head(second, [(pictures, truths)], 0.1, CONFIG.model, False, torch.tensor([1.0, 2.0]))
     one, other = (head(network)[1].weight for network in (first, second))
     assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("answered", "score"),
+    [
+        ([(0.5 + i / 100, i >= 10 or i % 2 == 0) for i in range(50)], 0.59),
+        ([(0.5 + i / 100, True) for i in range(50)], None),
+        ([(0.5 + i / 100, i % 2 == 0) for i in range(50)], 1.0),
+        ([(0.9, False)] * 19, None),
+    ],
+)
+def test_a_guess_is_a_score_under_which_fewer_than_three_of_four_are_right(
+    answered: list[tuple[float, bool]], score: float | None
+) -> None:
+    """Where no such score is seen, or too few pictures, there is none."""
+    assert guess_under(answered) == (None if score is None else pytest.approx(score, abs=0.011))

@@ -122,7 +122,7 @@ def test_a_named_recipe_is_taken_by_a_quick_plan_too(environ: dict[str, str]) ->
 def test_a_plan_on_generated_pictures_asks_for_no_others(
     environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.plan.find_data", lambda *given: given[-1])
+    monkeypatch.setattr("train.plan.find_data", lambda *given: given[-2])
     assert plan(WORDS, silent, environ=environ, generated=True).data is True
 
 

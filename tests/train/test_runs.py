@@ -118,3 +118,33 @@ def test_changed_or_lost_pictures_are_not_taken(drawn: Path, tmp_path: Path) -> 
     shutil.rmtree(here)
     with pytest.raises(DataError, match="are no longer as they were"):
         validation_pictures(run, tmp_path / "cache", {})
+
+
+def test_latest_is_the_newest_finished_run_and_never_an_interrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    with pytest.raises(RunError, match=r"there is no finished run in \S*, so none is the latest; train one with"):
+        open_run(Path("latest"))
+    folders = []
+    for stamp, is_finished in (("20250101-000000", True), ("20260101-000000", True), ("20270101-000000", False)):
+        monkeypatch.setattr("train.runs.time.strftime", lambda _, stamp=stamp: stamp)
+        folders.append(make(tmp_path).folder if is_finished else create("net", "abcdef0123", tmp_path))
+    assert open_run(Path("latest")).folder == folders[1]
+    # A folder of that name is meant where there is one.
+    (tmp_path / "here/latest").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert runs.find_folder(Path("latest")) == Path("latest")
+
+
+def test_a_run_knows_by_content_what_it_was_trained_on(tiny_run: Run, drawn: Path) -> None:
+    data = read(drawn)
+    assert tiny_run.seen == {picture.sha256 for picture in data.train.pictures}
+    assert len(tiny_run.seen) == 16
+    lines = (tiny_run.folder / "pictures.csv").read_text().splitlines()
+    assert lines[0] == "split,label,path,sha256"
+    assert sum(line.startswith("val,") for line in lines) == 8
+
+
+def test_a_run_from_before_there_was_a_list_knows_nothing(tmp_path: Path) -> None:
+    assert make(tmp_path).seen is None
