@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from beeline.errors import BeelineError, Undetermined
+from beeline.errors import Undetermined
 from cli.console import Json, err, fail, result, say
 
 if TYPE_CHECKING:
@@ -236,7 +236,8 @@ def _steps(text: str) -> list[int]:
     match = re.fullmatch(r"(\d+)(?::(\d+)(?::(\d+))?)?", text)
     low, high, step = (int(match[1]), int(match[2] or match[1]), int(match[3] or 1)) if match else (0, 0, 0)
     if not 1 <= low <= high <= _MOST or step < 1:
-        raise BeelineError(f"--clients is {text!r}; allowed: 1 to {_MOST}, or a sweep as 1:8, or 10:50:10 with a step")
+        allowed = f"{text!r} is none of: 1 to {_MOST}, a sweep as 1:8, or 10:50:10 with a step"
+        raise typer.BadParameter(allowed, param_hint="'--clients'")
     return [*range(low, high + 1, step)]
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,10 +131,17 @@ def test_the_folder_holds_one_archive_or_nothing(model: Path, make_fake: MakeArc
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("mode", [0o755, 0o700])
 def test_the_folder_is_read_by_root_and_by_the_images_user(model: Path, mode: int) -> None:
-    for folder in (model, *model.parents[:3]):
-        folder.chmod(0o755)
-    model.chmod(mode)
-    decided(model)
+    with tempfile.TemporaryDirectory() as folder:
+        # pytest's own folders are root's alone.
+        Path(folder).chmod(0o755)
+        model = Path(shutil.copytree(model, Path(folder) / "model"))
+        model.chmod(mode)
+        decided(model)
+        said = _contract_of_another_user(model)
+    assert ("fake.mar" if mode == 0o755 else "must be readable by all") in said
+
+
+def _contract_of_another_user(model: Path) -> str:
     code = f"""
 import os
 from pathlib import Path
@@ -144,8 +152,7 @@ try:
 except Exception as error:
     print(error)
 """
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert ("fake.mar" if mode == 0o755 else "must be readable by all") in said
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_export_writes_the_same_model_data_each_time(colour_archive: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
 from beeline.errors import BeelineError, ConfigError, Undetermined
@@ -127,7 +128,7 @@ def test_a_sweep_is_a_record_and_a_row_for_each_number_of_clients(
         assert times == sorted(times)
         assert times[0] >= 50
     for wrong in ("0", "3:1", "1:8:0", "1:901", "many"):
-        with pytest.raises(BeelineError, match="allowed: 1 to 900, or a sweep as 1:8"):
+        with pytest.raises(typer.BadParameter, match="is none of: 1 to 900, a sweep as 1:8"):
             load(url, clients=wrong)
 
 

@@ -201,6 +201,7 @@ def test_a_name_that_is_not_there_and_a_closed_port_are_424(web: Web) -> None:
     assert [status for status, _ in closed + missing] == [424, 424]
 
 
+@pytest.mark.server
 def test_https_needs_a_certificate_that_is_trusted(tmp_path: Path) -> None:
     secure = Web()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
