@@ -53,16 +53,16 @@ def read_table(
     if len(labels) < 2:
         raise DataError(f"{file} has only the label {', '.join(labels)!r}; a classifier needs two or more")
     root = Path(os.path.commonpath([path.parent for path, *_ in rows]))
+    given = {half for *_, half in rows}
+    for half in () if given == {""} else ("train", "val"):
+        if lacking := sorted(set(labels) - {label for _, label, own in rows if own == half}):
+            raise DataError(f"{file} has no pictures of {lacking[0]!r} whose split is {half}; add some")
     facts = examine(root, [path for path, *_ in rows], say)
-    halves = {half: _half(half, rows, facts, root, labels) for half in {half for *_, half in rows}}
+    halves = {half: _half(half, rows, facts, root, labels) for half in given}
     data.whole(list(halves.values()), damaged, say)
     name = name or file.stem
     if everything := halves.get(""):
         return DataSet(name, source, *data.split(everything, held_out), f"{held_out:.0%} of each class held out")
-    for half in ("train", "val"):
-        lacking = [label for label, count in halves[half].counts().items() if not count] if half in halves else labels
-        if lacking:
-            raise DataError(f"{file} has no pictures of {lacking[0]!r} whose split is {half}; add some")
     return DataSet(name, source, halves["train"], halves["val"], f"the column split of {file.name}")
 
 
