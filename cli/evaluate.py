@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,17 +72,20 @@ def evaluate(
 
 
 def _calibrate(run: Run, report: Report) -> tuple[dict[str, Any], str]:
-    """Keep in the run the temperature and the score of guesses that these answers show, and export it again."""
+    """Keep in the run and in its export the temperature and the score of guesses that these answers show."""
+    from beeline.spec import FILE_NAME, ModelSpec
     from train.evaluate import temperature, warmed
-    from train.export import export
     from train.model import guess_under
     from train.runs import finish
 
-    before = run.record.get("temperature") or 1.0
+    spec = ModelSpec.load(run.export)
+    before = spec.temperature or 1.0
     chosen = temperature(report, before)
     after = warmed(report, before / chosen)
     guess = guess_under((one.answers[0][1], one.within(1)) for one in after.judged if one.answers)
-    export(finish(run.folder, {**run.record, "temperature": chosen, "not_sure_under": guess}))
+    # Neither the graph nor the golden pictures know of it, so the export stays as it is.
+    replace(spec, temperature=chosen, not_sure_under=guess).save(run.export / FILE_NAME)
+    finish(run.folder, {**run.record, "temperature": chosen, "not_sure_under": guess})
     values = {"temperature": chosen, "not_sure_under": guess, "calibration_error": after.calibration_error}
     moved = f"calibration error {report.calibration_error:.4f} before, {after.calibration_error:.4f} after"
     under = "no score is seen under which an answer is a guess" if guess is None else f"a guess under {guess:.2f}"

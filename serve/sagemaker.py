@@ -26,6 +26,7 @@ ANSWER, PING, START, STOP = 60, 2, 180, 30
 # What of `config.properties` is lower here: AWS hears of a late answer before it gives up itself, and the server ends
 # some seconds after its last answer.
 _MOST = {
+    "beeline_url_seconds": 20,
     "beeline_max_image_bytes": PAYLOAD,
     "beeline_deadline_seconds": ANSWER - 5,
     "beeline_drain_seconds": 2,
@@ -65,14 +66,15 @@ def contract(request: Request, folder: Path, environ: Mapping[str, str], say: Sa
     for key, most in _MOST.items():
         if key == "beeline_deadline_seconds" and read.texts.get("beeline_url_hosts"):
             # Fetching a picture comes before its prediction.
-            most -= int(read.numbers.get("beeline_url_seconds", properties.DEFAULTS["beeline_url_seconds"]))
+            seconds = int(read.numbers.get("beeline_url_seconds", properties.DEFAULTS["beeline_url_seconds"]))
+            most -= min(seconds, _MOST["beeline_url_seconds"])
         number = read.numbers.get(key, properties.DEFAULTS[key])
         if number > most:
             changed[next(name for name, meant in properties.VARIABLES.items() if meant == key)] = str(most)
             say(f"{key} is {most} instead of {number}, for SageMaker's limit")
     free, given = request.free, request.ports
     text = environ.get("SAGEMAKER_BIND_TO_PORT", "").strip() or str(properties.DEFAULTS["inference_address"].port)
-    if not re.fullmatch(r"\d{1,5}", text):
+    if not re.fullmatch(r"\d{1,5}", text) or not 1 <= int(text) <= 65_535:
         raise ConfigError(f"SAGEMAKER_BIND_TO_PORT is {text!r}; allowed: a port, 1 to 65535")
     port = int(text) if given.inference is None else given.inference
     if text := environ.get("SAGEMAKER_SAFE_PORT_RANGE", "").strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import struct
@@ -28,14 +29,15 @@ class Cache:
     """Pixels by picture and kind, in a file each; at most `limit` bytes in `folder`, of which 0 keeps nothing.
 
     What was not used for longest is removed when a cache is opened. While it is in use nothing is removed: an epoch
-    reads all pictures in turn, and each would push out one that is needed sooner. `processes` share what is left.
+    reads all pictures in turn, and each would push out one that is needed sooner. Loader processes share what is left.
     """
 
-    def __init__(self, limit: int, folder: Path | None = None, processes: int = 1) -> None:
-        self._folder, self._left, self._used = folder or FOLDER, 0, limit > 0
+    def __init__(self, limit: int, folder: Path | None = None) -> None:
+        # In shared memory, since the processes of a loader are new in each epoch.
+        self._folder, self._left, self._used = folder or FOLDER, multiprocessing.Value("q", 0), limit > 0
         if self._used:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._left = self._make_room(limit) // max(1, processes)
+            self._left.value = self._make_room(limit)
 
     def get(self, path: Path, kind: str, decode: Callable[[bytes], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Return `decode` of the bytes of `path`, uint8 `[H, W, 3]`, from the disk if the file is as it was.
@@ -56,18 +58,28 @@ class Cache:
             ) == checksum:
                 return pixels
         pixels = decode(path.read_bytes())
-        if pixels.nbytes <= self._left:
+        if self._takes(pixels.nbytes):
             content = pixels.tobytes()
             head = _HEAD.pack(*pixels.shape[:2], status.st_size, status.st_mtime_ns, zlib.crc32(content))
             # A full disk costs time and no picture.
             with suppress(OSError):
                 write_whole(entry, head + content)
-                self._left -= pixels.nbytes
         return pixels
+
+    def _takes(self, size: int) -> bool:
+        """Say whether there is room for so many bytes, and take it."""
+        with self._left.get_lock():
+            has_room = size <= self._left.value
+            self._left.value -= size if has_room else 0
+        return bool(has_room)
 
     def _make_room(self, limit: int) -> int:
         """Remove the oldest files over nine tenths of `limit`; return the bytes that may be written."""
-        entries = [(each.stat(), each.path) for each in os.scandir(self._folder) if each.is_file()]
+        entries = []
+        for each in os.scandir(self._folder):
+            # Another training writes and removes files here, too.
+            with suppress(FileNotFoundError):
+                entries.append((each.stat(), each.path))
         held = sum(status.st_size for status, _ in entries)
         limit = min(limit, held + int(shutil.disk_usage(self._folder).free * _SHARE_OF_FREE))
         for status, path in sorted(entries, key=lambda entry: max(entry[0].st_atime_ns, entry[0].st_mtime_ns)):

@@ -210,6 +210,8 @@ def _find(folder: Path) -> tuple[Path, dict[str, Path], tuple[str, ...]]:
 
     Raise `DataError` for halves that do not fit together.
     """
+    if folder.suffix.lower() == ".csv" and folder.is_file():
+        raise DataError(f"{folder} is a CSV file, which only training takes; name a folder with one folder a label")
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "is missing"
         raise DataError(f"the data folder {folder} {what}; name a folder with train/ and val/, or one folder a class")

@@ -36,6 +36,8 @@ _ON_PAGE, _ON_TERMINAL = 30, 12
 _PAIRS, _MISTAKES, _FAILURES = 40, 24, 100
 # Of the reliability plot, as in Guo et al., On Calibration of Modern Neural Networks (2017).
 _BINS = 10
+# Fewer answers show no temperature.
+_LEAST = 20
 
 
 @dataclass(frozen=True)
@@ -335,9 +337,16 @@ def compare(one: Report, other: Report) -> tuple[str, float]:
 def temperature(report: Report, before: float = 1.0) -> float:
     """Return the temperature that makes the true labels likeliest; `before` is the one of these answers.
 
-    The answers must hold all labels. Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
+    The answers must hold all labels. Raise `DataError` for too few, or none wrong: then the likelihood has no maximum.
+    Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
     from scipy.optimize import minimize_scalar
+
+    answered = [one for one in report.judged if one.answers]
+    if len(answered) < _LEAST or all(one.within(1) for one in answered):
+        right = sum(one.within(1) for one in answered)
+        fix = f"name {_LEAST} or more, of which it gets some wrong"
+        raise DataError(f"{right} of {len(answered)} answered pictures are right, which shows no temperature; {fix}")
 
     def loss(log: float) -> float:
         made = [dict(one.answers).get(one.truth, 1.0) for one in warmed(report, math.exp(-log)).judged]

@@ -50,8 +50,12 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None) -
         say(f"run: {run}" if resume is None else f"run: {run}, which was interrupted, goes on")
         start = time.monotonic()
         with runs.held(run):
+            if resume is not None:
+                # What the fingerprint leaves out may be other: where the pictures are, or the name of the export.
+                config.save(run / "config.yaml")
             epochs, device = _train(network, plan, run, is_begun, say)
-            seconds = time.monotonic() - start
+            # Of all sessions, where there were several.
+            seconds = max(time.monotonic() - start, sum(epoch.seconds for epoch in epochs))
             write_state(network.cpu().state_dict(), run / "checkpoint.pth")
             return runs.finish(run, _record(plan, epochs, seconds, device))
 

@@ -115,7 +115,7 @@ class Pictures:
             self.train, self.watched = split(data.train, config.schedule.watched)
         self.loaders = _loaders() if config.data.loaders is None else config.data.loaders
         # Training and validation have such processes each.
-        self._cache = Cache(int(config.data.cache * 1e9), processes=2 * self.loaders)
+        self._cache = Cache(int(config.data.cache * 1e9))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Return the varying training pictures, in a new order each epoch."""

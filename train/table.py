@@ -85,7 +85,8 @@ def _rows(file: Path) -> list[tuple[Path, str, str]]:
             columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
             if not {*_COLUMNS[:2]} <= columns.keys():
                 raise DataError(f"{file} has the columns {', '.join(columns) or '(none)'}; name them path and label")
-            taken = [[(row.get(columns.get(each, "")) or "").strip() for each in _COLUMNS] for row in reader]
+            names = [columns.get(each) for each in _COLUMNS]
+            taken = [[(row[name] or "").strip() if name is not None else "" for name in names] for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV ({error}); save it as UTF-8 with a line path,label") from error
     rows: dict[Path, tuple[Path, str, str]] = {}

@@ -53,10 +53,9 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request."""
         pictures = [_pictures(request) for request in requests]
-        https = [json.loads(request.parameters() or "{}").get("http") for request in requests]
+        https = [_headers(request) for request in requests]
         self._wants_scores = any("scores" in request.requested_output_names() for request in requests)
-        headers = [json.loads(http or "{}") for http in https]
-        self.context.begin_batch([each for each, many in zip(headers, pictures, strict=True) for _ in many])
+        self.context.begin_batch([each or {} for each, many in zip(https, pictures, strict=True) for _ in many])
         rows = [{"body": one} for many in pictures for one in many]
         bodies = iter(enumerate(self.handler.handle(rows, self.context)))
         return [
@@ -70,7 +69,10 @@ class TritonPythonModel:
         if self._wants_scores and batch.good:
             from beeline.answer import probabilities
 
-            rows = probabilities(logits, self.handler.spec.output).astype("<f4")
+            spec = self.handler.spec
+            # Archives from before there was a temperature have code that takes none.
+            more = {"temperature": spec.temperature} if getattr(spec, "temperature", None) else {}
+            rows = probabilities(logits, spec.output, **more).astype("<f4")
             for index, row in zip(batch.good, rows, strict=True):
                 headers = {**answers[index].headers, _SCORES: row.tobytes().hex()}
                 answers[index] = dataclasses.replace(answers[index], headers=headers)
@@ -94,6 +96,15 @@ class TritonPythonModel:
             "scores": np.stack(scores),
         }
         return triton.InferenceResponse([triton.Tensor(name, value) for name, value in outputs.items()])
+
+
+def _headers(request: Any) -> dict[str, str] | None:
+    """Return the client's headers, None of one that sends none; what is no object must not fail the others."""
+    try:
+        values = json.loads(json.loads(request.parameters() or "{}").get("http"))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return {name: each for name, each in values.items() if isinstance(each, str)} if isinstance(values, dict) else None
 
 
 def _pictures(request: Any) -> list[bytes]:

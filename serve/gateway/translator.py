@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -34,6 +35,8 @@ logger = logging.getLogger("translator")
 _LOOK, _LONGEST_PAUSE = 0.5, 30.0
 # Seconds for the last answers of workers that were replaced.
 _GRACE = 2.0
+# Of the header with which it calls what tritonserver keeps from others.
+_TOKEN = "beeline-token"
 _OUTPUTS, _LENGTH = [{"name": "answer"}, {"name": "http"}], "Inference-Header-Content-Length"
 _COUNT = re.compile(r"(?m)^  count: \d+$")
 
@@ -54,7 +57,10 @@ class Translator:
         """Serve until a signal; raise SystemExit if tritonserver does not start."""
         predict = [web.route("*", f"/predictions/{{model}}{rest}", self.predict) for rest in ("", "/{version}")]
         manage = [web.get("/models", self.listing), web.get("/models/{model}", self.describe)]
-        async with ClientSession(connector=TCPConnector(limit=0), timeout=ClientTimeout()) as self.session:
+        # Whoever may load a model runs code: any page in a browser here can send a request to this port.
+        self.token = secrets.token_urlsafe()
+        options: Any = {"connector": TCPConnector(limit=0), "timeout": ClientTimeout(), "headers": {_TOKEN: self.token}}
+        async with ClientSession(**options) as self.session:
             await self.start()
             for key, routes in (("api", predict), ("control", [*manage, web.put("/models/{model}", self.scale)])):
                 app = web.Application(client_max_size=self.plan["max_request_size"])
@@ -75,7 +81,8 @@ class Translator:
         self.sweep()
         (address,) = ports.settle([(Address("127.0.0.1", 0), "")])
         self.url = str(address)
-        words = [*self.command, f"--http-port={address.port}"]
+        closed = f"--http-restricted-api=model-repository,shared-memory,trace,logging:{_TOKEN}={self.token}"
+        words = [*self.command, f"--http-port={address.port}", closed]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "limit": 1 << 20}
         ending = processes.ending_with_parent(signal.SIGTERM)
         self.process = await asyncio.create_subprocess_exec(*words, **pipes, preexec_fn=ending)

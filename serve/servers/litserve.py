@@ -54,6 +54,7 @@ class LitServe(Server):
             "backend": (addresses.backend.host, addresses.backend.port),
             "control": (addresses.control.host, addresses.control.port),
             "queue": queue(configuration, addresses),
+            "deadline": configuration.numbers["beeline_deadline_seconds"].value,
             "max_request_size": configuration.max_request_size,
             "gpus": len(machine.gpus()),
             "log": str(places.logs / "worker.log"),

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from beeline.errors import Undetermined
@@ -50,8 +49,9 @@ class Triton(Server):
         folder = VENV / "backends" / "python"
         folder.mkdir(parents=True, exist_ok=True)
         for path in (*(package / "backends" / "python").glob("*triton*"), stub):
-            with suppress(FileExistsError):
-                (folder / path.name).symlink_to(path)
+            # Another Python has another stub.
+            (folder / path.name).unlink(missing_ok=True)
+            (folder / path.name).symlink_to(path)
         # Without arguments it ends at once; 127 is the loader's.
         ended = subprocess.run(
             [stub], env={**environ, **self.environment(python)}, capture_output=True, text=True, check=False

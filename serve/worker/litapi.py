@@ -69,12 +69,19 @@ class Context:
 
 
 class Loop(BatchedLoop):  # type: ignore[misc]
-    """LitServe's loop for batches, which does not ask for the first request a thousand times a second."""
+    """LitServe's loop for batches, which does not ask for the first request a thousand times a second.
+
+    A worker that shall end does so between two batches: the manager would give a request to one that ended in a `get`.
+    """
+
+    ends = False
 
     def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> tuple[list[Any], list[Any]]:
         batch: list[Any] = []
         end = 0.0
         while len(batch) < lit_api.max_batch_size:
+            if self.ends and not batch:
+                sys.exit()
             try:
                 wait = min(_WAIT / 10, max(0.0, end - time.monotonic())) if batch else _WAIT
                 front, uid, _, payload = request_queue.get(timeout=wait)
@@ -109,6 +116,7 @@ class Api(LitAPI):  # type: ignore[misc]
         warm = getattr(getattr(self.handler, "engine", None), "warm", None)
         if warm is not None:
             warm(self.max_batch_size)
+        signal.signal(signal.SIGTERM, lambda number, frame: setattr(self.loop, "ends", True))
 
     def predict(self, x: list[dict[str, Any]]) -> list[Response]:
         self.context.headers, self.context.answers = [one["headers"] for one in x], [Response() for _ in x]
@@ -151,6 +159,8 @@ class Server(LitServer):  # type: ignore[misc]
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings, self.numbers, self.lost = settings, itertools.count(), set[int]()
+        # Workers that were told to end, and when they are killed.
+        self.ending: dict[int, tuple[SpawnProcess, float]] = {}
         self.versions = [Model(Api(**one)) for one in settings["models"]]
         # The first version is the default one.
         self.models = {one.api.model: one for one in self.versions[::-1]}
@@ -175,8 +185,12 @@ class Server(LitServer):  # type: ignore[misc]
         model.held += 1
         try:
             payload = {"body": await request.body(), "headers": dict(request.headers)}
-            answer: Response = await RegularRequestHandler(model.api, self).handle_request(payload, dict)
+            handled = RegularRequestHandler(model.api, self).handle_request(payload, dict)
+            answer: Response = await asyncio.wait_for(handled, self.settings["deadline"])
             return answer
+        except asyncio.TimeoutError:
+            # A worker that was killed in the moment it took the request; nobody else has it.
+            return failure("NoAnswer", "no worker has answered in time; try again")
         finally:
             model.held -= 1
 
@@ -210,10 +224,10 @@ class Server(LitServer):  # type: ignore[misc]
         return JSONResponse({"status": "scaling"}, 206 if synchronous else 202)
 
     def end(self, model: Model, number: int) -> None:
-        """End a worker; a look later its requests are answered, since its last answers may still be on their way."""
-        model.workers[number].terminate()
-        model.workers.pop(number).join(1)
-        self.lost.add(number)
+        """Let a worker end after its batch. A look after its end its open requests are answered."""
+        process = model.workers.pop(number)
+        process.terminate()
+        self.ending[number] = process, time.monotonic() + self.settings["deadline"]
 
     def start(self, model: Model) -> None:
         """Start a worker, in the folder of its archive and for the GPU with the fewest."""
@@ -226,8 +240,10 @@ class Server(LitServer):  # type: ignore[misc]
         process = multiprocessing.get_context("spawn").Process(None, work, gpu, (self.settings["log"], *arguments))
         before = Path.cwd()
         os.chdir(model.api.folder)
-        process.start()
-        os.chdir(before)
+        try:
+            process.start()
+        finally:
+            os.chdir(before)
         model.workers[number] = process
 
     def look(self) -> None:
@@ -243,7 +259,18 @@ class Server(LitServer):  # type: ignore[misc]
                 model.due = now + model.pause
                 self.end(model, number)
             while len(model.workers) < model.low and now >= model.due:
-                self.start(model)
+                try:
+                    self.start(model)
+                except OSError as error:
+                    # No memory or no process number now is no reason to end the workers that run.
+                    logging.getLogger("litserve").error("a worker of %s does not start: %s", model.api.name, error)
+                    model.due = now + _LONGEST_PAUSE
+        for number, (process, due) in list(self.ending.items()):
+            if process.exitcode is not None:
+                del self.ending[number]
+                self.lost.add(number)
+            elif now > due:
+                process.kill()
         log = Path(self.settings["log"])
         if log.exists() and log.stat().st_size > self.settings["log_bytes"]:
             RotatingFileHandler(log, backupCount=self.settings["log_files"], delay=True).doRollover()
@@ -267,7 +294,8 @@ class Server(LitServer):  # type: ignore[misc]
                 await asyncio.wait([served], timeout=_LOOK)
             await served
         finally:
-            for process in (process for model in self.versions for process in model.workers.values()):
+            ending = [process for process, _ in self.ending.values()]
+            for process in (*ending, *(process for model in self.versions for process in model.workers.values())):
                 process.kill()
             manager.shutdown()
 

@@ -5,15 +5,18 @@ What only a run can find is in test_build.py and in tests/handlers/test_vision_h
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from archive.build import Built
+from archive.build import Built, build
 from archive.inspect import card
 from archive.verify import verify
 from beeline.errors import ArchiveError
+from beeline.spec import FILE_NAME, ModelSpec
 from tests.archive.conftest import LABELS, Files, MakeMar
 
 
@@ -25,6 +28,13 @@ def test_an_archive_that_differs_from_the_index_is_refused(
     replaced = other.rename(other.with_name("tiny.mar"))
     with pytest.raises(ArchiveError, match=r"has sha256 .*, index\.json says .*changed after it was built"):
         verify(replaced)
+
+
+def test_an_archive_with_a_temperature_is_verified(tiny_export: Path, tmp_path: Path) -> None:
+    """Its answers are less sure than the golden pictures say, which are recorded without it."""
+    folder = Path(shutil.copytree(tiny_export, tmp_path / "export"))
+    dataclasses.replace(ModelSpec.load(folder), temperature=4.0).save(folder / FILE_NAME)
+    assert verify(build(folder, tmp_path / "store", check=False).path).pictures == 4
 
 
 def test_the_card_holds_every_fact_as_lines_and_as_json(tiny_built: Built) -> None:

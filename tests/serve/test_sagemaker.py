@@ -100,6 +100,7 @@ def test_ports_are_those_that_sagemaker_leaves_to_the_container(model: Path) -> 
     ("environ", "sentence"),
     [
         ({"SAGEMAKER_BIND_TO_PORT": "http"}, "SAGEMAKER_BIND_TO_PORT is 'http'; allowed: a port"),
+        ({"SAGEMAKER_BIND_TO_PORT": "0"}, "SAGEMAKER_BIND_TO_PORT is '0'; allowed: a port"),
         ({"SAGEMAKER_SAFE_PORT_RANGE": "21000"}, "SAGEMAKER_SAFE_PORT_RANGE is '21000'; allowed: at least four"),
         ({"SAGEMAKER_SAFE_PORT_RANGE": "21000-21002"}, "allowed: at least four ports"),
         ({"SAGEMAKER_MULTI_MODEL": "true"}, "this image serves one model"),

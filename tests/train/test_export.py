@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from train.data import labelled_pictures
 from train.errors import RunError
 from train.evaluate import evaluate, warmed
 from train.export import export, network
+from train.generate import generate
 from train.model import normalised
 from train.predictor import RunPredictor
 from train.runs import Run, finish, open_run
@@ -107,13 +109,18 @@ def test_calibrating_by_the_command_leaves_out_what_was_trained_on_and_keeps_wha
         for path in (drawn / half).rglob("*.png"):
             (tmp_path / "all" / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, tmp_path / "all" / path.parent.name / f"{half}-{path.name}")
+    few = CliRunner().invoke(app, ["evaluate", "latest", "--data", str(tmp_path / "all"), "--calibrate"]).exception
+    assert re.search(r"of 8 answered pictures are right, which shows no temperature; name 20 or more", str(few))
+    # 24 more, of which two lie in the other label's folder.
+    for path in (generate(tmp_path, 7, 1, 12) / "val").rglob("*.png"):
+        label = path.parent.name if path.name != "000.png" else {"circles": "stripes"}.get(path.parent.name, "circles")
+        shutil.copy(path, tmp_path / "all" / label / f"more-{path.parent.name}-{path.name}")
     words = ["evaluate", "latest", "--data", str(tmp_path / "all"), "--calibrate", "--json"]
     done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "report.html")])
     assert done.exit_code == 0, done.exception
     values = json.loads(done.stdout.splitlines()[-1])
-    assert values["pictures"] == 8
-    assert values["notes"][0] == "16 of 24 pictures are left out, since latest was trained on them."
-    assert values["top1"] == copy.accuracy
+    assert values["pictures"] == 32
+    assert values["notes"][0] == "16 of 48 pictures are left out, since latest was trained on them."
     found = values["calibration"]["temperature"]
     assert ModelSpec.load(copy.export).temperature == open_run(copy.folder).record["temperature"] == found
     assert f"has the temperature {found:g} now" in (tmp_path / "report.html").read_text()

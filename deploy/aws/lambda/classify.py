@@ -89,7 +89,7 @@ def _picture(event: Any) -> tuple[bytes, str]:
             body, kind = json.dumps({"url": values["url"]}).encode(), "application/json"
         elif "data" in values:
             body = base64.b64decode(values["data"], validate=True)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         allowed = 'allowed: {"url": "https://..."}, {"data": "<base64>"}, or a request with one of them as its body'
         raise Refused(400, "BadEncoding", f"the event holds no picture ({error}); {allowed}") from error
     if not body:

@@ -113,6 +113,18 @@ def test_each_version_has_its_address_and_any_other_is_not_found(running: Runnin
         assert management.describe("slow", "3.0") is None
 
 
+def test_scaling_down_loses_no_request(running: Running) -> None:
+    url = f"{running.state.backend}/predictions/colours"
+    with ManagementClient(running.state.management) as management, ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            management.scale("colours", 3, 3)
+            wait_for(lambda: management.describe("colours"), lambda one: one is not None and one.ready == 3)
+            management.scale("colours", 1, 1)
+            answers = list(pool.map(lambda picture: requests.post(url, data=picture, timeout=60), [RED, GREEN] * 6))
+            assert {each.status_code for each in answers} == {200}
+    assert worker(running, "colours").is_running()
+
+
 def test_a_full_queue_refuses_and_a_killed_worker_costs_only_the_requests_that_it_had(
     running: Running, gate: Path
 ) -> None:

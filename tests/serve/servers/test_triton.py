@@ -58,16 +58,20 @@ def tritonserver(running: Running) -> psutil.Process:
     return child
 
 
+def address(running: Running) -> str:
+    (port,) = (word.partition("=")[2] for word in tritonserver(running).cmdline() if word.startswith("--http-port="))
+    return f"http://127.0.0.1:{port}/v2"
+
+
 def infer(running: Running, sent: list[bytes], name: str = "picture", **asked: Any) -> requests.Response:
     """Ask tritonserver itself, in its own protocol."""
-    (port,) = (word.partition("=")[2] for word in tritonserver(running).cmdline() if word.startswith("--http-port="))
     data = b"".join(len(each).to_bytes(4, "little") + each for each in sent) if name == "picture" else sent[0]
     shape, kind = ([len(sent), 1], "BYTES") if name == "picture" else ([1, len(data)], "UINT8")
     size = {"binary_data_size": len(data)}
     inputs = [{"name": name, "shape": shape, "datatype": kind, "parameters": size}]
     head = json.dumps({"inputs": inputs, **asked}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
-    url = f"http://127.0.0.1:{port}/v2/models/colours"
+    url = f"{address(running)}/models/colours"
     if not sent:
         return requests.get(f"{url}/stats", timeout=60)
     return requests.post(f"{url}/infer", data=head + data, headers=headers, timeout=60)
@@ -131,6 +135,22 @@ def test_its_own_clients_get_scores_and_an_error_a_picture(served: Running) -> N
     assert np.argmax(both["scores"][3:]) == 1
     named = infer(served, [BLUE], outputs=[{"name": "scores", "parameters": {"classification": 1}}])
     assert outputs(named)["scores"][0].endswith(":2:blue")
+
+
+@pytest.mark.parametrize("http", [5, "5", "x", "[]", '{"accept": 5}'])
+def test_what_a_client_sends_as_headers_fails_no_other(served: Running, http: object) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(infer, served, [RED]) for _ in range(3)]
+        assert outputs(infer(served, [GREEN], parameters={"http": http}))["answer"]
+    assert all(outputs(each.result())["answer"] for each in others)
+
+
+def test_only_the_translator_loads_models(served: Running) -> None:
+    """A model is code, and a page in a browser of this machine reaches the port."""
+    for verb in ("load", "unload"):
+        refused = requests.post(f"{address(served)}/repository/models/colours/{verb}", data="{}", timeout=60)
+        assert refused.status_code == 403
+    assert outputs(infer(served, [RED]))["answer"]
 
 
 def test_pictures_as_ragged_uint8_share_batches(served: Running) -> None:
