@@ -68,12 +68,9 @@ def lay_out(settings: Settings) -> None:
         (settings.folder / "certificate.pem").symlink_to(settings.tls.certificate)
         (settings.folder / "key.pem").symlink_to(settings.tls.key)
     settings.save()
-    if settings.adapter or settings.server_routes:
-        description = json.loads((PAGE / "nginx" / "openapi.json").read_text(encoding="utf-8"))
-        paths = {
-            path: of for path, of in description["paths"].items() if getattr(settings, of.pop("x-needs", "listen"))
-        }
-        write_json(settings.folder / "description.json", {**description, "paths": paths}, 0o644)
+    description = json.loads((PAGE / "nginx" / "openapi.json").read_text(encoding="utf-8"))
+    paths = {path: of for path, of in description["paths"].items() if getattr(settings, of.pop("x-needs", "listen"))}
+    write_json(settings.folder / "description.json", {**description, "paths": paths}, 0o644)
     for path in (PAGE / "nginx").glob("*.conf"):
         shutil.copyfile(path, settings.folder / path.name)
     for name, lines in _files(settings).items():
@@ -188,7 +185,7 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     of_gateways = " http_429 http_502 http_503" if settings.name else ""
     # Parts of the configuration that are on, in the order of nginx's rewrites.
     names = {"adapter": settings.adapter, "url": settings.url_hosts, "kserve": settings.kserve}
-    names |= {"description": settings.adapter or settings.server_routes, "server_routes": settings.server_routes}
+    names |= {"server_routes": settings.server_routes}
     # SageMaker's name of a prediction.
     invocations = [
         "if ($request_method != POST) { return 405; }",

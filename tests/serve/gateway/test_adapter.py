@@ -264,9 +264,15 @@ def test_with_nothing_configured_nothing_else_runs_and_nginx_reads_nothing_of_it
     names = [each.name() for each in psutil.Process(plain.process.pid).children()]
     files = {path.name for path in (plain.settings.folder / "settings").iterdir()}
     text = "".join(path.read_text() for path in (plain.settings.folder / "settings").iterdir())
+    described = requests.options(f"{plain.url}/", timeout=30)
+    same = [requests.request(method, f"{plain.url}/api-description", timeout=30) for method in ("GET", "OPTIONS")]
     stop(plain)
+    assert [each.json() for each in same] == [described.json()] * 2
+    assert described.headers["Content-Type"].startswith("application/json")
+    on = described.json()["paths"].keys()
+    assert {"/", "/ping", "/predictions/{model}", "/catalog.json"} <= on
+    assert not [path for path in on if path.startswith(("/v1", "/v2", "/invocations", "/feedback", "/models"))]
     assert names == ["nginx"]
     assert "adapter" not in text + "".join(files)
-    assert "description" not in text
     assert "include adapter.conf;" in written(tmp_path, "limits.conf", kserve=True)
     assert not Settings.__dataclass_fields__["kserve"].default

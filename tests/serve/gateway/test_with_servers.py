@@ -100,6 +100,7 @@ def answers(match: re.Match[str], running: Running, metrics_port: int) -> str:
     body = RED if method in ("POST", "PUT") else None
     statuses = [requests.request(method, f"{url}{route}", data=body, timeout=60).status_code for url in urls]
     can_pass = route.startswith(("/predictions/", "/ping")) and method in ("POST", "PUT", "GET")
+    can_pass = can_pass or f"{method} {route}" in ("OPTIONS /", "GET /api-description")
     assert statuses[1] < 500 if can_pass else statuses[1] in (404, 405), (match[0], statuses)
     return f"| {port} | `{method} {route}` | {' | '.join(map(str, statuses))} |"
 
