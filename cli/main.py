@@ -12,6 +12,7 @@ from beeline.errors import BeelineError, short
 from cli.archive import app as archive
 from cli.bench import app as bench
 from cli.console import say
+from cli.data import app as data
 from cli.evaluate import evaluate
 from cli.predict import predict
 from cli.quickstart import quickstart
@@ -33,6 +34,7 @@ app.command()(train)
 app.add_typer(archive, name="archive")
 app.add_typer(serve, name="serve")
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 app.command()(predict)
 app.command()(evaluate)
 

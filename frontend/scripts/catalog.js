@@ -6,6 +6,8 @@ export const path = (model) => `${model.name}/${model.version}`;
 export class Catalog extends EventTarget {
   models = [];
   limits = null;
+  /** Who may tell that an answer is wrong: "here", "token", or "" for nobody. */
+  feedback = "";
   served = "";
   #chosen = null;
   #text = "";
@@ -26,7 +28,8 @@ export class Catalog extends EventTarget {
       const values = await json("/catalog.json");
       const text = JSON.stringify(values);
       if (text === this.#text) return true;
-      Object.assign(this, { models: [...values.models], limits: values.limits, served: served(values) });
+      const { models, limits, feedback } = values;
+      Object.assign(this, { models: [...models], limits, feedback, served: served(values) });
       this.#text = text;
     } catch {
       // It is not there yet, or the answer is from a proxy in front of the gateway.

@@ -9,8 +9,9 @@ export class Detail {
   #picture = null;
   #shown = () => this.#show();
 
-  /** `actions` has remove(picture) and retry(picture). */
+  /** `actions` has remove(picture), retry(picture), and shown(picture), which completes the view. */
   constructor(actions) {
+    this.actions = actions;
     byId("remove").addEventListener("click", () => actions.remove(this.#picture));
     byId("retry").addEventListener("click", () => actions.retry(this.#picture));
   }
@@ -48,6 +49,7 @@ export class Detail {
     byId("retry").hidden = !picture.retriable;
     // Pictures from the camera, the clipboard and samples are in no folder yet, and the code needs a file.
     Object.assign(byId("save"), { hidden: picture.source === "file", download: picture.name, href: picture.url });
+    this.actions.shown(picture);
   }
 }
 

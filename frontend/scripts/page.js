@@ -6,6 +6,7 @@ import { Card } from "./card.js";
 import { Catalog, path } from "./catalog.js";
 import { Detail } from "./detail.js";
 import { byId, element, write } from "./element.js";
+import { Feedback } from "./feedback.js";
 import { Intake } from "./intake.js";
 import { showModel } from "./model.js";
 import { Picture } from "./picture.js";
@@ -28,7 +29,8 @@ const summary = new Summary(queue, batches);
 const snippets = new Snippets();
 /** Cards by picture, in the order in which the pictures came. */
 const cards = new Map();
-const detail = new Detail({ remove, retry });
+const feedback = new Feedback(catalog);
+const detail = new Detail({ remove, retry, shown: (picture) => feedback.show(picture) });
 
 function add(files, source) {
   const pictures = files.map((file) => new Picture(file, source, catalog.chosen));

@@ -1,4 +1,4 @@
-"""The adapter: what nginx cannot answer, namely pictures by URL and the KServe protocols.
+"""The adapter: what nginx cannot answer: pictures by URL, the KServe protocols, and keeping what was answered wrongly.
 
 Run by the gateway as `python -m serve.gateway.adapter FOLDER SOCKET`, where FOLDER is its runtime folder and SOCKET the
 number of the open socket on which nginx passes such requests. Predictions go back to nginx, on a socket of its own in
@@ -8,9 +8,11 @@ FOLDER, so that its queue, its deadline and its answers hold for them. The plain
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import struct
 import sys
@@ -18,11 +20,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from host.files import is_hidden, write_whole
 from serve.gateway.runtime import ERRORS, GATEWAY_SOCKET
 from serve.gateway.settings import Settings
 from serve.gateway.urls import Fetcher, Refused
@@ -40,6 +44,8 @@ _V1 = f"/v1/models/{{model:{_NAME}}}"
 _V2 = f"/v2/models/{{model:{_NAME}}}{{version:(/versions/{_NAME})?}}"
 _SERVER = {"name": "beeline", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
 _OUTPUTS = {"answer": "BYTES", "status": "INT32"}
+# A label is the name of a folder. A file takes a block of the disk at least.
+_LABEL, _BLOCK = re.compile(r"\w[^/]{0,99}"), 4096
 _HELP = 'allowed: {"instances": [{"b64": "<base64>"}]}, or in version 2 one input of BYTES'
 
 
@@ -50,6 +56,7 @@ class Adapter:
         self.settings = settings
         self._new_fetcher = fetcher
         self._free = max(_HELD, 4 * settings.max_body)
+        self._keeping = asyncio.Lock()
 
     def application(self) -> web.Application:
         """Return the application for `aiohttp.web`."""
@@ -61,6 +68,8 @@ class Adapter:
             application.router.add_get(f"{_V2}{{what:(/ready)?}}", self._model)
             application.router.add_post(f"{_V1}:predict", self._predict)
             application.router.add_post(f"{_V2}/infer", self._infer)
+        if self.settings.feedback:
+            application.router.add_post(f"/feedback/{{model:{_NAME}}}", self._keep)
         if self.settings.url_hosts:
             application.router.add_route("*", "/{path:(?!v[12](/|$)).*}", self._pass)
         return application
@@ -124,6 +133,38 @@ class Adapter:
         if "url" in values:
             body = await self._fetch(request, values["url"])
         return await self._ask(request.method, request.rel_url.raw_path, body, request.headers.get("Accept", "*/*"))
+
+    async def _keep(self, request: web.Request) -> web.Response:
+        """Keep a picture below the folders of its model and of its right label, which the header X-Label has."""
+        body, label = await request.read(), unquote(request.headers.get("X-Label", "")).strip()
+        if not (_LABEL.fullmatch(label) and label.isprintable() and len(label.encode()) <= 200) or is_hidden(label):
+            allowed = "at most 100 characters in UTF-8, percent-encoded, a letter or digit first, and no /"
+            raise Refused(400, "BadLabel", f"X-Label is {label[:100]!r}; allowed: {allowed}")
+        # A prediction takes JSON and forms too.
+        if body.lstrip()[:1] in (b"", b"{", b"[", b"-"):
+            raise Refused(415, "NotAnImage", "the body is no picture; send the picture's bytes as they are")
+        # It judges the model's name and all of the picture.
+        answer = await self._ask("POST", f"/predictions/{request.match_info['model']}", body)
+        if answer.status != 200:
+            return answer
+        async with self._keeping:
+            kept = await asyncio.to_thread(self._write, request.match_info["model"], label, body)
+        return web.json_response({"label": label, "kept": kept})
+
+    def _write(self, model: str, label: str, body: bytes) -> str:
+        """Write a picture into the folder, within its bound; of the same bytes the last label stays."""
+        folder, name = Path(self.settings.feedback) / model, hashlib.sha256(body).hexdigest()
+        held = sum(max(_BLOCK, path.stat().st_size) for path in folder.parent.rglob("*") if path.is_file())
+        before = list(folder.glob(f"*/{name}"))
+        if not before and held + max(_BLOCK, len(body)) > self.settings.feedback_megabytes * 1_000_000:
+            most = f"its {self.settings.feedback_megabytes} MB (beeline_feedback_megabytes)"
+            raise Refused(507, "FeedbackFull", f"the folder of such pictures has {most}; nothing was kept")
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        write_whole(folder / label / name, body)
+        for path in before:
+            if path.parent.name != label:
+                path.unlink()
+        return name
 
     async def _server(self, request: web.Request) -> web.Response:
         answer, what = await self._ask("GET", "/ping"), request.match_info["what"]

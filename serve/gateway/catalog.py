@@ -66,7 +66,8 @@ def write(
         "deadline_s": settings.deadline,
     }
     gateway = {"kind": "nginx", "version": settings.version}
-    catalog = {"models": models, "limits": limits, "server": server, "gateway": gateway}
+    who = ("token" if settings.feedback_token else "here") if settings.feedback else ""
+    catalog = {"models": models, "limits": limits, "server": server, "gateway": gateway, "feedback": who}
     write_json(settings.web / "catalog.json", catalog, 0o644)
     open_to_all(settings.web)
 

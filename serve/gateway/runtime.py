@@ -20,12 +20,18 @@ from serve.gateway.settings import Backend, Settings
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
+# A browser on this machine, as nginx knows one; a site whose name leads here has another host.
+_HERE = {"$remote_addr": r"(127\..*|::1)", "$host": r"(localhost|127\.0\.0\.1|\[::1\])"}
 # In the runtime folder, as in `frontend/nginx`: nginx listens on the one, `serve.gateway.adapter` on the other.
 GATEWAY_SOCKET, ADAPTER_SOCKET = "gateway.sock", "adapter.sock"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
 ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
-    403: ("Forbidden", "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM"),
+    403: (
+        "Forbidden",
+        "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM; "
+        "feedback is for a browser on this machine, or for who has BEELINE_FEEDBACK_TOKEN",
+    ),
     404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
     405: ("MethodNotAllowed", "this address does not take that method; the Allow header names those that it takes"),
     408: ("RequestTimeout", "the request did not arrive in time; send it without pauses of ten seconds"),
@@ -185,7 +191,7 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     of_gateways = " http_429 http_502 http_503" if settings.name else ""
     # Parts of the configuration that are on, in the order of nginx's rewrites.
     names = {"adapter": settings.adapter, "url": settings.url_hosts, "kserve": settings.kserve}
-    names |= {"server_routes": settings.server_routes}
+    names |= {"server_routes": settings.server_routes, "feedback": settings.feedback}
     # SageMaker's name of a prediction.
     invocations = [
         "if ($request_method != POST) { return 405; }",
@@ -193,6 +199,10 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     ]
     # As long as the adapter may take: fetch a picture, and wait for the gateway's own answer.
     adapter = {"adapter.conf": [f"proxy_read_timeout {settings.url_seconds + deadline + 5}s;"]}
+    if settings.feedback:
+        adapter["adapter.conf"].append("proxy_set_header X-Label $http_x_label;")
+        allowed = {"$http_authorization": f"Bearer {settings.feedback_token}"} if settings.feedback_token else _HERE
+        adapter["feedback.conf"] = [f'if ({name} !~ "^{text}\\z") {{ return 403; }}' for name, text in allowed.items()]
     return {
         "process.conf": [
             f"worker_processes {settings.processes};",
@@ -246,7 +256,8 @@ def _block(name: str, lines: Iterable[str]) -> list[str]:
 
 
 def _write(settings: Settings, name: str, lines: Iterable[str]) -> None:
-    write_whole(settings.folder / "settings" / name, "".join(f"{line}\n" for line in lines))
+    # Some hold a token; nginx reads them as the user who starts it.
+    write_whole(settings.folder / "settings" / name, "".join(f"{line}\n" for line in lines), 0o600)
 
 
 def _user() -> list[str]:

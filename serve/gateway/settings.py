@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from beeline.errors import ConfigError
 from host import machine
+from host.files import check_writable, write_whole
 from serve.ports import Address
 
 if TYPE_CHECKING:  # the gateway reads its own settings: its process holds no pydantic
@@ -85,11 +86,14 @@ class Settings:
     url_seconds: int = 5  # for one of their pictures
     kserve: bool = False  # whether the KServe protocols answer
     server_routes: bool = False  # whether the servers' own other routes answer
+    feedback: str = ""  # the folder of pictures that people say were answered wrongly; empty means that none is kept
+    feedback_megabytes: int = 100  # that this folder may hold
+    feedback_token: str = ""  # who has it may send such pictures; empty means browsers on this machine
 
     @property
     def adapter(self) -> bool:
         """Whether something is on that `serve.gateway.adapter` answers."""
-        return bool(self.url_hosts) or self.kserve
+        return bool(self.url_hosts or self.kserve or self.feedback)
 
     @property
     def access_log(self) -> Path:
@@ -119,7 +123,8 @@ class Settings:
     def save(self) -> None:
         """Write the settings into the runtime folder."""
         text = json.dumps(dataclasses.asdict(self), default=str, indent=1)
-        (self.folder / FILE).write_text(text, encoding="utf-8")
+        # It may hold a token.
+        write_whole(self.folder / FILE, text, 0o600)
 
     @classmethod
     def load(cls, folder: Path) -> Settings:
@@ -165,6 +170,7 @@ def public(
         "tls": Tls(at.tls, *files) if files is not None and at.tls is not None else None,
         **adapted(choice, properties),
         "url_seconds": numbers["beeline_url_seconds"],
+        "feedback_megabytes": numbers["beeline_feedback_megabytes"],
         "defaults": {model.model: model.version for model in configuration.models if model.default_version},
     }
     return Settings(**{**values, **others})
@@ -175,11 +181,14 @@ def adapted(choice: Choice, properties: Properties) -> dict[str, Any]:
     texts = properties.texts
     switches = {name: texts.get(f"beeline_{name}") == "true" for name in ("url_http", "kserve", "server_routes")}
     on = {"url_hosts": tuple(texts.get("beeline_url_hosts", "").replace(",", " ").split()), **switches}
+    on["feedback"] = texts.get("beeline_feedback", "") and str(Path(texts["beeline_feedback"]).resolve())
     if choice.kind != "nginx" and (names := [f"beeline_{name}" for name, value in on.items() if value]):
         raise ConfigError(
             f"{properties.path}: {names[0]} needs nginx, and --gateway is {choice.kind}; leave --gateway out"
         )
-    return on
+    if on["feedback"]:
+        check_writable(Path(on["feedback"]))
+    return {**on, "feedback_token": texts.get("beeline_feedback_token", "")}
 
 
 def tls_files(choice: Choice, properties: Properties) -> tuple[Path, Path] | None:

@@ -50,7 +50,7 @@ def running(colour_archive: Path, tmp_path_factory: pytest.TempPathFactory, web:
     config = folder / "config.properties"
     config.write_text(
         f"beeline_url_hosts=pictures.test:{web.port}\nbeeline_url_http=true\nbeeline_kserve=true\n"
-        "beeline_server_routes=true\n"
+        f"beeline_server_routes=true\nbeeline_feedback={folder}/kept\n"
     )
     overrides = Overrides(workers=1, batch_size=4, max_batch_delay=20)
     asked = Request("torchserve", (str(colour_archive),), folder, config, overrides=overrides, ports=Ports(0))
