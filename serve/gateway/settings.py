@@ -180,14 +180,15 @@ def adapted(choice: Choice, properties: Properties) -> dict[str, Any]:
     """Return what is on beyond the plain API; raise ConfigError where it is, without nginx."""
     texts = properties.texts
     switches = {name: texts.get(f"beeline_{name}") == "true" for name in ("url_http", "kserve", "server_routes")}
-    on = {"url_hosts": tuple(texts.get("beeline_url_hosts", "").replace(",", " ").split()), **switches}
-    on["feedback"] = texts.get("beeline_feedback", "") and str(Path(texts["beeline_feedback"]).resolve())
+    folder = texts.get("beeline_feedback", "") and str(Path(texts["beeline_feedback"]).resolve())
+    hosts = tuple(texts.get("beeline_url_hosts", "").replace(",", " ").split())
+    on = {"url_hosts": hosts, **switches, "feedback": folder}
     if choice.kind != "nginx" and (names := [f"beeline_{name}" for name, value in on.items() if value]):
         raise ConfigError(
             f"{properties.path}: {names[0]} needs nginx, and --gateway is {choice.kind}; leave --gateway out"
         )
-    if on["feedback"]:
-        check_writable(Path(on["feedback"]))
+    if folder:
+        check_writable(Path(folder))
     return {**on, "feedback_token": texts.get("beeline_feedback_token", "")}
 
 

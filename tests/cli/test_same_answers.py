@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import random
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import requests
 import torch
 
 from archive.build import build
@@ -23,6 +30,7 @@ from cli.sources import open_source
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.instance.child import Running
+from serve.sagemaker import PAYLOAD, contract
 from serve.up import Request, up
 from tests.conftest import ROOT, post_as_one_batch
 from train.export import network
@@ -55,6 +63,16 @@ def running(mar: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     asked = Request(request.param, store=mar.parent, name=name, overrides=overrides, ports=Ports(0))
     with up(asked, print) as server:
         yield server
+
+
+@pytest.fixture(scope="module", params=["torchserve", "mms"])
+def doors(mar: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that keeps SageMaker's contract, with the KServe protocols on."""
+    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=20)
+    asked = Request(request.param, name=f"doors-{request.param}", overrides=overrides, ports=Ports(0))
+    asked, environ = contract(asked, mar.parent, {**os.environ, "BEELINE_KSERVE": "true"}, print)
+    with up(asked, print, environ) as server:
+        yield server.state.inference
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +125,43 @@ def test_the_archive_agrees_with_the_run(of_the_archive: list[str | int], of_the
 def test_the_server_agrees_with_the_run(running: Running, photographs: list[bytes], of_the_run: list[str]) -> None:
     with open_source(running.state.inference, "resnet18") as opened:
         assert outcomes(opened.predict(photographs)) == of_the_run
+
+
+def invoke(url: str, data: bytes) -> tuple[int, Any]:
+    answer = requests.post(f"{url}/invocations", data=data, timeout=60)
+    return answer.status_code, answer.json()
+
+
+def predict(url: str, data: bytes) -> tuple[int, Any]:
+    body = {"instances": [{"b64": base64.b64encode(data).decode()}]}
+    answer = requests.post(f"{url}/v1/models/resnet18:predict", json=body, timeout=60)
+    return answer.status_code, answer.json()["predictions"][0] if answer.ok else None
+
+
+def infer(url: str, data: bytes) -> tuple[int, Any]:
+    """Send the picture's bytes in the binary form."""
+    tensor = {"name": "picture", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(data) + 4}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    body, headers = head + struct.pack("<I", len(data)) + data, {"Inference-Header-Content-Length": str(len(head))}
+    answer = requests.post(f"{url}/v2/models/resnet18/infer", data=body, headers=headers, timeout=60)
+    return answer.status_code, json.loads(answer.json()["outputs"][0]["data"][0]) if answer.ok else None
+
+
+@pytest.mark.parametrize("door", [invoke, predict, infer])
+def test_sagemakers_and_kserves_routes_give_the_archives_statuses_and_labels(
+    doors: str,
+    door: Callable[[str, bytes], tuple[int, Any]],
+    photographs: list[bytes],
+    awkward: list[bytes],
+    of_the_archive: list[str | int],
+) -> None:
+    sent = [*photographs, *awkward]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(partial(door, doors), sent))
+    seen = [next(iter(values)) if status == 200 else status for status, values in answers]
+    # The archive alone has no limit of SageMaker's.
+    expected = [413 if len(data) > PAYLOAD else one for data, one in zip(sent, of_the_archive, strict=True)]
+    assert seen == expected
 
 
 def test_awkward_pictures_in_batches_with_photographs_harm_nobody(

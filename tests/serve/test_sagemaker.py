@@ -225,9 +225,12 @@ class Container:
         return requests.post(f"{self.url}/invocations", data=body, headers=headers, timeout=sagemaker.ANSWER)
 
 
-@pytest.fixture(scope="module")
-def container(colour_archive: Path, state_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    container = Container(tmp_path_factory.mktemp("container"), colour_archive, state_home / "sagemaker")
+@pytest.fixture(scope="module", params=["torchserve", "mms"])
+def container(
+    colour_archive: Path, state_home: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Container]:
+    folder, state = tmp_path_factory.mktemp("container"), state_home / f"sagemaker-{request.param}"
+    container = Container(folder, colour_archive, state, environ={"BEELINE_SERVER": request.param})
     yield container
     container.stop()
 

@@ -320,7 +320,7 @@ def test_without_a_token_only_a_browser_of_this_machine_tells(telling: Site, tmp
 @pytest.mark.parametrize("telling", ["a-token-of-16-or-more"], indirect=True)
 def test_where_there_is_a_token_nothing_is_kept_without_it(telling: Site) -> None:
     for headers in ({}, {"Authorization": "Bearer a-token-of-16-or-mor"}, {"Authorization": "a-token-of-16-or-more"}):
-        answer = tell(telling, "blue", **headers)
+        answer = tell(telling, "blue", b"a picture", **headers)
         assert (answer.status_code, answer.json()["type"]) == (403, "Forbidden")
     assert not kept(telling)
     assert tell(telling, "blue", Authorization="Bearer a-token-of-16-or-more", Host="site.test").status_code == 200
