@@ -73,6 +73,7 @@ class Card(Contents):
             ("data", source.data + (", generated: no photographs" if source.generated else "")),
             ("weights", source.weights),
             *([("recipe", source.recipe)] if source.recipe else []),
+            *([("lineage", str(source.lineage))] if source.lineage else []),
             ("licence", source.licence),
             ("golden", f"{len(self.pictures)} pictures within {spec.tolerance:g}: {answers}"),
             ("they notice", ", ".join(self.detects) or "not recorded"),

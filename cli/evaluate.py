@@ -36,6 +36,7 @@ def evaluate(
     from train.data import labelled_pictures
     from train.evaluate import check_labels, compare, unseen
     from train.evaluate import evaluate as measure
+    from train.export import lineage
 
     if report:
         check(report)
@@ -55,6 +56,7 @@ def evaluate(
             elif each.run and each.run.seen is None:
                 notes.append(f"{name} keeps no list of its training pictures, so none is left out.")
             pictures = left
+            notes += [f"{name} was trained from {lineage(each.run)}."] if each.run else []
         reports = [measure(each.predict, pictures) for each in opened]
     values: dict[str, Any] = {"source": source, **reports[0].to_dict()}
     if against:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from beeline import pixels
 from beeline.errors import ArchiveError, SpecError
-from beeline.spec import EXPECTED, GOLDEN, Accuracy, ModelSpec, Provenance
+from beeline.spec import EXPECTED, GOLDEN, Accuracy, Lineage, ModelSpec, Provenance
 from train.config import QUICK, ExportConfig
 from train.errors import RunError
 from train.runs import Run
@@ -48,6 +48,7 @@ def export(
             data["name"], data["generated"], run.record["weights"]["name"], recipe=QUICK.get(config.fit.recipe)
         ),
     }
+    described["provenance"] = dataclasses.replace(described["provenance"], lineage=lineage(run))
     maker = run.folder / "exported_by"
     if not (golden or blind_to) and maker.is_file() and maker.read_text() == str(EXPORT):
         with suppress(SpecError):
@@ -67,6 +68,15 @@ def export(
     spec = export_folder(network(run), request, run.export)
     maker.write_text(str(EXPORT))
     return spec
+
+
+def lineage(run: Run) -> Lineage:
+    """Return the digests of what a run was trained from."""
+    record = run.record
+    teacher = record.get("teacher") or {}
+    return Lineage(
+        record["data"]["digest"], run.fingerprint, record["weights"].get("sha256"), teacher.get("fingerprint")
+    )
 
 
 def network(run: Run) -> nn.Module:

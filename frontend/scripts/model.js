@@ -25,6 +25,7 @@ export function showModel(model, card, served) {
     ["data", unknown(spec.provenance?.data)],
     ["weights", unknown(spec.provenance?.weights)],
     ["recipe", spec.provenance?.recipe],
+    ["lineage", lineage(spec.provenance?.lineage)],
     ["licence", unknown(spec.provenance?.licence)],
     ["size", megabytes(card?.bytes)],
     ["fingerprint", card?.fingerprint ? fingerprint(card.fingerprint) : "unknown"],
@@ -70,6 +71,12 @@ function agreement(found) {
     `(${found.data}); ` +
     `probabilities moved by at most ${found.moved_99.toFixed(3)} on 99 of 100, ${found.moved.toFixed(3)} on one`
   );
+}
+
+/** What a run of Beeline was trained from, each by the first digits of its digest. */
+function lineage(digests) {
+  const known = Object.entries(digests ?? {}).filter(([, digest]) => digest);
+  return known.map(([name, digest]) => `${name} ${digest.slice(0, SHORT)}`).join(", ");
 }
 
 function labels(all) {

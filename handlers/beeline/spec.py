@@ -111,10 +111,27 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Lineage:
+    """What a model was trained from, each by its sha256: the list of its pictures, its run, weights, and teacher's run.
+
+    A run's covers its configuration, pictures, weights and the versions of the code (its `fingerprint`).
+    """
+
+    data: str
+    run: str
+    weights: str | None = None
+    teacher: str | None = None
+
+    def __str__(self) -> str:
+        """Return the first digits of each, for people."""
+        return ", ".join(f"{name} {digest[:12]}" for name, digest in vars(self).items() if digest)
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where the model comes from: pictures, starting weights, licence; `generated` pictures are not photographs.
 
-    `recipe` says how it was trained where that was a quick way.
+    `recipe` says how it was trained where that was a quick way; `lineage` is that of a run of Beeline.
     """
 
     data: str = "unknown"
@@ -122,6 +139,7 @@ class Provenance:
     weights: str = "unknown"
     licence: str = "unknown"
     recipe: str | None = None
+    lineage: Lineage | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +243,7 @@ class ModelSpec:
         geometry, model = values["geometry"], values["model"]
         later = [(values, key) for key in ("agreement", "temperature", "not_sure_under")]
         later += [(model, "weights"), (model, "weights_sha256"), (values["provenance"], "recipe")]
+        later.append((values["provenance"], "lineage"))
         for place, key in [*later, *((geometry, key) for key in ("decoding", "fit", "width"))]:
             if place[key] is None or (key, place[key]) in (("decoding", "full"), ("fit", "crop")):
                 del place[key]

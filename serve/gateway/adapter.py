@@ -136,6 +136,7 @@ class Adapter:
 
     async def _keep(self, request: web.Request) -> web.Response:
         """Keep a picture below the folders of its model and of its right label, which the header X-Label has."""
+        # The header also keeps out other sites' pages in a browser here, which cannot send one of their own.
         body, label = await request.read(), unquote(request.headers.get("X-Label", "")).strip()
         if not (_LABEL.fullmatch(label) and label.isprintable() and len(label.encode()) <= 200) or is_hidden(label):
             allowed = "at most 100 characters in UTF-8, percent-encoded, a letter or digit first, and no /"

@@ -172,3 +172,17 @@ def test_the_trail_sees_calls_of_the_endpoint_and_the_function(account: None) ->
     selectors = client.get_event_selectors(TrailName="beeline")["AdvancedEventSelectors"]
     seen = {field["Equals"][0] for each in selectors for field in each["FieldSelectors"]}
     assert {"Management", "AWS::SageMaker::Endpoint", "AWS::Lambda::Function"} <= seen
+
+
+def test_the_target_of_autoscaling_and_its_policy_are_taken(account: None) -> None:
+    (target,) = of("ApplicationAutoScaling::ScalableTarget").values()
+    (policy,) = of("ApplicationAutoScaling::ScalingPolicy").values()
+    assert policy["ScalingTargetId"] == "ScalableTarget"
+    client = boto3.client("application-autoscaling", "eu-west-1")
+    client.register_scalable_target(**target)
+    whose = {name: target[name] for name in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+    client.put_scaling_policy(**whose, **{name: policy[name] for name in policy if name != "ScalingTargetId"})
+    (taken,) = client.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    metric = taken["TargetTrackingScalingPolicyConfiguration"]["PredefinedMetricSpecification"]
+    assert metric["PredefinedMetricType"] == "SageMakerVariantInvocationsPerInstance"
+    assert taken["ResourceId"] == "endpoint/beeline/variant/AllTraffic"

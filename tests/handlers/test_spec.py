@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from beeline.errors import SpecError
-from beeline.spec import Accuracy, Agreement, Artifact, Geometry, ModelSpec, Provenance
+from beeline.spec import Accuracy, Agreement, Artifact, Geometry, Lineage, ModelSpec, Provenance
 
 DIGEST = "0" * 64
 SPEC = ModelSpec(
@@ -42,7 +42,9 @@ def test_a_later_field_changes_no_fingerprint_until_it_is_set() -> None:
         dataclasses.replace(spec, model=dataclasses.replace(spec.model, weights="model.bin", weights_sha256=DIGEST)),
     )
     later = [dataclasses.replace(spec, temperature=1.5), dataclasses.replace(spec, not_sure_under=0.7)]
-    assert len({each.fingerprint() for each in (spec, *said, *later)}) == 6
+    later.append(dataclasses.replace(spec, provenance=Provenance(lineage=Lineage("a" * 64, "b" * 64))))
+    assert len({each.fingerprint() for each in (spec, *said, *later)}) == 7
+    assert ModelSpec.from_dict(later[-1].to_dict()) == later[-1]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import train.export
 from archive.export import ExportRequest
 from beeline import golden, pixels
 from beeline.errors import SpecError
-from beeline.spec import ModelSpec
+from beeline.spec import Lineage, ModelSpec
 from cli.main import app
 from tests import digests
 from train.config import ExportConfig
@@ -42,6 +42,10 @@ def test_the_export_says_where_the_model_comes_from(exported: Run) -> None:
     assert spec.model.architecture == "squeezenet1_1"
     assert (spec.provenance.weights, spec.provenance.licence) == ("squeezenet.pth", "unknown")
     assert not spec.provenance.generated
+    record = exported.record
+    lineage = Lineage(record["data"]["digest"], exported.fingerprint, record["weights"]["sha256"])
+    assert spec.provenance.lineage == lineage
+    assert str(lineage).startswith(f"data {lineage.data[:12]}, run {lineage.run[:12]}, weights ")
     assert spec.accuracy is not None
     assert (spec.accuracy.top1, spec.accuracy.pictures) == (exported.accuracy, 8)
 
@@ -121,6 +125,7 @@ def test_calibrating_by_the_command_leaves_out_what_was_trained_on_and_keeps_wha
     values = json.loads(done.stdout.splitlines()[-1])
     assert values["pictures"] == 32
     assert values["notes"][0] == "16 of 48 pictures are left out, since latest was trained on them."
+    assert values["notes"][1] == f"latest was trained from {ModelSpec.load(copy.export).provenance.lineage}."
     found = values["calibration"]["temperature"]
     assert ModelSpec.load(copy.export).temperature == open_run(copy.folder).record["temperature"] == found
     assert f"has the temperature {found:g} now" in (tmp_path / "report.html").read_text()
