@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or id, latest, a .mar file or a URL.")],
-    data: Annotated[Path, typer.Option(help="A folder with one folder of pictures a label.")],
+    data: Annotated[Path, typer.Option(help="A folder with one folder of pictures a label, or a CSV.")],
     model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Another source: whether it is better by more than chance.")

@@ -34,7 +34,7 @@ SAMPLE = ROOT / ".beeline" / "sample"
 def quickstart(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value for training, as seed=1")] = None,
     server: Annotated[str, typer.Option(help="The kind of server, as docs/operate.md names it.")] = "torchserve",
-    data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
+    data: Annotated[str | None, typer.Option(help="A folder, one a label; a CSV; a zip's URL. [BEELINE_DATA]")] = None,
     weights: Annotated[Path | None, typer.Option(help="A state dict to start from. [BEELINE_WEIGHTS]")] = None,
     port: Annotated[int | None, typer.Option(help="Port for predictions; 0 for free ones.")] = None,
     management_port: Annotated[int | None, typer.Option(help="Port for management; 0 for a free one.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from host import ROOT
 
 def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as model.name=resnet34")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
+    data: Annotated[str | None, typer.Option(help="A folder, one a label; a CSV; a zip's URL. [BEELINE_DATA]")] = None,
     generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, even where others are.")] = False,
     weights: Annotated[
         Path | None, typer.Option(help="A state dict or safetensors to start from. [BEELINE_WEIGHTS]")
@@ -30,11 +31,24 @@ def train(
         Path | None, typer.Option(help="Go on with a run that was interrupted: its folder, or its id.")
     ] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Take a finished run with the same fingerprint.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Train in so many processes, as one a GPU.")] = 1,
     safetensors: Annotated[Path | None, typer.Option(help="Write the trained weights to this file, too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a classifier on a folder of pictures, and export it; settings are in config/train/."""
     import time
+
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if launched or processes > 1:
+        from train import parallel
+
+        if not launched:
+            raise typer.Exit(parallel.launch(processes))
+        parallel.join()
+        if parallel.rank():
+            from train.fit import follow
+
+            return follow()
 
     from archive.store import STORE
     from host.files import check_writable

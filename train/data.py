@@ -13,7 +13,7 @@ from pathlib import Path
 
 from host import ROOT, Say, silent
 from host.files import CIRCLE, HIDDEN, is_hidden, listed, sha256, walk
-from train.download import NAME, hymenoptera
+from train.download import NAME, hymenoptera, pictures
 from train.errors import DataError, Unavailable
 from train.generate import LABELS as GENERATED_LABELS
 from train.generate import generate
@@ -105,7 +105,7 @@ class DataSet:
 
 
 def find_data(
-    folder: Path | None,
+    folder: Path | str | None,
     say: Say,
     held_out: float = 0.2,
     cache: Path = CACHE,
@@ -115,15 +115,20 @@ def find_data(
 ) -> DataSet:
     """Return the first data of: `folder`, `BEELINE_DATA`, the downloaded set, a generated set.
 
+    The first two may be the address of a zip file.
+
     `say` takes lines that name the source and the files that are left out. `held_out` is the share of a single image
     folder that becomes the validation pictures. With `generated` no other set is looked for. `damaged` is as in `read`.
     Raise `DataError` for a folder that cannot be trained on, `DownloadError` for a download that started and failed.
     """
-    named = folder or (Path(environ[VARIABLE]) if environ.get(VARIABLE) else None)
+    named = str(folder or environ.get(VARIABLE) or "")
     if generated:
         say(f"{_GENERATED}, as asked for")
-    elif named is not None:
-        data = read(named, held_out, None, f"the folder {named}", damaged, say)
+    elif named.startswith(("http://", "https://")):
+        unpacked = pictures(named, cache, say, environ)
+        data = read(unpacked, held_out, unpacked.name.rpartition("-")[0], f"downloaded from {named}", damaged, say)
+    elif named:
+        data = read(Path(named).expanduser(), held_out, None, f"the folder {named}", damaged, say)
     else:
         try:
             data = read(hymenoptera(cache, say, environ), held_out, NAME, "the downloaded set")
@@ -162,7 +167,7 @@ def read(
     `DataError` for a folder that is missing or not of classes, for halves that do not fit together, for one class only,
     an empty class, a class that only one half has, or a damaged picture. A `.csv` file is read by `train.table`.
     """
-    if folder.suffix.lower() == ".csv" and not folder.is_dir():
+    if _is_table(folder):
         from train.table import read_table
 
         return read_table(folder, held_out, name, source, damaged, say)
@@ -188,8 +193,13 @@ def read(
 def labelled_pictures(folder: Path, say: Say = silent) -> LabelledPictures:
     """Return the pictures to evaluate on: of `val/`, else `test/`, else `train/`, else of every class folder.
 
-    A picture that cannot be read stays, since the classifier refuses it. A single class is enough.
+    A picture that cannot be read stays, since the classifier refuses it. A single class is enough. Of a CSV file these
+    are the lines whose split is val, else test, else all.
     """
+    if _is_table(folder):
+        from train.table import labelled_rows
+
+        return labelled_rows(folder, say)
     root, halves, _ = _find(folder)
     half = next((halves[role] for role in ("val", "test", "train") if role in halves), root)
     found = _pictures(half, root, say, least=1, keep=True)
@@ -197,6 +207,10 @@ def labelled_pictures(folder: Path, say: Say = silent) -> LabelledPictures:
     for line in found.damaged:
         say(f"data: {line}")
     return found
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and not path.is_dir()
 
 
 def _say_skipped(skipped: tuple[Path, ...], say: Say) -> None:
@@ -210,8 +224,6 @@ def _find(folder: Path) -> tuple[Path, dict[str, Path], tuple[str, ...]]:
 
     Raise `DataError` for halves that do not fit together.
     """
-    if folder.suffix.lower() == ".csv" and folder.is_file():
-        raise DataError(f"{folder} is a CSV file, which only training takes; name a folder with one folder a label")
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "is missing"
         raise DataError(f"the data folder {folder} {what}; name a folder with train/ and val/, or one folder a class")

@@ -46,25 +46,38 @@ RULES = zips.Rules(
 
 
 def hymenoptera(cache: Path, say: Say, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the unpacked set's folder under `cache`, and download it if it is not there.
+    """Return the folder of the ants and bees, as `pictures` does.
 
-    `BEELINE_DATA_URL` names another address, `BEELINE_DATA_SHA256` the digest of the archive there; without a digest
-    the pictures themselves must be the known ones. It raises as `fetch`, and `DownloadError` for an unsafe archive.
+    `BEELINE_DATA_URL` names another address; without a digest the pictures themselves must be the known ones.
     """
-    url = environ.get("BEELINE_DATA_URL") or _URL
+    return pictures(environ.get("BEELINE_DATA_URL") or _URL, cache, say, environ, NAME, _ZIP_BYTES)
+
+
+def pictures(
+    url: str,
+    cache: Path,
+    say: Say,
+    environ: Mapping[str, str] = os.environ,
+    name: str | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Path:
+    """Return the folder `NAME-DIGEST` under `cache` of an unpacked zip file, and download it if it is not there.
+
+    `BEELINE_DATA_SHA256` is the digest of the archive. It raises as `fetch`, and `DownloadError` for an unsafe archive.
+    """
     sha256 = environ.get("BEELINE_DATA_SHA256") or None
     identity = hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()[:8]
-    folder = cache / f"{NAME}-{identity}"
+    folder = cache / f"{name or Path(urlsplit(url).path).stem}-{identity}"
     if folder.is_dir():
         return folder
-    archive = cache / f"{NAME}-{identity}.zip"
+    archive = folder.with_name(f"{folder.name}.zip")
     if not archive.exists():
         say(f"downloading {url}")
-        fetch(url, archive, say, sha256, _ZIP_BYTES)
+        fetch(url, archive, say, sha256, max_bytes)
     with files.whole_folder(folder) as fresh:
         try:
             zips.unpack(archive, fresh, RULES)
-            if sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
+            if name == NAME and sha256 is None and (found := digest(fresh)) != PICTURES_SHA256:
                 why = f"their digest is {found[:12]}, expected {PICTURES_SHA256[:12]}"
                 fix = f"to use them anyway, set BEELINE_DATA_SHA256={files.sha256(archive)}"
                 raise DownloadError(f"the pictures from {url} are not the known {PICTURES} of {NAME} ({why}); {fix}")
@@ -224,6 +237,9 @@ def _first_answer(url: str, headers: dict[str, str]) -> requests.Response:
         _silent_until[host] = time.monotonic() + _REMEMBERED_SECONDS
         raise Unavailable(f"{url} cannot be reached: no answer in {REACH_SECONDS:.0f} seconds") from None
     if isinstance(answer, Exception):
+        # Without a network each look-up of the name may take seconds.
+        if "NameResolutionError" in repr(answer):
+            _silent_until[host] = time.monotonic() + _REMEMBERED_SECONDS
         raise Unavailable(f"{url} cannot be reached ({_first_line(answer)})") from answer
     return answer
 

@@ -309,9 +309,9 @@ def evaluate(predict: Predict, data: LabelledPictures, batch: int = BATCH) -> Re
 def check_labels(data: LabelledPictures, labels: Iterable[str]) -> None:
     """Raise `DataError` for a folder that is named as no label of the model."""
     if odd := [label for label in data.labels if label not in labels]:
-        are = f"the folder {odd[0]!r}, which is" if len(odd) == 1 else f"the folders {listed(odd)}, which are"
+        are = f"the label {odd[0]!r}, which is" if len(odd) == 1 else f"the labels {listed(odd)}, which are"
         known = f"no label of the model ({listed([*labels], 5)})"
-        raise DataError(f"{data.root} has {are} {known}; name another folder, or rename them as the model's labels")
+        raise DataError(f"{data.root} has {are} {known}; name others, or rename them as the model's labels")
 
 
 def unseen(data: LabelledPictures, seen: frozenset[str]) -> LabelledPictures:

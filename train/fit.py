@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from archive.artifact import read_weights
-from host import Say
+from beeline.errors import ConfigError
+from host import Say, silent
 from host.machine import cores
-from train import runs
+from train import parallel, runs
 from train.errors import DataError
 from train.loader import Pictures
 from train.logs import Logs
@@ -36,6 +37,8 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None) -
     for a bad picture, `RunError` for a loss that is not finite, a full disk, or an interrupt.
     """
     config = plan.config
+    if (batch := config.fit.batch) % (count := parallel.size()):
+        raise ConfigError(f"fit.batch is {batch}, which {count} processes cannot share; take a multiple of {count}")
     with _deterministic(config.seed):
         network = build(config.model.name, len(plan.data.labels))
         check_input(network, config.model.geometry.shape, config.model.name)
@@ -84,10 +87,27 @@ def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) 
                 return epochs, device
         from train.learner import train_epochs
 
+        parallel.gather((plan, run, network.state_dict(), own))
         return train_epochs(network, config, pictures, device, run, say, own), device
     except DataError as error:
         # The error of a loader process arrives as a whole traceback; its last line is the sentence.
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("train.errors.DataError: ")) from error
+
+
+def follow() -> None:
+    """Take part in the epochs of the fit that another process leads, if it gets so far."""
+    try:
+        plan, run, state, own = parallel.gather(None)[0]
+    except RuntimeError:
+        # The leader has ended, and says why.
+        return
+    from train.learner import train_epochs
+
+    with _deterministic((config := plan.config).seed):
+        network, device = build(config.model.name, len(plan.data.labels)), _device(config.fit.precision)
+        network.load_state_dict(state)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        train_epochs(network, config, Pictures(plan.data, config), device, run, silent, own)
 
 
 def _device(precision: str) -> dict[str, str]:
@@ -96,7 +116,7 @@ def _device(precision: str) -> dict[str, str]:
         best, name, reason = "bf16" if torch.cuda.is_bf16_supported() else "fp16", "cuda", "a CUDA device is there"
     else:
         # PyTorch knows of no quota of cores.
-        torch.set_num_threads(min(torch.get_num_threads(), cores()))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores() // parallel.local())))
         best, name, reason = "fp32", "cpu", f"no CUDA device is there; {torch.get_num_threads()} threads"
     return {"value": name, "precision": best if precision == "auto" else precision, "reason": reason}
 

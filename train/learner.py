@@ -16,11 +16,12 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from host import Say
-from train import runs
+from train import parallel, runs
 from train.config import TrainConfig
 from train.errors import RunError
 from train.loader import Pictures
@@ -60,9 +61,9 @@ class Learner(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Switch to training mode; frozen layers learn nothing, frozen batch normalisation no statistics.
 
-        What is random in the network, as dropout, depends on seed and epoch alone, so that a resumed fit repeats it.
+        What is random in the network, as dropout, depends on seed, epoch and process, so that a resumed fit repeats it.
         """
-        torch.manual_seed((self._config.seed << 16) + self.current_epoch)
+        torch.manual_seed((parallel.rank() << 48) + (self._config.seed << 16) + self.current_epoch)
         self.training_tally = Tally()
         self.network.train()
         frozen = self.current_epoch < self._config.schedule.frozen
@@ -81,6 +82,10 @@ class Learner(LightningModule):
         own = None if self._class_weights is None else self._class_weights.to(logits)
         loss = nn.functional.cross_entropy(logits, truths, own, label_smoothing=self._fit.label_smoothing)
         self.training_tally.add(loss, logits, truths)
+        if parallel.size() > 1:
+            # The mean over the processes is that over the pictures only where each has as much to say.
+            shares = parallel.gather(float(len(truths) if own is None else own[truths].sum()))
+            loss = loss * (shares[parallel.rank()] * len(shares) / sum(shares))
         if self._fit.head_penalty:
             loss = loss + self._fit.head_penalty / 2 * self._head.weight.square().sum()
         if not torch.isfinite(loss):
@@ -89,8 +94,10 @@ class Learner(LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start new tallies."""
+        """Start new tallies; statistics that each process has learnt for itself become those that are kept."""
         self.validation_tally, self.watched_tally = Tally(), Tally()
+        for buffer in self.network.buffers() if parallel.size() > 1 else ():
+            torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         """Count a batch of validation pictures, or of watched ones, which come second."""
@@ -152,14 +159,18 @@ def train_epochs(
             trainer.fit(
                 learner,
                 batches,
-                [pictures.fixed(half.pictures) for half in halves],
+                [pictures.fixed(half.pictures[parallel.rank() :: parallel.size()]) for half in halves],
                 ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
                 weights_only=True,
             )
         except SystemExit as error:
+            if parallel.rank():
+                raise
             # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
             done = f"{len(epochs.rows)} of {config.fit.epochs} epochs"
             raise RunError(f"the fit was interrupted after {done}; `beeline train --resume {run}` goes on") from error
+        if parallel.rank():
+            return epochs.rows
         # A fit that was resumed after its last epoch has trained nothing, so the network comes from the checkpoint.
         state = torch.load(checkpoint, weights_only=True)["state_dict"]
         last = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
@@ -170,9 +181,14 @@ def train_epochs(
 
 def _trainer(config: TrainConfig, device: Mapping[str, str], epochs: Callback) -> Trainer:
     averaging = [] if config.fit.average is None else [EMAWeightAveraging(decay=config.fit.average)]
+    # Buffers are sent before a validation: its batches are not as many in each process.
+    several = DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.schedule.frozen > 0)
+    strategy: Any = several if parallel.size() > 1 else "auto"
     return Trainer(
         accelerator=device["value"],
-        devices=1,
+        devices=parallel.local(),
+        num_nodes=parallel.local("GROUP_WORLD_SIZE"),
+        strategy=strategy,
         precision=_PRECISIONS[device["precision"]],
         max_epochs=config.fit.epochs,
         # The rows come first: averaging takes the averaged weights out at the end of a validation.
@@ -235,8 +251,9 @@ class _Epochs(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, learner: Learner) -> None:  # type: ignore[override]
         self._open.close()
-        train, val = learner.training_tally, learner.validation_tally
-        watched = learner.watched_tally.loss if learner.watched_tally.pictures else None
+        train, val = learner.training_tally.together(), learner.validation_tally.together()
+        watching = learner.watched_tally.together()
+        watched = watching.loss if watching.pictures else None
         seconds = round(time.monotonic() - self._start, 3)
         scores = val.loss, val.accuracy, seconds, watched, val.not_sure_under
         row = Epoch(len(self.rows) + 1, train.loss, train.accuracy, *scores)
@@ -261,7 +278,8 @@ class _Epochs(Callback):
                 f"the checkpoint of epoch {count} cannot be written to {self._run} ({error.strerror}), {kept} is kept"
             )
             raise RunError(f"{what}; make room, then `beeline train --resume {self._run}` goes on") from error
-        self._logs.write(self.rows, self.kept)
+        if not parallel.rank():
+            self._logs.write(self.rows, self.kept)
         self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:

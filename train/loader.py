@@ -19,6 +19,7 @@ from beeline import pixels
 from beeline.errors import RequestError, TooManyPixels
 from beeline.spec import Geometry
 from host.machine import cores, free_memory
+from train import parallel
 from train.cache import Cache
 from train.config import AugmentConfig, TrainConfig
 from train.data import DataSet, LabelledPictures, Picture, split
@@ -33,14 +34,16 @@ _NO_CACHE = Cache(0)
 class Draws(Sampler[tuple[int, int]]):
     """Yields every picture once an epoch, in random order, each with a seed of its own for its variation.
 
-    Since the seed comes with the index, the number of loader processes does not change the pictures.
+    Since the seed comes with the index, the number of loader processes does not change the pictures. Of processes that
+    train together each draws its share: a batch of each makes the batch of a single process.
     """
 
     def __init__(self, count: int, seed: int) -> None:
         self._count, self._seed, self._epoch = count, seed, 0
+        self._own = slice(parallel.rank(), None, parallel.size())
 
     def __len__(self) -> int:
-        return self._count
+        return len(range(self._count)[self._own])
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next draws those of an epoch, the first of which is 0; Lightning calls it."""
@@ -50,7 +53,7 @@ class Draws(Sampler[tuple[int, int]]):
         random = np.random.default_rng((self._seed, self._epoch))
         self._epoch += 1
         order = random.permutation(self._count).tolist()
-        return iter(list(zip(order, random.integers(2**63, size=self._count).tolist(), strict=True)))
+        return iter(list(zip(order, random.integers(2**63, size=self._count).tolist(), strict=True))[self._own])
 
 
 class VaryingPictures(Dataset[tuple[Tensor, int]]):
@@ -132,10 +135,13 @@ class Pictures:
     ) -> DataLoader[tuple[Tensor, int]]:
         # Without a generator of its own a loader changes the global random state.
         own = torch.Generator().manual_seed(0)
-        count, size, pinned = len(draws or ()), self._config.fit.batch, torch.cuda.is_available()
+        together, size, pinned = parallel.size(), self._config.fit.batch, torch.cuda.is_available()
+        count = len(self.train) if draws else 0
         # Batch normalisation that learns has no variance of one picture: rather than alone it joins other batches.
-        while count > 1 and count % size == 1 < size:
-            size += 1
+        # Of several processes each needs a picture of the last batch.
+        while count > 1 and 0 < count % size < max(2, together) <= size:
+            size += together
+        size //= together
         return DataLoader(pictures, size, sampler=draws, num_workers=self.loaders, generator=own, pin_memory=pinned)
 
 
@@ -155,7 +161,7 @@ def _seen(data: bytes, geometry: Geometry) -> NDArray[np.uint8]:
 def _loaders() -> int:
     """Return how many processes decode pictures: on a CPU, the network needs the cores more."""
     spare = cores() - 1 if torch.cuda.is_available() else cores() // 4
-    return max(0, min(spare, 16, free_memory() // (2 * _LOADER_BYTES)))
+    return max(0, min(spare, 16, free_memory() // (2 * _LOADER_BYTES)) // parallel.local())
 
 
 def _shrunk(data: bytes, side: int) -> NDArray[np.uint8]:

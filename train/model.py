@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from archive import architectures
 from beeline.errors import ConfigError, short
 from host.files import write_whole
+from train import parallel
 from train.config import ModelConfig
 
 # An answer is a guess where fewer than three of four such are right; fewer pictures than these do not show where.
@@ -97,6 +98,12 @@ class Tally:
         self.hits += int(right.sum())
         self.answers += zip(best.values.tolist(), right.tolist(), strict=True)
         self.total += float(loss.detach()) * len(truths)
+
+    def together(self) -> Tally:
+        """Return the sum over all processes that train together."""
+        every = parallel.gather(self)
+        answers = [answer for each in every for answer in each.answers]
+        return Tally(len(answers), sum(each.hits for each in every), sum(each.total for each in every), answers)
 
     @property
     def not_sure_under(self) -> float | None:

@@ -121,7 +121,7 @@ def plan(
         if quicker != config:
             config, whole, reason = quicker, config, f"{reason}, and the quick recipe was asked for"
     wanted = config.data
-    data = find_data(_path(wanted.folder), say, wanted.held_out, cache, environ, generated, wanted.damaged)
+    data = find_data(wanted.folder, say, wanted.held_out, cache, environ, generated, wanted.damaged)
     say(f"recipe: {config.fit.recipe}, because {reason}")
     return Plan(config, data, weights, reason, whole)
 
@@ -150,7 +150,7 @@ def resumed(run: Path, say: Say, cache: Path = CACHE, environ: Mapping[str, str]
     """
     values, config = runs.unfinished(run), load(run / "config.yaml")
     had, generated = config.data, values["generated"]
-    data = find_data(_path(had.folder), say, had.held_out, cache, environ, generated, had.damaged)
+    data = find_data(had.folder, say, had.held_out, cache, environ, generated, had.damaged)
     path = _path(values["weights"]["path"])
     stored = values["weights"] | {"path": path}
     # The weights are needed only until there is a checkpoint.

@@ -16,7 +16,7 @@ from train.index import Fact, examine
 
 _COLUMNS = ("path", "label", "split")
 _Row = tuple[Path, str, str]
-_TRAIN, _VAL, _LEFT_OUT = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+_HALVES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 class Rows(LabelledPictures):
@@ -43,7 +43,7 @@ def read_table(
     Raise `DataError` for a file or a picture that is missing or unreadable, a line without a label, one label only, or
     a label that only one half has.
     """
-    rows = _rows(file)
+    rows = [row for row in _rows(file) if row[2] != "test"]
     missing = [path for path, *_ in rows if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -66,6 +66,16 @@ def read_table(
     return DataSet(name, source, halves["train"], halves["val"], f"the column split of {file.name}")
 
 
+def labelled_rows(file: Path, say: Say = silent) -> Rows:
+    """Return the pictures of the lines whose split is val, else test, else of all, as `data.labelled_pictures` does."""
+    rows = _rows(file)
+    rows = next(filter(None, ([row for row in rows if row[2] == half] for half in ("val", "test"))), rows)
+    labels, paths = tuple(sorted({label for _, label, _ in rows})), [path for path, *_ in rows]
+    facts = examine(file.parent, paths, say)
+    pictures = tuple(Picture(path, labels.index(label), facts[path].sha256) for path, label, _ in rows)
+    return Rows(file, labels, pictures)
+
+
 def _half(half: str, rows: list[_Row], facts: dict[Path, Fact], root: Path, labels: tuple[str, ...]) -> Rows:
     pictures, damaged = [], []
     for path, label, own in rows:
@@ -78,7 +88,7 @@ def _half(half: str, rows: list[_Row], facts: dict[Path, Fact], root: Path, labe
 
 
 def _rows(file: Path) -> list[tuple[Path, str, str]]:
-    """Return path, label and half ("", train or val) of each line; a path that comes twice is an error."""
+    """Return path, label and half ("", train, val or test) of each line; a path that comes twice is an error."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, skipinitialspace=True)
@@ -91,9 +101,7 @@ def _rows(file: Path) -> list[tuple[Path, str, str]]:
         raise DataError(f"{file} cannot be read as CSV ({error}); save it as UTF-8 with a line path,label") from error
     rows: dict[Path, tuple[Path, str, str]] = {}
     for number, (path, label, half) in enumerate(taken, 2):
-        if half.lower() in _LEFT_OUT:
-            continue
-        known = "train" if half.lower() in _TRAIN else "val" if half.lower() in _VAL else ""
+        known = next((name for name, words in _HALVES.items() if half.lower() in words), "")
         whole = Path(os.path.normpath(file.parent.absolute() / path))
         if not path or not label or (half and not known) or ("split" in columns) != bool(known):
             raise DataError(f"line {number} of {file} is {path},{label},{half}; give path, label, split (train or val)")

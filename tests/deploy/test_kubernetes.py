@@ -14,6 +14,7 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from serve.metrics import Collector
 from serve.properties import VARIABLES
@@ -217,3 +218,22 @@ def test_the_autoscaler_uses_the_metric_that_the_rule_makes_of_a_published_one(t
     filled = re.sub(r"<<(.*?)>>", lambda found: marks[found[1]], rule["metricsQuery"])
     tests = yaml.safe_load((ROOT / "tests" / "config" / "rules.yml").read_text(encoding="utf-8"))["tests"]
     assert filled in [one["expr"] for test in tests for one in test.get("promql_expr_test", ())]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_training_job_is_one_leader_and_workers_whose_pods_are_valid_and_whose_words_torchrun_takes(
+    version: str,
+) -> None:
+    """The job itself is checked in form only: kubernetes-validate has no schemas of other people's resources."""
+    job = yaml.safe_load((FOLDER.parent / "training/pytorchjob.yaml").read_text(encoding="utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    master, worker = (job["spec"]["pytorchReplicaSpecs"].pop(role) for role in ("Master", "Worker"))
+    for each in (master, worker):
+        pod = {"apiVersion": "v1", "kind": "Pod", **each["template"]}
+        assert kubernetes_validate.validate(pod, version, strict=True) == version
+        (container,) = pod["spec"]["containers"]
+        assert container["name"] == "pytorch", "the operator sets the environment of no other container"
+        assert container["image"] == f"beeline-archive:{importlib.metadata.version('beeline')}"
+        words = get_args_parser().parse_args([re.sub(r"\$\(\w+\)", "1", one) for one in container["args"]])
+        assert (words.module, words.training_script, words.training_script_args[0]) == (True, "cli", "train")
+        assert (1, int(words.nnodes)) == (master["replicas"], 1 + worker["replicas"])

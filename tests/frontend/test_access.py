@@ -174,3 +174,11 @@ def test_the_whole_card_is_clickable(visit: Open) -> None:
         # Forced, because any element there must select the picture.
         seen.card(name).locator(part).first.click(force=True)
         expect(seen.page.locator("#detail-name")).to_have_text(name)
+
+
+def test_a_long_label_wraps_inside_the_details(visit: Open) -> None:
+    seen = visit(viewport=DESK)
+    seen.pick(payload("red.png", RED), payload("green.png", GREEN))
+    seen.wait_done(2)
+    seen.page.locator("#detail-label").evaluate("one => one.textContent = 'perhaps 115.Lowland_Hound_of_the_Glens'")
+    assert seen.page.locator("#detail").evaluate("one => one.scrollWidth <= one.clientWidth")

@@ -8,21 +8,27 @@ import hashlib
 import io
 import random
 import re
+import socket
 import struct
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from host import silent
+from tests.conftest import RED
 from tests.train.conftest import FileServer, zipped
 from train import download
+from train.config import compose
 from train.data import find_data
 from train.download import fetch, hymenoptera
 from train.errors import DownloadError, Unavailable
+from train.plan import plan
+from train.runs import Run, validation_pictures
 
 CONTENT = random.Random(0).randbytes(300_000)
 PIECE = 65_536
@@ -130,6 +136,14 @@ def test_a_server_that_never_answers_is_given_up(target: Path, monkeypatch: pyte
         fetch("http://127.0.0.1:1/weights.pth", target, print)
 
 
+def test_a_name_that_is_not_known_is_looked_up_once(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_silent_until", {})
+    monkeypatch.setattr("socket.getaddrinfo", Mock(side_effect=socket.gaierror(-2, "Name or service not known")))
+    for why in (r"cannot be reached \(.*Name or service not known", "name.invalid did not answer a moment ago"):
+        with pytest.raises(Unavailable, match=why):
+            fetch("http://name.invalid/set.zip", target, print)
+
+
 def test_a_file_over_the_limit_is_not_kept(server: FileServer, target: Path) -> None:
     with pytest.raises(DownloadError, match="larger than the limit of 1000 bytes"):
         fetch(server.url, target, print, max_bytes=1000)
@@ -179,6 +193,25 @@ def test_an_archive_with_a_digest_of_its_own_may_hold_other_pictures(archive: Fi
     assert len(find_data(None, silent, cache=tmp_path, environ=environ).train) == 16
     with pytest.raises(DownloadError, match="expected 000"):
         hymenoptera(tmp_path, silent, {**environ, "BEELINE_DATA_SHA256": "0" * 64})
+
+
+def test_the_133_breeds_are_downloaded_by_the_experiment_and_found_again(server: FileServer, tmp_path: Path) -> None:
+    breeds = [f"{number:03}.Breed_{number}" for number in range(1, 134)]
+    names = [f"{half}/{breed}/{n}.jpg" for half in ("train", "valid", "test") for breed in breeds for n in (0, 1)]
+    server.content = zipped({f"dogImages/{name}": RED for name in names} | {"__MACOSX/dogImages/._x": b"x"})
+    words = ["+experiment=dogs133", "fit=small", f"data.folder='{server.url.replace('set', 'dogImages')}?x=1'"]
+    planned = plan(words, silent, tmp_path, environ={})
+    assert (planned.data.name, planned.data.labels) == ("dogImages", tuple(breeds))
+    assert (len(planned.data.train), len(planned.data.val)) == (266, 266)
+    server.status = 404
+    assert plan(words, silent, tmp_path, environ={}).fingerprint == planned.fingerprint
+    record = {"data": {"name": "dogImages", "generated": False, "digest": planned.data.digest}}
+    (tmp_path / "run").mkdir()
+    planned.config.save(tmp_path / "run/config.yaml")
+    assert validation_pictures(Run(tmp_path / "run", record), tmp_path, {}) == planned.data.val
+    with pytest.raises(Unavailable, match=r"other\.zip answers 404"):
+        find_data(server.url.replace("set", "other"), silent, cache=tmp_path, environ={})
+    assert str(compose(words[:1], environ={}).data.folder).endswith("/dogImages.zip")
 
 
 def patched(data: bytes, at: int, value: bytes) -> bytes:

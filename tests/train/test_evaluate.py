@@ -173,13 +173,11 @@ def test_pictures_that_were_trained_on_are_left_out(six: LabelledPictures) -> No
 
 def test_a_folder_with_other_labels_is_refused(six: LabelledPictures) -> None:
     with pytest.raises(
-        DataError, match=r"has the folder 'wasp', which is no label of the model \(ant, bee\); name ano"
+        DataError, match=r"has the label 'wasp', which is no label of the model \(ant, bee\); name others"
     ):
         check_labels(six, ("ant", "bee"))
     check_labels(six, (*LABELS, "hornet"))
-    with pytest.raises(
-        DataError, match=r"has the folders ant, bee, wasp, which are no label of the model \(cat, dog\)"
-    ):
+    with pytest.raises(DataError, match=r"has the labels ant, bee, wasp, which are no label of the model \(cat, dog\)"):
         evaluate(lambda pictures: [good(cat=0.9, dog=0.1) for _ in pictures], six)
 
 

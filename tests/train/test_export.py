@@ -133,7 +133,7 @@ def test_calibrating_by_the_command_leaves_out_what_was_trained_on_and_keeps_wha
     assert json.loads(again.stdout.splitlines()[-1])["calibration"]["temperature"] == pytest.approx(found, rel=0.02)
     (tmp_path / "all/circles").rename(tmp_path / "all/discs")
     refused = CliRunner().invoke(app, words).exception
-    assert "has the folder 'discs', which is no label of the model (circles, stripes)" in str(refused)
+    assert "has the label 'discs', which is no label of the model (circles, stripes)" in str(refused)
     words[words.index("--data") + 1] = str(drawn / "train")
     assert "the run was trained on all pictures of" in str(CliRunner().invoke(app, words).exception)
 

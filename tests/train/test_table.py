@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from beeline.answer import Answer
 from host import silent
-from train.data import find_data, read
+from train.data import find_data, labelled_pictures, read
 from train.errors import DataError
+from train.evaluate import evaluate
 
 
 def table(path: Path, rows: Sequence[tuple[str, ...]], head: tuple[str, ...] = ("path", "label")) -> Path:
@@ -95,3 +97,16 @@ def test_missing_labels_files_and_broken_pictures_are_sentences(drawn: Path, tmp
     (tmp_path / "t.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
     with pytest.raises(DataError, match="save it as UTF-8"):
         read(tmp_path / "t.csv")
+
+
+def test_evaluation_takes_the_lines_of_val_else_of_test_else_all(drawn: Path, tmp_path: Path) -> None:
+    halves = [(path, label, half) for half in ("train", "val") for path, label in pictures(drawn, half)]
+    rows = {"val": halves, "test": [(path, label, "test") for path, label, half in halves if half == "val"]}
+    for name, lines in rows.items():
+        found = labelled_pictures(table(tmp_path / f"{name}.csv", lines, ("path", "label", "split")))
+        assert found.labelled() == [(Path(path), label) for path, label in pictures(drawn, "val")]
+    gone = table(tmp_path / "all.csv", [*pictures(drawn), ("gone.png", "circles")])
+    found = labelled_pictures(gone)
+    assert (len(found), found.root, found.pictures[-1].path) == (17, gone, tmp_path / "gone.png")
+    report = evaluate(lambda bodies: [Answer(200, "OK", '{"circles": 1.0}') for _ in bodies], found)
+    assert (report.right, len(report.judged), list(report.failures())) == (8, 17, [0])
