@@ -6,23 +6,25 @@ megabytes over it took minutes or gigabytes.
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 
 from beeline.errors import TooMuchWork
 
 # Progressive JPEGs have about ten; each walks over all coefficients (50,000 took minutes).
 MAX_SCANS = 100
-# Markers outside the entropy-coded data, which Pillow reads one by one in Python.
-MAX_SEGMENTS = 5_000
+# Segments, and the bytes between them, which Pillow reads one by one in Python. No segment has more bytes.
+MAX_SEGMENTS, MAX_FILL = 5_000, 65_536
 MAX_CHUNKS = 20_000
 # Strips or tiles of a TIFF, each an entry in a list (4 million took 1.3 GB).
 MAX_STRIPS = 65_536
 # Run-length coded BMP is decoded byte by byte in Python.
 MAX_RLE_PIXELS = 4_000_000
 
-# No JPEG segment is longer, so a longer run of fill bytes is nothing but fill.
-_LONGEST_FILL = b"\xff" * 65_536
-_MANY_SEGMENTS_BYTES = 1_000_000
+# A JPEG's markers but those of restarts: inside entropy-coded data none but a 0 or a restart's number follows 0xFF.
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+_START, _END, _SCAN, _ALONE = 0xD8, 0xD9, 0xDA, (0x01, 0xD8, 0xD9)
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS = (273, 279, 324, 325)
 _SIZES = {3: "H", 4: "I", 16: "Q"}
@@ -34,7 +36,7 @@ def check(kind: str, data: bytes, max_pixels: int) -> int:
     `kind` is the format by its first bytes, as `JPEG`; `max_pixels` is the limit of a TIFF's tiles too.
     """
     if kind == "JPEG":
-        _jpeg(data)
+        jpeg_end(data)
     elif kind == "PNG":
         _png(data)
     elif kind == "BMP":
@@ -44,15 +46,28 @@ def check(kind: str, data: bytes, max_pixels: int) -> int:
     return 0
 
 
-def _jpeg(data: bytes) -> None:
-    # Inside entropy-coded data 0xFF is followed by 0 or a restart marker, so this counts scans alone.
-    _limit("JPEG", "scans", data.count(b"\xff\xda"), MAX_SCANS)
-    if len(data) < _MANY_SEGMENTS_BYTES:
-        return
-    if _LONGEST_FILL in data:
-        raise TooMuchWork("the JPEG picture has over 65,536 fill bytes in a row; save it again without them")
-    segments = sum(data.count(bytes((0xFF, code))) for code in (0xFE, *range(0xE0, 0xF0)))
-    _limit("JPEG", "segments", segments, MAX_SEGMENTS)
+def jpeg_end(data: bytes) -> int | None:
+    """Return where a JPEG ends, before a video or further pictures; None if it does not end. Refuse what costs much."""
+    scans = segments = 0
+    for code, position, gap in _markers(data):
+        if code == _END and scans:
+            return position
+        scans, segments = scans + (code == _SCAN), segments + 1
+        _limit("JPEG", "scans", scans, MAX_SCANS)
+        _limit("JPEG", "segments", segments, MAX_SEGMENTS)
+        if not scans:
+            _limit("JPEG", "fill bytes between segments", gap, MAX_FILL)
+    return None
+
+
+def _markers(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield each marker's code, the position after it, and how many bytes lie between it and the segment before."""
+    position = 2
+    while match := _MARKER.search(data, position):
+        yield match[1][0], match.end(), match.start() - position
+        position = match.end()
+        if match[1][0] not in _ALONE:
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
 
 
 def _png(data: bytes) -> None:

@@ -57,7 +57,7 @@ def extract(row: object, limits: Limits) -> Payload:
         row = bytes(row)
     if isinstance(row, (bytes, bytearray)) and (opening := _OPENING.match(row)):
         row, prompt = _choose(_fields(row, opening))
-    if isinstance(row, (bytes, bytearray)) and kind_of(row[:HEAD]) is None:
+    if isinstance(row, (bytes, bytearray)) and kind_of(bytes(row[:HEAD])) is None:
         row = _decode_text(row)
     if isinstance(row, (dict, list)):
         row, beside = _from_json(row)
