@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import re
 
 import PIL
 from PIL import Image, UnidentifiedImageError, features
+
+from beeline.errors import NotAnImage
 
 # Pillow reads many more. Refused are those that run other programs (EPS), those with a poor security record (JPEG 2000,
 # FLI), and those that come neither from cameras nor from the web.
@@ -24,6 +27,26 @@ _MAGIC = (
     (b"MM\x00*", "TIFF"),
     (b"II+\x00", "TIFF"),
     (b"MM\x00+", "TIFF"),
+)
+# Brands of an ISO base media file (ISO/IEC 14496-12): its own and those that it is compatible with. One of the last two
+# alone may be either.
+_AVIF_BRANDS, _HEIC_BRANDS = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
+_EITHER_BRANDS = {b"mif1", b"msf1"}
+# What else is sent as a picture, by its first bytes: its name, and what to do about it.
+_SAVE, _RENDER, _FRAME = "save it as JPEG or PNG", "render it as PNG", "send one of its frames as JPEG or PNG"
+CAMERA_RAW = ("a camera's raw file (DNG, CR2, NEF, ARW)", "develop it and save it as JPEG")
+_OTHERS = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), words)
+    for pattern, words in (
+        (rb"\xff\x0a|\0\0\0\x0cJXL ", ("JPEG XL", _SAVE)),
+        (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ", ("JPEG 2000", _SAVE)),
+        (rb"8BPS", ("a Photoshop document (PSD)", _SAVE)),
+        (rb"II\*\0....CR|....ftypcrx |FUJIFILMCCD-RAW|IIRO|IIRS|IIU\0", CAMERA_RAW),
+        (rb"%PDF", ("PDF", "render a page of it as JPEG or PNG")),
+        (rb"\s*<(svg|(\?xml|!--|!doctype svg).{0,4000}<svg)", ("SVG", _RENDER)),
+        (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", ("a video (MP4 or alike)", _FRAME)),
+        (rb"\x1f\x8b|\x28\xb5\x2f\xfd", ("compressed (Content-Encoding: gzip or zstd)", "send the picture itself")),
+    )
 )
 # Pillow-SIMD is a Pillow of 2023, which needs this plugin for AVIF.
 _AVIF_PLUGIN = "pillow_avif"
@@ -43,6 +66,9 @@ def lacking() -> tuple[str, ...]:
 
 
 LACKING = lacking()
+# An extra package reads HEIC, as phones send it; it is imported with the first such picture.
+_HEIC_PLUGIN = "pillow_heif"
+READS_HEIC = importlib.util.find_spec(_HEIC_PLUGIN) is not None
 
 
 def pillow_version() -> str:
@@ -59,13 +85,35 @@ def kind_of(data: bytes) -> str | None:
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"mif1", b"msf1"):
-        return "AVIF"
+    if data[4:8] == b"ftyp":
+        end = min(int.from_bytes(data[:4], "big"), HEAD)
+        brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+        if brands & _HEIC_BRANDS and not brands & _AVIF_BRANDS:
+            return "HEIC"
+        return "AVIF" if data[8:12] in _AVIF_BRANDS | _EITHER_BRANDS else None
     return None
+
+
+def refuse_other(data: bytes) -> None:
+    """Raise `NotAnImage` that names the format of these bytes, if they are of a known one that is not accepted."""
+    for pattern, words in _OTHERS:
+        if pattern.match(data):
+            raise refusal(words)
+
+
+def refusal(words: tuple[str, str]) -> NotAnImage:
+    """Return the error for a format that is not accepted: its name, and what to do about it."""
+    return NotAnImage(f"the body is {words[0]}, which is not read here; {words[1]}")
 
 
 def opened(kind: str, data: bytes) -> Image.Image:
     """Return a picture of this format with nothing decoded yet; raise what Pillow raises."""
+    if kind == "HEIC":
+        # A thumbnail is another picture, and the worker has as many threads as it was given.
+        importlib.import_module(_HEIC_PLUGIN).register_heif_opener(
+            thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+        )
+        return Image.open(io.BytesIO(data), formats=("HEIF",))
     try:
         return Image.open(io.BytesIO(data), formats=(kind,))
     except UnidentifiedImageError:
