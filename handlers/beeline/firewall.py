@@ -10,8 +10,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-from beeline.errors import TooMuchWork
-from beeline.formats import CAMERA_RAW, refusal
+from beeline.errors import NotAnImage, TooMuchWork
+from beeline.formats import CAMERA_RAW
 
 # Progressive JPEGs have about ten; each walks over all coefficients (50,000 took minutes).
 MAX_SCANS = 100
@@ -25,9 +25,9 @@ MAX_RLE_PIXELS = 4_000_000
 
 # A JPEG's markers but those of restarts: inside entropy-coded data none but a 0 or a restart's number follows 0xFF.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-_END, _SCAN, _ALONE = 0xD9, 0xDA, (0x01, 0xD8, 0xD9)
+_END, SCAN, _ALONE = 0xD9, 0xDA, (0x01, 0xD8, 0xD9)
 # Start of a frame: all from C0 to CF but the tables DHT, JPG and DAC.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _STRIPS = (273, 279, 324, 325)
 # Raw files of cameras are TIFFs whose first picture is a reduced one, with the others below it; DNG has its own tag.
@@ -56,10 +56,10 @@ def check(kind: str, data: bytes, max_pixels: int) -> tuple[int, bool]:
 def _has_end(data: bytes) -> bool:
     """Whether a JPEG ends. What follows its end, such as the video of a phone, is not counted."""
     scans = segments = 0
-    for code, _, gap in _markers(data):
+    for code, _, gap in markers(data):
         if code == _END and scans:
             return True
-        scans, segments = scans + (code == _SCAN), segments + 1
+        scans, segments = scans + (code == SCAN), segments + 1
         _limit("JPEG", "scans", scans, MAX_SCANS)
         _limit("JPEG", "segments", segments, MAX_SEGMENTS)
         if not scans:
@@ -70,22 +70,19 @@ def _has_end(data: bytes) -> bool:
 def has_every_scan(data: bytes) -> bool:
     """Whether the scans of a JPEG, the last of which may be cut off, are for all bits of all coefficients."""
     missing: set[tuple[int, int]] | None = None
-    for code, at, _ in _markers(data):
+    for code, at, _ in markers(data):
         segment = data[at + 2 : at + 800]
-        if code in _FRAMES:
+        if code in FRAMES:
             missing = {(part, each) for part in segment[6::3][: segment[5]] for each in range(64)}
-        elif code == _SCAN and missing:
+        elif code == SCAN and missing:
             parts, rest = segment[1::2][: segment[0]], segment[1 + 2 * segment[0] :]
             if not rest[2] & 15:
                 missing -= {(part, each) for part in parts for each in range(rest[0], rest[1] + 1)}
     return missing is not None and not missing
 
 
-def _markers(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield each marker's code, the position after it, and how many bytes lie between it and the segment before.
-
-    The last one has code 0: the end of the data.
-    """
+def markers(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield each marker's code, the position after it, and the count of bytes before it; at the data's end code 0."""
     position = 2
     while match := _MARKER.search(data, position):
         yield match[1][0], match.end(), match.start() - position
@@ -130,7 +127,7 @@ def _tiff(data: bytes, max_pixels: int) -> int:
     except struct.error:
         return 0
     if _DNG_VERSION in tags or (_BELOW in tags and numbers[_SUBFILE] == _REDUCED):
-        raise refusal(CAMERA_RAW)
+        raise NotAnImage(f"the body is {CAMERA_RAW}")
     area = numbers[_TILE_WIDTH] * numbers[_TILE_LENGTH]
     _limit("TIFF", "pixels in one tile", area, max_pixels)
     return area

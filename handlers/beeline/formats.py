@@ -28,26 +28,23 @@ _MAGIC = (
     (b"II+\x00", "TIFF"),
     (b"MM\x00+", "TIFF"),
 )
-# Brands of an ISO base media file (ISO/IEC 14496-12): its own and those that it is compatible with. One of the last two
-# alone may be either.
-_AVIF_BRANDS, _HEIC_BRANDS = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
-_EITHER_BRANDS = {b"mif1", b"msf1"}
+# Brands of an ISO base media file (ISO/IEC 14496-12), its own and those it is compatible with; `mif1` may be either.
+_AVIF_BRANDS, _EITHER_BRANDS = {b"avif", b"avis"}, {b"mif1", b"msf1"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 # What else is sent as a picture, by its first bytes: its name, and what to do about it.
-_SAVE, _RENDER, _FRAME = "save it as JPEG or PNG", "render it as PNG", "send one of its frames as JPEG or PNG"
-CAMERA_RAW = ("a camera's raw file (DNG, CR2, NEF, ARW)", "develop it and save it as JPEG")
-_OTHERS = tuple(
-    (re.compile(pattern, re.DOTALL | re.IGNORECASE), words)
-    for pattern, words in (
-        (rb"\xff\x0a|\0\0\0\x0cJXL ", ("JPEG XL", _SAVE)),
-        (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ", ("JPEG 2000", _SAVE)),
-        (rb"8BPS", ("a Photoshop document (PSD)", _SAVE)),
-        (rb"II\*\0....CR|....ftypcrx |FUJIFILMCCD-RAW|IIRO|IIRS|IIU\0", CAMERA_RAW),
-        (rb"%PDF", ("PDF", "render a page of it as JPEG or PNG")),
-        (rb"\s*<(svg|(\?xml|!--|!doctype svg).{0,4000}<svg)", ("SVG", _RENDER)),
-        (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", ("a video (MP4 or alike)", _FRAME)),
-        (rb"\x1f\x8b|\x28\xb5\x2f\xfd", ("compressed (Content-Encoding: gzip or zstd)", "send the picture itself")),
-    )
-)
+_NO = "which is not read here"
+_SAVE = f"{_NO}; save it as JPEG or PNG"
+CAMERA_RAW = f"a camera's raw file (DNG, CR2, NEF, ARW), {_NO}; develop it and save it as JPEG"
+_OTHERS = {
+    rb"\xff\x0a|\0\0\0\x0cJXL ": f"JPEG XL, {_SAVE}",
+    rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ": f"JPEG 2000, {_SAVE}",
+    rb"8BPS": f"a Photoshop document (PSD), {_SAVE}",
+    rb"II\*\0....CR|....ftypcrx |FUJIFILMCCD-RAW|IIRO|IIRS|IIU\0": CAMERA_RAW,
+    rb"%PDF": f"PDF, {_NO}; render a page of it as JPEG or PNG",
+    rb"\s*<(svg|(\?xml|!--|!doctype svg).{0,4000}<svg)": f"SVG, {_NO}; render it as PNG",
+    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": f"a video (MP4 or alike), {_NO}; send one of its frames as JPEG or PNG",
+    rb"\x1f\x8b|\x28\xb5\x2f\xfd|x[\x01\x9c\xda]": "compressed (Content-Encoding: gzip, say); send the picture itself",
+}
 # Pillow-SIMD is a Pillow of 2023, which needs this plugin for AVIF.
 _AVIF_PLUGIN = "pillow_avif"
 _EXIF = b"Exif\0\0"
@@ -96,23 +93,17 @@ def kind_of(data: bytes) -> str | None:
 
 def refuse_other(data: bytes) -> None:
     """Raise `NotAnImage` that names the format of these bytes, if they are of a known one that is not accepted."""
-    for pattern, words in _OTHERS:
-        if pattern.match(data):
-            raise refusal(words)
-
-
-def refusal(words: tuple[str, str]) -> NotAnImage:
-    """Return the error for a format that is not accepted: its name, and what to do about it."""
-    return NotAnImage(f"the body is {words[0]}, which is not read here; {words[1]}")
+    for pattern, words in _OTHERS.items():
+        if re.match(pattern, data, re.DOTALL | re.IGNORECASE):
+            raise NotAnImage(f"the body is {words}")
 
 
 def opened(kind: str, data: bytes) -> Image.Image:
     """Return a picture of this format with nothing decoded yet; raise what Pillow raises."""
     if kind == "HEIC":
         # A thumbnail is another picture, and the worker has as many threads as it was given.
-        importlib.import_module(_HEIC_PLUGIN).register_heif_opener(
-            thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
-        )
+        options = {"thumbnails": False, "depth_images": False, "aux_images": False, "decode_threads": 1}
+        importlib.import_module(_HEIC_PLUGIN).register_heif_opener(**options)
         return Image.open(io.BytesIO(data), formats=("HEIF",))
     try:
         return Image.open(io.BytesIO(data), formats=(kind,))

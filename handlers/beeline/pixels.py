@@ -128,13 +128,12 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if kind == "HEIC" and not formats.READS_HEIC:
         raise _unread(kind, "pillow-heif is not installed")
     held, endless = firewall.check(kind, data, max_pixels)
-    twin = None
     try:
         if endless and firewall.has_every_scan(data):
-            data, twin = (data.rstrip(b"\xff") + pad for pad in _PADS)
-        image = formats.opened(kind, data)
-        if twin is not None:
-            image.info[_TWIN] = formats.opened(kind, twin)
+            image, twin = (formats.opened(kind, data.rstrip(b"\xff") + pad) for pad in _PADS)
+            image.info[_TWIN] = twin
+        else:
+            image = formats.opened(kind, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many(str(error).partition("(")[2].partition(" pixels")[0], "picture", max_pixels) from error
     except Exception as error:

@@ -81,12 +81,6 @@ def test_what_lies_behind_a_jpeg_changes_nothing(behind: bytes, progressive: boo
     assert np.array_equal(pixels.decode(data + behind, GEOMETRY), pixels.decode(data, GEOMETRY))
 
 
-def test_the_first_picture_of_several_is_read() -> None:
-    image = Image.new("RGB", (64, 64), "red")
-    data = encoded(image, "MPO", save_all=True, append_images=[Image.new("RGB", (64, 64), "blue")] * 2)
-    assert pixels.decode(data + BEHIND["video"], GEOMETRY)[100, 100].tolist() == pytest.approx([254, 0, 0], abs=2)
-
-
 def test_a_tile_within_the_limit_counts_against_the_budget() -> None:
     assert firewall.check("TIFF", tiff([*SQUARE, (322, 3, 1, 4096), (323, 3, 1, 4096)]), 50_000_000) == (
         4096 * 4096,

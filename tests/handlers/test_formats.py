@@ -28,19 +28,13 @@ def test_other_bytes_have_no_format(data: bytes) -> None:
     assert formats.kind_of(data) is None
 
 
-@pytest.mark.parametrize(
-    ("brands", "kind"),
-    [
-        (b"heic\0\0\0\0mif1heic", "HEIC"),
-        (b"mif1\0\0\0\0mif1heic", "HEIC"),
-        (b"msf1\0\0\0\0hevcmsf1", "HEIC"),
-        (b"mif1\0\0\0\0mif1avif", "AVIF"),
-        (b"avif\0\0\0\0mif1miaf", "AVIF"),
-        (b"mp42\0\0\0\0isommp42", None),
-    ],
-)
-def test_heic_and_avif_are_told_apart_by_all_brands(brands: bytes, kind: str | None) -> None:
-    assert formats.kind_of(struct.pack(">I", len(brands) + 8) + b"ftyp" + brands + bytes(64)) == kind
+def test_heic_and_avif_are_told_apart_by_all_brands() -> None:
+    def kind(brands: bytes) -> str | None:
+        return formats.kind_of(struct.pack(">I", len(brands) + 8) + b"ftyp" + brands + bytes(64))
+
+    assert {kind(brands) for brands in (b"heic....mif1heic", b"mif1....mif1heic", b"msf1....hevcmsf1")} == {"HEIC"}
+    assert {kind(brands) for brands in (b"mif1....mif1avif", b"avif....mif1miaf", b"avif....mif1heic")} == {"AVIF"}
+    assert kind(b"mp42....isommp42") is None
 
 
 def raw_file(*entries: tuple[int, int]) -> bytes:
@@ -51,18 +45,14 @@ def raw_file(*entries: tuple[int, int]) -> bytes:
 
 OTHERS = {
     b"\xff\x0a\xfa\x1f": "JPEG XL, .*save it as JPEG or PNG",
-    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL,",
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000,",
-    b"\xff\x4f\xff\x51": "JPEG 2000,",
     b"8BPS\0\1": "a Photoshop document",
     b"II*\0\x10\0\0\0CR\2\0": "raw file .*develop it",
     raw_file((50706, 257), (254, 0)): "raw file",
     raw_file((254, 1), (330, 900)): "raw file",
     b"%PDF-1.7": "PDF,.* a page of it",
-    b"<svg xmlns='http://www.w3.org/2000/svg'/>": "SVG, .*render it as PNG",
-    b"<?xml version='1.0'?>\n<!-- a drawing -->\n<svg/>": "SVG,",
+    b"<?xml version='1.0'?>\n<!-- a drawing -->\n<svg/>": "SVG, .*render it as PNG",
     b"\0\0\0\x18ftypmp42": "a video .*one of its frames",
-    b"\x1aE\xdf\xa3": "a video",
     b"\x1f\x8b\x08\0": "Content-Encoding: gzip.*send the picture itself",
 }
 

@@ -272,10 +272,8 @@ def test_a_file_that_curl_has_changed_is_told_from_a_damaged_one(kind: str) -> N
         pixels.decode(stripped, GEOMETRY)
 
 
-@pytest.mark.parametrize(
-    ("kind", "more"), [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("AVIF", {"quality": 100}), ("TIFF", {})]
-)
-def test_of_an_animation_or_several_pages_the_first_is_read(kind: str, more: dict[str, object]) -> None:
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF", "MPO"])
+def test_of_an_animation_or_several_pages_the_first_is_read(kind: str) -> None:
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **more)
-    assert pixels.decode(data, GEOMETRY)[100, 100].tolist() == pytest.approx([255, 0, 0], abs=4)
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert pixels.decode(data, GEOMETRY)[100, 100].tolist() == pytest.approx([255, 0, 0], abs=8)
