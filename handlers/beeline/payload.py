@@ -152,7 +152,7 @@ def _is_base64(head: bytes) -> bool:
 
 def _decode_text(body: bytes | bytearray) -> object:
     """Return parsed JSON, or base64 as text; any other body unchanged."""
-    head = bytes(body[:HEAD]).removeprefix(b"\xef\xbb\xbf").lstrip()
+    head = bytes(body.lstrip()[:HEAD]).removeprefix(b"\xef\xbb\xbf").lstrip()
     # UTF-16 has its byte-order mark, or a zero beside the bracket.
     if head[:1] in (b"{", b"[", b'"') or head[:2] in (b"\xff\xfe", b"\xfe\xff", b"\0{", b"\0["):
         return _parse(body)

@@ -43,7 +43,7 @@ FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
         {"body": {"instances": [{"data": {"b64": B64}}]}},
         {"body": {"instances": [B64]}},
         {"body": json.dumps({"data": B64}).encode()},
-        {"body": bytearray(b" \n" + json.dumps({"instances": [{"b64": B64}]}).encode())},
+        {"body": bytearray(b" \n" * 50 + json.dumps({"instances": [{"b64": B64}]}).encode())},
         {"body": {"data": B64.rstrip("=")}},
         {"body": {"data": base64.urlsafe_b64encode(DATA).decode()}},
         {"body": {"data": base64.encodebytes(DATA).decode()}},
