@@ -17,11 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from beeline import engines, formats, golden
-from beeline.answer import Answer, check_answers, failure, prediction, probabilities
+from beeline import engines, formats, golden, tasks
+from beeline.answer import Answer, check_answers, failure
 from beeline.batch import Batch
 from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
@@ -34,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class VisionHandler:
-    """Classifies pictures, a batch at a time. A worker has one instance; batches come one after the other."""
+    """Answers pictures by the archive's task, a batch at a time. A worker has one instance, and one batch at a time."""
 
     def initialize(self, context: Any) -> None:
         """Load the archive in `context`'s model folder and let it prove itself.
@@ -70,7 +67,9 @@ class VisionHandler:
         self.limits = Limits.from_environment()
         golden.check_files(folder, spec)
         self.engine = engines.load(folder, spec, gpu_id=gpu_id)
-        replayed = golden.replay(folder, spec, self.engine.forward)
+        self.task = tasks.of(spec)
+        self.task.load(folder, self.engine)
+        replayed = golden.replay(folder, spec, self.task.forward)
         choice = self.engine.choice
         jpegs, decoding = jpegs_for(spec.geometry, choice["device"].value, self.limits.max_pixels)
         self.decoder = Decoder(spec.geometry, self.limits, int(choice["threads"].value), jpegs)
@@ -84,18 +83,13 @@ class VisionHandler:
         """Decode each request's row by itself; a row that cannot be decoded becomes a `Failed` with its 4xx."""
         return self.decoder.decode(rows)
 
-    def inference(self, batch: Batch) -> NDArray[np.float32]:
-        """Run the model over the good rows: float32 `[len(batch.good), classes]`."""
-        if not batch.good:
-            return np.empty((0, len(self.spec.labels)), np.float32)
-        return self.engine.forward(batch.stack())
+    def inference(self, batch: Batch) -> Any:
+        """Run the model over the good rows; a classifier's logits are float32 `[len(batch.good), classes]`."""
+        return self.task.run(batch)
 
-    def postprocess(self, logits: NDArray[np.float32], batch: Batch) -> list[Answer]:
-        """Turn the logits into one answer a request, in the batch's order."""
-        spec = self.spec
-        rows = probabilities(logits, spec.output, spec.temperature) if batch.good else np.empty((0, 0))
-        answers = [prediction(row, spec, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
-        return batch.scatter(answers, lambda row: failure(row.error))
+    def postprocess(self, results: Any, batch: Batch) -> list[Answer]:
+        """Turn what `inference` returned into one answer a request, in the batch's order."""
+        return batch.scatter(self.task.answers(results, batch), lambda row: failure(row.error))
 
     def handle(self, data: Sequence[object] | None, context: Any) -> list[str]:
         """Answer a batch with one row a request; called by the server.
@@ -126,9 +120,9 @@ class VisionHandler:
             with _measured(spans, "decode"):
                 batch = dataclasses.replace(self.preprocess(rows), accepts=accepts)
             with _measured(spans, "forward"):
-                logits = self.inference(batch)
+                results = self.inference(batch)
             with _measured(spans, "encode"):
-                return check_answers(self.postprocess(logits, batch), len(rows))
+                return check_answers(self.postprocess(results, batch), len(rows))
         except Exception as error:
             logger.exception("a batch of %d failed", len(rows))
             self._retire_if_lost(error)

@@ -23,7 +23,7 @@ from archive.goldens import mistakes
 from archive.goldens.mistakes import Mistake
 from archive.graph import Differentiable
 from beeline import pixels
-from beeline.answer import probabilities, top_labels
+from beeline.classification import probabilities, top_labels
 from beeline.errors import ArchiveError, RequestError, short
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec

@@ -67,12 +67,11 @@ class TritonPythonModel:
         """Let the handler make its answers, and put the probabilities of each into a header of it."""
         answers: list[Any] = self._postprocess(logits, batch)
         if self._wants_scores and batch.good:
-            from beeline.answer import probabilities
-
             spec = self.handler.spec
-            # Archives from before there was a temperature have code that takes none.
+            # Older archives have the function in another module, and the oldest one takes no temperature.
+            module = sys.modules.get("beeline.classification") or sys.modules["beeline.answer"]
             more = {"temperature": spec.temperature} if getattr(spec, "temperature", None) else {}
-            rows = probabilities(logits, spec.output, **more).astype("<f4")
+            rows = module.probabilities(logits, spec.output, **more).astype("<f4")
             for index, row in zip(batch.good, rows, strict=True):
                 headers = {**answers[index].headers, _SCORES: row.tobytes().hex()}
                 answers[index] = dataclasses.replace(answers[index], headers=headers)

@@ -21,7 +21,7 @@ from archive.samples import Known
 from archive.variants import agreement, convert
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.errors import ArchiveError, BeelineError, ConfigError, did_you_mean, short
 from beeline.golden import Forward, replay
 from beeline.settings import Choice

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beeline import pixels
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.errors import ArchiveError, ConfigError, RequestError
 from beeline.golden import Forward
 from beeline.settings import parsed_device

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive.variants.agreement import Gate, Pictures, same_first
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, ModelSpec
 from host.files import sha256

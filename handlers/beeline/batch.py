@@ -28,9 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ok:
-    """One decoded picture, `[crop, crop, 3]` uint8."""
+    """One decoded picture, `[crop, crop, 3]` uint8, and the text `prompt` that its request carries."""
 
     pixels: Pixels
+    prompt: str = ""
 
 
 @dataclass(frozen=True)

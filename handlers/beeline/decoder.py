@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from beeline import pixels
 from beeline.batch import Batch, Failed, Ok, PixelBudget
 from beeline.errors import ConfigError, RequestError
-from beeline.payload import extract
+from beeline.payload import Payload, extract
 from beeline.settings import Choice, Limits
 from beeline.spec import Geometry
 
@@ -42,38 +42,42 @@ class Decoder:
         if self._jpegs is None:
             return Batch(self._map(lambda row: self._rest(self._body(row)), rows))
         done: list[Ok | Failed] = []
-        part: list[bytes | Failed] = []
+        part: list[Payload | Failed] = []
         held = 0
         for row in rows:
             part.append(body := self._body(row))
-            held += len(body) if isinstance(body, bytes) else 0
+            held += len(body.picture) if isinstance(body, Payload) else 0
             if held >= self._limits.max_bytes:
                 done += self._part(part, self._jpegs)
                 part, held = [], 0
         return Batch((*done, *self._part(part, self._jpegs)))
 
-    def _part(self, bodies: Sequence[bytes | Failed], jpegs: CudaJpegs) -> tuple[Ok | Failed, ...]:
+    def _part(self, bodies: Sequence[Payload | Failed], jpegs: CudaJpegs) -> tuple[Ok | Failed, ...]:
         """Decode some rows; their copies take at most as many bytes as two pictures may have."""
-        crops = jpegs.decode([body if isinstance(body, bytes) else b"" for body in bodies])
-        ready = [body if crop is None else Ok(crop) for body, crop in zip(bodies, crops, strict=True)]
+        crops = jpegs.decode([body.picture if isinstance(body, Payload) else b"" for body in bodies])
+        ready = [
+            body if crop is None or isinstance(body, Failed) else Ok(crop, body.prompt)
+            for body, crop in zip(bodies, crops, strict=True)
+        ]
         return self._map(self._rest, ready)
 
     def _map(self, decode: Callable[[T], Ok | Failed], rows: Sequence[T]) -> tuple[Ok | Failed, ...]:
         mapped = map if self._pool is None or len(rows) < 2 else self._pool.map
         return tuple(mapped(decode, rows))
 
-    def _body(self, row: object) -> bytes | Failed:
+    def _body(self, row: object) -> Payload | Failed:
         try:
             return extract(row, self._limits)
         except RequestError as error:
             return _failed(error)
 
-    def _rest(self, body: bytes | Ok | Failed) -> Ok | Failed:
+    def _rest(self, body: Payload | Ok | Failed) -> Ok | Failed:
         """Decode a body with Pillow; a row that is done already stays as it is."""
-        if not isinstance(body, bytes):
+        if not isinstance(body, Payload):
             return body
         try:
-            return Ok(pixels.decode(body, self._geometry, self._limits.max_pixels, self._budget.hold))
+            crop = pixels.decode(body.picture, self._geometry, self._limits.max_pixels, self._budget.hold)
+            return Ok(crop, body.prompt)
         except RequestError as error:
             return _failed(error)
 

@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError, features
 # Pillow reads many more. Refused are those that run other programs (EPS), those with a poor security record (JPEG 2000,
 # FLI), and those that come neither from cameras nor from the web.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
+# How many first bytes tell every format.
+HEAD = 64
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),

@@ -1,4 +1,4 @@
-"""One request's row to one picture's bytes: raw body, multipart field or base64 in JSON, within limits.
+"""One request's row to one picture's bytes and its prompt: raw body, form, base64 alone or in JSON, within limits.
 
 A row is what both servers pass: a dict of parameter names to values. The raw body has the name `body`, a multipart
 field its own (TorchServe: `ts/service.py`, MMS: `mms/service.py`). Values are bytes, or parsed JSON or text where the
@@ -15,13 +15,16 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from beeline.errors import BadEncoding, EmptyBody, TooManyBytes
-from beeline.formats import kind_of
+from beeline.formats import HEAD, kind_of
 from beeline.settings import Limits
 
-_MOST_JSON_MARKS, _MOST_PARTS, _MOST_HEAD = 1_000, 100, 512
+_MOST_JSON_MARKS, _MOST_PARTS, _MOST_HEAD, _MOST_PROMPT = 1_000, 100, 512, 1_000
+# The keys of a picture in JSON, and names of form fields that are taken before others. A value may be `{"b64": text}`.
+_KEYS = ("data", "b64", "base64", "body", "image", "image_bytes")
 # The first line of a form, perhaps after empty lines; no other accepted body begins with it. Each part is bounded:
 # without a limit, 20 MB of empty lines took 2.3 GB and 3 s.
 _OPENING = re.compile(rb"(?:\r?\n){0,2}(--[^\r\n]{1,70}?)[ \t]{0,8}(\r?\n)")
@@ -32,23 +35,33 @@ _PARAMETER = re.compile(rb';\s*([\w-]+)(\*?)[\d*]*\s*=\s*(?:"((?:[^"\\]|\\.)*)"|
 _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
 
 
-def extract(row: object, limits: Limits) -> bytes:
-    """Return the encoded picture in one request's row.
+@dataclass(frozen=True)
+class Payload:
+    """What one request carries: an encoded picture, and the text `prompt` beside it in JSON or in a form."""
+
+    picture: bytes
+    prompt: str = ""
+
+
+def extract(row: object, limits: Limits) -> Payload:
+    """Return the encoded picture in one request's row, and its prompt of at most 1,000 characters.
 
     Raises:
         EmptyBody: nothing in it. BadEncoding: JSON or base64 that is not one picture. TooManyBytes: more than
             `limits.max_bytes` after base64 is undone.
     """
+    prompt: object = None
     if isinstance(row, Mapping):
-        row = _choose(row)
+        row, prompt = _choose(row)
     if isinstance(row, memoryview):
         row = bytes(row)
     if isinstance(row, (bytes, bytearray)) and (opening := _OPENING.match(row)):
-        row = _choose(_fields(row, opening))
-    if isinstance(row, (bytes, bytearray)) and row.lstrip()[:1] in (b"{", b"["):
-        row = _parse(row)
+        row, prompt = _choose(_fields(row, opening))
+    if isinstance(row, (bytes, bytearray)) and kind_of(row[:HEAD]) is None:
+        row = _decode_text(row)
     if isinstance(row, (dict, list)):
-        row = _from_json(row)
+        row, beside = _from_json(row)
+        prompt = prompt if beside is None else beside
     if isinstance(row, str):
         row = _from_base64(row, limits)
     if row is None or (isinstance(row, (bytes, bytearray)) and not row):
@@ -57,18 +70,39 @@ def extract(row: object, limits: Limits) -> bytes:
         raise BadEncoding(f"the request's body is a JSON {type(row).__name__}; {_JSON_HELP}")
     if len(row) > limits.max_bytes:
         raise _too_many(len(row), limits)
-    return bytes(row)
+    return Payload(bytes(row), _prompt(prompt))
 
 
-def _choose(row: Mapping[object, object]) -> object:
-    """Pick the value: what looks like a picture, then `data`, then `body`, else the first that holds something."""
-    for value in row.values():
-        if isinstance(value, (bytes, bytearray)) and kind_of(bytes(value[:16])) is not None:
-            return value
-    for name in ("data", "body"):
-        if row.get(name):
-            return row[name]
-    return next((value for value in row.values() if value), None)
+def _prompt(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
+    if text is not None and (not isinstance(text, str) or len(text) > _MOST_PROMPT):
+        what = f"of {len(text)} characters" if isinstance(text, str) else f"a JSON {type(text).__name__}"
+        raise BadEncoding(f"the prompt is {what}; send a text of at most {_MOST_PROMPT} characters")
+    return text or ""
+
+
+def _choose(row: Mapping[object, object]) -> tuple[object, object]:
+    """Pick the picture: what looks like one, then by `_KEYS`, else the first that holds something; and the prompt."""
+    values = {name: value for name, value in row.items() if value}
+    pictures = [value for value in values.values() if _is_picture(value)]
+    if len(pictures) > 1:
+        raise BadEncoding(f"the request has {len(pictures)} pictures; send one a request, since the server batches")
+    prompt = None if values.get("prompt") in pictures else values.pop("prompt", None)
+    ordered = (values[name] for name in _KEYS if name in values)
+    return next(iter((*pictures, *ordered, *values.values())), None), prompt
+
+
+def _is_picture(value: object) -> bool:
+    """Whether a value begins like a picture, as bytes or in base64."""
+    if not isinstance(value, (bytes, bytearray, str)):
+        return False
+    head = bytes(value[:HEAD]) if not isinstance(value, str) else value[:HEAD].encode("utf-8", "replace")
+    return _has_header(head) or _is_base64(head)
+
+
+def _has_header(head: bytes) -> bool:
+    # Text may begin with the two letters of BMP, and has no zero byte, which every picture's header has.
+    return kind_of(head) is not None and b"\0" in head
 
 
 def _fields(body: bytes | bytearray, opening: re.Match[bytes]) -> dict[object, object]:
@@ -88,6 +122,8 @@ def _fields(body: bytes | bytearray, opening: re.Match[bytes]) -> dict[object, o
         start = body.find(b"\n", after) + 1
     if not closed:
         raise BadEncoding("the form does not end with its boundary; send it with a common client")
+    if (files := sum(is_file and bool(data) for is_file, _, data in parts)) > 1:
+        raise BadEncoding(f"the form has {files} files; send one picture a request, since the server batches")
     fields: dict[object, object] = {}
     for place, (_, name, data) in enumerate(sorted(parts, key=lambda part: not part[0])):
         fields[place if name is None or name in fields else name] = data
@@ -105,6 +141,27 @@ def _part(part: bytes, newline: bytes) -> tuple[bool, str | None, bytes]:
     return b"filename" in parameters, parameters.get(b"name"), data
 
 
+def _is_base64(head: bytes) -> bool:
+    """Whether text begins like a picture in base64 or a data URI; letters alone could be any text."""
+    text = b"".join(head.removeprefix(b"\xef\xbb\xbf").lstrip(b"'\"").split())
+    if text.startswith(b"data:"):
+        return True
+    text = text[: len(text) // 4 * 4].translate(bytes.maketrans(b"-_", b"+/"))
+    try:
+        return _has_header(base64.b64decode(text, validate=True))
+    except binascii.Error:
+        return False
+
+
+def _decode_text(body: bytes | bytearray) -> object:
+    """Return parsed JSON, or base64 as text; any other body unchanged."""
+    head = bytes(body[:HEAD]).removeprefix(b"\xef\xbb\xbf").lstrip()
+    # UTF-16 has its byte-order mark, or a zero beside the bracket.
+    if head[:1] in (b"{", b"[", b'"') or head[:2] in (b"\xff\xfe", b"\xfe\xff", b"\0{", b"\0["):
+        return _parse(body)
+    return body.decode("utf-8-sig", "replace") if _is_base64(head) else body
+
+
 def _parse(body: bytes | bytearray) -> object:
     # The accepted forms have a handful of these, and base64 has none; millions of them become gigabytes.
     marks = body.count(b"{") + body.count(b"[") + body.count(b",")
@@ -116,23 +173,22 @@ def _parse(body: bytes | bytearray) -> object:
         raise BadEncoding(f"the body looks like JSON but is none ({error}); {_JSON_HELP}") from error
 
 
-def _from_json(value: dict[str, object] | list[object]) -> object:
-    """Find the base64 text in a JSON body."""
+def _from_json(value: dict[str, object] | list[object]) -> tuple[object, object]:
+    """Find the base64 text in a JSON body, and the prompt beside it."""
+    prompt = None
     if isinstance(value, dict) and "instances" in value:
-        instances = value["instances"]
+        prompt, instances = value.get("prompt"), value["instances"]
         if not isinstance(instances, list) or len(instances) != 1:
             count = len(instances) if isinstance(instances, list) else f"a {type(instances).__name__}"
             raise BadEncoding(f"'instances' holds {count}; allowed: 1, since the server batches; send one a request")
         value = instances[0] if isinstance(instances[0], dict) else {"b64": instances[0]}
     if not isinstance(value, dict):
         raise BadEncoding(f"the body is a JSON {type(value).__name__}; {_JSON_HELP}")
-    for key in ("data", "b64", "body"):
-        found = value.get(key)
-        if isinstance(found, dict):
-            found = found.get("b64")
-        if isinstance(found, str):
-            return found
-    raise BadEncoding(f"no base64 text in the JSON keys {sorted(map(str, value))[:5]}; {_JSON_HELP}")
+    found = {key: each.get("b64") if isinstance(each := value.get(key), dict) else each for key in _KEYS}
+    texts: dict[object, object] = {key: each for key, each in found.items() if isinstance(each, str)}
+    if not texts:
+        raise BadEncoding(f"no base64 text in the JSON keys {sorted(map(str, value))[:5]}; {_JSON_HELP}")
+    return _choose(texts)[0], value.get("prompt", prompt)
 
 
 def _from_base64(text: str, limits: Limits) -> bytes:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beeline.errors import BadEncoding, EmptyBody, RequestError, TooManyBytes
-from beeline.payload import extract
+from beeline.payload import Payload, extract
 from beeline.settings import Limits
 
 DATA = b"\xff\xd8\xff" + bytes(range(256))
@@ -29,6 +29,15 @@ def form(*parts: tuple[str, bytes], boundary: str = "----x", end: bytes = b"--\r
     return body + line + end
 
 
+KEYS: list[object] = [
+    {"image": B64},
+    {"base64": B64},
+    {"image": {"b64": B64}},
+    {"image_bytes": {"b64": B64}},
+    {"instances": [{"image_bytes": {"b64": B64}, "key": "1"}]},
+    {"instances": [{"image": f"data:image/jpeg;base64,{B64}"}]},
+    {"signature_name": "serving_default", "instances": [{"b64": B64}]},
+]
 FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
 
 
@@ -70,11 +79,29 @@ FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
         {"body": form(('title="\\"; name=data"; name="note"', b"hello"), ("name=data", B64_JSON))},
         {"body": form(('a*0="b"; a*="c"', DATA))},
         {"body": form(*[(f'name="{number}"', b"x") for number in range(99)], (FILE, DATA))},
+        # Base64 without JSON, as text and in a form's field.
+        {"body": B64.encode()},
+        {"body": bytearray(b"\n" + base64.encodebytes(DATA))},
+        {"body": base64.urlsafe_b64encode(DATA).rstrip(b"=")},
+        {"body": b"data:image/jpeg;base64," + B64.encode()},
+        {"body": json.dumps(B64).encode()},
+        {"body": b"\xef\xbb\xbf" + B64.encode()},
+        {"body": form(('name="model"', b"resnet18"), ('name="picture"', B64.encode()))},
+        {"body": form(('name="note"', b"hello"), ('name="image"', b"data:;base64," + B64.encode()))},
+        {"model": b"resnet18", "picture": B64.encode()},
+        # Byte-order marks and UTF-16, as .NET and PowerShell write JSON.
+        {"body": b"\xef\xbb\xbf" + B64_JSON},
+        *({"body": B64_JSON.decode().encode(encoding)} for encoding in ("utf-16", "utf-16-le", "utf-16-be")),
+        # The keys of other servers.
+        *({"body": json.dumps(each).encode()} for each in KEYS),
+        {"body": {"image": "cat.jpg", "b64": B64}},
+        # A picture whose field is called as the prompt's.
+        {"body": form(('name="prompt"; filename="a.jpg"', DATA))},
     ],
     ids=lambda row: str(row)[:60],
 )
 def test_the_same_bytes_come_out(row: object) -> None:
-    assert extract(row, LIMITS) == DATA
+    assert extract(row, LIMITS).picture == DATA
 
 
 @pytest.mark.parametrize(
@@ -99,6 +126,14 @@ def test_the_same_bytes_come_out(row: object) -> None:
         ({"body": b"[" * 100_000}, BadEncoding, "100000 brackets"),
         ({"body": b"[" * 999}, BadEncoding, "JSON"),
         ({"body": 3.5}, BadEncoding, "float"),
+        ({"body": form((FILE, DATA), ('name="b"; filename="b"', b"x"))}, BadEncoding, "the form has 2 files"),
+        ({"body": form(('name="a"', DATA), ('name="b"', B64.encode()))}, BadEncoding, "has 2 pictures"),
+        ({"left": DATA, "right": DATA}, BadEncoding, "has 2 pictures"),
+        ({"body": {"data": B64, "image": B64}}, BadEncoding, "has 2 pictures"),
+        ({"body": b'"' + B64.encode()}, BadEncoding, "looks like JSON"),
+        ({"body": "\ufeff{".encode("utf-16-le")}, BadEncoding, "looks like JSON"),
+        ({"body": {"data": B64, "prompt": 7}}, BadEncoding, "prompt is a JSON int"),
+        ({"body": form((FILE, DATA), ('name="prompt"', b"x" * 1001))}, BadEncoding, "prompt is of 1001 characters"),
         ({"body": b"[" + b"{}," * 1000 + b"{}]"}, BadEncoding, "brackets and commas"),
         ({"body": b"x" * 1001}, TooManyBytes, "1001 bytes; the limit is 1000"),
         ({"body": {"data": base64.b64encode(b"x" * 1001).decode()}}, TooManyBytes, "the limit is 1000"),
@@ -109,18 +144,39 @@ def test_a_refusal_says_why(row: object, error: type[RequestError], words: str) 
         extract(row, LIMITS)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"body": json.dumps({"image": B64, "prompt": "a photo \u00e9"}).encode()},
+        {"body": json.dumps({"instances": [{"b64": B64, "prompt": "a photo \u00e9"}]}).encode()},
+        {"body": json.dumps({"instances": [B64], "prompt": "a photo \u00e9"}).encode()},
+        {"body": form(('name="prompt"', "a photo \u00e9".encode()), (FILE, DATA))},
+        {"body": form(('name="prompt"', "a photo \u00e9".encode()), ('name="x"', B64_JSON))},
+        {"prompt": "a photo \u00e9".encode(), "upload": DATA},
+    ],
+    ids=lambda row: str(row)[:60],
+)
+def test_a_prompt_stands_beside_the_picture(row: object) -> None:
+    assert extract(row, LIMITS) == Payload(DATA, "a photo \u00e9")
+
+
+@pytest.mark.parametrize("text", [b"no picture", b"<html>", b"word/word", b"3.5", b"%PDF-1.7", b"BM" + b"x" * 90])
+def test_what_fits_no_form_is_judged_as_a_picture(text: bytes) -> None:
+    assert extract({"body": text}, LIMITS) == Payload(text)
+
+
 def test_a_picture_of_exactly_the_limit_passes_in_every_encoding() -> None:
     for size in range(997, 1001):
         data = b"\xff" * size
-        assert extract({"body": data}, LIMITS) == data
-        assert extract({"body": {"data": base64.b64encode(data).decode()}}, LIMITS) == data
+        assert extract({"body": data}, LIMITS).picture == data
+        assert extract({"body": {"data": base64.b64encode(data).decode()}}, LIMITS).picture == data
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.binary(), st.lists, max_leaves=5))
 def test_any_row_gives_bytes_or_a_request_error(value: object) -> None:
     for row in (value, {"body": value}, {"any": value}, {"body": {"instances": value}}, {"body": {"data": value}}):
         try:
-            assert isinstance(extract(row, LIMITS), bytes)
+            assert isinstance(extract(row, LIMITS).picture, bytes)
         except RequestError as error:
             assert 400 <= error.status < 500
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beeline import tasks
 from beeline.errors import ArchiveError, BeelineError, ConfigError, short
 from beeline.settings import Choice, threads_of
 from beeline.spec import ModelSpec
@@ -73,7 +74,10 @@ class Engine:
             raise ArchiveError(f"{spec.model.file} does not run on {self.title} ({why}); build it again") from error
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1."""
+        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1.
+
+        The second and further dimensions are another task's own.
+        """
         raise NotImplementedError
 
     def warm(self, batch_size: int) -> None:
@@ -96,11 +100,9 @@ class Engine:
         raise NotImplementedError
 
     def _warm_up(self) -> None:
-        size, classes = self.spec.geometry.shape, len(self.spec.labels)
         for count in (1, 2):
-            shape = self.forward(np.zeros((count, *size, 3), np.uint8)).shape
-            if shape != (count, classes):
-                raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")
+            rows = self.forward(np.zeros((count, *self.spec.geometry.shape, 3), np.uint8))
+            tasks.of(self.spec).check_output(count, rows.shape)
 
 
 def runtime(name: str) -> str:
