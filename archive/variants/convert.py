@@ -70,7 +70,7 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
             example = torch.zeros(2, *shape, 3, dtype=torch.uint8)
             model = openvino.convert_model(module(folder, spec), example_input=example)
     model.reshape(openvino.PartialShape([-1, *shape, 3]))
-    _number(model)
+    number(model)
 
     def compiled(model: Any) -> Any:
         # NNCF also passes compiled models.
@@ -78,7 +78,7 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
 
     if precision == "int8":
         model = quantised(model, pictures, gate, spec.output, compiled, lambda runnable, one: runnable(one)[0])
-        _number(model)
+        number(model)
     openvino.save_model(model, out / _OPENVINO, compress_to_fp16=False)
     graph, weights = sha256(out / _OPENVINO), sha256(out / _OPENVINO_WEIGHTS)
     return Artifact(_OPENVINO, "openvino", graph, spec.model.architecture, _OPENVINO_WEIGHTS, weights)
@@ -219,7 +219,7 @@ def _require_program(spec: ModelSpec, why: str) -> None:
         raise ArchiveError(f"{spec.model.file} is {spec.model.format}, {why}; {fix}")
 
 
-def _number(model: Any) -> None:
+def number(model: Any) -> None:
     """Number the operations. OpenVINO's own names depend on what the process made before."""
     model.set_friendly_name("model")
     for number, operation in enumerate(model.get_ordered_ops()):

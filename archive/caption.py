@@ -1,0 +1,223 @@
+"""From a BLIP checkpoint of transformers to an exported folder: encoder, decoder with its key-value cache, tokenizer."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import Dim
+
+from archive.graph import Preprocessing, Uint8Input
+from archive.onnx_graph import remove_origin
+from archive.variants import convert
+from beeline.engines.onnxruntime import INPUT
+from beeline.errors import ArchiveError, short
+from beeline.spec import Geometry
+
+ENCODER, DECODER, TOKENIZER = "encoder.onnx", "decoder.onnx", "tokenizer.json"
+CROSS = "cross"
+INPUTS, OUTPUTS = ("ids", "positions", "mask", "past", CROSS), ("logits", "present")
+# Of masked positions: its exponential is exactly 0 beside any real score, and it stays finite where all are masked.
+_NEVER = -1e9
+# By Pillow's numbers.
+_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A captioning model of transformers in evaluation mode, its tokenizer, and how it prepares pictures."""
+
+    model: Any
+    tokenizer: Any
+    preprocessing: Preprocessing
+
+    def planes(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Return uint8 `[N, H, W, 3]` as the model takes it, `[N, 3, H, W]`."""
+        prepared = self.preprocessing
+        rows = torch.from_numpy(pixels).float() / 255
+        rows = (rows - torch.tensor(prepared.mean)) / torch.tensor(prepared.std)
+        return rows.permute(0, 3, 1, 2)
+
+
+class Encoder(nn.Module):
+    """Normalised pictures `[N, 3, H, W]` to the cross-attention's keys and values, `[N, 2 * layers, heads, S, d]`."""
+
+    def __init__(self, blip: Any) -> None:
+        super().__init__()
+        self.vision: Any = blip.vision_model
+        self.layers = nn.ModuleList(layer.crossattention.self for layer in blip.text_decoder.bert.encoder.layer)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Compute them once a picture; every step and beam of the decoder uses them."""
+        hidden = self.vision(pixel_values=planes).last_hidden_state
+        layers: Any = self.layers
+        each = [part(hidden) for layer in layers for part in (layer.key, layer.value)]
+        return torch.stack([_heads(values, layers[0]) for values in each], 1)
+
+
+class Decoder(nn.Module):
+    """One step of the text decoder for K beams a picture; P tokens are in the cache and T are new.
+
+    `ids` int64 `[N, K, T]`, `positions` int64 `[N, T]`, `mask` float32 `[N, P + T]` (0: no token), `past` float32
+    `[N, K, 2 * layers, heads, P, d]` and the encoder's `cross` give `logits` `[N, K, vocabulary]` of the last token, and
+    `present` `[N, K, 2 * layers, heads, T, d]`, to be appended to `past`.
+    """
+
+    def __init__(self, blip: Any) -> None:
+        super().__init__()
+        self.embeddings: Any
+        self.embeddings, self.layers = blip.text_decoder.bert.embeddings, blip.text_decoder.bert.encoder.layer
+        self.head = blip.text_decoder.cls.predictions
+
+    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, past: Tensor, cross: Tensor) -> tuple[Any, ...]:
+        """Run all layers as `BlipTextLMHeadModel` of transformers does."""
+        new, old = ids.shape[2], past.shape[4]
+        words = self.embeddings.word_embeddings(ids)
+        hidden = self.embeddings.LayerNorm(words + self.embeddings.position_embeddings(positions)[:, None])
+        # A token sees the real ones up to itself.
+        seen = torch.arange(old + new)[None] <= old + torch.arange(new)[:, None]
+        bias = ((1 - mask[:, None] * seen) * _NEVER)[:, None, None]
+        present = []
+        for number, layer in enumerate(self.layers):
+            own = layer.attention.self
+            query, key, value = (_heads(part(hidden), own) for part in (own.query, own.key, own.value))
+            present += [key, value]
+            keys = torch.cat([past[:, :, 2 * number], key], 3)
+            values = torch.cat([past[:, :, 2 * number + 1], value], 3)
+            hidden = layer.attention.output(_attend(query, keys, values, bias), hidden)
+            # All beams of a picture are queries of the same keys.
+            query = _heads(layer.crossattention.self.query(hidden).flatten(1, 2), own)
+            context = _attend(query, cross[:, 2 * number], cross[:, 2 * number + 1])
+            hidden = layer.crossattention.output(context.view(hidden.shape), hidden)
+            hidden = layer.output(layer.intermediate(hidden), hidden)
+        return self.head(hidden[:, :, -1]), torch.stack(present, 2)
+
+
+def _heads(values: Tensor, attention: Any) -> Tensor:
+    """Split `[..., S, heads * d]` into `[..., heads, S, d]`."""
+    split: Tensor = values.view(*values.shape[:-1], attention.num_attention_heads, attention.attention_head_size)
+    return split.transpose(-2, -3)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `[..., T, heads * d]` of heads `[..., heads, T or S, d]`."""
+    scores = query @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5
+    shares = (scores if bias is None else scores + bias).softmax(-1)
+    context: Tensor = (shares @ values).transpose(-2, -3).flatten(-2)
+    return context
+
+
+def load(checkpoint: str) -> Checkpoint:
+    """Read a folder of transformers with a `BlipForConditionalGeneration`, or a name on its hub.
+
+    Raise `ArchiveError` for another architecture, a part that is missing, or weights that are damaged or incomplete.
+    """
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        needs = f"{checkpoint} needs {error.name}, which is not installed"
+        raise ArchiveError(f"{needs}; install requirements/extras.txt, as `make setup` does") from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    def read(kind: Any, what: str, fix: str, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(checkpoint, **options)
+        except Exception as error:
+            raise ArchiveError(f"{checkpoint} has no {what} that can be read ({short(error)}); {fix}") from error
+
+    config = read(transformers.AutoConfig, "config.json", "name a folder with a BLIP checkpoint of transformers")
+    named = (config.architectures or ["BlipForConditionalGeneration"])[0]
+    if config.model_type != "blip" or named != "BlipForConditionalGeneration":
+        kind = f"{checkpoint} is a {named if config.architectures else config.model_type}"
+        raise ArchiveError(f"{kind}, and captions are written by a BlipForConditionalGeneration; name one of those")
+    images = read(
+        transformers.BlipImageProcessor, "image processor", "copy its preprocessor_config.json into the folder"
+    )
+    tokenizer = read(transformers.AutoTokenizer, "tokenizer", "copy its tokenizer.json or vocab.txt into the folder")
+    if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 0.9 * config.text_config.vocab_size:
+        few = f"has no tokenizer of its own: one of {len(tokenizer)} tokens, its network of {config.text_config.vocab_size}"
+        raise ArchiveError(f"{checkpoint} {few}; copy its tokenizer.json or vocab.txt into the folder")
+    kind = transformers.BlipForConditionalGeneration
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, about = read(kind, "weights", "download or copy model.safetensors again", **options)
+    if lacking := sorted(about["missing_keys"]):
+        raise ArchiveError(f"{checkpoint} lacks {len(lacking)} weights, as {lacking[0]}; download or copy it again")
+    return Checkpoint(model.eval(), tokenizer, _preprocessing(checkpoint, images, config.vision_config.image_size))
+
+
+def _preprocessing(checkpoint: str, images: Any, side: int) -> Preprocessing:
+    """Return the image processor's as ours: both sides at once to the network's size, then mean and deviation."""
+    size = dict(images.size)
+    whole = images.do_resize and images.do_rescale and images.do_normalize and not images.do_center_crop
+    if not whole or abs(images.rescale_factor * 255 - 1) > 1e-6 or int(images.resample) not in _FILTERS:
+        what = "does not resize, scale by 1/255 and normalise, or it crops"
+        raise ArchiveError(f"the image processor of {checkpoint} {what}; name a checkpoint with BLIP's own")
+    if (size.get("height"), size.get("width")) != (side, side):
+        what = f"resizes to {size}, its network takes {side} x {side}"
+        raise ArchiveError(f"the image processor of {checkpoint} {what}; correct its preprocessor_config.json")
+    geometry = Geometry(side, side, _FILTERS[int(images.resample)], fit="squash")
+    return Preprocessing(geometry, tuple(images.image_mean), tuple(images.image_std))
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `encoder.onnx`, `decoder.onnx` and `tokenizer.json` into `folder`."""
+    text, shape = checkpoint.model.config.text_config, checkpoint.preprocessing.geometry.shape
+    prepared = checkpoint.preprocessing
+    encoder = Uint8Input(Encoder(checkpoint.model), prepared.mean, prepared.std, shape).eval()
+    # Sizes of 0 and 1 would be taken for constants.
+    pictures = torch.zeros(2, *shape, 3, dtype=torch.uint8)
+    _export(encoder, (pictures,), (INPUT,), (CROSS,), {INPUT: {0}}, folder / ENCODER)
+    with torch.no_grad():
+        cross = encoder(pictures)
+    heads, depth, beams, old, new = text.num_attention_heads, cross.shape[-1], 3, 5, 4
+    example = (
+        torch.zeros(2, beams, new, dtype=torch.int64),
+        torch.zeros(2, new, dtype=torch.int64),
+        torch.ones(2, old + new),
+        torch.zeros(2, beams, cross.shape[1], heads, old, depth),
+        cross,
+    )
+    changing = {"ids": {0, 1, 2}, "positions": {0, 1}, "mask": {0, 1}, "past": {0, 1, 4}, CROSS: {0}}
+    _export(Decoder(checkpoint.model).eval(), example, INPUTS, OUTPUTS, changing, folder / DECODER)
+    checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+
+
+def to_openvino(folder: Path, out: Path) -> tuple[str, str]:
+    """Write `encoder.xml` and `decoder.xml`, each with its `.bin`, into `out`; return both names."""
+    import openvino
+
+    names = ENCODER.replace("onnx", "xml"), DECODER.replace("onnx", "xml")
+    for source, name in zip((ENCODER, DECODER), names, strict=True):
+        model = openvino.convert_model(folder / source)
+        convert.number(model)
+        openvino.save_model(model, out / name, compress_to_fp16=False)
+    return names
+
+
+def _export(
+    module: nn.Module, example: Any, inputs: Any, outputs: Any, changing: dict[str, set[int]], path: Path
+) -> None:
+    """Write a module as ONNX; `changing` are by input the dimensions that are of any size."""
+    shapes = tuple(dict.fromkeys(changing[name], Dim.DYNAMIC) for name in inputs)
+    with warnings.catch_warnings(), torch.no_grad():
+        # PyTorch warns about its own code.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module, example, dynamo=True, verbose=False, input_names=inputs, output_names=outputs, dynamic_shapes=shapes
+        )
+    assert program is not None
+    model = program.model_proto
+    remove_origin(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
