@@ -31,7 +31,7 @@ const cards = new Map();
 const detail = new Detail({ remove, retry });
 
 function add(files, source) {
-  const pictures = files.map((file) => new Picture(file, source, catalog.chosen));
+  const pictures = files.map((file) => new Picture(file, source, catalog.chosen, prompt()));
   for (const picture of pictures) {
     cards.set(picture, new Card(picture, { select: choose, remove, retry }));
     byId("grid").append(cards.get(picture).node);
@@ -39,6 +39,11 @@ function add(files, source) {
   select(pictures[0]);
   queue.add(...pictures);
   if (cards.size === pictures.length) reveal(byId("results"));
+}
+
+/** What the next captions begin with; "" where the model writes none. */
+function prompt() {
+  return byId("prompting").hidden ? "" : byId("prompt").value.trim();
 }
 
 function retry(picture) {
@@ -122,7 +127,9 @@ function showCatalog() {
   showChoices();
   showCode();
   if (!model) return;
-  write(byId("known"), model.labels ? `${model.name} tells ${model.labels} labels apart.` : "");
+  byId("prompting").hidden = model.task !== "caption";
+  const labels = model.labels ? `${model.name} tells ${model.labels} labels apart.` : "";
+  write(byId("known"), model.task === "caption" ? `${model.name} writes captions.` : labels);
   intake.showSamples(model.samples);
   showCard();
 }
@@ -156,7 +163,8 @@ function showThreshold() {
   const spec = catalog.chosen?.spec;
   const why = Number.isFinite(spec?.not_sure_under) ? ", as validation pictures showed" : "";
   const under = percent(notSureUnder(spec));
-  write(byId("threshold"), `Under ${under} the best label is only a guess${why}, and is called "not sure".`);
+  const guess = `Under ${under} the best label is only a guess${why}, and is called "not sure".`;
+  write(byId("threshold"), spec?.task === "caption" ? "" : guess);
 }
 
 let open = false;

@@ -28,10 +28,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ok:
-    """One decoded picture, `[crop, crop, 3]` uint8, and the text `prompt` that its request carries."""
+    """One decoded picture, `[crop, crop, 3]` uint8, and the `prompt` and `max_tokens` that its request carries."""
 
     pixels: Pixels
     prompt: str = ""
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)

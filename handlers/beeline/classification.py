@@ -55,6 +55,9 @@ class Classification(Task):
         rows = probabilities(results, spec.output, spec.temperature) if batch.good else np.empty((0, 0))
         return [prediction(row, spec, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
 
+    def top(self, body: dict[str, Any]) -> list[tuple[str, float]]:
+        return [(str(label), float(score)) for label, score in body.items()]
+
     def compare(self, expected: Sequence[Mapping[str, Any]], results: NDArray[np.float32]) -> None:
         """Compare top-1, and each probability within `spec.tolerance`."""
         spec = self.spec

@@ -64,6 +64,12 @@ class BadEncoding(RequestError):
     reason = "bad_encoding"
 
 
+class BadOption(RequestError):
+    """A prompt or another setting of a request that the model does not take."""
+
+    reason = "bad_option"
+
+
 class TooManyBytes(RequestError):
     """A picture of more bytes than the limit."""
 

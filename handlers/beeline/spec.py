@@ -130,7 +130,8 @@ class Caption:
     """How a captioning model writes: its decoder, its tokenizer's file, and token ids.
 
     `start` is the first token, `end` the one that ends a caption, `pad` stands where there is none. A caption has at
-    most `max_tokens` tokens after the prompt, unless a request says less. `beams` are searched (1: greedy).
+    most `max_tokens` tokens after the prompt, unless a request says less. `beams` are searched (1: greedy). All tokens,
+    the start included, fit into `positions`.
     """
 
     decoder: Artifact
@@ -142,6 +143,7 @@ class Caption:
     max_tokens: int = 20
     beams: int = 1
     prompt: str = ""
+    positions: int = 512
 
 
 @dataclass(frozen=True)
@@ -227,9 +229,9 @@ class ModelSpec:
             files["model.weights"] = model.weights or ""
             digests["model.weights_sha256"] = model.weights_sha256 or ""
         for key, name in files.items():
-            check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
+            check_file(key, name)
         for key, digest in digests.items():
-            check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
+            check_digest(key, digest)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -293,6 +295,16 @@ def check(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise `SpecError` for a key whose value does not hold."""
     if not holds:
         raise SpecError(f"{key} is {value!r}; allowed: {allowed}")
+
+
+def check_file(key: str, name: str) -> None:
+    """Raise `SpecError` for a name that is not that of a file in the archive's folder."""
+    check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
+
+
+def check_digest(key: str, digest: str) -> None:
+    """Raise `SpecError` for a text that is no sha256."""
+    check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
 
 
 def _decode(cls: Any, values: object, prefix: str) -> Any:

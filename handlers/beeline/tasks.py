@@ -37,15 +37,16 @@ class Task:
         """Take the loaded model, and load the rest of the archive in `folder`."""
         self.forward = engine.forward
 
-    def options(self, fields: Mapping[object, object]) -> Any:
-        """Read what a request says other than its picture; raise `RequestError`."""
-
     def run(self, batch: Batch) -> Any:
         """Run the model over the good rows of a batch, which may be none."""
         raise NotImplementedError
 
     def answers(self, results: Any, batch: Batch) -> list[Answer]:
         """Make one answer for each good row from what `run` returned."""
+        raise NotImplementedError
+
+    def top(self, body: dict[str, Any]) -> list[tuple[str, float]]:
+        """Return the texts of an answer's body with their scores, the best first."""
         raise NotImplementedError
 
     def compare(self, expected: Sequence[Mapping[str, Any]], results: Any) -> None:

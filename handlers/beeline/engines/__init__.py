@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _ENGINES = {
 }
 # Engines that never run on a CUDA device.
 ON_CPUS = ("openvino",)
+Inputs = Mapping[str, NDArray[Any]]
 
 
 class Engine:
@@ -64,14 +66,9 @@ class Engine:
             "threads": threads_of(threads, environ),
         }
         self._prepare()
-        try:
+        with self._runs(spec.model.file):
             self._start(folder / spec.model.file)
             self._warm_up()
-        except BeelineError:
-            raise
-        except Exception as error:
-            why = short(error, 300)
-            raise ArchiveError(f"{spec.model.file} does not run on {self.title} ({why}); build it again") from error
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1.
@@ -79,6 +76,13 @@ class Engine:
         The second and further dimensions are another task's own.
         """
         raise NotImplementedError
+
+    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph of the archive, which takes arrays by name to a list of arrays, and run it on `first`."""
+        with self._runs(path.name):
+            run = self._program(path)
+            run(first)
+            return run
 
     def warm(self, batch_size: int) -> None:
         """Run one batch of `batch_size` pictures, so that no client waits for its first pass.
@@ -98,6 +102,20 @@ class Engine:
     def _start(self, path: Path) -> None:
         """Load the artifact from its file."""
         raise NotImplementedError
+
+    def _program(self, path: Path) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph from its file."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _runs(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except BeelineError:
+            raise
+        except Exception as error:
+            why = short(error, 300)
+            raise ArchiveError(f"{name} does not run on {self.title} ({why}); build it again") from error
 
     def _warm_up(self) -> None:
         for count in (1, 2):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from beeline.engines import Engine
+from beeline.engines import Engine, Inputs
 from beeline.settings import Choice, device_of, positive
 
 # What the CPU plug-in computes in; int8 layers are in the graph itself.
@@ -51,9 +53,24 @@ class OpenVinoEngine(Engine):
                 "fp32", f"this processor has no {precision}, which the archive was built for"
             )
 
+    def _program(self, path: Path) -> Callable[[Inputs], list[NDArray[Any]]]:
+        core = openvino.Core()
+        request = _request(core, core.read_model(path), self.spec.precision, int(self.choice["threads"].value))
+
+        def run(inputs: Inputs) -> list[NDArray[Any]]:
+            return list(map(np.array, request.infer(dict(inputs), share_inputs=True, share_outputs=True).to_tuple()))
+
+        return run
+
     def _warm_up(self) -> None:
         super()._warm_up()
         _release(self._weights)
+
+    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph of the archive; see `Engine.program`."""
+        run = super().program(path, first)
+        _release(path.with_suffix(".bin").resolve())
+        return run
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model; see `Engine.forward`."""
