@@ -8,7 +8,24 @@ from typing import Any
 
 import torch
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "photo", "of", "red", "##s", "circle", "blue", "square", "two", "left"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "[DEC]",
+    "a",
+    "photo",
+    "of",
+    "red",
+    "##s",
+    "circle",
+    "blue",
+    "square",
+    "two",
+    "left",
+]
 SIDE = 32
 
 
