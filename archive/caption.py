@@ -1,9 +1,12 @@
-"""From a BLIP checkpoint of transformers to an exported folder: encoder, decoder with its key-value cache, tokenizer."""
+"""From a BLIP checkpoint of transformers to an exported folder: encoder, decoder with a key-value cache, tokenizer."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import math
 import os
+import random
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +15,29 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.export import Dim
 
+from archive import goldens
+from archive.export import ExportRequest
+from archive.goldens import mistakes
 from archive.graph import Preprocessing, Uint8Input
 from archive.onnx_graph import remove_origin
-from archive.variants import convert
+from beeline import engines, golden, pixels, tasks
 from beeline.engines.onnxruntime import INPUT
 from beeline.errors import ArchiveError, short
-from beeline.spec import Geometry
+from beeline.spec import EXPECTED, FILE_NAME, GOLDEN, Artifact, Caption, Geometry, ModelSpec
+from host import Say, silent
+from host.files import sha256, whole_folder, write_json
 
 ENCODER, DECODER, TOKENIZER = "encoder.onnx", "decoder.onnx", "tokenizer.json"
 CROSS = "cross"
 INPUTS, OUTPUTS = ("ids", "positions", "mask", "past", CROSS), ("logits", "present")
 # Of masked positions: its exponential is exactly 0 beside any real score, and it stays finite where all are masked.
 _NEVER = -1e9
+# Golden pictures that are drawn, to choose from; and the mistakes that they must notice.
+_CANDIDATES, NOTICED = 24, ("channels", "normalisation", "exif")
 # By Pillow's numbers.
 _FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -67,9 +78,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """One step of the text decoder for K beams a picture; P tokens are in the cache and T are new.
 
-    `ids` int64 `[N, K, T]`, `positions` int64 `[N, T]`, `mask` float32 `[N, P + T]` (0: no token), `past` float32
-    `[N, K, 2 * layers, heads, P, d]` and the encoder's `cross` give `logits` `[N, K, vocabulary]` of the last token, and
-    `present` `[N, K, 2 * layers, heads, T, d]`, to be appended to `past`.
+    Shapes are those of `beeline.caption`: `logits` are of the last token, and `present` is to be appended to `past`.
     """
 
     def __init__(self, blip: Any) -> None:
@@ -145,7 +154,8 @@ def load(checkpoint: str) -> Checkpoint:
     )
     tokenizer = read(transformers.AutoTokenizer, "tokenizer", "copy its tokenizer.json or vocab.txt into the folder")
     if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 0.9 * config.text_config.vocab_size:
-        few = f"has no tokenizer of its own: one of {len(tokenizer)} tokens, its network of {config.text_config.vocab_size}"
+        words = config.text_config.vocab_size
+        few = f"has no tokenizer of its own: one of {len(tokenizer)} tokens, its network of {words}"
         raise ArchiveError(f"{checkpoint} {few}; copy its tokenizer.json or vocab.txt into the folder")
     kind = transformers.BlipForConditionalGeneration
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
@@ -194,18 +204,6 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     checkpoint.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
 
 
-def to_openvino(folder: Path, out: Path) -> tuple[str, str]:
-    """Write `encoder.xml` and `decoder.xml`, each with its `.bin`, into `out`; return both names."""
-    import openvino
-
-    names = ENCODER.replace("onnx", "xml"), DECODER.replace("onnx", "xml")
-    for source, name in zip((ENCODER, DECODER), names, strict=True):
-        model = openvino.convert_model(folder / source)
-        convert.number(model)
-        openvino.save_model(model, out / name, compress_to_fp16=False)
-    return names
-
-
 def _export(
     module: nn.Module, example: Any, inputs: Any, outputs: Any, changing: dict[str, set[int]], path: Path
 ) -> None:
@@ -221,3 +219,154 @@ def _export(
     model = program.model_proto
     remove_origin(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A caption by transformers: the new tokens, the text with the prompt, and the score of `beeline.caption`.
+
+    `margin` is how far the best token's probability was before the next one's, at the least sure step.
+    """
+
+    ids: list[int]
+    text: str
+    score: float
+    margin: float
+
+
+def reference(checkpoint: Checkpoint, crops: NDArray[np.uint8], caption: Caption) -> list[Written]:
+    """Write captions for uint8 `[N, H, W, 3]` by `generate` of transformers, in fp32."""
+    words, model, planes = checkpoint.tokenizer, checkpoint.model, checkpoint.planes(crops)
+    first = [caption.start, *words(caption.prompt, add_special_tokens=False).input_ids]
+    options = {"max_new_tokens": caption.max_tokens, "num_beams": caption.beams, "do_sample": False}
+    with torch.no_grad():
+        # Of a prompt, `generate` drops the last token, since a tokenizer ends it with the end.
+        rows = model.generate(planes, torch.tensor([[*first, caption.end]] * len(crops)), **options)
+        shares = model(planes, rows).logits.log_softmax(-1)[:, len(first) - 1 :]
+    written = []
+    for row, share in zip(rows.tolist(), shares, strict=True):
+        ids = row[len(first) :]
+        ids = ids[: ids.index(caption.end) + 1] if caption.end in ids else ids
+        of_ids = share[range(len(ids)), ids]
+        best = share[: len(ids)].exp().topk(2).values
+        margin = float((best[:, 0] - best[:, 1]).min())
+        text = words.decode([*first[1:], *ids], skip_special_tokens=True)
+        written.append(Written(ids, text, math.exp(float(of_ids.mean())), margin))
+    return written
+
+
+def export(checkpoint: Checkpoint, request: ExportRequest, out: Path, say: Say = silent, **writing: Any) -> ModelSpec:
+    """Write graphs, tokenizer, `model_spec.json` and `golden/` into `out`, for ONNX Runtime; return the spec.
+
+    `writing` are `max_tokens`, `beams` and `prompt` of `beeline.spec.Caption`. Raise `ArchiveError` where the golden
+    pictures would not notice a mistake, or where a caption is not that of transformers.
+    """
+    text = checkpoint.model.config.text_config
+    with whole_folder(out) as draft:
+        write(checkpoint, draft)
+        names = {"start": text.bos_token_id, "end": text.sep_token_id, "pad": text.pad_token_id}
+        spec = ModelSpec(
+            name=request.name,
+            version=request.version,
+            labels=(),
+            geometry=request.preprocessing.geometry,
+            model=Artifact(ENCODER, "onnx", sha256(draft / ENCODER), request.architecture),
+            geometry_version=pixels.GEOMETRY,
+            engine="onnxruntime",
+            accuracy=request.accuracy,
+            provenance=request.provenance,
+            task="caption",
+            caption=Caption(
+                Artifact(DECODER, "onnx", sha256(draft / DECODER), request.architecture),
+                TOKENIZER,
+                sha256(draft / TOKENIZER),
+                positions=text.max_position_embeddings,
+                **names,
+                **writing,
+            ),
+        )
+        spec.save(draft / FILE_NAME)
+        _make_goldens(draft, spec, checkpoint, request)
+    return spec
+
+
+def task_of(folder: Path, spec: ModelSpec) -> Any:
+    """Load an exported folder on the CPU, as a worker does; return its task, of which `forward` writes captions."""
+    task = tasks.of(spec)
+    task.load(folder, engines.load(folder, spec, device="cpu"))
+    return task
+
+
+def _make_goldens(folder: Path, spec: ModelSpec, checkpoint: Checkpoint, request: ExportRequest) -> None:
+    """Write golden pictures with the captions of transformers, and prove that the graphs and mistakes are noticed."""
+    assert spec.caption is not None
+    own = request.golden_pictures
+    encoded = goldens.read_given(own)[0] if own else [_scene(spec.geometry, i) for i in range(_CANDIDATES)]
+    crops = np.stack([pixels.decode(each.data, spec.geometry) for each in encoded])
+    pairs = list(zip(encoded, reference(checkpoint, crops, spec.caption), strict=True))
+    if not own:
+        # Of each shape the surest one.
+        groups = [pairs[number :: len(goldens.SHAPES)] for number in range(len(goldens.SHAPES))]
+        pairs = [max(group, key=lambda pair: pair[1].margin) for group in groups]
+    (folder / GOLDEN).mkdir()
+    entries: list[dict[str, Any]] = []
+    for number, (picture, written) in enumerate(pairs):
+        name = f"{number}.{picture.ending.removeprefix('turned.')}"
+        (folder / GOLDEN / name).write_bytes(picture.data)
+        digest, top = hashlib.sha256(picture.data).hexdigest(), [[written.text, round(written.score, 6)]]
+        entries.append({"file": name, "sha256": digest, "top": top, "ids": written.ids})
+    record: dict[str, Any] = {"schema": 1, "detects": [], "pictures": entries}
+    write_json(folder / GOLDEN / EXPECTED, record)
+    task, photometry = task_of(folder, spec), (request.preprocessing.mean, request.preprocessing.std)
+    golden.replay(folder, spec, task.forward)
+    seen = mistakes.noticed(folder, spec, task.forward, [picture.data for picture, _ in pairs], photometry)
+    missed = [name for name in NOTICED if seen.get(name) is False and name not in request.blind_to]
+    if missed:
+        options = " ".join(f"--blind-to {name}" for name in missed)
+        names = " and ".join(mistakes.MISTAKES[name] for name in missed)
+        fix = f"give your own that depend on it with --golden DIR, or say {options} if this model cannot tell"
+        raise ArchiveError(f"the golden pictures would not notice {names}; {fix}")
+    write_json(folder / GOLDEN / EXPECTED, {**record, "detects": [name for name in seen if seen[name]]})
+
+
+def _scene(geometry: Geometry, number: int) -> goldens.Encoded:
+    """Draw golden picture `number`, in the size and the form of each of `goldens.SHAPES` in turn."""
+    pattern = goldens.pattern(geometry, number % len(goldens.SHAPES), 0, number)
+    size = pattern.width, pattern.height
+    return goldens.encode(np.asarray(draw(random.Random(number), size)[0]), pattern.ending)
+
+
+COLOURS = {
+    "red": (214, 40, 40), "green": (44, 160, 44), "blue": (40, 80, 214), "yellow": (240, 210, 40),
+    "purple": (140, 60, 180), "black": (20, 20, 20),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle")
+GROUNDS = {"white": (245, 245, 245), "grey": (150, 150, 150)}
+COUNTS = ("", "a", "two", "three", "four")
+# Cells of the grid in which shapes stand, a side.
+GRID = 4
+
+
+def draw(rng: random.Random, size: tuple[int, int]) -> tuple[Image.Image, str]:
+    """Draw up to three groups of shapes in rows from the top; return the picture and its caption of 3 to 20 tokens."""
+    width, height = size
+    ground = rng.choice(list(GROUNDS))
+    picture = Image.new("RGB", size, GROUNDS[ground])
+    pen, parts = ImageDraw.Draw(picture), []
+    for row in sorted(rng.sample(range(GRID), rng.randint(1, 3))):
+        count, colour, shape = rng.randint(1, GRID), rng.choice(list(COLOURS)), rng.choice(SHAPES)
+        for column in rng.sample(range(GRID), count):
+            x, y = ((place + rng.uniform(0.45, 0.55)) / GRID for place in (column, row))
+            wide, high = (side * rng.uniform(0.09, 0.11) for side in size)
+            _shape(pen, shape, (x * width, y * height), (wide, high), COLOURS[colour])
+        parts.append(f"{COUNTS[count]} {colour} {shape}{'s' * (count > 1)}")
+    return picture, " above ".join(parts) + (f" on {ground}" if ground == "grey" else "")
+
+
+def _shape(pen: ImageDraw.ImageDraw, shape: str, middle: Any, half: Any, ink: tuple[int, int, int]) -> None:
+    (x, y), (wide, high) = middle, half
+    box = (x - wide, y - high, x + wide, y + high)
+    if shape == "triangle":
+        pen.polygon([(x, y - high), (x + wide, y + high), (x - wide, y + high)], fill=ink)
+    else:
+        (pen.ellipse if shape == "circle" else pen.rectangle)(box, fill=ink)

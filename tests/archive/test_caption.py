@@ -171,4 +171,6 @@ def test_a_bad_checkpoint_gets_a_sentence(spoil: Any, words: str, blip: Path, tm
     spoil(folder)
     with pytest.raises(ArchiveError, match=words) as caught:
         caption.load(str(folder))
-    assert str(folder) in str(caught.value) and "\n" not in str(caught.value) and ";" in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert ";" in str(caught.value)
