@@ -28,6 +28,7 @@ from beeline.settings import Limits
 from beeline.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
+About = tuple[str | None, float | None]
 
 
 class VisionHandler:
@@ -99,9 +100,10 @@ class VisionHandler:
         rows = list(data or [])
         # Measured first, or the batch's own time would count as the queue's.
         queues = [queue_milliseconds(header(context, i, "x-request-start")) for i in range(len(rows))]
-        accepts = tuple(header(context, i, "accept") for i in range(len(rows)))
+        ends = [None if waited is None else time.time() + self.limits.seconds - waited / 1000 for waited in queues]
+        about = [(header(context, i, "accept"), end) for i, end in enumerate(ends)]
         spans: dict[str, float] = {}
-        answers = self._answer(rows, accepts, spans)
+        answers = self._answer(rows, about, spans)
         for i, (answer, queue) in enumerate(zip(answers, queues, strict=True)):
             times = {**({} if queue is None else {"queue": queue}), **spans}
             timing = ", ".join(f"{name};dur={milliseconds:.2f}" for name, milliseconds in times.items())
@@ -111,14 +113,16 @@ class VisionHandler:
         self.metrics.count(answers, queues, spans)
         return [send(context, i, answer) for i, answer in enumerate(answers)]
 
-    def _answer(self, rows: list[object], accepts: tuple[str | None, ...], spans: dict[str, float]) -> list[Answer]:
+    def _answer(self, rows: list[object], about: list[About], spans: dict[str, float]) -> list[Answer]:
         """Run the three stages; if one raises, answer each request alone, so that only the culprit fails.
 
-        The milliseconds of each stage are added to `spans`.
+        `about` has the `Accept` header and the deadline of each request. The milliseconds of each stage are added to
+        `spans`.
         """
         try:
             with _measured(spans, "decode"):
-                batch = dataclasses.replace(self.preprocess(rows), accepts=accepts)
+                accepts, ends = (tuple(each) for each in zip(*about, strict=True)) if about else ((), ())
+                batch = dataclasses.replace(self.preprocess(rows), accepts=accepts, ends=ends)
             with _measured(spans, "forward"):
                 results = self.inference(batch)
             with _measured(spans, "encode"):
@@ -127,7 +131,7 @@ class VisionHandler:
             logger.exception("a batch of %d failed", len(rows))
             self._retire_if_lost(error)
             if len(rows) > 1:
-                return [self._answer([row], (accept,), spans)[0] for row, accept in zip(rows, accepts, strict=True)]
+                return [self._answer([row], [each], spans)[0] for row, each in zip(rows, about, strict=True)]
             if not isinstance(error, RequestError):
                 kind = type(error).__name__
                 error = ModelError(f"the model failed on this picture ({kind}); see the worker's log")

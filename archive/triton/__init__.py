@@ -106,7 +106,8 @@ def _config(spec: ModelSpec, numbers: Numbers, is_handler: bool, goldens: list[s
     key, kind, dims = ("picture", "STRING", [1]) if is_handler else (PIXELS, "FP32", [3, *spec.geometry.shape])
     first = f"data_type: TYPE_{kind} {_repeated('dims', dims)}"
     tensors = _HANDLER.format(first=first) if is_handler else f'input {{ name: "{key}" {first} }}'
-    scores = _SCORES.format(name="scores" if is_handler else spec.output, classes=len(spec.labels))
+    name = "scores" if is_handler else spec.output
+    scores = _SCORES.format(name=name, classes=len(spec.labels)) if spec.labels else ""
     sizes = dict.fromkeys([*((file, 1) for file in goldens), (goldens[0], numbers.batch_size)])
     return _CONFIG.format(
         name=json.dumps(spec.name),

@@ -10,8 +10,9 @@ and `cross` to `logits` float32 `[N, K, vocabulary]` and `present`, which is `pa
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from beeline.answer import JSON, Answer, dump, failure
 from beeline.batch import Batch, Ok
-from beeline.errors import BadOption, ModelError, RequestError, SelfTestError
+from beeline.errors import BadOption, DeadlineExceeded, ModelError, RequestError, SelfTestError
 from beeline.spec import GOLDEN, Caption, check, check_digest, check_file
 from beeline.tasks import Task
 from beeline.wordpiece import WordPiece
@@ -33,10 +34,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Options:
-    """What a request asks for: the tokens that the caption begins with, and how many it may add."""
+    """What a request asks for: the tokens that the caption begins with, how many it may add, and its deadline."""
 
     ids: tuple[int, ...]
     most: int
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Search:
 
     def advance(self, logits: Floats) -> list[int]:
         """Take a step's `[beams, vocabulary]`; return for each next beam the number of the one that it continues."""
+        if self._options.end is not None and time.time() > self._options.end:
+            raise DeadlineExceeded(f"there was no caption in time, after {len(self.ids[0])} tokens; ask for fewer")
         beams, count = self._spec.beams, len(self.ids[0]) + 1
         exact = logits - logits.max(axis=1, keepdims=True)
         totals = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True)) + self._scores[:, None]
@@ -153,12 +157,12 @@ class Captioning(Task):
         return self.write(pixels, [self.usual] * len(pixels))
 
     def run(self, batch: Batch) -> list[Sentence | RequestError]:
-        asked = [self._asked(row) for row in batch.rows if isinstance(row, Ok)]
+        asked = [self._asked(row, batch.end(i)) for i, row in enumerate(batch.rows) if isinstance(row, Ok)]
         return self.write(batch.stack(), asked)
 
-    def _asked(self, row: Ok) -> Options | RequestError:
+    def _asked(self, row: Ok, end: float | None) -> Options | RequestError:
         try:
-            return self.options(row.prompt, row.max_tokens)
+            return replace(self.options(row.prompt, row.max_tokens), end=end)
         except RequestError as error:
             return error
 

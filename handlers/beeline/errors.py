@@ -100,6 +100,12 @@ class TruncatedImage(RequestError):
     status, phrase, reason = 422, "Unprocessable Content", "truncated_image"
 
 
+class DeadlineExceeded(RequestError):
+    """A request whose client has been refused already, since it waited for too long."""
+
+    status, phrase, reason = 504, "Gateway Timeout", "deadline"
+
+
 class ModelError(RequestError):
     """A failure of the model or the handler, which is not the client's fault."""
 
