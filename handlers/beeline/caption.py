@@ -14,20 +14,18 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beeline.answer import JSON, Answer, dump, failure
 from beeline.batch import Batch, Ok
+from beeline.engines import Engine, Inputs
 from beeline.errors import BadOption, DeadlineExceeded, ModelError, RequestError, SelfTestError
 from beeline.spec import GOLDEN, Caption, check, check_digest, check_file
 from beeline.tasks import Task
 from beeline.wordpiece import WordPiece
-
-if TYPE_CHECKING:
-    from beeline.engines import Engine
 
 Floats = NDArray[np.float32]
 
@@ -135,10 +133,14 @@ class Captioning(Task):
         cross = engine.forward(np.zeros((1, *self.spec.geometry.shape, 3), np.uint8))
         layers, heads, _, depth = cross.shape[1:]
         self._empty = layers, heads, 0, depth
-        one = np.zeros((1, 1, 1), np.int64)
-        first = {"ids": one, "positions": one[0], "mask": np.ones((1, 1), np.float32)}
-        past = np.zeros((1, 1, *self._empty), np.float32)
-        self._step = engine.program(folder / self.caption.decoder.file, {**first, "past": past, "cross": cross})
+        ids, mask = np.zeros((1, 1, 1), np.int64), np.ones((1, 1), np.float32)
+        first: Inputs = {
+            "ids": ids,
+            "positions": ids[0],
+            "mask": mask,
+            "past": np.zeros((1, 1, *self._empty), np.float32),
+        }
+        self._step = engine.program(folder / self.caption.decoder.file, {**first, "cross": cross})
 
     def options(self, prompt: str, most: int | None) -> Options:
         """Return what a request asks for; an empty prompt is the archive's own. Raise `BadOption`."""
@@ -189,8 +191,8 @@ class Captioning(Task):
         ids, past = np.array(prompts, np.int64)[:, None], np.zeros((len(rows), 1, *self._empty), np.float32)
         while True:
             positions = (mask.cumsum(axis=1)[:, -ids.shape[2] :] - 1).clip(0).astype(np.int64)
-            inputs = {"ids": ids, "positions": positions, "mask": mask, "past": past, "cross": cross[: len(running)]}
-            logits, present = self._step(inputs)
+            inputs: Inputs = {"ids": ids, "positions": positions, "mask": mask, "past": past}
+            logits, present = self._step({**inputs, "cross": cross[: len(running)]})
             parents: dict[int, list[int]] = {}
             for place, (row, search) in enumerate(running):
                 try:

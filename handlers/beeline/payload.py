@@ -97,7 +97,9 @@ def _choose(row: Mapping[object, object]) -> tuple[object, dict[object, object]]
     pictures = [value for value in values.values() if _is_picture(value)]
     if len(pictures) > 1:
         raise BadEncoding(f"the request has {len(pictures)} pictures; send one a request, since the server batches")
-    more = {name: values.pop(name) for name in _OPTIONS if name in values and values[name] not in pictures}
+    more: dict[object, object] = {
+        name: values.pop(name) for name in _OPTIONS if name in values and values[name] not in pictures
+    }
     ordered = (values[name] for name in _KEYS if name in values)
     return next(iter((*pictures, *ordered, *values.values())), None), more
 

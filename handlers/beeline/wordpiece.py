@@ -23,11 +23,11 @@ class WordPiece:
         """Read the file; raise `ArchiveError` for another kind of tokenizer, or a damaged file."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            model, normalizer = values["model"], values["normalizer"]
+            model, normalizer, added = values["model"], values["normalizer"], values.get("added_tokens") or []
             if (model["type"], normalizer["type"]) != ("WordPiece", "BertNormalizer"):
                 raise ValueError(f"{model['type']} after {normalizer['type']}, not BERT's WordPiece")
-            self.ids: dict[str, int] = {**model["vocab"], **{each["content"]: each["id"] for each in _added(values)}}
-            self._special = {each["id"] for each in _added(values) if each["special"]}
+            self.ids: dict[str, int] = {**model["vocab"], **{each["content"]: each["id"] for each in added}}
+            self._special = {each["id"] for each in added if each["special"]}
             self._unknown, self._prefix = self.ids[model["unk_token"]], str(model["continuing_subword_prefix"])
             self._lower = bool(normalizer["lowercase"])
             accents = normalizer["strip_accents"]
@@ -64,10 +64,6 @@ class WordPiece:
             pieces.append(self.ids[word[:end]])
             word = self._prefix + word[end:]
         return pieces if pieces and word == self._prefix else [self._unknown]
-
-
-def _added(values: dict[str, object]) -> list[dict[str, object]]:
-    return values.get("added_tokens") or []  # type: ignore[return-value]
 
 
 def _spaced(letter: str) -> str:
