@@ -8,12 +8,14 @@ import math
 import os
 import random
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
@@ -24,11 +26,11 @@ from archive.export import ExportRequest
 from archive.goldens import mistakes
 from archive.graph import Preprocessing, Uint8Input
 from archive.onnx_graph import remove_origin
-from beeline import engines, golden, pixels, tasks
+from archive.variants.caption import task_of
+from beeline import golden, pixels
 from beeline.engines.onnxruntime import INPUT
 from beeline.errors import ArchiveError, short
 from beeline.spec import EXPECTED, FILE_NAME, GOLDEN, Artifact, Caption, Geometry, ModelSpec
-from host import Say, silent
 from host.files import sha256, whole_folder, write_json
 
 ENCODER, DECODER, TOKENIZER = "encoder.onnx", "decoder.onnx", "tokenizer.json"
@@ -167,6 +169,14 @@ def load(checkpoint: str) -> Checkpoint:
     return Checkpoint(model.eval(), tokenizer, _preprocessing(checkpoint, images, config.vision_config.image_size))
 
 
+def licence(folder: Path) -> str:
+    """Return the licence that the model card of a folder names, else `unknown`."""
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, IndexError):
+        front = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
+        return str(yaml.safe_load(front).get("license", "unknown"))
+    return "unknown"
+
+
 def _preprocessing(checkpoint: str, images: Any, side: int) -> Preprocessing:
     """Return the image processor's as ours: both sides at once to the network's size, then mean and deviation."""
     size = dict(images.size)
@@ -255,7 +265,7 @@ def reference(checkpoint: Checkpoint, crops: NDArray[np.uint8], caption: Caption
     return written
 
 
-def export(checkpoint: Checkpoint, request: ExportRequest, out: Path, say: Say = silent, **writing: Any) -> ModelSpec:
+def export(checkpoint: Checkpoint, request: ExportRequest, out: Path, **writing: Any) -> ModelSpec:
     """Write graphs, tokenizer, `model_spec.json` and `golden/` into `out`, for ONNX Runtime; return the spec.
 
     `writing` are `max_tokens`, `beams` and `prompt` of `beeline.spec.Caption`. Raise `ArchiveError` where the golden
@@ -288,13 +298,6 @@ def export(checkpoint: Checkpoint, request: ExportRequest, out: Path, say: Say =
         spec.save(draft / FILE_NAME)
         _make_goldens(draft, spec, checkpoint, request)
     return spec
-
-
-def task_of(folder: Path, spec: ModelSpec) -> Any:
-    """Load an exported folder on the CPU, as a worker does; return its task, of which `forward` writes captions."""
-    task = tasks.of(spec)
-    task.load(folder, engines.load(folder, spec, device="cpu"))
-    return task
 
 
 def _make_goldens(folder: Path, spec: ModelSpec, checkpoint: Checkpoint, request: ExportRequest) -> None:
@@ -345,21 +348,26 @@ GROUNDS = {"white": (245, 245, 245), "grey": (150, 150, 150)}
 COUNTS = ("", "a", "two", "three", "four")
 # Cells of the grid in which shapes stand, a side.
 GRID = 4
+_SIDES = {0: "left", GRID - 1: "right"}
 
 
 def draw(rng: random.Random, size: tuple[int, int]) -> tuple[Image.Image, str]:
-    """Draw up to three groups of shapes in rows from the top; return the picture and its caption of 3 to 20 tokens."""
+    """Draw up to three rows of shapes; return the picture, and its caption of 3 to 16 words."""
     width, height = size
     ground = rng.choice(list(GROUNDS))
     picture = Image.new("RGB", size, GROUNDS[ground])
     pen, parts = ImageDraw.Draw(picture), []
-    for row in sorted(rng.sample(range(GRID), rng.randint(1, 3))):
+    rows = sorted(rng.sample(range(GRID), rng.randint(1, 3)))
+    for row in rows:
         count, colour, shape = rng.randint(1, GRID), rng.choice(list(COLOURS)), rng.choice(SHAPES)
-        for column in rng.sample(range(GRID), count):
+        columns = rng.sample(range(GRID), count)
+        for column in columns:
             x, y = ((place + rng.uniform(0.45, 0.55)) / GRID for place in (column, row))
             wide, high = (side * rng.uniform(0.09, 0.11) for side in size)
             _shape(pen, shape, (x * width, y * height), (wide, high), COLOURS[colour])
         parts.append(f"{COUNTS[count]} {colour} {shape}{'s' * (count > 1)}")
+    if len(rows) == count == 1 and columns[0] in _SIDES:
+        parts[0] += f" on the {_SIDES[columns[0]]}"
     return picture, " above ".join(parts) + (f" on {ground}" if ground == "grey" else "")
 
 

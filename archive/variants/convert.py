@@ -171,7 +171,7 @@ def quantised(
     most = gate.slack(np.ones(len(control), bool), np.zeros(len(control)))
     logging.getLogger("nncf").setLevel(logging.WARNING)
     # NNCF's progress bars and its warnings about its libraries tell users nothing.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with silence(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return nncf.quantize_with_accuracy_control(
             model,
@@ -181,6 +181,11 @@ def quantised(
             max_drop=most + _NEAR,
             subset_size=len(ones),
         )
+
+
+def silence() -> contextlib.redirect_stdout[io.StringIO]:
+    """Keep the progress bars of NNCF from a command's output."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 @lru_cache(maxsize=1)
