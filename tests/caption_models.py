@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 from pathlib import Path
 
@@ -12,7 +10,10 @@ from PIL import Image
 
 from archive import caption
 from archive.export import ExportRequest
-from beeline.spec import Artifact, ModelSpec
+from archive.variants import Variant
+from archive.variants import caption as variants
+from archive.variants.agreement import Gate
+from beeline.spec import ModelSpec
 from tests.captions import SIDE
 from tests.conftest import write_checksums
 
@@ -30,20 +31,9 @@ def drawn(count: int) -> list[bytes]:
 def model_folder(blip: caption.Checkpoint, folder: Path, engine: str, beams: int) -> Path:
     """Write a model folder as a server unpacks it; captions have at most 12 tokens."""
     request = ExportRequest("blip", "1.0", (), blip.preprocessing, blind_to=caption.NOTICED)
-    spec = caption.export(blip, request, folder, max_tokens=12, beams=beams)
-    assert spec.caption is not None
+    export = folder.with_name("onnx") if engine == "openvino" else folder
+    caption.export(blip, request, export, max_tokens=12, beams=beams)
     if engine == "openvino":
-        words = dataclasses.replace(spec.caption, decoder=_converted(folder, spec.caption.decoder))
-        spec = dataclasses.replace(spec, engine=engine, model=_converted(folder, spec.model), caption=words)
-        spec.save(folder / "model_spec.json")
+        variants.make(export, folder, Variant(engine, "fp32"), None, Gate())
     write_checksums(folder, ModelSpec.load(folder))
     return folder
-
-
-def _converted(folder: Path, model: Artifact) -> Artifact:
-    import openvino
-
-    files = [(folder / model.file).with_suffix(ending) for ending in (".xml", ".bin")]
-    openvino.save_model(openvino.convert_model(folder / model.file), files[0], compress_to_fp16=False)
-    (name, digest), (weights, second) = ((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files)
-    return Artifact(name, "openvino", digest, model.architecture, weights, second)
