@@ -110,9 +110,8 @@ class Captioning(Task):
         assert caption is not None
         check(not spec.labels, "labels", list(spec.labels), "none where task is 'caption'")
         check(spec.engine in ("openvino", "onnxruntime"), "engine", spec.engine, "openvino, onnxruntime for captions")
-        check(
-            spec.geometry.decoding != "cuda", "geometry.decoding", spec.geometry.decoding, "full, scaled for captions"
-        )
+        decoding = spec.geometry.decoding
+        check(decoding != "cuda", "geometry.decoding", decoding, "full, scaled for captions")
         for name, digest in spec.digests.items():
             check_file("caption", name)
             check_digest("caption", digest)
@@ -121,25 +120,17 @@ class Captioning(Task):
 
     def check_output(self, count: int, shape: tuple[int, ...]) -> None:
         if len(shape) != 5 or shape[0] != count or shape[1] % 2:
-            raise ValueError(
-                f"{count} pictures gave keys and values of shape {shape}, not (N, 2 * layers, heads, S, d)"
-            )
+            raise ValueError(f"{count} pictures gave an output of shape {shape}, not (N, 2 * layers, heads, S, d)")
 
     def load(self, folder: Path, engine: Engine) -> None:
         assert self.spec.caption is not None
         self.caption, self.engine = self.spec.caption, engine
         self.words = WordPiece(folder / self.caption.tokenizer)
-        self.usual = self.options("", None)
         cross = engine.forward(np.zeros((1, *self.spec.geometry.shape, 3), np.uint8))
         layers, heads, _, depth = cross.shape[1:]
         self._empty = layers, heads, 0, depth
-        ids, mask = np.zeros((1, 1, 1), np.int64), np.ones((1, 1), np.float32)
-        first: Inputs = {
-            "ids": ids,
-            "positions": ids[0],
-            "mask": mask,
-            "past": np.zeros((1, 1, *self._empty), np.float32),
-        }
+        none, past = np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, *self._empty), np.float32)
+        first: Inputs = {"ids": none, "positions": none[0], "mask": np.ones((1, 1), np.float32), "past": past}
         self._step = engine.program(folder / self.caption.decoder.file, {**first, "cross": cross})
 
     def options(self, prompt: str, most: int | None) -> Options:
@@ -156,7 +147,7 @@ class Captioning(Task):
 
     def forward(self, pixels: NDArray[np.uint8]) -> list[Sentence | RequestError]:
         """Write the captions of pictures `[N, crop, crop, 3]` with the archive's own prompt."""
-        return self.write(pixels, [self.usual] * len(pixels))
+        return self.write(pixels, [self.options("", None)] * len(pixels))
 
     def run(self, batch: Batch) -> list[Sentence | RequestError]:
         asked = [self._asked(row, batch.end(i)) for i, row in enumerate(batch.rows) if isinstance(row, Ok)]
@@ -214,9 +205,11 @@ class Captioning(Task):
             ids = np.array([[beam[-1:] for beam in search.ids] for _, search in running], np.int64)
 
     def answers(self, results: Sequence[Sentence | RequestError], batch: Batch) -> list[Answer]:
-        return [failure(each) if isinstance(each, RequestError) else self._answer(each) for each in results]
+        return [self._answer(each) for each in results]
 
-    def _answer(self, sentence: Sentence) -> Answer:
+    def _answer(self, sentence: Sentence | RequestError) -> Answer:
+        if isinstance(sentence, RequestError):
+            return failure(sentence)
         body = {"caption": self.text(sentence), "tokens": len(sentence.ids), "score": round(sentence.score, 6)}
         return Answer(200, "OK", dump(body), {"content-type": JSON})
 
