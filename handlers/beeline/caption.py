@@ -14,20 +14,18 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beeline.answer import JSON, Answer, dump, failure
 from beeline.batch import Batch, Ok
+from beeline.engines import Engine, Inputs
 from beeline.errors import BadOption, DeadlineExceeded, ModelError, RequestError, SelfTestError
 from beeline.spec import GOLDEN, Caption, check, check_digest, check_file
 from beeline.tasks import Task
 from beeline.wordpiece import WordPiece
-
-if TYPE_CHECKING:
-    from beeline.engines import Engine
 
 Floats = NDArray[np.float32]
 
@@ -112,9 +110,8 @@ class Captioning(Task):
         assert caption is not None
         check(not spec.labels, "labels", list(spec.labels), "none where task is 'caption'")
         check(spec.engine in ("openvino", "onnxruntime"), "engine", spec.engine, "openvino, onnxruntime for captions")
-        check(
-            spec.geometry.decoding != "cuda", "geometry.decoding", spec.geometry.decoding, "full, scaled for captions"
-        )
+        decoding = spec.geometry.decoding
+        check(decoding != "cuda", "geometry.decoding", decoding, "full, scaled for captions")
         for name, digest in spec.digests.items():
             check_file("caption", name)
             check_digest("caption", digest)
@@ -123,22 +120,18 @@ class Captioning(Task):
 
     def check_output(self, count: int, shape: tuple[int, ...]) -> None:
         if len(shape) != 5 or shape[0] != count or shape[1] % 2:
-            raise ValueError(
-                f"{count} pictures gave keys and values of shape {shape}, not (N, 2 * layers, heads, S, d)"
-            )
+            raise ValueError(f"{count} pictures gave an output of shape {shape}, not (N, 2 * layers, heads, S, d)")
 
     def load(self, folder: Path, engine: Engine) -> None:
         assert self.spec.caption is not None
         self.caption, self.engine = self.spec.caption, engine
         self.words = WordPiece(folder / self.caption.tokenizer)
-        self.usual = self.options("", None)
         cross = engine.forward(np.zeros((1, *self.spec.geometry.shape, 3), np.uint8))
         layers, heads, _, depth = cross.shape[1:]
         self._empty = layers, heads, 0, depth
-        one = np.zeros((1, 1, 1), np.int64)
-        first = {"ids": one, "positions": one[0], "mask": np.ones((1, 1), np.float32)}
-        past = np.zeros((1, 1, *self._empty), np.float32)
-        self._step = engine.program(folder / self.caption.decoder.file, {**first, "past": past, "cross": cross})
+        none, past = np.zeros((1, 1, 1), np.int64), np.zeros((1, 1, *self._empty), np.float32)
+        first: Inputs = {"ids": none, "positions": none[0], "mask": np.ones((1, 1), np.float32), "past": past}
+        self._step = engine.program(folder / self.caption.decoder.file, {**first, "cross": cross})
 
     def options(self, prompt: str, most: int | None) -> Options:
         """Return what a request asks for; an empty prompt is the archive's own. Raise `BadOption`."""
@@ -154,7 +147,7 @@ class Captioning(Task):
 
     def forward(self, pixels: NDArray[np.uint8]) -> list[Sentence | RequestError]:
         """Write the captions of pictures `[N, crop, crop, 3]` with the archive's own prompt."""
-        return self.write(pixels, [self.usual] * len(pixels))
+        return self.write(pixels, [self.options("", None)] * len(pixels))
 
     def run(self, batch: Batch) -> list[Sentence | RequestError]:
         asked = [self._asked(row, batch.end(i)) for i, row in enumerate(batch.rows) if isinstance(row, Ok)]
@@ -189,8 +182,8 @@ class Captioning(Task):
         ids, past = np.array(prompts, np.int64)[:, None], np.zeros((len(rows), 1, *self._empty), np.float32)
         while True:
             positions = (mask.cumsum(axis=1)[:, -ids.shape[2] :] - 1).clip(0).astype(np.int64)
-            inputs = {"ids": ids, "positions": positions, "mask": mask, "past": past, "cross": cross[: len(running)]}
-            logits, present = self._step(inputs)
+            inputs: Inputs = {"ids": ids, "positions": positions, "mask": mask, "past": past}
+            logits, present = self._step({**inputs, "cross": cross[: len(running)]})
             parents: dict[int, list[int]] = {}
             for place, (row, search) in enumerate(running):
                 try:
@@ -212,9 +205,11 @@ class Captioning(Task):
             ids = np.array([[beam[-1:] for beam in search.ids] for _, search in running], np.int64)
 
     def answers(self, results: Sequence[Sentence | RequestError], batch: Batch) -> list[Answer]:
-        return [failure(each) if isinstance(each, RequestError) else self._answer(each) for each in results]
+        return [self._answer(each) for each in results]
 
-    def _answer(self, sentence: Sentence) -> Answer:
+    def _answer(self, sentence: Sentence | RequestError) -> Answer:
+        if isinstance(sentence, RequestError):
+            return failure(sentence)
         body = {"caption": self.text(sentence), "tokens": len(sentence.ids), "score": round(sentence.score, 6)}
         return Answer(200, "OK", dump(body), {"content-type": JSON})
 

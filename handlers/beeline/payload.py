@@ -84,11 +84,10 @@ def _prompt(value: object) -> str:
 
 
 def _max_tokens(value: object) -> int | None:
-    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
-    text = int(text) if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 9 else text
-    if text is not None and (not isinstance(text, int) or isinstance(text, bool)):
-        raise BadEncoding(f"max_tokens is {str(text)[:20]!r}; send a whole number")
-    return text
+    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else str(value)
+    if value is not None and not re.fullmatch("[0-9]{1,8}", text):
+        raise BadEncoding(f"max_tokens is {text[:20]!r}; send a whole number")
+    return None if value is None else int(text)
 
 
 def _choose(row: Mapping[object, object]) -> tuple[object, dict[object, object]]:
@@ -97,7 +96,9 @@ def _choose(row: Mapping[object, object]) -> tuple[object, dict[object, object]]
     pictures = [value for value in values.values() if _is_picture(value)]
     if len(pictures) > 1:
         raise BadEncoding(f"the request has {len(pictures)} pictures; send one a request, since the server batches")
-    more = {name: values.pop(name) for name in _OPTIONS if name in values and values[name] not in pictures}
+    more: dict[object, object] = {
+        name: values.pop(name) for name in _OPTIONS if name in values and values[name] not in pictures
+    }
     ordered = (values[name] for name in _KEYS if name in values)
     return next(iter((*pictures, *ordered, *values.values())), None), more
 

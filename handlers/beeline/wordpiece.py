@@ -6,6 +6,7 @@ A table and two loops: the package has 10 MB, and brings the hub's client with i
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 from beeline.errors import ArchiveError
 
 _LONGEST = 100
+# A word, or a sign or a Chinese character, each of which stands alone.
+_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[^\W_{_CHINESE}]+|[^\s]")
 _JOINED = frozenset(".?!,")
 
 
@@ -23,11 +27,11 @@ class WordPiece:
         """Read the file; raise `ArchiveError` for another kind of tokenizer, or a damaged file."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            model, normalizer = values["model"], values["normalizer"]
+            model, normalizer, added = values["model"], values["normalizer"], values.get("added_tokens") or []
             if (model["type"], normalizer["type"]) != ("WordPiece", "BertNormalizer"):
                 raise ValueError(f"{model['type']} after {normalizer['type']}, not BERT's WordPiece")
-            self.ids: dict[str, int] = {**model["vocab"], **{each["content"]: each["id"] for each in _added(values)}}
-            self._special = {each["id"] for each in _added(values) if each["special"]}
+            self.ids: dict[str, int] = {**model["vocab"], **{each["content"]: each["id"] for each in added}}
+            self._special = {each["id"] for each in added if each["special"]}
             self._unknown, self._prefix = self.ids[model["unk_token"]], str(model["continuing_subword_prefix"])
             self._lower = bool(normalizer["lowercase"])
             accents = normalizer["strip_accents"]
@@ -50,9 +54,9 @@ class WordPiece:
 
     def _words(self, text: str) -> list[str]:
         text = text.lower() if self._lower else text
-        if self._strips:
-            text = "".join(each for each in unicodedata.normalize("NFD", text) if unicodedata.category(each) != "Mn")
-        return "".join(_spaced(each) for each in text).split()
+        text, kinds = (unicodedata.normalize("NFD", text), ("Mn", "C")) if self._strips else (text, ("C",))
+        kept = (each for each in text if each.isspace() or not unicodedata.category(each).startswith(kinds))
+        return _WORD.findall("".join(kept))
 
     def _pieces(self, word: str) -> list[int]:
         """Take the longest known piece again and again; a word with a rest is unknown as a whole."""
@@ -64,22 +68,3 @@ class WordPiece:
             pieces.append(self.ids[word[:end]])
             word = self._prefix + word[end:]
         return pieces if pieces and word == self._prefix else [self._unknown]
-
-
-def _added(values: dict[str, object]) -> list[dict[str, object]]:
-    return values.get("added_tokens") or []  # type: ignore[return-value]
-
-
-def _spaced(letter: str) -> str:
-    """Return a letter with spaces around it where BERT splits, nothing for a control character."""
-    code, kind = ord(letter), unicodedata.category(letter)
-    if letter.isspace():
-        return " "
-    if kind.startswith("C") or code == 0xFFFD:
-        return ""
-    is_mark = kind.startswith("P") or (33 <= code < 127 and not letter.isalnum())
-    # The blocks of Chinese characters.
-    is_chinese = (
-        0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF or 0xF900 <= code <= 0xFAFF or 0x20000 <= code < 0x2FA20
-    )
-    return f" {letter} " if is_mark or is_chinese else letter

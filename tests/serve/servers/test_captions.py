@@ -29,7 +29,7 @@ BROKEN = {b"": 400, b"no picture": 415, PICTURES[0][:40]: 422, b'{"data": "?"}':
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     blip = caption.load(str(checkpoint(tmp_path_factory.mktemp("blip"))))
-    return model_folder(blip, tmp_path_factory.mktemp("model"), "openvino", 3, PICTURES[:2])
+    return model_folder(blip, tmp_path_factory.mktemp("model") / "export", "openvino", 3)
 
 
 @pytest.fixture(scope="module")
