@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -77,25 +76,24 @@ def fit(config: CaptionConfig, runs: Path, say: Say) -> tuple[Path, ModelSpec]:
     """
     start = time.monotonic()
     run = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}"
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="beeline-caption-") as scratch:
+    with torch.random.fork_rng(), whole_folder(run) as folder:
         torch.manual_seed(config.seed)
-        blank = _checkpoint(config, Path(scratch))
+        checkpoint = _checkpoint(config, folder / "checkpoint")
         say(f"drawing {config.pictures + config.held_out} pictures ...")
-        _train(blank, config, say)
-        right = exact(blank, *drawn(config, "held out", config.held_out), config.max_tokens)
+        _train(checkpoint, config, say)
+        checkpoint.model.save_pretrained(folder / "checkpoint")
+        right = exact(checkpoint, *drawn(config, "held out", config.held_out), config.max_tokens)
         say(f"{right:.3f} of {config.held_out} held-out captions are exactly right, {time.monotonic() - start:.0f} s")
-        with whole_folder(run) as folder:
-            _save(blank, folder / "checkpoint")
-            request = ExportRequest(
-                name=config.name,
-                version=config.version,
-                labels=(),
-                preprocessing=blank.preprocessing,
-                architecture="blip",
-                accuracy=Accuracy(round(right, 4), config.held_out, "drawn pictures, the whole caption"),
-                provenance=Provenance("drawn shapes", True, "random", "Apache-2.0"),
-            )
-            spec = caption.export(blank, request, folder / "export", max_tokens=config.max_tokens)
+        request = ExportRequest(
+            name=config.name,
+            version=config.version,
+            labels=(),
+            preprocessing=checkpoint.preprocessing,
+            architecture="blip",
+            accuracy=Accuracy(round(right, 4), config.held_out, "drawn pictures, the whole caption"),
+            provenance=Provenance("drawn shapes", True, "random", "apache-2.0"),
+        )
+        spec = caption.export(checkpoint, request, folder / "export", max_tokens=config.max_tokens)
     return run, spec
 
 
@@ -134,21 +132,16 @@ def _checkpoint(config: CaptionConfig, folder: Path) -> caption.Checkpoint:
         "initializer_range": 0.02,
     }
     both = transformers.BlipConfig(text_config={**shape, **tokens, **places}, vision_config={**shape, **vision})
-    transformers.BlipForConditionalGeneration(both).save_pretrained(folder)
+    network = transformers.BlipForConditionalGeneration(both)
+    # As large as what a patch gives; of transformers' 0.02 the places are learned much later.
+    torch.nn.init.normal_(network.vision_model.embeddings.position_embedding, std=0.5)
+    network.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(_WORDS) + "\n", encoding="utf-8")
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     sides = {"height": config.side, "width": config.side}
     transformers.BlipImageProcessor(size=sides).save_pretrained(folder)
-    return caption.load(str(folder))
-
-
-def _save(checkpoint: caption.Checkpoint, folder: Path) -> None:
-    transformers: Any = importlib.import_module("transformers")
-    checkpoint.model.save_pretrained(folder)
-    checkpoint.tokenizer.save_pretrained(folder)
-    sides = dict(zip(("height", "width"), checkpoint.preprocessing.geometry.shape, strict=True))
-    transformers.BlipImageProcessor(size=sides).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nTrained on drawn shapes.\n", encoding="utf-8")
+    return caption.load(str(folder))
 
 
 def _train(checkpoint: caption.Checkpoint, config: CaptionConfig, say: Say) -> None:

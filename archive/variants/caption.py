@@ -17,7 +17,7 @@ from archive.samples import Known
 from archive.variants import ONNX_REFERENCE, Variant, agreement, convert, default_engine, left_out, with_tolerance
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, tasks
-from beeline.errors import ArchiveError, BeelineError, ConfigError, short
+from beeline.errors import ArchiveError, BeelineError, ConfigError, SelfTestError, short
 from beeline.spec import FILE_NAME, GOLDEN, Agreement, Artifact, ModelSpec
 from host import Say
 from host.files import sha256
@@ -102,7 +102,10 @@ def make(export: Path, out: Path, variant: Variant, pictures: Pictures | None, g
         measured = compared(expected, actual, pictures.source)
         agreement.check(measured, gate, str(variant), "captions")
         draft = dataclasses.replace(draft, agreement=measured)
-    final = with_tolerance(out, draft, task.forward, convert.photometry(export, spec), variant, _moved)
+    try:
+        final = with_tolerance(out, draft, task.forward, convert.photometry(export, spec), variant, _moved)
+    except SelfTestError as error:
+        raise ArchiveError(f"{variant} is refused: {error}") from error
     final.save(out / FILE_NAME)
     return final
 
