@@ -43,7 +43,7 @@ class Classification(Task):
 
     def check_output(self, count: int, shape: tuple[int, ...]) -> None:
         if shape != (count, len(self.spec.labels)):
-            raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, len(self.spec.labels))}")
+            raise ValueError(f"{count} pictures gave {shape} scores, not {(count, len(self.spec.labels))}")
 
     def run(self, batch: Batch) -> Any:
         if not batch.good:
