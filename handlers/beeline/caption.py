@@ -115,10 +115,6 @@ class Captioning(Task):
         for key, low, high in (("max_tokens", 1, caption.positions - 1), ("beams", 1, 16), ("positions", 2, 4096)):
             check(low <= getattr(caption, key) <= high, f"caption.{key}", getattr(caption, key), f"{low} to {high}")
 
-    def check_output(self, count: int, shape: tuple[int, ...]) -> None:
-        if len(shape) != 5 or shape[0] != count or shape[1] % 2:
-            raise ValueError(f"{count} pictures gave an output of shape {shape}, not (N, 2 * layers, heads, S, d)")
-
     def load(self, folder: Path, engine: Engine) -> None:
         assert self.spec.caption is not None
         self.caption, self.engine = self.spec.caption, engine
