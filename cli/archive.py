@@ -112,7 +112,11 @@ def build(
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None and task == "caption":
             writing = {"beams": beams, "max_tokens": max_tokens, "prompt": prompt}
-            named = {"name": name or source.name, "version": version or "1.0", "golden_pictures": golden}
+            named: dict[str, Any] = {
+                "name": name or source.name,
+                "version": version or "1.0",
+                "golden_pictures": golden,
+            }
             named["blind_to"] = tuple(blind_to or ())
             origin = {"data": data, "weights": weights or source.name, "licence": licence}
             export = _captioning(source, Path(scratch) / "export", named, origin, writing)
@@ -312,7 +316,7 @@ def pack(
 
 
 def _captioning(
-    source: Path, out: Path, named: dict[str, Any], origin: dict[str, str], writing: dict[str, Any]
+    source: Path, out: Path, named: dict[str, Any], origin: dict[str, Any], writing: dict[str, Any]
 ) -> Path:
     """Export a BLIP checkpoint; return the folder. The licence is the checkpoint's own where none is given."""
     from archive import caption

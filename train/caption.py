@@ -31,7 +31,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 _PAD, _END, _START = (_SPECIAL.index(each) for each in ("[PAD]", "[SEP]", "[DEC]"))
 _PLACES = ["above", "on", "the", "left", "right", "##s"]
 _WORDS = (*_SPECIAL, *caption.COUNTS[1:], *caption.COLOURS, *caption.SHAPES, *caption.GROUNDS, *_PLACES)
-_EVERY = 250
+_EVERY = 100
 
 
 @dataclass(frozen=True)
