@@ -49,7 +49,7 @@ def examine(root: Path, paths: Sequence[Path], say: Say) -> dict[Path, Fact]:
     The 16 indexes that were used last are kept, none with files that are gone.
     """
     kept = FOLDER / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    reader, begun = f"{pixels.GEOMETRY} {formats.pillow_version()} {MOST_PIXELS}", time.time_ns()
+    reader, begun = f"{pixels.GEOMETRY} {formats.pillow_version()} {formats.READS_HEIC} {MOST_PIXELS}", time.time_ns()
     known: dict[str, list[object]] = {}
     with suppress(OSError, ValueError, KeyError, TypeError):
         values = json.loads(kept.read_text(encoding="utf-8"))

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from beeline.answer import JSON, Answer, dump, failure
 from beeline.batch import Batch, Ok
 from beeline.engines import Engine, Inputs
-from beeline.errors import BadOption, DeadlineExceeded, ModelError, RequestError, SelfTestError
-from beeline.spec import GOLDEN, Caption, check, check_digest, check_file
+from beeline.errors import BadEncoding, DeadlineExceeded, ModelError, RequestError, SelfTestError
+from beeline.spec import GOLDEN, Caption, check
 from beeline.tasks import Task
 from beeline.wordpiece import WordPiece
 
@@ -112,15 +112,8 @@ class Captioning(Task):
         check(spec.engine in ("openvino", "onnxruntime"), "engine", spec.engine, "openvino, onnxruntime for captions")
         decoding = spec.geometry.decoding
         check(decoding != "cuda", "geometry.decoding", decoding, "full, scaled for captions")
-        for name, digest in spec.digests.items():
-            check_file("caption", name)
-            check_digest("caption", digest)
         for key, low, high in (("max_tokens", 1, caption.positions - 1), ("beams", 1, 16), ("positions", 2, 4096)):
             check(low <= getattr(caption, key) <= high, f"caption.{key}", getattr(caption, key), f"{low} to {high}")
-
-    def check_output(self, count: int, shape: tuple[int, ...]) -> None:
-        if len(shape) != 5 or shape[0] != count or shape[1] % 2:
-            raise ValueError(f"{count} pictures gave an output of shape {shape}, not (N, 2 * layers, heads, S, d)")
 
     def load(self, folder: Path, engine: Engine) -> None:
         assert self.spec.caption is not None
@@ -134,15 +127,15 @@ class Captioning(Task):
         self._step = engine.program(folder / self.caption.decoder.file, {**first, "cross": cross})
 
     def options(self, prompt: str, most: int | None) -> Options:
-        """Return what a request asks for; an empty prompt is the archive's own. Raise `BadOption`."""
+        """Return what a request asks for; an empty prompt is the archive's own. Raise `BadEncoding`."""
         caption = self.caption
         most = caption.max_tokens if most is None else most
         if not 1 <= most <= caption.max_tokens:
-            raise BadOption(f"max_tokens is {most}; allowed: 1 to {caption.max_tokens}")
+            raise BadEncoding(f"max_tokens is {most}; allowed: 1 to {caption.max_tokens}")
         ids = (caption.start, *self.words.encode(prompt or caption.prompt))
         if len(ids) + most > caption.positions:
             room = caption.positions - most - 1
-            raise BadOption(f"the prompt has {len(ids) - 1} tokens; allowed: {room}, with {most} tokens after it")
+            raise BadEncoding(f"the prompt has {len(ids) - 1} tokens; allowed: {room}, with {most} tokens after it")
         return Options(ids, most)
 
     def forward(self, pixels: NDArray[np.uint8]) -> list[Sentence | RequestError]:

@@ -41,10 +41,6 @@ class Classification(Task):
         if spec.not_sure_under is not None:
             check(0 <= spec.not_sure_under <= 1, "not_sure_under", spec.not_sure_under, "0 to 1")
 
-    def check_output(self, count: int, shape: tuple[int, ...]) -> None:
-        if shape != (count, len(self.spec.labels)):
-            raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, len(self.spec.labels))}")
-
     def run(self, batch: Batch) -> Any:
         if not batch.good:
             return np.empty((0, len(self.spec.labels)), np.float32)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from beeline import formats, pixels
+from beeline import firewall, formats, pixels
 from beeline.errors import RequestError, SelfTestError, SpecError, short
 from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
@@ -32,9 +32,6 @@ Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
 
 _FILTERS = ("bilinear", "bicubic")
-# Start of a scan, and of a frame: all from C0 to CF but the tables DHT, JPG and DAC.
-_SCAN = 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Component names of a JPEG in RGB; nvJPEG would take them for brightness and colour.
 _RED_GREEN_BLUE = tuple(b"RGB")
 # How much finer brightness is sampled than colour, across and down: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1. torchvision
@@ -185,15 +182,10 @@ def _size(body: bytes, most: int) -> Size | None:
 
 def _frames(body: bytes) -> int:
     """Return the number of frame headers before the first scan; with two, decoders may take either."""
-    at, count = 2, 0
-    while at + 4 <= len(body) and body[at] == 0xFF:
-        marker = body[at + 1]
-        if marker == 0xFF:
-            # Fill bytes may precede a marker.
-            at += 1
-            continue
-        if marker == _SCAN:
-            return count
-        count += marker in _FRAMES
-        at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
+    count = 0
+    for code, at, gap in firewall.markers(body):
+        # Only fill bytes may precede a marker.
+        if code == firewall.SCAN or body[at - 2 - gap : at - 2].strip(b"\xff"):
+            return count if code == firewall.SCAN else 0
+        count += code in firewall.FRAMES
     return 0

@@ -59,15 +59,9 @@ class EmptyBody(RequestError):
 
 
 class BadEncoding(RequestError):
-    """JSON or base64 that cannot be read as one picture."""
+    """JSON or base64 that cannot be read as one picture, or a prompt or a number that cannot be for it."""
 
     reason = "bad_encoding"
-
-
-class BadOption(RequestError):
-    """A prompt or another setting of a request that the model does not take."""
-
-    reason = "bad_option"
 
 
 class TooManyBytes(RequestError):

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from beeline.errors import BadEncoding, EmptyBody, TooManyBytes
+from beeline.errors import BadEncoding, EmptyBody, TooManyBytes, short
 from beeline.formats import HEAD, kind_of
 from beeline.settings import Limits
 
@@ -59,7 +59,7 @@ def extract(row: object, limits: Limits) -> Payload:
         row = bytes(row)
     if isinstance(row, (bytes, bytearray)) and (opening := _OPENING.match(row)):
         row, more = _choose(_fields(row, opening))
-    if isinstance(row, (bytes, bytearray)) and kind_of(row[:HEAD]) is None:
+    if isinstance(row, (bytes, bytearray)) and kind_of(bytes(row[:HEAD])) is None:
         row = _decode_text(row)
     if isinstance(row, (dict, list)):
         row, beside = _from_json(row)
@@ -76,11 +76,10 @@ def extract(row: object, limits: Limits) -> Payload:
 
 
 def _prompt(value: object) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
-    if text is not None and (not isinstance(text, str) or len(text) > _MOST_PROMPT):
-        what = f"of {len(text)} characters" if isinstance(text, str) else f"a JSON {type(text).__name__}"
-        raise BadEncoding(f"the prompt is {what}; send a text of at most {_MOST_PROMPT} characters")
-    return text or ""
+    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value or ""
+    if not isinstance(text, str) or len(text) > _MOST_PROMPT:
+        raise BadEncoding(f"the prompt is {short(text, 40)!r}; send a text of at most {_MOST_PROMPT} characters")
+    return text
 
 
 def _max_tokens(value: object) -> int | None:
@@ -105,10 +104,8 @@ def _choose(row: Mapping[object, object]) -> tuple[object, dict[object, object]]
 
 def _is_picture(value: object) -> bool:
     """Whether a value begins like a picture, as bytes or in base64."""
-    if not isinstance(value, (bytes, bytearray, str)):
-        return False
-    head = bytes(value[:HEAD]) if not isinstance(value, str) else value[:HEAD].encode("utf-8", "replace")
-    return _has_header(head) or _is_base64(head)
+    head = value[:HEAD].encode("utf-8", "replace") if isinstance(value, str) else value
+    return isinstance(head, (bytes, bytearray)) and (_has_header(bytes(head[:HEAD])) or _is_base64(bytes(head[:HEAD])))
 
 
 def _has_header(head: bytes) -> bool:
@@ -153,9 +150,9 @@ def _part(part: bytes, newline: bytes) -> tuple[bool, str | None, bytes]:
 
 
 def _is_base64(head: bytes) -> bool:
-    """Whether text begins like a picture in base64 or a data URI; letters alone could be any text."""
+    """Whether text begins like a picture in base64, or like a data URI; letters alone could be any text."""
     text = b"".join(head.removeprefix(b"\xef\xbb\xbf").lstrip(b"'\"").split())
-    if text.startswith(b"data:"):
+    if text.startswith(b"data:") and b";base64," in text:
         return True
     text = text[: len(text) // 4 * 4].translate(bytes.maketrans(b"-_", b"+/"))
     try:

@@ -6,6 +6,7 @@ The order is probe, decode, orient, RGB, resize, crop. Bytes and header are judg
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,8 +21,8 @@ from beeline.formats import FORMATS
 from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 
-# The version of this file, `formats` and `firewall`: raise it when a pixel changes, or the pictures that are refused. A
-# model that was exported with one version is not served with another.
+# The version of this file, `formats` and `firewall`: raise it when a pixel changes, or when a picture that was read is
+# refused. A model that was exported with one version is not served with another.
 GEOMETRY = 1
 
 # Pillow's modes; earlier versions, such as Pillow-SIMD's, read a PNG of 16 bits as mode I.
@@ -30,6 +31,9 @@ _TIFF_MAX_SAMPLE_VALUE = 281
 _BAND_ROWS = 256
 # The key, in a picture's `info`, of the pixels that its decoder holds besides the picture's own, as in a tile.
 _HELD = "beeline_held"
+# The key of a second reading of a JPEG that does not end, with other bytes after its own. Both give the same pixels if
+# none comes from those bytes.
+_TWIN, _PADS = "beeline_twin", (b"\0" * 64 + b"\xff\xd9", b"\xee" * 64 + b"\xff\xd9")
 # Smooth filters only: with a step in the filter (nearest, box) the boxed resize and resize-then-crop may pick different
 # source pixels.
 _FILTERS = {
@@ -77,8 +81,7 @@ def decode(
     # The decoder holds all coefficients of a progressive JPEG, however few pixels it makes.
     with hold(max(image.width * image.height, image.info.get(_HELD, 0))):
         if geometry.decoding == "scaled":
-            # For JPEG only: a half, a quarter or an eighth, as long as the shorter side is still at least `resize`.
-            image.draft(None, (geometry.resize, geometry.resize))
+            _reduce(image, geometry.resize)
         small = resize_crop(_upright(image), geometry)
         # Freed before the hold ends, which returns large memory to the system.
         del image
@@ -93,7 +96,7 @@ def open_rgb(data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None
     """
     image = probe(data, max_pixels)
     if least is not None:
-        image.draft(None, (least, least))
+        _reduce(image, least)
     return _upright(image).convert("RGB")
 
 
@@ -106,17 +109,31 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise EmptyBody("the picture is 0 bytes long; send the bytes of one picture as the request's body")
+    # Every format has zeros in its header.
+    if b"\0" not in data and len(data) >= 100 and not (b"\n" in data or b"\r" in data or data.isascii()):
+        raise NotAnImage(
+            "the body has no line breaks and no zero bytes: `curl -d @FILE` takes them out of a file; send it with "
+            "`curl -T FILE` or `--data-binary @FILE`"
+        )
     kind = formats.kind_of(data)
+    if kind in (None, "TIFF"):
+        formats.refuse_other(data)
     if kind is None:
         raise NotAnImage(
-            f"the body starts with {bytes(data[:12])!r}, which is none of {', '.join(FORMATS)}; "
-            "send the bytes of one such picture"
+            f"the body starts with {bytes(data[:12])!r}, which is none of {', '.join(FORMATS)}; send the bytes of one "
+            'such picture as the body or as a file of a form, or its base64, alone or in JSON {"data": "<base64>"}'
         )
     if kind in formats.LACKING:
         raise _unread(kind, f"Pillow {PIL.__version__} without {kind}")
-    held = firewall.check(kind, data, max_pixels)
+    if kind == "HEIC" and not formats.READS_HEIC:
+        raise _unread(kind, "pillow-heif is not installed")
+    held, endless = firewall.check(kind, data, max_pixels)
     try:
-        image = formats.opened(kind, data)
+        if endless and firewall.has_every_scan(data):
+            image, twin = (formats.opened(kind, data.rstrip(b"\xff") + pad) for pad in _PADS)
+            image.info[_TWIN] = twin
+        else:
+            image = formats.opened(kind, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many(str(error).partition("(")[2].partition(" pixels")[0], "picture", max_pixels) from error
     except Exception as error:
@@ -183,11 +200,30 @@ def resize_crop(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     return np.asarray(small)
 
 
+def _reduce(image: Image.Image, least: int) -> None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its size, with at least `least` pixels a side."""
+    for each in (image, image.info.get(_TWIN)):
+        if each is not None:
+            each.draft(None, (least, least))
+
+
+def _checksum(image: Image.Image) -> int:
+    """Decode a picture and return a checksum of its pixels, a band at a time."""
+    found = 0
+    for top, bottom in _bands(image.height):
+        found = zlib.crc32(image.crop((0, top, image.width, bottom)).tobytes(), found)
+    return found
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Decode, turn as EXIF says, and make opaque: mode RGB, or L where there is no colour."""
     kind = image.format or "picture"
     try:
+        # In one line, since its pixels are freed after it.
+        expected = _checksum(image.info.pop(_TWIN)) if _TWIN in image.info else None
         image.load()
+        if expected is not None and _checksum(image) != expected:
+            raise OSError("image file is truncated")
     except Exception as error:
         raise _broken(kind, "pixels", error) from error
     # `load` rotates a TIFF by its own tag; Pillow then removes the tag, Pillow-SIMD leaves it.

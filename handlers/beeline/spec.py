@@ -228,10 +228,12 @@ class ModelSpec:
         if model.weights is not None or model.weights_sha256 is not None:
             files["model.weights"] = model.weights or ""
             digests["model.weights_sha256"] = model.weights_sha256 or ""
+        for name, digest in self.digests.items() if self.caption else ():
+            files[f"caption ({name})"], digests[f"caption ({name})"] = name, digest
         for key, name in files.items():
-            check_file(key, name)
+            check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
         for key, digest in digests.items():
-            check_digest(key, digest)
+            check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
 
     @property
     def digests(self) -> dict[str, str]:
@@ -295,16 +297,6 @@ def check(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise `SpecError` for a key whose value does not hold."""
     if not holds:
         raise SpecError(f"{key} is {value!r}; allowed: {allowed}")
-
-
-def check_file(key: str, name: str) -> None:
-    """Raise `SpecError` for a name that is not that of a file in the archive's folder."""
-    check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
-
-
-def check_digest(key: str, digest: str) -> None:
-    """Raise `SpecError` for a text that is no sha256."""
-    check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
 
 
 def _decode(cls: Any, values: object, prefix: str) -> Any:

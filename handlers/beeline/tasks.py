@@ -29,10 +29,6 @@ class Task:
         """Check the task's part of the spec; raise `SpecError`."""
         raise NotImplementedError
 
-    def check_output(self, count: int, shape: tuple[int, ...]) -> None:
-        """Raise `ValueError` unless the model's output for `count` pictures may have this shape."""
-        raise NotImplementedError
-
     def load(self, folder: Path, engine: Engine) -> None:
         """Take the loaded model, and load the rest of the archive in `folder`."""
         self.forward = engine.forward

@@ -101,7 +101,7 @@ def test_a_form_carries_a_prompt_as_json_does(handler: VisionHandler) -> None:
         ({"max_tokens": "many"}, "max_tokens is 'many'; send a whole number"),
         ({"max_tokens": True}, "max_tokens is 'True'; send a whole number"),
         ({"prompt": "red " * 25}, "the prompt has 25 tokens; allowed: 19, with 12 tokens after it"),
-        ({"prompt": ["red"]}, "the prompt is a JSON list; send a text"),
+        ({"prompt": ["red"]}, "send a text of at most 1000 characters"),
     ],
 )
 def test_an_impossible_wish_is_one_pictures_400(handler: VisionHandler, more: Any, message: str) -> None:

@@ -6,6 +6,7 @@ import struct
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,9 +46,11 @@ def rle_bomb() -> bytes:
 
 SQUARE = [(256, 4, 1, 100), (257, 4, 1, 100)]
 CASES = {
-    "scans": (scan_bomb(200), r"2\d\d scans; the limit is 100"),
-    "fill": (b"\xff\xd8" + b"\xff" * 1_500_000, "fill bytes"),
-    "comments": (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 300_000, "300000 segments"),
+    "scans": (scan_bomb(200), "101 scans; the limit is 100"),
+    "scans after tables": (scan_bomb(200)[:2] + b"\xff\xd9" + scan_bomb(200), "101 scans; the limit is 100"),
+    "fill": (b"\xff\xd8\xff\xe0\0\2" + b"\xff" * 1_500_000, "fill bytes"),
+    "zeros": (b"\xff\xd8\xff\xe0\0\2" + bytes(70_000) + scan_bomb(1)[2:], "70000 fill bytes"),
+    "comments": (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 300_000, "5001 segments"),
     "chunks": (gradient("PNG")[:33] + (struct.pack(">I", 0) + b"tEXt" + bytes(4)) * 25_000, "20001 chunks"),
     "run lengths": (rle_bomb(), "49000000 pixels"),
     "a giant tile": (tiff([*SQUARE, (322, 4, 1, 26_000), (323, 4, 1, 26_000)]), "676000000 pixels in one tile"),
@@ -62,8 +65,27 @@ def test_a_costly_file_is_refused_by_name(data: bytes, words: str) -> None:
         pixels.decode(data, GEOMETRY)
 
 
+# Video of a phone, a second picture (MPO), and what a panorama's camera adds.
+BEHIND = {
+    "video": b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\x08" * 141,
+    "picture": scan_bomb(200),
+    "raw data": bytes(range(256)) * 4000 + b"\xff\xe1\0\2" * 6000,
+    "zeros": bytes(100_000),
+}
+
+
+@pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_lies_behind_a_jpeg_changes_nothing(behind: bytes, progressive: bool) -> None:
+    data = gradient("JPEG", progressive=progressive)
+    assert np.array_equal(pixels.decode(data + behind, GEOMETRY), pixels.decode(data, GEOMETRY))
+
+
 def test_a_tile_within_the_limit_counts_against_the_budget() -> None:
-    assert firewall.check("TIFF", tiff([*SQUARE, (322, 3, 1, 4096), (323, 3, 1, 4096)]), 50_000_000) == 4096 * 4096
+    assert firewall.check("TIFF", tiff([*SQUARE, (322, 3, 1, 4096), (323, 3, 1, 4096)]), 50_000_000) == (
+        4096 * 4096,
+        False,
+    )
 
 
 @pytest.mark.parametrize(

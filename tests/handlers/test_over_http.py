@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import itertools
 import json
 import random
@@ -126,13 +127,36 @@ def test_headers_that_reach_for_the_neighbours_change_nothing(url: str) -> None:
         assert next(iter(response.json())) == "blue"
 
 
-def test_a_header_outside_ascii_harms_no_worker(url: str) -> None:
+def exchange(url: str, head: str, body: bytes) -> bytes:
+    """Send a request as it is written; `head` is its first line's end and its headers."""
     host, _, port = url.split("/")[2].partition(":")
-    head = f"POST /predictions/colours HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(RED)}\r\n"
     with socket.create_connection((host, int(port)), timeout=60) as connection:
-        connection.sendall(head.encode() + b"X-Name: \xfc\xff\x80\r\n\r\n" + RED)
+        connection.sendall(f"POST /predictions/colours {head}\r\n\r\n".encode("latin-1") + body)
         # TorchServe keeps the connection whatever the client asks for: read to the body's end.
         answer = b""
         while not answer.endswith(b"}"):
             answer += connection.recv(65536)
+    return answer
+
+
+def test_a_header_outside_ascii_harms_no_worker(url: str) -> None:
+    answer = exchange(url, f"HTTP/1.1\r\nHost: x\r\nContent-Length: {len(RED)}\r\nX-Name: \xfc\xff\x80", RED)
     assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+
+
+@pytest.mark.parametrize(
+    ("head", "chunked"),
+    [
+        ("HTTP/1.0\r\nContent-Length: {size}", False),
+        ("HTTP/1.1\r\nhost: x\r\ncontent-length: {size}", False),
+        ("HTTP/1.1\r\nHOST: x\r\nCONTENT-LENGTH: {size}", False),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\nExpect: 100-continue", False),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked", True),
+    ],
+)
+def test_the_way_a_request_is_written_changes_no_answer(url: str, head: str, chunked: bool) -> None:
+    for data, status, start in ((GREEN, b"200", b'{"green"'), (gzip.compress(GREEN), b"415", b'{"code": 415')):
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data) if chunked else data
+        answer = exchange(url, head.format(size=len(data)), body)
+        assert b" %s " % status in answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n")[0], answer
+        assert answer.rpartition(b"\r\n")[2].startswith(start), answer

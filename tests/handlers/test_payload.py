@@ -29,15 +29,6 @@ def form(*parts: tuple[str, bytes], boundary: str = "----x", end: bytes = b"--\r
     return body + line + end
 
 
-KEYS: list[object] = [
-    {"image": B64},
-    {"base64": B64},
-    {"image": {"b64": B64}},
-    {"image_bytes": {"b64": B64}},
-    {"instances": [{"image_bytes": {"b64": B64}, "key": "1"}]},
-    {"instances": [{"image": f"data:image/jpeg;base64,{B64}"}]},
-    {"signature_name": "serving_default", "instances": [{"b64": B64}]},
-]
 FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
 
 
@@ -79,23 +70,20 @@ FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
         {"body": form(('title="\\"; name=data"; name="note"', b"hello"), ("name=data", B64_JSON))},
         {"body": form(('a*0="b"; a*="c"', DATA))},
         {"body": form(*[(f'name="{number}"', b"x") for number in range(99)], (FILE, DATA))},
-        # Base64 without JSON, as text and in a form's field.
         {"body": B64.encode()},
         {"body": bytearray(b"\n" + base64.encodebytes(DATA))},
-        {"body": base64.urlsafe_b64encode(DATA).rstrip(b"=")},
         {"body": b"data:image/jpeg;base64," + B64.encode()},
         {"body": json.dumps(B64).encode()},
-        {"body": b"\xef\xbb\xbf" + B64.encode()},
         {"body": form(('name="model"', b"resnet18"), ('name="picture"', B64.encode()))},
         {"body": form(('name="note"', b"hello"), ('name="image"', b"data:;base64," + B64.encode()))},
         {"model": b"resnet18", "picture": B64.encode()},
         # Byte-order marks and UTF-16, as .NET and PowerShell write JSON.
         {"body": b"\xef\xbb\xbf" + B64_JSON},
         *({"body": B64_JSON.decode().encode(encoding)} for encoding in ("utf-16", "utf-16-le", "utf-16-be")),
-        # The keys of other servers.
-        *({"body": json.dumps(each).encode()} for each in KEYS),
+        *({"body": {key: B64}} for key in ("image", "base64")),
+        *({"body": {key: {"b64": B64}, "key": "1"}} for key in ("image", "image_bytes")),
+        {"body": {"signature_name": "serving_default", "instances": [{"image_bytes": {"b64": B64}}]}},
         {"body": {"image": "cat.jpg", "b64": B64}},
-        # A picture whose field is called as the prompt's.
         {"body": form(('name="prompt"; filename="a.jpg"', DATA))},
     ],
     ids=lambda row: str(row)[:60],
@@ -128,12 +116,11 @@ def test_the_same_bytes_come_out(row: object) -> None:
         ({"body": 3.5}, BadEncoding, "float"),
         ({"body": form((FILE, DATA), ('name="b"; filename="b"', b"x"))}, BadEncoding, "the form has 2 files"),
         ({"body": form(('name="a"', DATA), ('name="b"', B64.encode()))}, BadEncoding, "has 2 pictures"),
-        ({"left": DATA, "right": DATA}, BadEncoding, "has 2 pictures"),
         ({"body": {"data": B64, "image": B64}}, BadEncoding, "has 2 pictures"),
         ({"body": b'"' + B64.encode()}, BadEncoding, "looks like JSON"),
         ({"body": "\ufeff{".encode("utf-16-le")}, BadEncoding, "looks like JSON"),
-        ({"body": {"data": B64, "prompt": 7}}, BadEncoding, "prompt is a JSON int"),
-        ({"body": form((FILE, DATA), ('name="prompt"', b"x" * 1001))}, BadEncoding, "prompt is of 1001 characters"),
+        ({"body": {"data": B64, "prompt": 7}}, BadEncoding, "prompt is '7'; send a text"),
+        ({"body": form((FILE, DATA), ('name="prompt"', b"x" * 1001))}, BadEncoding, "at most 1000 characters"),
         ({"body": b"[" + b"{}," * 1000 + b"{}]"}, BadEncoding, "brackets and commas"),
         ({"body": b"x" * 1001}, TooManyBytes, "1001 bytes; the limit is 1000"),
         ({"body": {"data": base64.b64encode(b"x" * 1001).decode()}}, TooManyBytes, "the limit is 1000"),

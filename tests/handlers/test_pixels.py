@@ -248,3 +248,32 @@ def test_a_large_picture_cut_off_is_refused_when_it_is_scaled_too() -> None:
     data = encoded(noise(1200, 900), "JPEG")
     with pytest.raises(TruncatedImage):
         pixels.decode(data[: len(data) // 2], SCALED)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("geometry", [GEOMETRY, SCALED], ids=["full", "scaled"])
+def test_a_jpeg_without_its_end_is_read_if_no_line_is_missing(progressive: bool, geometry: Geometry) -> None:
+    data = encoded(noise(700, 500), "JPEG", quality=90, progressive=progressive)
+    right = pixels.decode(data, geometry)
+    assert np.array_equal(pixels.decode(data[:-2], geometry), right)
+    assert np.array_equal(pixels.decode(data[:-1], geometry), right)
+    assert np.array_equal(np.asarray(pixels.open_rgb(data[:-2])), np.asarray(pixels.open_rgb(data)))
+    # The whole last scan of a progressive picture, and more.
+    last = len(data) - data.rindex(b"\xff\xda")
+    for cut in (20, 100, 1000, last, last + 1, len(data) // 2, len(data) - 300):
+        with pytest.raises(TruncatedImage):
+            pixels.decode(data[:-cut], geometry)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+def test_a_file_that_curl_has_changed_is_told_from_a_damaged_one(kind: str) -> None:
+    stripped = encoded(noise(300, 200), kind).translate(None, b"\0\r\n")
+    with pytest.raises(NotAnImage, match=r"`curl -T FILE` or `--data-binary @FILE`"):
+        pixels.decode(stripped, GEOMETRY)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF", "MPO"])
+def test_of_an_animation_or_several_pages_the_first_is_read(kind: str) -> None:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert pixels.decode(data, GEOMETRY)[100, 100].tolist() == pytest.approx([255, 0, 0], abs=8)

@@ -42,9 +42,11 @@ class OnnxRuntimeEngine(Engine):
         self._input = self._session.get_inputs()[0].name
         self.choice["device"] = settled(self.asked, self.choice["device"], self._session.get_providers())
 
-    def _program(self, path: Path) -> Callable[[Inputs], list[NDArray[Any]]]:
+    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph; see `Engine.program`."""
         # TensorRT would build an engine for each of the many shapes.
         session = self._session_of(path, [each for each in self._providers if each[0] != TENSORRT])
+        session.run(None, dict(first))
         return lambda inputs: list(session.run(None, dict(inputs)))
 
     def _session_of(self, path: Path, providers: Providers) -> onnxruntime.InferenceSession:

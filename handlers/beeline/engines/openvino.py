@@ -53,22 +53,19 @@ class OpenVinoEngine(Engine):
                 "fp32", f"this processor has no {precision}, which the archive was built for"
             )
 
-    def _program(self, path: Path) -> Callable[[Inputs], list[NDArray[Any]]]:
+    def _warm_up(self) -> None:
+        super()._warm_up()
+        _release(self._weights)
+
+    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph; see `Engine.program`."""
         core = openvino.Core()
         request = _request(core, core.read_model(path), self.spec.precision, int(self.choice["threads"].value))
 
         def run(inputs: Inputs) -> list[NDArray[Any]]:
             return list(map(np.array, request.infer(dict(inputs), share_inputs=True, share_outputs=True).to_tuple()))
 
-        return run
-
-    def _warm_up(self) -> None:
-        super()._warm_up()
-        _release(self._weights)
-
-    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
-        """Load another graph of the archive; see `Engine.program`."""
-        run = super().program(path, first)
+        run(first)
         _release(path.with_suffix(".bin").resolve())
         return run
 
