@@ -357,7 +357,7 @@ def draw(rng: random.Random, size: tuple[int, int]) -> tuple[Image.Image, str]:
     ground = rng.choice(list(GROUNDS))
     picture = Image.new("RGB", size, GROUNDS[ground])
     pen, parts = ImageDraw.Draw(picture), []
-    rows = sorted(rng.sample(range(GRID), rng.randint(1, 3)))
+    rows = sorted(rng.sample(range(GRID), rng.choice((1, 2, 2, 3))))
     for row in rows:
         count, colour, shape = rng.randint(1, GRID), rng.choice(list(COLOURS)), rng.choice(SHAPES)
         columns = rng.sample(range(GRID), count)
