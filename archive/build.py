@@ -153,7 +153,7 @@ def _verify(draft: Path, path: Path) -> verify.Verified:
 def _check_export(export: Path) -> ModelSpec:
     """Read the spec, and check that the model, the geometry code and the goldens match it."""
     spec = ModelSpec.load(export)
-    for name, expected in {**spec.model.digests, f"{GOLDEN}/{EXPECTED}": None}.items():
+    for name, expected in {**spec.digests, f"{GOLDEN}/{EXPECTED}": None}.items():
         path = export / name
         if not path.is_file():
             raise ArchiveError(f"{path} is missing; export the model again")
@@ -179,7 +179,7 @@ def _collect(
     (payload / GOLDEN).mkdir()
     pictures = json.loads((export / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
     goldens = (EXPECTED, *(Path(str(picture["file"])).name for picture in pictures))
-    for name in (*spec.model.digests, FILE_NAME, *(f"{GOLDEN}/{golden}" for golden in goldens)):
+    for name in (*spec.digests, FILE_NAME, *(f"{GOLDEN}/{golden}" for golden in goldens)):
         shutil.copyfile(export / name, payload / name)
     if config is not None:
         check_config(config)

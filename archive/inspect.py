@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archive.mar import Contents, check
-from beeline.spec import GOLDEN, Agreement
+from beeline.spec import GOLDEN, Agreement, Caption
 from host.files import SHORT, sha256
 
 _LABELS = 8
@@ -46,10 +46,12 @@ class Card(Contents):
         """Return the card's lines, each a name and its text."""
         spec = self.spec
         size, accuracy, source = spec.geometry, spec.accuracy, spec.provenance
+        caption = spec.caption
         labels = ", ".join((*spec.labels[:_LABELS], *(["..."] if len(spec.labels) > _LABELS else [])))
         measured = "not measured"
         if accuracy:
-            measured = f"top-1 {accuracy.top1:.3f} on {accuracy.pictures} pictures ({accuracy.data})"
+            kind = "exact match" if caption else "top-1"
+            measured = f"{kind} {accuracy.top1:.3f} on {accuracy.pictures} pictures ({accuracy.data})"
         cut = f"{size.shape[1]} x {size.shape[0]}"
         steps = {
             "crop": f"shorter side to {size.resize}, middle {cut}",
@@ -60,16 +62,20 @@ class Card(Contents):
         asked = spec.not_sure_under
         guess = "" if asked is None else f"; under {asked:.0%} the best is a guess, as validation pictures show"
         warm = "" if spec.temperature is None else f" at temperature {spec.temperature:.3g}"
+        best = ("answers", f"the best {min(spec.top_k, len(spec.labels))}, from {spec.output}{warm}{guess}")
         answers = ", ".join(f"{picture['top'][0][0]} {picture['top'][0][1]:.2f}" for picture in self.pictures)
         return [
             ("archive", f"{self.mar.name}, {_size(self.bytes)}"),
             ("model", f"{spec.name} {spec.version}, {spec.model.architecture}"),
-            ("labels", f"{len(spec.labels)}: {labels}"),
-            ("answers", f"the best {min(spec.top_k, len(spec.labels))}, from {spec.output}{warm}{guess}"),
+            *([("captions", _writing(caption))] if caption else [("labels", f"{len(spec.labels)}: {labels}"), best]),
             ("input", steps + _DECODING[size.decoding]),
             ("engine", f"{spec.engine}, {spec.precision}, {spec.model.format.replace('_', ' ')}"),
             ("accuracy", measured),
-            *([("agreement", _agreement(spec.agreement))] if spec.agreement else []),
+            *(
+                [("agreement", _agreement(spec.agreement, "caption" if caption else "first label"))]
+                if spec.agreement
+                else []
+            ),
             ("data", source.data + (", generated: no photographs" if source.generated else "")),
             ("weights", source.weights),
             *([("recipe", source.recipe)] if source.recipe else []),
@@ -91,7 +97,7 @@ def card(mar: Path) -> Card:
     version = hashlib.sha256("".join(code).encode()).hexdigest()[:SHORT]
     parts = {"model": 0, "handler": 0, "golden": 0, "other": 0}
     for name, size in contents.sizes.items():
-        if name in contents.spec.model.digests:
+        if name in contents.spec.digests:
             parts["model"] += size
         elif name.endswith(".py"):
             parts["handler"] += size
@@ -102,9 +108,16 @@ def card(mar: Path) -> Card:
     )
 
 
-def _agreement(agreement: Agreement) -> str:
+def _writing(caption: Caption) -> str:
+    """Return how captions are written."""
+    search = "greedy" if caption.beams == 1 else f"beam search over {caption.beams}"
+    prompt = f", after {caption.prompt!r}" if caption.prompt else ""
+    return f"at most {caption.max_tokens} tokens, {search}{prompt}"
+
+
+def _agreement(agreement: Agreement, answer: str) -> str:
     return (
-        f"{agreement.top1:.1%} the same first label as the fp32 reference on {agreement.pictures} pictures "
+        f"{agreement.top1:.1%} the same {answer} as the fp32 reference on {agreement.pictures} pictures "
         f"({agreement.data}); "
         f"probabilities moved by at most {agreement.moved_99:.3f} on 99 of 100, {agreement.moved:.3f} on one"
     )

@@ -219,7 +219,7 @@ def _check_identity(mar: Path, record: dict[str, Any], spec: ModelSpec, digests:
     if record.get("fingerprint") != spec.fingerprint():
         raise _differs(mar, "the spec's fingerprint", str(record.get("fingerprint")), spec.fingerprint())
     old = {} if spec.geometry_sha256 is None else {_GEOMETRY_CODE: spec.geometry_sha256}
-    for name, expected in {**spec.model.digests, **old}.items():
+    for name, expected in {**spec.digests, **old}.items():
         if expected != digests.get(name):
             raise _differs(mar, name, expected, str(digests.get(name)))
 

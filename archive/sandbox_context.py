@@ -1,4 +1,4 @@
-"""The contexts that a handler gets in a sandbox.
+"""The contexts that a handler gets where no server brings one: in a sandbox, on LitServe and on Triton.
 
 They have the methods and arguments of `ts/context.py` (TorchServe 0.12) and `mms/context.py` (Multi Model Server 1.1);
 tests compare them. Standard library only, like `archive.sandbox_worker`.
@@ -7,7 +7,10 @@ tests compare them. Standard library only, like `archive.sandbox_worker`.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 VERSION = "fake, by beeline archive"
@@ -183,6 +186,21 @@ class FakeTorchServeContext(FakeContext):
     def get_sequence_id(self, idx: int) -> Any:
         # There are no sequences here.
         return self.get_request_header(idx, "ts_request_sequence_id")
+
+
+def new_handler(manifest: dict[str, Any]) -> Any:
+    """Import the handler's module, whose folder is on the path, and return an instance of its only class.
+
+    Raise ValueError if it defines more than one, or none.
+    """
+    name = manifest["model"]["handler"].partition(":")[0]
+    module = importlib.import_module(Path(name).stem)
+    members: list[Any] = [member for _, member in inspect.getmembers(module, inspect.isclass)]
+    classes = [member for member in members if member.__module__ == module.__name__]
+    if len(classes) != 1:
+        names = ", ".join(each.__name__ for each in classes) or "none"
+        raise ValueError(f"{name} defines the classes {names}; the servers want exactly one")
+    return classes[0]()
 
 
 CONTEXTS = {context.server: context for context in (FakeTorchServeContext, FakeContext)}

@@ -7,9 +7,7 @@ announces. A reply is one or more JSON lines on the first stdout; handlers print
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import inspect
 import json
 import logging
 import os
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 # Not an import, since the folder of this file is not on the path.
-CONTEXTS = runpy.run_path(str(Path(__file__).with_name("sandbox_context.py")))["CONTEXTS"]
+HANDLERS = runpy.run_path(str(Path(__file__).with_name("sandbox_context.py")))
 # The first calls with a new batch size choose kernels and grow the heap.
 _WARM_UP = 2
 _LEAST_REPEATS = 3
@@ -82,16 +80,9 @@ class Worker:
             if spec is not None and not str(spec.origin or "").startswith(folder):
                 raise ImportError(f"{room} of this repository is on the clean worker's path ({spec.origin})")
         manifest = json.loads(Path(folder, "MAR-INF", "MANIFEST.json").read_text(encoding="utf-8"))
-        model = manifest["model"]
-        module = importlib.import_module(Path(model["handler"].partition(":")[0]).stem)
-        members: list[Any] = [member for _, member in inspect.getmembers(module, inspect.isclass)]
-        classes = [member for member in members if member.__module__ == module.__name__]
-        if len(classes) != 1:
-            names = ", ".join(each.__name__ for each in classes) or "none"
-            raise ValueError(f"{model['handler']} defines the classes {names}; both servers want exactly one")
+        self.handler = HANDLERS["new_handler"](manifest)
         self.folder = Path(folder)
-        self.context = CONTEXTS[server](model["modelName"], folder, manifest, batch_size, None)
-        self.handler = classes[0]()
+        self.context = HANDLERS["CONTEXTS"][server](manifest["model"]["modelName"], folder, manifest, batch_size, None)
         self.handler.initialize(self.context)
         self.load_seconds = time.perf_counter() - started
         choice = getattr(getattr(self.handler, "engine", None), "choice", {})

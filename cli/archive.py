@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from beeline.errors import BeelineError
+from beeline.errors import BeelineError, did_you_mean
 from cli.console import Json, fail, result, say
 from cli.export import export
 
@@ -39,6 +39,12 @@ def build(
         str | None,
         _of_model(help="imagenet, half, unit, clip, torchvision, timm, or a weights name. [default: imagenet; timm's]"),
     ] = None,
+    task: Annotated[
+        str, typer.Option(help="caption: the source is a BLIP checkpoint, a folder or a hub's name.")
+    ] = "classify",
+    beams: Annotated[int, _of_model(min=1, help="Captions: beams of the search, 1 for greedy.")] = 1,
+    max_tokens: Annotated[int, _of_model(min=1, help="Captions: tokens at most.")] = 20,
+    prompt: Annotated[str, _of_model(help="Captions: what each begins with.")] = "",
     architecture: Annotated[str | None, _of_model(help="torchvision's name, or timm:NAME; for weights.")] = None,
     name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
     version: Annotated[str | None, _of_model(help="The model's version. [default: 1.0]")] = None,
@@ -93,15 +99,28 @@ def build(
     from archive.samples import named_samples
     from archive.store import STORE
     from beeline.spec import Provenance
+    from beeline.tasks import TASKS
     from host.files import check_writable
 
+    if task not in TASKS:
+        raise BeelineError(f"--task is {task!r}{did_you_mean(task, tuple(TASKS))}")
     if (source is None) == (model is None):
         which = "both a source and --model are" if source else "neither a source nor --model is"
         raise BeelineError(f"{which} given; name a run or an exported folder, or --model FILE --labels FILE")
     check_writable(store or STORE)
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
-        if source is not None and source.suffix != ".mar":
+        if source is not None and task == "caption":
+            writing = {"beams": beams, "max_tokens": max_tokens, "prompt": prompt}
+            named: dict[str, Any] = {
+                "name": name or source.name,
+                "version": version or "1.0",
+                "golden_pictures": golden,
+            }
+            named["blind_to"] = tuple(blind_to or ())
+            origin = {"data": data, "weights": weights or source.name, "licence": licence}
+            export = _captioning(source, Path(scratch) / "export", named, origin, writing)
+        elif source is not None and source.suffix != ".mar":
             _check_only_of_models(context, source)
             export = exported_folder(source)
         else:
@@ -270,6 +289,8 @@ def pack(
     from archive import build as room
     from archive import samples, variants
     from archive.store import STORE
+    from archive.variants import caption
+    from beeline.spec import ModelSpec
 
     handler, config, folder = files
     store, pictures_of_run = store or STORE, cache(lambda: known or _validation(export))
@@ -278,9 +299,8 @@ def pack(
     built, measured = room.unchanged(export, store, origin) if reuse and origin and not default else None, None
     if built is None:
         with tempfile.TemporaryDirectory(prefix="beeline-variant-") as scratch:
-            made, measured = variants.prepare(
-                export, Path(scratch), asked, pictures, gate, decoding, say, pictures_of_run
-            )
+            prepare = caption.prepare if ModelSpec.load(export).caption else variants.prepare
+            made, measured = prepare(export, Path(scratch), asked, pictures, gate, decoding, say, pictures_of_run)
             say("building" + (" and verifying ..." if verify else " ..."))
             builds = partial(room.build, made, store, handler=handler, config=config)
             built = builds(check=verify, reuse=reuse, default=default, measured=measured, origin=origin)
@@ -293,6 +313,23 @@ def pack(
     proof = "the same as before" if built.reused else proof
     text = f"{built.path}: {built.bytes / 1e6:.1f} MB in {built.seconds:.1f} s, sha256 {built.sha256[:12]}, {proof}"
     return values, text
+
+
+def _captioning(
+    source: Path, out: Path, named: dict[str, Any], origin: dict[str, Any], writing: dict[str, Any]
+) -> Path:
+    """Export a BLIP checkpoint; return the folder. The licence is the checkpoint's own where none is given."""
+    from archive import caption
+    from archive.export import ExportRequest
+    from beeline.spec import Provenance
+
+    checkpoint = caption.load(str(source))
+    licence = origin["licence"] if origin["licence"] != "unknown" else caption.licence(source)
+    provenance = Provenance(**{**origin, "licence": licence})
+    settled: dict[str, Any] = {"preprocessing": checkpoint.preprocessing, "provenance": provenance}
+    say(f"exporting {source} and making golden pictures ...")
+    caption.export(checkpoint, ExportRequest(labels=(), architecture="blip", **settled, **named), out, **writing)
+    return out
 
 
 def exported_folder(source: Path) -> Path:

@@ -26,7 +26,7 @@ def predict(
     model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify pictures with a server, an archive or a run; exit 1 if any picture got no answer."""
+    """Classify or caption pictures with a server, an archive or a run; exit 1 if any picture got no answer."""
     from cli.sources import default_archive, open_source
     from host import report
     from train.evaluate import answers
@@ -62,6 +62,8 @@ def _row(path: Path, answer: Answer, source: str) -> dict[str, Any]:
         body = None
     text = " ".join(answer.body.split())[:120]
     if answer.status == 200:
+        if isinstance(body, dict) and isinstance(body.get("caption"), str):
+            body = {body["caption"]: body.get("score")}
         if not isinstance(body, dict) or not all(isinstance(score, (int, float)) for score in body.values()):
             raise Undetermined(
                 f"{source} answers {path} with {text!r}, which is no prediction; name the address of a Beeline server"

@@ -15,7 +15,9 @@ from host import ROOT
 
 
 def train(
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as model.name=resnet34")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as model.name=resnet34; task=caption first: captions")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A folder, one a label; a CSV; a zip's URL. [BEELINE_DATA]")] = None,
     generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, even where others are.")] = False,
     weights: Annotated[
@@ -56,6 +58,9 @@ def train(
     from train.plan import plan, resumed
     from train.runs import find_run, find_unfinished, open_run
 
+    if overrides and overrides[0] == "task=caption":
+        _captions(overrides[1:], runs, archive, as_json)
+        return
     if safetensors is not None and not safetensors.parent.is_dir():
         raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")
     for folder in (runs, *([STORE] if archive else [])):
@@ -140,6 +145,22 @@ def train(
     else:
         text += f"next: beeline archive build {shown}"
     result(values, as_json, text)
+
+
+def _captions(overrides: list[str], runs: Path, archive: bool, as_json: bool) -> None:
+    """Train the small captioning model on drawn pictures."""
+    from train import caption
+
+    run, spec = caption.fit(caption.compose(overrides), runs, say)
+    assert spec.accuracy is not None
+    right, count = spec.accuracy.top1, spec.accuracy.pictures
+    values: dict[str, Any] = {"run": str(run), "export": str(run / "export"), "exact": right, "pictures": count}
+    text = f"{run.name}: {right:.4f} of {count} held-out captions exactly right. GENERATED pictures, no photographs.\n"
+    if archive:
+        from cli.archive import pack
+
+        values["archive"], about = pack(run / "export")
+    result(values, as_json, text + (about if archive else f"next: beeline archive build {run}"))
 
 
 def _quoted(value: object) -> str:

@@ -17,11 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from beeline import engines, formats, golden
-from beeline.answer import Answer, check_answers, failure, prediction, probabilities
+from beeline import engines, formats, golden, tasks
+from beeline.answer import Answer, check_answers, failure
 from beeline.batch import Batch
 from beeline.decoder import Decoder, jpegs_for
 from beeline.errors import ModelError, RequestError
@@ -31,10 +28,11 @@ from beeline.settings import Limits
 from beeline.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
+About = tuple[str | None, float | None]
 
 
 class VisionHandler:
-    """Classifies pictures, a batch at a time. A worker has one instance; batches come one after the other."""
+    """Answers pictures by the archive's task, a batch at a time. A worker has one instance, and one batch at a time."""
 
     def initialize(self, context: Any) -> None:
         """Load the archive in `context`'s model folder and let it prove itself.
@@ -70,7 +68,9 @@ class VisionHandler:
         self.limits = Limits.from_environment()
         golden.check_files(folder, spec)
         self.engine = engines.load(folder, spec, gpu_id=gpu_id)
-        replayed = golden.replay(folder, spec, self.engine.forward)
+        self.task = tasks.of(spec)
+        self.task.load(folder, self.engine)
+        replayed = golden.replay(folder, spec, self.task.forward)
         choice = self.engine.choice
         jpegs, decoding = jpegs_for(spec.geometry, choice["device"].value, self.limits.max_pixels)
         self.decoder = Decoder(spec.geometry, self.limits, int(choice["threads"].value), jpegs)
@@ -84,18 +84,13 @@ class VisionHandler:
         """Decode each request's row by itself; a row that cannot be decoded becomes a `Failed` with its 4xx."""
         return self.decoder.decode(rows)
 
-    def inference(self, batch: Batch) -> NDArray[np.float32]:
-        """Run the model over the good rows: float32 `[len(batch.good), classes]`."""
-        if not batch.good:
-            return np.empty((0, len(self.spec.labels)), np.float32)
-        return self.engine.forward(batch.stack())
+    def inference(self, batch: Batch) -> Any:
+        """Run the model over the good rows; a classifier's logits are float32 `[len(batch.good), classes]`."""
+        return self.task.run(batch)
 
-    def postprocess(self, logits: NDArray[np.float32], batch: Batch) -> list[Answer]:
-        """Turn the logits into one answer a request, in the batch's order."""
-        spec = self.spec
-        rows = probabilities(logits, spec.output, spec.temperature) if batch.good else np.empty((0, 0))
-        answers = [prediction(row, spec, batch.accept(i)) for row, i in zip(rows, batch.good, strict=True)]
-        return batch.scatter(answers, lambda row: failure(row.error))
+    def postprocess(self, results: Any, batch: Batch) -> list[Answer]:
+        """Turn what `inference` returned into one answer a request, in the batch's order."""
+        return batch.scatter(self.task.answers(results, batch), lambda row: failure(row.error))
 
     def handle(self, data: Sequence[object] | None, context: Any) -> list[str]:
         """Answer a batch with one row a request; called by the server.
@@ -105,9 +100,10 @@ class VisionHandler:
         rows = list(data or [])
         # Measured first, or the batch's own time would count as the queue's.
         queues = [queue_milliseconds(header(context, i, "x-request-start")) for i in range(len(rows))]
-        accepts = tuple(header(context, i, "accept") for i in range(len(rows)))
+        ends = [None if waited is None else time.time() + self.limits.seconds - waited / 1000 for waited in queues]
+        about = [(header(context, i, "accept"), end) for i, end in enumerate(ends)]
         spans: dict[str, float] = {}
-        answers = self._answer(rows, accepts, spans)
+        answers = self._answer(rows, about, spans)
         for i, (answer, queue) in enumerate(zip(answers, queues, strict=True)):
             times = {**({} if queue is None else {"queue": queue}), **spans}
             timing = ", ".join(f"{name};dur={milliseconds:.2f}" for name, milliseconds in times.items())
@@ -117,23 +113,25 @@ class VisionHandler:
         self.metrics.count(answers, queues, spans)
         return [send(context, i, answer) for i, answer in enumerate(answers)]
 
-    def _answer(self, rows: list[object], accepts: tuple[str | None, ...], spans: dict[str, float]) -> list[Answer]:
+    def _answer(self, rows: list[object], about: list[About], spans: dict[str, float]) -> list[Answer]:
         """Run the three stages; if one raises, answer each request alone, so that only the culprit fails.
 
-        The milliseconds of each stage are added to `spans`.
+        `about` has the `Accept` header and the deadline of each request. The milliseconds of each stage are added to
+        `spans`.
         """
         try:
             with _measured(spans, "decode"):
-                batch = dataclasses.replace(self.preprocess(rows), accepts=accepts)
+                accepts, ends = (tuple(each) for each in zip(*about, strict=True)) if about else ((), ())
+                batch = dataclasses.replace(self.preprocess(rows), accepts=accepts, ends=ends)
             with _measured(spans, "forward"):
-                logits = self.inference(batch)
+                results = self.inference(batch)
             with _measured(spans, "encode"):
-                return check_answers(self.postprocess(logits, batch), len(rows))
+                return check_answers(self.postprocess(results, batch), len(rows))
         except Exception as error:
             logger.exception("a batch of %d failed", len(rows))
             self._retire_if_lost(error)
             if len(rows) > 1:
-                return [self._answer([row], (accept,), spans)[0] for row, accept in zip(rows, accepts, strict=True)]
+                return [self._answer([row], [each], spans)[0] for row, each in zip(rows, about, strict=True)]
             if not isinstance(error, RequestError):
                 kind = type(error).__name__
                 error = ModelError(f"the model failed on this picture ({kind}); see the worker's log")

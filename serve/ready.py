@@ -135,7 +135,8 @@ def try_golden(inference: InferenceClient, archive: Archive, version: str | None
         )
     try:
         scores = dict(answer.json())
-        label = max(scores, key=lambda name: float(scores[name]))
+        is_text = isinstance(scores.get("caption"), str)
+        label = scores["caption"] if is_text else max(scores, key=lambda name: float(scores[name]))
     except (ValueError, TypeError) as error:
         raise BeelineError(
             f"{archive.model} answers its golden picture with {answer.body[:200]!r}, which names no label; "

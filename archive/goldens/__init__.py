@@ -23,7 +23,7 @@ from archive.goldens import mistakes
 from archive.goldens.mistakes import Mistake
 from archive.graph import Differentiable
 from beeline import pixels
-from beeline.answer import probabilities, top_labels
+from beeline.classification import probabilities, top_labels
 from beeline.errors import ArchiveError, RequestError, short
 from beeline.golden import Forward, replay
 from beeline.spec import EXPECTED, GOLDEN, Geometry, ModelSpec
@@ -41,12 +41,7 @@ _QUALITY = 95
 _TURNED = 6
 # Shorter side as a part of the spec's `resize`, longer side as a multiple of the shorter, landscape or not, and how it
 # is stored. None is square and none has the size that resize gives, so both steps matter.
-_SHAPES = (
-    (1.5, 1.2, True, "jpg"),
-    (0.5, 1.25, False, "png"),
-    (0.7, 1.4, True, "turned.jpg"),
-    (0.75, 1.3, False, "jpg"),
-)
+SHAPES = ((1.5, 1.2, True, "jpg"), (0.5, 1.25, False, "png"), (0.7, 1.4, True, "turned.jpg"), (0.75, 1.3, False, "jpg"))
 # Sure but not saturated: at 0.88 a small change of the input still moves the probability.
 _AIM = 0.88
 _GOOD_ENOUGH = (0.8, 0.95)
@@ -117,7 +112,7 @@ def make(folder: Path, model: Model, own: Path | None, blind_to: Sequence[str], 
         against = mistakes.on_crops(model.photometry)
         target = (attempt - 1) % len(model.spec.labels)
         chosen = [against[name] for name in missed if name in against]
-        patterns = [_pattern(model, 2, target, 100 * attempt + i, each) for i, each in enumerate(chosen)]
+        patterns = [pattern(model.spec.geometry, 2, target, 100 * attempt + i, each) for i, each in enumerate(chosen)]
         encoded += [picture for picture in _draw(model, patterns) if picture]
     if missed:
         options = " ".join(f"--blind-to {name}" for name in missed)
@@ -137,7 +132,7 @@ def _made(model: Model, say: Say) -> list[Encoded]:
     clear: dict[int, Encoded] = {}
     for attempt in range(_ATTEMPTS):
         numbers = [number for number in range(len(targets)) if number not in clear]
-        patterns = [_pattern(model, number, targets[number], 10 * attempt + number) for number in numbers]
+        patterns = [pattern(model.spec.geometry, number, targets[number], 10 * attempt + number) for number in numbers]
         pictures = zip(numbers, _draw(model, patterns), strict=True)
         clear |= {number: picture for number, picture in pictures if picture}
         if not clear:
@@ -151,9 +146,9 @@ def _made(model: Model, say: Say) -> list[Encoded]:
     return [clear[number] for number in sorted(clear)]
 
 
-def _pattern(model: Model, number: int, target: int, seed: int, against: Mistake | None = None) -> Pattern:
-    part, longer, landscape, ending = _SHAPES[number]
-    geometry = model.spec.geometry
+def pattern(geometry: Geometry, number: int, target: int, seed: int, against: Mistake | None = None) -> Pattern:
+    """Return a picture to make, in shape `number` of `SHAPES`, for a model that takes pictures so."""
+    part, longer, landscape, ending = SHAPES[number]
     short = max(8, round((geometry.resize if geometry.fit == "crop" else max(geometry.shape)) * part))
     long = round(short * longer)
     width, height = (long, short) if landscape else (short, long)
@@ -169,7 +164,7 @@ def _draw(model: Model, patterns: Sequence[Pattern]) -> list[Encoded | None]:
     except RuntimeError as error:
         why = f"no golden pictures can be made, since no gradient passes this model ({short(error)})"
         raise ArchiveError(f"{why}; give pictures of your own with --golden DIR") from error
-    encoded = [_encode(picture, pattern.ending) for picture, pattern in zip(painted, patterns, strict=True)]
+    encoded = [encode(picture, pattern.ending) for picture, pattern in zip(painted, patterns, strict=True)]
     return [picture if _is_sure(model.rows([picture])[0]) else None for picture in encoded]
 
 
@@ -283,7 +278,7 @@ def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
     """Return the user's pictures, and a copy of the first one that is turned by EXIF."""
     encoded, upright = read_given(folder)
     upright.thumbnail((4 * spec.geometry.resize,) * 2)
-    return [*encoded, replace(_encode(np.asarray(upright), "turned.jpg"), name=f"{encoded[0].name}, turned")]
+    return [*encoded, replace(encode(np.asarray(upright), "turned.jpg"), name=f"{encoded[0].name}, turned")]
 
 
 def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequence[str]) -> None:
@@ -308,7 +303,8 @@ def _write(folder: Path, model: Model, encoded: Sequence[Encoded], detects: Sequ
     replay(folder, model.spec, model.forward)
 
 
-def _encode(picture: NDArray[np.uint8], ending: str) -> Encoded:
+def encode(picture: NDArray[np.uint8], ending: str) -> Encoded:
+    """Store uint8 `[height, width, 3]` as `png`, `jpg`, or `turned.jpg`, which EXIF makes upright."""
     image = Image.fromarray(picture)
     buffer = io.BytesIO()
     if ending == "png":

@@ -17,8 +17,9 @@ from archive import sandbox_context
 from beeline.errors import ArchiveError
 from beeline.spec import ModelSpec
 
-# Writes the ONNX graph of an unpacked archive to a path, and returns golden pictures as it takes them.
-WriteGraph = Callable[[Path, ModelSpec, Sequence[Path], Path], list[bytes]]
+# Writes the ONNX graph of an unpacked archive to a path; returns its inputs and outputs as `config.pbtxt` has them, if
+# they are not one of pictures and one of scores, and golden pictures as it takes them.
+WriteGraph = Callable[[Path, ModelSpec, Sequence[Path], Path], "tuple[str, list[bytes]]"]
 # The input of the ONNX graph, by its usual name.
 PIXELS = "pixel_values"
 _CONFIG = """name: {name}
@@ -85,34 +86,38 @@ def export(mar: Path, out: Path, numbers: Numbers, version: int = 1, graph: Writ
             shutil.copyfile(Path(__file__).with_name("model.py"), target / "model.py")
             shutil.copyfile(sandbox_context.__file__, target / "context.py")
             # Bytes of a picture as the protocol has them: their number before them.
-            datas = [(path.stat().st_size).to_bytes(4, "little") + path.read_bytes() for path in goldens]
+            tensors, datas = "", [(path.stat().st_size).to_bytes(4, "little") + path.read_bytes() for path in goldens]
         else:
-            datas = graph(archive, spec, goldens, target / "model.onnx")
+            tensors, datas = graph(archive, spec, goldens, target / "model.onnx")
             shutil.rmtree(archive)
     except BaseException:
         shutil.rmtree(target)
         raise
+    goldens = goldens[: len(datas)]
     for path, data in zip(goldens, datas, strict=True):
         (folder / "warmup" / path.name).write_bytes(data)
-    (folder / "labels.txt").write_text("".join(f"{' '.join(each.split())}\n" for each in spec.labels), "utf-8")
+    if spec.labels:
+        (folder / "labels.txt").write_text("".join(f"{' '.join(each.split())}\n" for each in spec.labels), "utf-8")
     (folder / "config.pbtxt").write_text(
-        _config(spec, numbers, graph is None, [path.name for path in goldens]), "utf-8"
+        _config(spec, numbers, graph is None, [path.name for path in goldens], tensors), "utf-8"
     )
     return folder
 
 
-def _config(spec: ModelSpec, numbers: Numbers, is_handler: bool, goldens: list[str]) -> str:
+def _config(spec: ModelSpec, numbers: Numbers, is_handler: bool, goldens: list[str], own: str) -> str:
     """Return `config.pbtxt`; the warm-up sends each golden picture alone, and a full batch of the first."""
     key, kind, dims = ("picture", "STRING", [1]) if is_handler else (PIXELS, "FP32", [3, *spec.geometry.shape])
     first = f"data_type: TYPE_{kind} {_repeated('dims', dims)}"
     tensors = _HANDLER.format(first=first) if is_handler else f'input {{ name: "{key}" {first} }}'
-    scores = _SCORES.format(name="scores" if is_handler else spec.output, classes=len(spec.labels))
-    sizes = dict.fromkeys([*((file, 1) for file in goldens), (goldens[0], numbers.batch_size)])
+    name = "scores" if is_handler else spec.output
+    scores = _SCORES.format(name=name, classes=len(spec.labels)) if spec.labels else ""
+    full = [(file, numbers.batch_size) for file in goldens[:1]]
+    sizes = dict.fromkeys([*((file, 1) for file in goldens), *full])
     return _CONFIG.format(
         name=json.dumps(spec.name),
         backend="python" if is_handler else "onnxruntime",
         numbers=numbers,
-        tensors=f"{tensors}\n{scores}",
+        tensors=own or f"{tensors}\n{scores}",
         place=f"kind: KIND_GPU {_repeated('gpus', numbers.gpus)}" if numbers.gpus else "kind: KIND_CPU",
         preferred=_repeated("preferred_batch_size", numbers.preferred),
         delay=1000 * numbers.delay,

@@ -8,8 +8,6 @@ sends its headers, as JSON in the parameter `http`, gets a failure as an answer 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
 import json
 import os
 import runpy
@@ -37,14 +35,10 @@ class TritonPythonModel:
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
-        name = manifest["model"]["handler"].partition(":")[0].removesuffix(".py")
-        module = importlib.import_module(name)
-        classes: list[Any] = [each for _, each in inspect.getmembers(module, inspect.isclass)]
-        (kind,) = (each for each in classes if each.__module__ == name)
-        self.handler, batch_size = kind(), int(config["max_batch_size"])
-        contexts = runpy.run_path(str(version / "context.py"))["CONTEXTS"]
+        shared = runpy.run_path(str(version / "context.py"))
+        self.handler, batch_size = shared["new_handler"](manifest), int(config["max_batch_size"])
         gpu = int(args["model_instance_device_id"]) if is_gpu else None
-        self.context = contexts["torchserve"](args["model_name"], str(folder), manifest, batch_size, gpu)
+        self.context = shared["CONTEXTS"]["torchserve"](args["model_name"], str(folder), manifest, batch_size, gpu)
         self.handler.initialize(self.context)
         self._postprocess, self._wants_scores = self.handler.postprocess, False
         self.handler.postprocess = self._with_scores
@@ -67,12 +61,11 @@ class TritonPythonModel:
         """Let the handler make its answers, and put the probabilities of each into a header of it."""
         answers: list[Any] = self._postprocess(logits, batch)
         if self._wants_scores and batch.good:
-            from beeline.answer import probabilities
-
             spec = self.handler.spec
-            # Archives from before there was a temperature have code that takes none.
+            # Older archives have the function in another module, and the oldest one takes no temperature.
+            module = sys.modules.get("beeline.classification") or sys.modules["beeline.answer"]
             more = {"temperature": spec.temperature} if getattr(spec, "temperature", None) else {}
-            rows = probabilities(logits, spec.output, **more).astype("<f4")
+            rows = module.probabilities(logits, spec.output, **more).astype("<f4")
             for index, row in zip(batch.good, rows, strict=True):
                 headers = {**answers[index].headers, _SCORES: row.tobytes().hex()}
                 answers[index] = dataclasses.replace(answers[index], headers=headers)
@@ -90,11 +83,10 @@ class TritonPythonModel:
             row = headers.pop(_SCORES, None)
             scores.append(np.frombuffer(bytes.fromhex(row), "<f4") if row else np.full(self.classes, np.nan, "<f4"))
             https.append(json.dumps({"status": status, "phrase": phrase, "headers": headers}))
-        outputs = {
-            "answer": _strings([body for _, body in bodies]),
-            "http": _strings(https),
-            "scores": np.stack(scores),
-        }
+        outputs = {"answer": _strings([body for _, body in bodies]), "http": _strings(https)}
+        # A captioning model has no labels.
+        if self.classes:
+            outputs["scores"] = np.stack(scores)
         return triton.InferenceResponse([triton.Tensor(name, value) for name, value in outputs.items()])
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from archive.samples import Known
 from archive.variants import agreement, convert
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, pixels
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.errors import ArchiveError, BeelineError, ConfigError, did_you_mean, short
 from beeline.golden import Forward, replay
 from beeline.settings import Choice
@@ -275,7 +275,7 @@ def compared(
     names = str(variant), f"{spec.engine} {spec.precision}"
     milliseconds = [1000 * (times[i + 1] - times[i]) / len(pictures.judged) for i in (1, 0)]
     draft = dataclasses.replace(draft, agreement=measured)
-    final = _with_tolerance(out, draft, engine.forward, photometry, variant)
+    final = with_tolerance(out, draft, engine.forward, photometry, variant, _moved)
     final.save(out / FILE_NAME)
     return final, {name: round(each, 2) for name, each in zip(names, milliseconds, strict=True)}
 
@@ -327,13 +327,19 @@ def _seconds_a_picture(folder: Path, pictures: Pictures) -> float:
     return statistics.median(samples) / len(batch)
 
 
-def _with_tolerance(
-    folder: Path, spec: ModelSpec, forward: Forward, photometry: Photometry, variant: Variant
+def with_tolerance(
+    folder: Path,
+    spec: ModelSpec,
+    forward: Forward,
+    photometry: Photometry,
+    variant: Variant,
+    moves: Callable[[ModelSpec, Any, list[dict[str, Any]]], float],
 ) -> ModelSpec:
     """Return the spec with the variant's tolerance, and prove that the golden pictures still notice mistakes.
 
-    The tolerance is 1.5 times the largest move of a golden probability here, since it may be larger on another CPU. The
-    mistakes that the pictures notice on this engine are recorded with them.
+    The tolerance is 1.5 times the largest move of a golden probability here, since it may be larger on another CPU. It
+    is what `moves` makes of what `forward` returns for the golden pictures, and of their entries. The mistakes that the
+    pictures notice on this engine are recorded with them.
     """
     from archive.goldens import mistakes
 
@@ -341,12 +347,8 @@ def _with_tolerance(
     record = json.loads(path.read_text(encoding="utf-8"))
     bodies = [(folder / GOLDEN / str(entry["file"])).read_bytes() for entry in record["pictures"]]
     replay(folder, spec, forward)
-    rows = probabilities(forward(np.stack([pixels.decode(body, spec.geometry) for body in bodies])), spec.output)
-    moved = max(
-        abs(float(row[spec.labels.index(label)]) - float(value))
-        for row, entry in zip(rows, record["pictures"], strict=True)
-        for label, value in entry["top"]
-    )
+    results = forward(np.stack([pixels.decode(body, spec.geometry) for body in bodies]))
+    moved = moves(spec, results, record["pictures"])
     tolerance = max(ModelSpec.tolerance, math.ceil(100 * _MARGIN * moved) / 100)
     if tolerance > _MOST_TOLERANCE:
         raise ArchiveError(f"{variant} is refused: a golden probability moves by {moved:.3f}; take a higher precision")
@@ -359,3 +361,12 @@ def _with_tolerance(
     record["detects"] = [name for name in record["detects"] if seen.get(name)]
     write_json(path, record)
     return spec
+
+
+def _moved(spec: ModelSpec, results: Any, pictures: list[dict[str, Any]]) -> float:
+    """Return how far a probability of a golden picture moves at most."""
+    return max(
+        abs(float(row[spec.labels.index(label)]) - float(value))
+        for row, entry in zip(probabilities(results, spec.output), pictures, strict=True)
+        for label, value in entry["top"]
+    )

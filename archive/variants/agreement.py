@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beeline import pixels
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.errors import ArchiveError, ConfigError, RequestError
 from beeline.golden import Forward
 from beeline.settings import parsed_device
@@ -186,7 +186,11 @@ def measure(
     """Compare probabilities, `[N, classes]` each. Numbers that are not finite agree with nothing."""
     moved = np.abs(reference - variant).max(axis=1)
     moved = np.where(np.isfinite(moved), moved, 1.0)
-    same = same_first(reference, variant, output) & np.isfinite(variant).all(axis=1)
+    return summary(same_first(reference, variant, output) & np.isfinite(variant).all(axis=1), moved, source)
+
+
+def summary(same: NDArray[np.bool_], moved: NDArray[np.float64], source: str) -> Agreement:
+    """Return the agreement of pictures whose answer is the `same` or not, and has `moved` so far."""
     within = np.sort(moved)[_least(len(moved)) - 1]
     return Agreement(
         round(float(same.mean()), 5), round(float(moved.max()), 4), round(float(within), 4), len(moved), source
@@ -198,12 +202,15 @@ def _least(count: int) -> int:
     return int(np.ceil(0.99 * count))
 
 
-def check(agreement: Agreement, gate: Gate, variant: str) -> None:
-    """Raise `ArchiveError` for a variant that is too far from the reference; it says by how much."""
+def check(agreement: Agreement, gate: Gate, variant: str, answers: str = "first labels") -> None:
+    """Raise `ArchiveError` for a variant that is too far from the reference; it says by how much.
+
+    `answers` names what has to be the same.
+    """
     reasons, off = [], agreement.moved_99
     if agreement.top1 < gate.top1:
         fewer = f"{gate.top1 - agreement.top1:.1%} fewer than the required {gate.top1:.1%}"
-        reasons.append(f"{agreement.top1:.1%} of the first labels are the fp32 reference's, {fewer}")
+        reasons.append(f"{agreement.top1:.1%} of the {answers} are the fp32 reference's, {fewer}")
     if off > gate.moved:
         reasons.append(f"on one of 100 pictures a probability moves by {off:.3f} or more, {gate.moved:.3f} are allowed")
     if reasons:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive.variants.agreement import Gate, Pictures, same_first
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.errors import ArchiveError
 from beeline.spec import Artifact, ModelSpec
 from host.files import sha256
@@ -70,7 +70,7 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
             example = torch.zeros(2, *shape, 3, dtype=torch.uint8)
             model = openvino.convert_model(module(folder, spec), example_input=example)
     model.reshape(openvino.PartialShape([-1, *shape, 3]))
-    _number(model)
+    number(model)
 
     def compiled(model: Any) -> Any:
         # NNCF also passes compiled models.
@@ -78,7 +78,7 @@ def to_openvino(folder: Path, spec: ModelSpec, out: Path, precision: str, pictur
 
     if precision == "int8":
         model = quantised(model, pictures, gate, spec.output, compiled, lambda runnable, one: runnable(one)[0])
-        _number(model)
+        number(model)
     openvino.save_model(model, out / _OPENVINO, compress_to_fp16=False)
     graph, weights = sha256(out / _OPENVINO), sha256(out / _OPENVINO_WEIGHTS)
     return Artifact(_OPENVINO, "openvino", graph, spec.model.architecture, _OPENVINO_WEIGHTS, weights)
@@ -171,7 +171,7 @@ def quantised(
     most = gate.slack(np.ones(len(control), bool), np.zeros(len(control)))
     logging.getLogger("nncf").setLevel(logging.WARNING)
     # NNCF's progress bars and its warnings about its libraries tell users nothing.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with silence(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return nncf.quantize_with_accuracy_control(
             model,
@@ -181,6 +181,11 @@ def quantised(
             max_drop=most + _NEAR,
             subset_size=len(ones),
         )
+
+
+def silence() -> contextlib.redirect_stdout[io.StringIO]:
+    """Keep the progress bars of NNCF from a command's output."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 @lru_cache(maxsize=1)
@@ -219,7 +224,7 @@ def _require_program(spec: ModelSpec, why: str) -> None:
         raise ArchiveError(f"{spec.model.file} is {spec.model.format}, {why}; {fix}")
 
 
-def _number(model: Any) -> None:
+def number(model: Any) -> None:
     """Number the operations. OpenVINO's own names depend on what the process made before."""
     model.set_friendly_name("model")
     for number, operation in enumerate(model.get_ordered_ops()):

@@ -1,5 +1,6 @@
 """The classifier that every peer serves, in its own environment: as documented, or with Beeline's engine."""
 
+import importlib.util
 import io
 import json
 import os
@@ -49,11 +50,13 @@ class Beeline:
     """The archive's model on Beeline's decoder and engine."""
 
     def __init__(self, folder: Path) -> None:
-        from beeline import answer, engines, pixels, spec
+        from beeline import engines, pixels, spec
 
         self.spec = spec.ModelSpec.load(folder)
         self.engine = engines.load(folder, self.spec, device="cpu")
-        self.answer = answer
+        # Older archives have its functions in another module.
+        name = "classification" if importlib.util.find_spec("beeline.classification") else "answer"
+        self.answer = importlib.import_module(f"beeline.{name}")
         # Of a picture's bytes; uint8 `[height, width, 3]`.
         self.decode = partial(pixels.decode, geometry=self.spec.geometry)
 

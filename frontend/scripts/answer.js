@@ -1,4 +1,4 @@
-/** An answer: labels with scores or the server's sentence, the batch it was in, and where the time went. */
+/** An answer: labels with scores, a caption, or the server's sentence, the batch it was in, and where the time went. */
 
 export const DETAILED = "application/vnd.beeline+json";
 /** A best score under this is shown as a guess, unless the model's card names the score. */
@@ -22,8 +22,8 @@ export function read(response, text, total) {
   };
 }
 
-/** The score of a model's spec under which its best label is a guess; 60 % where it names none. */
-export const notSureUnder = (spec) => spec?.not_sure_under ?? NOT_SURE_UNDER;
+/** The score of a model's spec under which its best label is a guess; 60 % where it names none, 0 for a caption. */
+export const notSureUnder = (spec) => spec?.not_sure_under ?? (spec?.task === "caption" ? 0 : NOT_SURE_UNDER);
 
 /** Whether the best score of a picture's answer leaves no doubt. */
 export const sure = ({ answer, model }) => answer.predictions[0].score >= notSureUnder(model?.spec);
@@ -37,6 +37,7 @@ function parse(text) {
 }
 
 function scores(body) {
+  if (typeof body?.caption === "string") return [{ label: body.caption, score: Number(body.score) }];
   const listed = body?.predictions ?? Object.entries(body ?? {}).map(([label, score]) => ({ label, score }));
   const fits = Array.isArray(listed) && listed.length && listed.every((one) => Number.isFinite(one?.score));
   if (!fits) return null;

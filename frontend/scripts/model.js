@@ -19,9 +19,10 @@ export function showModel(model, card, served) {
     ["threads", card?.serving?.threads && chosen(null, card.serving.threads)],
     ["threads, lone picture", card?.serving?.lone_threads && chosen(null, card.serving.lone_threads)],
     ["decoding", decoding(spec.geometry?.decoding, card?.serving?.decoding)],
-    ["accuracy", accuracy(spec.accuracy)],
+    ["accuracy", accuracy(spec.accuracy, spec.caption ? "equal to the reference caption" : "top-1")],
     ["agreement", agreement(spec.agreement)],
-    ["labels", spec.labels ? labels(spec.labels) : unknown(model.labels)],
+    ["labels", spec.labels?.length ? labels(spec.labels) : spec.caption ? null : unknown(model.labels)],
+    ["captions", spec.caption && captions(spec.caption)],
     ["data", unknown(spec.provenance?.data)],
     ["weights", unknown(spec.provenance?.weights)],
     ["recipe", spec.provenance?.recipe],
@@ -58,9 +59,9 @@ function decoding(asked, choice) {
   return chosen(choice ? null : asked, choice);
 }
 
-function accuracy(measured) {
+function accuracy(measured, what) {
   if (!measured) return "not measured";
-  return `${(measured.top1 * 100).toFixed(1)} % top-1 on ${measured.pictures} pictures (${measured.data})`;
+  return `${(measured.top1 * 100).toFixed(1)} % ${what} on ${measured.pictures} pictures (${measured.data})`;
 }
 
 /** A fast variant compared with the fp32 reference; nothing for the reference itself. */
@@ -77,6 +78,11 @@ function agreement(found) {
 function lineage(digests) {
   const known = Object.entries(digests ?? {}).filter(([, digest]) => digest);
   return known.map(([name, digest]) => `${name} ${digest.slice(0, SHORT)}`).join(", ");
+}
+
+function captions({ beams, max_tokens, prompt }) {
+  const search = beams > 1 ? `beam search with ${beams}` : "greedy";
+  return `${search}, at most ${max_tokens} tokens${prompt ? `, after "${prompt}"` : ""}`;
 }
 
 function labels(all) {

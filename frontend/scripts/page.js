@@ -33,7 +33,7 @@ const feedback = new Feedback(catalog);
 const detail = new Detail({ remove, retry, shown: (picture) => feedback.show(picture) });
 
 function add(files, source) {
-  const pictures = files.map((file) => new Picture(file, source, catalog.chosen));
+  const pictures = files.map((file) => new Picture(file, source, catalog.chosen, prompt()));
   for (const picture of pictures) {
     cards.set(picture, new Card(picture, { select: choose, remove, retry }));
     byId("grid").append(cards.get(picture).node);
@@ -41,6 +41,11 @@ function add(files, source) {
   select(pictures[0]);
   queue.add(...pictures);
   if (cards.size === pictures.length) reveal(byId("results"));
+}
+
+/** What the next captions begin with; "" where the model writes none. */
+function prompt() {
+  return byId("prompting").hidden ? "" : byId("prompt").value.trim();
 }
 
 function retry(picture) {
@@ -124,7 +129,9 @@ function showCatalog() {
   showChoices();
   showCode();
   if (!model) return;
-  write(byId("known"), model.labels ? `${model.name} tells ${model.labels} labels apart.` : "");
+  byId("prompting").hidden = model.task !== "caption";
+  const labels = model.labels ? `${model.name} tells ${model.labels} labels apart.` : "";
+  write(byId("known"), model.task === "caption" ? `${model.name} writes captions.` : labels);
   intake.showSamples(model.samples);
   showCard();
 }
@@ -158,7 +165,8 @@ function showThreshold() {
   const spec = catalog.chosen?.spec;
   const why = Number.isFinite(spec?.not_sure_under) ? ", as validation pictures showed" : "";
   const under = percent(notSureUnder(spec));
-  write(byId("threshold"), `Under ${under} the best label is only a guess${why}, and is called "not sure".`);
+  const guess = `Under ${under} the best label is only a guess${why}, and is called "not sure".`;
+  write(byId("threshold"), spec?.task === "caption" ? "" : guess);
 }
 
 let open = false;

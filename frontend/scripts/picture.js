@@ -20,8 +20,10 @@ export class Picture extends EventTarget {
   cancel = new AbortController();
   #urls = [];
 
-  constructor(file, source, model) {
+  /** `prompt` is what a caption begins with, or "". */
+  constructor(file, source, model, prompt) {
     super();
+    this.prompt = prompt;
     this.file = file;
     this.name = file.name;
     this.source = source;

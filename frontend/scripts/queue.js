@@ -9,6 +9,15 @@ const MOST_ATTEMPTS = 5;
 
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
+/** Return the bytes, or a form of them and the text that a caption begins with. */
+function withPrompt(bytes, prompt) {
+  if (!prompt) return bytes;
+  const form = new FormData();
+  form.append("prompt", prompt);
+  form.append("data", new Blob([bytes]));
+  return form;
+}
+
 export class Queue extends EventTarget {
   #waiting = [];
   #active = new Set();
@@ -122,14 +131,16 @@ export class Queue extends EventTarget {
       picture.note = note;
       if (body !== picture.file) picture.show(body);
     }
-    return picture.scaled.arrayBuffer().catch(() => {
+    return picture.scaled.arrayBuffer().then((bytes) => withPrompt(bytes, picture.prompt)).catch(() => {
       throw new Error(`${picture.name} could not be read from this device; choose it again, and files, not folders`);
     });
   }
 
   /** Return the answer, or null where none came. */
   async #post(picture, body) {
-    const headers = { Accept: DETAILED, "Content-Type": "application/octet-stream" };
+    const headers = { Accept: DETAILED };
+    // A form has a type of its own.
+    if (!picture.prompt) headers["Content-Type"] = "application/octet-stream";
     const { signal } = picture.cancel;
     const sent = performance.now();
     let response, text;

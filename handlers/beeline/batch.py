@@ -28,10 +28,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ok:
-    """One decoded picture, `[crop, crop, 3]` uint8, and the text `prompt` that its request carries."""
+    """One decoded picture, `[crop, crop, 3]` uint8, and the `prompt` and `max_tokens` that its request carries."""
 
     pixels: Pixels
     prompt: str = ""
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class Failed:
 class Batch:
     """One row a request, in the server's order; `good` are the positions of the decoded ones.
 
-    `accepts` are the clients' `Accept` headers, one a request, or none at all.
+    `accepts` are the clients' `Accept` headers, one a request, or none at all. `ends` are the requests' deadlines by
+    `time.time`, None of one that has none.
     """
 
     rows: tuple[Ok | Failed, ...]
     accepts: tuple[str | None, ...] = ()
+    ends: tuple[float | None, ...] = ()
     good: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +64,10 @@ class Batch:
     def accept(self, index: int) -> str | None:
         """Return the `Accept` header of request `index`."""
         return self.accepts[index] if self.accepts else None
+
+    def end(self, index: int) -> float | None:
+        """Return the deadline of request `index`."""
+        return self.ends[index] if self.ends else None
 
     def stack(self) -> Pixels:
         """Return the good rows as one contiguous uint8 array `[len(good), crop, crop, 3]`."""

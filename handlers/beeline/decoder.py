@@ -56,7 +56,7 @@ class Decoder:
         """Decode some rows; their copies take at most as many bytes as two pictures may have."""
         crops = jpegs.decode([body.picture if isinstance(body, Payload) else b"" for body in bodies])
         ready = [
-            body if crop is None or isinstance(body, Failed) else Ok(crop, body.prompt)
+            body if crop is None or isinstance(body, Failed) else Ok(crop, body.prompt, body.max_tokens)
             for body, crop in zip(bodies, crops, strict=True)
         ]
         return self._map(self._rest, ready)
@@ -77,7 +77,7 @@ class Decoder:
             return body
         try:
             crop = pixels.decode(body.picture, self._geometry, self._limits.max_pixels, self._budget.hold)
-            return Ok(crop, body.prompt)
+            return Ok(crop, body.prompt, body.max_tokens)
         except RequestError as error:
             return _failed(error)
 

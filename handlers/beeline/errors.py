@@ -59,7 +59,7 @@ class EmptyBody(RequestError):
 
 
 class BadEncoding(RequestError):
-    """JSON or base64 that cannot be read as one picture."""
+    """JSON or base64 that cannot be read as one picture, or a prompt or a number that cannot be for it."""
 
     reason = "bad_encoding"
 
@@ -92,6 +92,12 @@ class TruncatedImage(RequestError):
     """A picture that starts well and then is cut off or corrupt."""
 
     status, phrase, reason = 422, "Unprocessable Content", "truncated_image"
+
+
+class DeadlineExceeded(RequestError):
+    """A request whose client has been refused already, since it waited for too long."""
+
+    status, phrase, reason = 504, "Gateway Timeout", "deadline"
 
 
 class ModelError(RequestError):

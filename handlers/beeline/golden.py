@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beeline import pixels
-from beeline.answer import probabilities, top_labels
+from beeline import pixels, tasks
 from beeline.errors import SelfTestError
 from beeline.files import SHORT, sha256
 from beeline.spec import CHECKSUMS, EXPECTED, GOLDEN, ModelSpec
 
-Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Forward = Callable[[NDArray[np.uint8]], Any]
 
 
 def check_files(folder: Path, spec: ModelSpec) -> None:
@@ -37,7 +37,7 @@ def check_files(folder: Path, spec: ModelSpec) -> None:
             f"the geometry's version in beeline/pixels.py is {pixels.GEOMETRY}, the model was exported with "
             f"{spec.geometry_version}; export it and build the archive again"
         )
-    for name, expected in sorted({**files, **spec.model.digests}.items()):
+    for name, expected in sorted({**files, **spec.digests}.items()):
         try:
             actual = sha256(folder / name)
         except OSError as error:
@@ -47,39 +47,28 @@ def check_files(folder: Path, spec: ModelSpec) -> None:
 
 
 def replay(folder: Path, spec: ModelSpec, forward: Forward) -> int:
-    """Answer the golden pictures and return their number: the same top-1, each probability within `spec.tolerance`.
+    """Answer the golden pictures and return their number; the spec's task compares.
 
     Raises:
-        SelfTestError: naming the first picture that differs, its label and both values.
+        SelfTestError: naming the first picture that differs, and how.
     """
     try:
-        pictures = json.loads((folder / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
-        names = [str(entry["file"]) for entry in pictures]
-        expected = [[(str(label), float(value)) for label, value in entry["top"]] for entry in pictures]
-        decoded = [pixels.decode((folder / GOLDEN / name).read_bytes(), spec.geometry) for name in names]
+        expected = json.loads((folder / GOLDEN / EXPECTED).read_text(encoding="utf-8"))["pictures"]
+        decoded = [pixels.decode((folder / GOLDEN / entry["file"]).read_bytes(), spec.geometry) for entry in expected]
     except Exception as error:
-        raise SelfTestError(f"{GOLDEN}/{EXPECTED} or a picture of it cannot be read ({error}); build again") from error
-    if not names:
+        raise _unreadable(error) from error
+    if not expected:
         raise SelfTestError(f"{GOLDEN}/{EXPECTED} lists no picture; export the model again")
-    rows = probabilities(forward(np.stack(decoded)), spec.output)
-    for name, row, top in zip(names, rows, expected, strict=True):
-        got = dict(top_labels(row, spec, len(spec.labels)))
-        best = next(iter(got))
-        first, value = top[0]
-        if not np.isfinite(row).all():
-            raise SelfTestError(f"{GOLDEN}/{name} gives a number that is not finite; export the model again")
-        if best != first:
-            raise SelfTestError(
-                f"{GOLDEN}/{name} is answered {best!r} ({got[best]:.3f}), expected {first!r} ({value:.3f}); model, "
-                "labels or preprocessing are not those of the export: build the archive again"
-            )
-        for label, value in top:
-            if abs(got.get(label, -1.0) - value) > spec.tolerance:
-                raise SelfTestError(
-                    f"{GOLDEN}/{name} gives {label!r} {got.get(label, float('nan')):.3f}, expected {value:.3f} "
-                    f"within {spec.tolerance}; preprocessing or precision is not that of the export: build again"
-                )
-    return len(names)
+    results = forward(np.stack(decoded))
+    try:
+        tasks.of(spec).compare(expected, results)
+    except (LookupError, TypeError, ValueError) as error:
+        raise _unreadable(error) from error
+    return len(expected)
+
+
+def _unreadable(error: Exception) -> SelfTestError:
+    return SelfTestError(f"{GOLDEN}/{EXPECTED} or a picture of it cannot be read ({error}); build again")
 
 
 def _differs(what: str, expected: str, actual: str) -> SelfTestError:

@@ -25,6 +25,7 @@ from beeline.settings import Limits
 _MOST_JSON_MARKS, _MOST_PARTS, _MOST_HEAD, _MOST_PROMPT = 1_000, 100, 512, 1_000
 # The keys of a picture in JSON, and names of form fields that are taken before others. A value may be `{"b64": text}`.
 _KEYS = ("data", "b64", "base64", "body", "image", "image_bytes")
+_OPTIONS = ("prompt", "max_tokens")
 # The first line of a form, perhaps after empty lines; no other accepted body begins with it. Each part is bounded:
 # without a limit, 20 MB of empty lines took 2.3 GB and 3 s.
 _OPENING = re.compile(rb"(?:\r?\n){0,2}(--[^\r\n]{1,70}?)[ \t]{0,8}(\r?\n)")
@@ -37,31 +38,32 @@ _JSON_HELP = 'allowed: {"data": "<base64>"} or {"instances": [{"b64": "<base64>"
 
 @dataclass(frozen=True)
 class Payload:
-    """What one request carries: an encoded picture, and the text `prompt` beside it in JSON or in a form."""
+    """What one request carries: an encoded picture, and `prompt` and `max_tokens` beside it in JSON or in a form."""
 
     picture: bytes
     prompt: str = ""
+    max_tokens: int | None = None
 
 
 def extract(row: object, limits: Limits) -> Payload:
-    """Return the encoded picture in one request's row, and its prompt of at most 1,000 characters.
+    """Return the encoded picture in one request's row, its prompt of at most 1,000 characters and its `max_tokens`.
 
     Raises:
         EmptyBody: nothing in it. BadEncoding: JSON or base64 that is not one picture. TooManyBytes: more than
             `limits.max_bytes` after base64 is undone.
     """
-    prompt: object = None
+    more: dict[object, object] = {}
     if isinstance(row, Mapping):
-        row, prompt = _choose(row)
+        row, more = _choose(row)
     if isinstance(row, memoryview):
         row = bytes(row)
     if isinstance(row, (bytes, bytearray)) and (opening := _OPENING.match(row)):
-        row, prompt = _choose(_fields(row, opening))
+        row, more = _choose(_fields(row, opening))
     if isinstance(row, (bytes, bytearray)) and kind_of(bytes(row[:HEAD])) is None:
         row = _decode_text(row)
     if isinstance(row, (dict, list)):
         row, beside = _from_json(row)
-        prompt = prompt if beside is None else beside
+        more = {**more, **beside}
     if isinstance(row, str):
         row = _from_base64(row, limits)
     if row is None or (isinstance(row, (bytes, bytearray)) and not row):
@@ -70,7 +72,7 @@ def extract(row: object, limits: Limits) -> Payload:
         raise BadEncoding(f"the request's body is a JSON {type(row).__name__}; {_JSON_HELP}")
     if len(row) > limits.max_bytes:
         raise _too_many(len(row), limits)
-    return Payload(bytes(row), _prompt(prompt))
+    return Payload(bytes(row), _prompt(more.get("prompt")), _max_tokens(more.get("max_tokens")))
 
 
 def _prompt(value: object) -> str:
@@ -80,15 +82,24 @@ def _prompt(value: object) -> str:
     return text
 
 
-def _choose(row: Mapping[object, object]) -> tuple[object, object]:
-    """Pick the picture: what looks like one, then by `_KEYS`, else the first that holds something; and the prompt."""
+def _max_tokens(value: object) -> int | None:
+    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else str(value)
+    if value is not None and not re.fullmatch("[0-9]{1,8}", text):
+        raise BadEncoding(f"max_tokens is {text[:20]!r}; send a whole number")
+    return None if value is None else int(text)
+
+
+def _choose(row: Mapping[object, object]) -> tuple[object, dict[object, object]]:
+    """Pick the picture: what looks like one, then by `_KEYS`, else the first that holds something; and `_OPTIONS`."""
     values = {name: value for name, value in row.items() if value}
     pictures = [value for value in values.values() if _is_picture(value)]
     if len(pictures) > 1:
         raise BadEncoding(f"the request has {len(pictures)} pictures; send one a request, since the server batches")
-    prompt = None if values.get("prompt") in pictures else values.pop("prompt", None)
+    more: dict[object, object] = {
+        name: values.pop(name) for name in _OPTIONS if name in values and values[name] not in pictures
+    }
     ordered = (values[name] for name in _KEYS if name in values)
-    return next(iter((*pictures, *ordered, *values.values())), None), prompt
+    return next(iter((*pictures, *ordered, *values.values())), None), more
 
 
 def _is_picture(value: object) -> bool:
@@ -170,11 +181,11 @@ def _parse(body: bytes | bytearray) -> object:
         raise BadEncoding(f"the body looks like JSON but is none ({error}); {_JSON_HELP}") from error
 
 
-def _from_json(value: dict[str, object] | list[object]) -> tuple[object, object]:
-    """Find the base64 text in a JSON body, and the prompt beside it."""
-    prompt = None
+def _from_json(value: dict[str, object] | list[object]) -> tuple[object, dict[object, object]]:
+    """Find the base64 text in a JSON body, and `_OPTIONS` beside it."""
+    more: dict[object, object] = {}
     if isinstance(value, dict) and "instances" in value:
-        prompt, instances = value.get("prompt"), value["instances"]
+        more, instances = {key: value[key] for key in _OPTIONS if key in value}, value["instances"]
         if not isinstance(instances, list) or len(instances) != 1:
             count = len(instances) if isinstance(instances, list) else f"a {type(instances).__name__}"
             raise BadEncoding(f"'instances' holds {count}; allowed: 1, since the server batches; send one a request")
@@ -185,7 +196,7 @@ def _from_json(value: dict[str, object] | list[object]) -> tuple[object, object]
     texts: dict[object, object] = {key: each for key, each in found.items() if isinstance(each, str)}
     if not texts:
         raise BadEncoding(f"no base64 text in the JSON keys {sorted(map(str, value))[:5]}; {_JSON_HELP}")
-    return _choose(texts)[0], value.get("prompt", prompt)
+    return _choose(texts)[0], {**more, **{key: value[key] for key in _OPTIONS if key in value}}
 
 
 def _from_base64(text: str, limits: Limits) -> bytes:

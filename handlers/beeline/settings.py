@@ -11,6 +11,7 @@ from beeline.errors import ConfigError
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
+SECONDS = 60
 
 # Where cgroups are mounted, and where the kernel lists those of this process.
 CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -28,16 +29,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Limits:
-    """The most bytes and pixels that one picture may have; the launcher sets both from one setting."""
+    """The most bytes and pixels that one picture may have, and seconds for its answer; the launcher sets all three."""
 
     max_bytes: int = MAX_BYTES
     max_pixels: int = MAX_PIXELS
+    seconds: int = SECONDS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Limits:
-        """Read `BEELINE_MAX_BYTES` and `BEELINE_MAX_PIXELS`; raise `ConfigError` as `positive` does."""
+        """Read `BEELINE_MAX_BYTES`, `BEELINE_MAX_PIXELS` and `BEELINE_DEADLINE`; raise `ConfigError` as `positive`."""
         return cls(
-            positive(environ, "BEELINE_MAX_BYTES", MAX_BYTES), positive(environ, "BEELINE_MAX_PIXELS", MAX_PIXELS)
+            positive(environ, "BEELINE_MAX_BYTES", MAX_BYTES),
+            positive(environ, "BEELINE_MAX_PIXELS", MAX_PIXELS),
+            positive(environ, "BEELINE_DEADLINE", SECONDS),
         )
 
 

@@ -12,11 +12,11 @@ import math
 import re
 import types
 import typing
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from beeline import tasks
 from beeline.errors import SpecError, did_you_mean
 
 SCHEMA = 2
@@ -69,7 +69,8 @@ class Geometry:
 class Artifact:
     """The model file in the spec's folder; some formats have a second file, for the weights.
 
-    Its graph takes uint8 `[N, crop, crop, 3]` RGB and returns float32 `[N, len(labels)]`.
+    A model's graph takes uint8 `[N, crop, crop, 3]` RGB. A classifier's returns float32 `[N, len(labels)]`, that of a
+    captioning model what its decoder takes as `cross`; see `beeline.caption`.
     """
 
     file: str
@@ -143,6 +144,27 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """How a captioning model writes: its decoder, its tokenizer's file, and token ids.
+
+    `start` is the first token, `end` the one that ends a caption, `pad` stands where there is none. A caption has at
+    most `max_tokens` tokens after the prompt, unless a request says less. `beams` are searched (1: greedy). All tokens,
+    the start included, fit into `positions`.
+    """
+
+    decoder: Artifact
+    tokenizer: str
+    tokenizer_sha256: str
+    start: int
+    end: int
+    pad: int
+    max_tokens: int = 20
+    beams: int = 1
+    prompt: str = ""
+    positions: int = 512
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One model as the worker serves it.
 
@@ -150,7 +172,8 @@ class ModelSpec:
     probability that this engine and precision may show; `geometry_version` is the `GEOMETRY` of the `pixels.py` that
     made the goldens. Specs of schema 1 have that file's digest instead, `geometry_sha256`. Logits are divided by
     `temperature` for an answer's probabilities (None: 1), not for golden pictures. Under the score `not_sure_under` the
-    page calls the best label a guess (None: the page's own number).
+    page calls the best label a guess (None: the page's own number). `task` is one of `beeline.tasks`, which checks
+    its own part; a captioning model has `caption` and no labels.
     """
 
     name: str
@@ -170,26 +193,24 @@ class ModelSpec:
     geometry_sha256: str | None = None
     temperature: float | None = None
     not_sure_under: float | None = None
+    task: str = "classify"
+    caption: Caption | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         """Check every value; raise `SpecError` with the key, its value and what is allowed."""
-        _check(
+        check(
             self.schema in (1, SCHEMA), "schema", self.schema, f"this Beeline reads 1 and {SCHEMA}; rebuild the archive"
         )
         for key, name in (("name", self.name), ("version", self.version)):
-            _check(bool(re.fullmatch(NAME, name)), key, name, NAMES)
-        _check(len(self.labels) >= 2, "labels", list(self.labels), "a classifier needs at least two")
-        for label, count in Counter(self.labels).items():
-            _check(bool(label.strip()), "labels", label, "no label may be blank")
-            _check(count == 1, "labels", label, "it occurs twice; tell them apart, as by their class ids")
+            check(bool(re.fullmatch(NAME, name)), key, name, NAMES)
         size = self.geometry
         for key, side in zip(("crop", "width"), size.shape, strict=True):
-            _check(1 <= side <= 4096, f"geometry.{key}", side, "1 to 4096 pixels")
+            check(1 <= side <= 4096, f"geometry.{key}", side, "1 to 4096 pixels")
         least = max(size.shape) if size.fit == "crop" else 1
-        _check(least <= size.resize <= 8192, "geometry.resize", size.resize, f"crop ({least}) to 8192 pixels")
+        check(least <= size.resize <= 8192, "geometry.resize", size.resize, f"crop ({least}) to 8192 pixels")
         known = size.fit == "crop" or size.decoding == "full"
-        _check(known, "geometry.decoding", size.decoding, f"full, where geometry.fit is {size.fit!r}")
+        check(known, "geometry.decoding", size.decoding, f"full, where geometry.fit is {size.fit!r}")
         for key, value, allowed in (
             ("geometry.interpolation", size.interpolation, INTERPOLATIONS),
             ("geometry.decoding", size.decoding, DECODINGS),
@@ -197,25 +218,19 @@ class ModelSpec:
             ("model.format", self.model.format, FORMATS),
             ("engine", self.engine, ENGINES),
             ("precision", self.precision, PRECISIONS),
-            ("output", self.output, OUTPUTS),
+            ("task", self.task, tuple(tasks.TASKS)),
         ):
             if value not in allowed:
                 raise SpecError(f"{key} is {value!r}{did_you_mean(value, allowed)}")
         self._check_files()
-        _check(self.top_k >= 1, "top_k", self.top_k, "at least 1")
-        _check(0 < self.tolerance <= 0.5, "tolerance", self.tolerance, "over 0, at most 0.5")
-        if self.temperature is not None:
-            low, high = TEMPERATURES
-            _check(low <= self.temperature <= high, "temperature", self.temperature, f"{low} to {high}")
-            _check(self.output == "logits", "temperature", self.temperature, f"none, since the output is {self.output}")
-        if self.not_sure_under is not None:
-            _check(0 <= self.not_sure_under <= 1, "not_sure_under", self.not_sure_under, "0 to 1")
+        check(0 < self.tolerance <= 0.5, "tolerance", self.tolerance, "over 0, at most 0.5")
         for key, measured in (("accuracy", self.accuracy), ("agreement", self.agreement)):
             for name, number in (vars(measured) if measured else {}).items():
                 if name == "pictures":
-                    _check(number >= 1, f"{key}.{name}", number, "at least 1")
+                    check(number >= 1, f"{key}.{name}", number, "at least 1")
                 elif name != "data":
-                    _check(0 <= number <= 1, f"{key}.{name}", number, "0 to 1")
+                    check(0 <= number <= 1, f"{key}.{name}", number, "0 to 1")
+        tasks.of(self).check()
 
     def _check_files(self) -> None:
         """Check the names of files, the digests, and the version of the geometry code."""
@@ -223,29 +238,38 @@ class ModelSpec:
         files, digests = {"model.file": model.file}, {"model.sha256": model.sha256}
         if self.schema == 1:
             digests["geometry_sha256"] = self.geometry_sha256 or ""
-            _check(version is None, "geometry_version", version, "none with schema 1")
+            check(version is None, "geometry_version", version, "none with schema 1")
         else:
             made = version is not None and version >= 1
-            _check(made, "geometry_version", version, "1 or more; export the model again")
-            _check(self.geometry_sha256 is None, "geometry_sha256", self.geometry_sha256, f"none with schema {SCHEMA}")
+            check(made, "geometry_version", version, "1 or more; export the model again")
+            check(self.geometry_sha256 is None, "geometry_sha256", self.geometry_sha256, f"none with schema {SCHEMA}")
         if model.weights is not None or model.weights_sha256 is not None:
             files["model.weights"] = model.weights or ""
             digests["model.weights_sha256"] = model.weights_sha256 or ""
+        for name, digest in self.digests.items() if self.caption else ():
+            files[f"caption ({name})"], digests[f"caption ({name})"] = name, digest
         for key, name in files.items():
-            _check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
+            check("/" not in name and name not in ("", ".", ".."), key, name, "a file name beside model_spec.json")
         for key, digest in digests.items():
-            _check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
+            check(bool(_SHA256.fullmatch(digest)), key, digest, "64 hexadecimal digits")
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each file of the model by name, with those that its task needs."""
+        caption = self.caption
+        more = {**caption.decoder.digests, caption.tokenizer: caption.tokenizer_sha256} if caption else {}
+        return {**self.model.digests, **more}
 
     def fingerprint(self) -> str:
         """Return the sha256 of the whole spec, in which the model's digest stands for the model."""
         values = self.to_dict()
         # Left out where unset, so that older archives, which lack these fields, keep their fingerprint.
         geometry, model = values["geometry"], values["model"]
-        later = [(values, key) for key in ("agreement", "temperature", "not_sure_under")]
+        later = [(values, key) for key in ("agreement", "temperature", "not_sure_under", "task", "caption")]
         later += [(model, "weights"), (model, "weights_sha256"), (values["provenance"], "recipe")]
         later.append((values["provenance"], "lineage"))
         for place, key in [*later, *((geometry, key) for key in ("decoding", "fit", "width"))]:
-            if place[key] is None or (key, place[key]) in (("decoding", "full"), ("fit", "crop")):
+            if place[key] is None or (key, place[key]) in (("decoding", "full"), ("fit", "crop"), ("task", "classify")):
                 del place[key]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -288,7 +312,8 @@ class ModelSpec:
             raise SpecError(f"{path}: {error}") from error
 
 
-def _check(holds: bool, key: str, value: object, allowed: str) -> None:
+def check(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise `SpecError` for a key whose value does not hold."""
     if not holds:
         raise SpecError(f"{key} is {value!r}; allowed: {allowed}")
 
@@ -317,11 +342,11 @@ def _value(hint: Any, value: object, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _decode(hint, value, f"{key}.")
     if typing.get_origin(hint) is tuple:
-        _check(isinstance(value, (list, tuple)), key, value, "a list")
+        check(isinstance(value, (list, tuple)), key, value, "a list")
         return tuple(_value(str, entry, f"{key}[{i}]") for i, entry in enumerate(typing.cast(list[object], value)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     fits = fits and not (isinstance(value, float) and not math.isfinite(value))
-    _check(fits, key, value, {str: "text", int: "a whole number", float: "a number"}.get(hint, "true or false"))
+    check(fits, key, value, {str: "text", int: "a whole number", float: "a number"}.get(hint, "true or false"))
     return value

@@ -51,6 +51,7 @@ def write(
                 "name": archive.model,
                 "version": archive.version,
                 "default": model.default_version,
+                "task": values["spec"].get("task", "classify"),
                 "labels": None if labels is None else len(labels),
                 "predictions": path if model.default_version else f"{path}/{archive.version}",
                 "card": f"/catalog/{archive.model}/{archive.version}.json",

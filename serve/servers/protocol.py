@@ -165,6 +165,7 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
         "BEELINE_LOG_FILES": str(numbers["beeline_log_files"].value),
         "BEELINE_MAX_BYTES": str(numbers["beeline_max_image_bytes"].value),
         "BEELINE_MAX_PIXELS": str(numbers["beeline_max_image_pixels"].value),
+        "BEELINE_DEADLINE": str(numbers["beeline_deadline_seconds"].value),
         FOLDER: str(places.metrics),
         "BEELINE_THREADS": threads,
         "BEELINE_LONE_THREADS": str(numbers["beeline_lone_threads"].value),

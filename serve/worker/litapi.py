@@ -4,18 +4,17 @@ LitServe cannot scale, and its monitor leaves a dead worker's requests without a
 program starts and watches the workers, and describes them like TorchServe's management API. Its argument is the file of
 settings that `serve.servers.litserve` writes. It runs by path, since `sitecustomize` hides this repository.
 """
-# ruff: noqa: D102 - LitServe documents these methods, or TorchServe those of the context
+# ruff: noqa: D102 - LitServe documents these methods
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import inspect
 import itertools
 import json
 import logging
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -38,34 +37,13 @@ from litserve.loops.simple_loops import BatchedLoop
 from litserve.server import RegularRequestHandler
 from litserve.utils import LitAPIStatus, LoopResponseType, WorkerSetupStatus
 
+# Not an import, since a worker sees nothing of this repository but this file.
+_HANDLERS = Path(__file__).resolve().parents[2] / "archive" / "sandbox_context.py"
 # Seconds between two looks at the workers, and of a wait for a request, in which one that was killed still takes one. A
 # batch's further requests are waited for in tenths of it.
 _LOOK, _WAIT = 0.1, 0.05
 # Seconds until a worker is started again that has died before it was ready, doubled each time up to the second.
 _PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-
-
-class Context:
-    """The part of TorchServe's context that `beeline.servers` uses, for a batch of requests with these `headers`."""
-
-    def __init__(self, folder: str, batch_size: int, gpu: str | None) -> None:
-        gpu_id = None if gpu is None else int(gpu)
-        self.system_properties = {"model_dir": folder, "gpu_id": gpu_id, "batch_size": batch_size}
-        self.model_yaml_config: dict[str, Any] = {}
-        self.headers: list[dict[str, str]] = []
-        self.answers: list[Response] = []
-
-    def get_all_request_header(self, idx: int) -> dict[str, str]:
-        return self.headers[idx]
-
-    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
-        self.answers[idx].status_code = code
-
-    def set_response_content_type(self, idx: int, value: str) -> None:
-        self.set_response_header(idx, "content-type", value)
-
-    def set_response_header(self, idx: int, key: str, value: str) -> None:
-        self.answers[idx].raw_headers.append((key.encode(), value.encode()))
 
 
 class Loop(BatchedLoop):  # type: ignore[misc]
@@ -108,10 +86,10 @@ class Api(LitAPI):  # type: ignore[misc]
         """Load the handler, the only class of its module, for the GPU of that number."""
         sys.path.insert(0, self.folder)
         manifest = json.loads(Path(self.folder, "MAR-INF", "MANIFEST.json").read_text(encoding="utf-8"))
-        module = importlib.import_module(Path(manifest["model"]["handler"].partition(":")[0]).stem)
-        members: list[Any] = [one for _, one in inspect.getmembers(module, inspect.isclass)]
-        (found,) = (one for one in members if one.__module__ == module.__name__)
-        self.context, self.handler = Context(self.folder, self.max_batch_size, device), found()
+        shared, gpu = runpy.run_path(str(_HANDLERS)), None if device is None else int(device)
+        context = shared["CONTEXTS"]["torchserve"]
+        self.context = context(self.model, self.folder, manifest, self.max_batch_size, gpu)
+        self.handler = shared["new_handler"](manifest)
         self.handler.initialize(self.context)
         warm = getattr(getattr(self.handler, "engine", None), "warm", None)
         if warm is not None:
@@ -119,13 +97,13 @@ class Api(LitAPI):  # type: ignore[misc]
         signal.signal(signal.SIGTERM, lambda number, frame: setattr(self.loop, "ends", True))
 
     def predict(self, x: list[dict[str, Any]]) -> list[Response]:
-        self.context.headers, self.context.answers = [one["headers"] for one in x], [Response() for _ in x]
+        self.context.begin_batch([one["headers"] for one in x])
         bodies = self.handler.handle([{"body": one["body"]} for one in x], self.context)
-        for answer, body in zip(self.context.answers, bodies, strict=True):
-            answer.body = answer.render(body if isinstance(body, (str, bytes)) else json.dumps(body))
-            # The first header is the length.
-            answer.raw_headers[0] = (b"content-length", str(len(answer.body)).encode())
-        return self.context.answers
+        answers = []
+        for index, body in enumerate(bodies):
+            status, headers = self.context.get_response_status(index)[0], self.context.get_response_headers(index)
+            answers.append(Response(body if isinstance(body, (str, bytes)) else json.dumps(body), status, headers))
+        return answers
 
 
 def work(log: str, api: Api, *arguments: Any) -> None:

@@ -18,7 +18,7 @@ from archive import outputs
 from archive.export import export_folder
 from archive.graph import Graph, Network, Preprocessing, quiet
 from beeline import golden
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.engines.torch import TorchEngine
 from beeline.errors import ArchiveError
 from beeline.spec import Geometry, ModelSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _ENGINES = {
 }
 # Engines that never run on a CUDA device.
 ON_CPUS = ("openvino",)
+Inputs = Mapping[str, NDArray[Any]]
 
 
 class Engine:
@@ -73,7 +74,14 @@ class Engine:
             raise ArchiveError(f"{spec.model.file} does not run on {self.title} ({why}); build it again") from error
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1."""
+        """Run the model: uint8 `[N, crop, crop, 3]` to float32 `[N, classes]`, for any N from 1.
+
+        The second and further dimensions are another task's own.
+        """
+        raise NotImplementedError
+
+    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph of the archive, of arrays by name to a list of arrays, and run it once, on `first`."""
         raise NotImplementedError
 
     def warm(self, batch_size: int) -> None:
@@ -96,11 +104,12 @@ class Engine:
         raise NotImplementedError
 
     def _warm_up(self) -> None:
-        size, classes = self.spec.geometry.shape, len(self.spec.labels)
         for count in (1, 2):
-            shape = self.forward(np.zeros((count, *size, 3), np.uint8)).shape
-            if shape != (count, classes):
-                raise ValueError(f"{count} pictures gave an output of shape {shape}, not {(count, classes)}")
+            shape = self.forward(np.zeros((count, *self.spec.geometry.shape, 3), np.uint8)).shape
+            # A captioning model has no labels; its decoder takes the output, whatever its shape.
+            expected = (count, len(self.spec.labels)) if self.spec.labels else (count, *shape[1:])
+            if shape != expected:
+                raise ValueError(f"{count} pictures gave an output of shape {shape}, not {expected}")
 
 
 def runtime(name: str) -> str:

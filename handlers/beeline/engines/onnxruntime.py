@@ -6,7 +6,7 @@ on a device yet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from beeline.engines import Engine
+from beeline.engines import Engine, Inputs
 from beeline.errors import ConfigError
 from beeline.settings import Choice, device_of
 
@@ -38,15 +38,25 @@ class OnnxRuntimeEngine(Engine):
     def _start(self, path: Path) -> None:
         # Builds for Linux send no telemetry; others have this switch.
         getattr(onnxruntime, "disable_telemetry_events", lambda: None)()
+        self._session = self._session_of(path, self._providers)
+        self._input = self._session.get_inputs()[0].name
+        self.choice["device"] = settled(self.asked, self.choice["device"], self._session.get_providers())
+
+    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph; see `Engine.program`."""
+        # TensorRT would build an engine for each of the many shapes.
+        session = self._session_of(path, [each for each in self._providers if each[0] != TENSORRT])
+        session.run(None, dict(first))
+        return lambda inputs: list(session.run(None, dict(inputs)))
+
+    def _session_of(self, path: Path, providers: Providers) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(self.choice["threads"].value)
         options.inter_op_num_threads = 1
         # Threads that spin while they wait take the core from other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
-        self._input = self._session.get_inputs()[0].name
-        self.choice["device"] = settled(self.asked, self.choice["device"], self._session.get_providers())
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model; see `Engine.forward`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from beeline.engines import Engine
+from beeline.engines import Engine, Inputs
 from beeline.settings import Choice, device_of, positive
 
 # What the CPU plug-in computes in; int8 layers are in the graph itself.
@@ -54,6 +56,18 @@ class OpenVinoEngine(Engine):
     def _warm_up(self) -> None:
         super()._warm_up()
         _release(self._weights)
+
+    def program(self, path: Path, first: Inputs) -> Callable[[Inputs], list[NDArray[Any]]]:
+        """Load another graph; see `Engine.program`."""
+        core = openvino.Core()
+        request = _request(core, core.read_model(path), self.spec.precision, int(self.choice["threads"].value))
+
+        def run(inputs: Inputs) -> list[NDArray[Any]]:
+            return list(map(np.array, request.infer(dict(inputs), share_inputs=True, share_outputs=True).to_tuple()))
+
+        run(first)
+        _release(path.with_suffix(".bin").resolve())
+        return run
 
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the model; see `Engine.forward`."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from archive.variants import CONVERTERS, agreement
 from archive.variants.agreement import Gate, Pictures
 from archive.variants.convert import quantised
-from beeline.answer import probabilities
+from beeline.classification import probabilities
 from beeline.errors import ArchiveError
 from beeline.spec import Geometry, ModelSpec
 from tests.archive.variants.test_agreement import SMALL

@@ -1,0 +1,302 @@
+"""The graphs of a captioning model write what transformers writes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from archive import build, caption, inspect, mar
+from archive.export import ExportRequest
+from archive.triton import graph
+from archive.variants import caption as variants
+from archive.variants.agreement import Gate
+from beeline.caption import Sentence
+from beeline.errors import ArchiveError, ConfigError, SelfTestError
+from beeline.golden import replay
+from beeline.spec import EXPECTED, GOLDEN, ModelSpec
+from host import silent
+from tests.captions import SIDE, checkpoint
+
+PROMPT = [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("blip"))
+
+
+@pytest.fixture(scope="module")
+def loaded(blip: Path) -> caption.Checkpoint:
+    return caption.load(str(blip))
+
+
+@pytest.fixture(scope="module")
+def exported(loaded: caption.Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export for ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("exported") / "export"
+    request = ExportRequest("tiny", "1.0", (), loaded.preprocessing, "blip")
+    caption.export(loaded, request, folder, max_tokens=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(exported: Path) -> Path:
+    """The variant for OpenVINO."""
+    out = exported.with_name("openvino")
+    variants.make(exported, out, variants.VARIANTS[1], None, Gate())
+    return out
+
+
+@pytest.fixture(scope="module")
+def graphs(exported: Path, converted: Path) -> dict[str, tuple[Any, Any]]:
+    """Encoder and decoder of each engine, as functions of arrays."""
+    import openvino
+    from onnxruntime import InferenceSession
+
+    onnx = [InferenceSession(exported / name) for name in (caption.ENCODER, caption.DECODER)]
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    own = [openvino.compile_model(converted / f"{name}.xml", "CPU", exact) for name in ("encoder", "decoder")]
+
+    def of_onnx(session: Any) -> Any:
+        names = [each.name for each in session.get_inputs()]
+        return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+
+    def of_openvino(model: Any) -> Any:
+        return lambda *arrays: list(model(arrays).values())
+
+    return {"onnx": (of_onnx(onnx[0]), of_onnx(onnx[1])), "openvino": (of_openvino(own[0]), of_openvino(own[1]))}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Any:
+    return np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def _generated(loaded: caption.Checkpoint, pictures: Any, prompt: list[int]) -> list[list[int]]:
+    # transformers drops a prompt's last token, its [SEP].
+    ids = torch.tensor([[*prompt, 3]] * len(pictures))
+    rows = loaded.model.generate(loaded.planes(pictures), ids, max_new_tokens=10, do_sample=False).tolist()
+    return [row[: row.index(3) + 1] if 3 in row else row for row in rows]
+
+
+def _step(decoder: Any, ids: list[list[int]], padding: list[int], past: Any, cross: Any) -> tuple[Any, Any]:
+    """Run one step of rows of which the first `padding` tokens are none."""
+    old, new = past.shape[4], len(ids[0])
+    counts = np.arange(old + new)
+    mask = np.stack([counts >= each for each in padding]).astype(np.float32)
+    positions = np.stack([(counts - each).clip(0)[old:] for each in padding])
+    logits, present = decoder(np.array(ids)[:, None], positions, mask, past, cross)
+    return logits[:, 0], np.concatenate([past, present], 4)
+
+
+def _greedy(graph: tuple[Any, Any], pictures: Any, prompts: list[list[int]]) -> list[list[int]]:
+    encoder, decoder = graph
+    (cross,) = encoder(pictures)
+    longest = max(map(len, prompts))
+    padding = [longest - len(each) for each in prompts]
+    new = [[0] * left + each for left, each in zip(padding, prompts, strict=True)]
+    past = np.zeros((len(pictures), 1, *cross.shape[1:3], 0, cross.shape[4]), np.float32)
+    rows = [list(each) for each in prompts]
+    for _ in range(10):
+        logits, past = _step(decoder, new, padding, past, cross)
+        new = [[int(row.argmax())] for row in logits]
+        for row, each in zip(rows, new, strict=True):
+            row += each if row[-1] != 3 else []
+    return rows
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+@pytest.mark.parametrize("prompt", [PROMPT[:1], PROMPT], ids=["no prompt", "a prompt"])
+def test_the_graphs_write_the_tokens_of_generate(
+    engine: str, prompt: list[int], graphs: dict[str, Any], loaded: caption.Checkpoint, pictures: Any
+) -> None:
+    expected = _generated(loaded, pictures, prompt)
+    assert len({len(each) for each in expected}) > 1, "captions of several lengths"
+    assert _greedy(graphs[engine], pictures, [prompt] * len(pictures)) == expected
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_rows_of_other_prompts_change_nothing(
+    engine: str, graphs: dict[str, Any], loaded: caption.Checkpoint, pictures: Any
+) -> None:
+    prompts = [PROMPT[: 1 + index % 3] for index in range(len(pictures))]
+    expected = [_generated(loaded, pictures[[i]], each)[0] for i, each in enumerate(prompts)]
+    assert _greedy(graphs[engine], pictures, prompts) == expected
+
+
+def test_a_masked_token_adds_exactly_nothing(graphs: dict[str, Any], pictures: Any) -> None:
+    encoder, decoder = graphs["onnx"]
+    (cross,) = encoder(pictures[:1])
+    past = np.zeros((1, 1, *cross.shape[1:3], 2, cross.shape[4]), np.float32)
+    first, _ = _step(decoder, [[5]], [2], past, cross)
+    second, _ = _step(decoder, [[5]], [2], past + 1e3, cross)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_beams_are_steps_of_their_own(graphs: dict[str, Any], pictures: Any) -> None:
+    encoder, decoder = graphs["openvino"]
+    (cross,) = encoder(pictures[:2])
+    past = np.random.default_rng(0).normal(size=(2, 3, *cross.shape[1:3], 4, cross.shape[4])).astype(np.float32)
+    ids = np.arange(6).reshape(2, 3, 1)
+    mask, positions = np.ones((2, 5), np.float32), np.full((2, 1), 4)
+    together, _ = decoder(ids, positions, mask, past, cross)
+    for beam in range(3):
+        alone, _ = decoder(ids[:, [beam]], positions, mask, past[:, [beam]], cross)
+        np.testing.assert_allclose(together[:, [beam]], alone, atol=1e-4)
+
+
+def test_a_built_archive_is_verified_by_its_captions_and_has_a_card(converted: Path, tmp_path: Path) -> None:
+    built = build.build(converted, tmp_path)
+    assert built.verified
+    assert built.verified.pictures == 4
+    rows = dict(inspect.card(built.path).rows())
+    assert rows["captions"] == "at most 10 tokens, greedy"
+    assert {"channels", "normalisation", "exif"} <= set(rows["they notice"].split(", "))
+    golden = json.loads((converted / GOLDEN / EXPECTED).read_text())["pictures"][0]["top"][0][0]
+    assert mar.read(built.path).goldens[0].label == golden
+
+
+def test_another_build_of_the_same_export_has_the_same_bytes(converted: Path, tmp_path: Path) -> None:
+    one, other = (build.build(converted, tmp_path / name, check=False).sha256 for name in ("a", "b"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"ids": [4, 3]}, "gets the tokens"), ({"top": [["a photo", 0.0]]}, "gets the score")],
+    ids=["tokens", "score"],
+)
+def test_golden_captions_notice(change: dict[str, Any], words: str, converted: Path, tmp_path: Path) -> None:
+    folder = _copied(converted, tmp_path)
+    record = json.loads((folder / GOLDEN / EXPECTED).read_text())
+    record["pictures"][1].update(change)
+    (folder / GOLDEN / EXPECTED).write_text(json.dumps(record))
+    spec = ModelSpec.load(folder)
+    with pytest.raises(SelfTestError, match=words):
+        replay(folder, spec, variants.task_of(folder, spec).forward)
+
+
+def test_captions_agree_by_their_tokens_and_a_failed_one_is_another() -> None:
+    one, other, near = Sentence((), (4, 3), 0.5), Sentence((), (5, 3), 0.5), Sentence((), (4, 3), 0.4)
+    agreement = variants.compared([one, one, one], [near, other, ModuleNotFoundError()], "drawn")
+    assert agreement.top1 == pytest.approx(1 / 3, abs=1e-4)
+    assert agreement.moved == 0.5
+
+
+def test_int8_is_refused_where_captions_or_scores_move_too_far(exported: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(130):
+        caption.draw(random.Random(number), (48, 40))[0].save(pictures / f"{number}.png")
+    asked, given = (None, "int8"), (pictures, None)
+    with pytest.raises(ArchiveError, match=r"openvino int8 is refused: .*scores? .*moves|refused: .* of the captions"):
+        variants.prepare(exported, tmp_path, asked, given, (1.0, 0.0), "full", silent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "decoding", "words"),
+    [
+        (("torch", None), (None, None), "full", "no torch fp32 of a captioning model"),
+        ((None, "int8"), (None, None), "full", "--pictures"),
+        (("openvino", None), (Path("x"), None), "full", "leave them out"),
+        ((None, None), (None, None), "scaled", "squashed"),
+    ],
+)
+def test_an_impossible_variant_gets_a_sentence(
+    asked: Any, given: Any, decoding: str, words: str, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        variants.prepare(exported, tmp_path, asked, given, (1.0, 0.1), decoding, silent)
+
+
+def test_one_step_for_triton_writes_the_golden_captions(exported: Path, tmp_path: Path) -> None:
+    from onnxruntime import InferenceSession
+
+    from beeline import pixels
+
+    spec = ModelSpec.load(exported)
+    entries = json.loads((exported / GOLDEN / EXPECTED).read_text())["pictures"]
+    paths = [exported / GOLDEN / entry["file"] for entry in entries]
+    tensors, warmups = graph.write(exported, spec, paths, tmp_path / "model.onnx")
+    assert 'name: "input_ids" data_type: TYPE_INT64 dims: -1' in tensors
+    assert not warmups
+    step = InferenceSession(tmp_path / "model.onnx")
+    for path, entry in zip(paths, entries, strict=True):
+        crop = pixels.decode(path.read_bytes(), spec.geometry).transpose(2, 0, 1)[None].astype(np.float32)
+        ids = [5]
+        while len(ids) <= len(entry["ids"]):
+            given = np.array([ids], np.int64)
+            inputs = {"pixel_values": crop, "input_ids": given, "attention_mask": np.ones_like(given)}
+            ids.append(int(step.run(None, inputs)[0][0, -1].argmax()))
+        assert ids[1:] == entry["ids"]
+
+
+def test_a_drawn_picture_is_told_by_its_caption() -> None:
+    drawn = [caption.draw(random.Random(seed), (80, 60))[1] for seed in range(300)]
+    assert len(set(drawn)) > 250
+    assert {len(words.split()) for words in drawn} >= {3, 5, 7, 13}
+    assert (
+        caption.draw(random.Random(1), (80, 60))[0].tobytes() == caption.draw(random.Random(1), (80, 60))[0].tobytes()
+    )
+
+
+def test_the_licence_is_that_of_the_model_card(tmp_path: Path) -> None:
+    assert caption.licence(tmp_path) == "unknown"
+    (tmp_path / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n# BLIP\n")
+    assert caption.licence(tmp_path) == "bsd-3-clause"
+
+
+def test_bin_weights_load_as_safetensors_do(blip: Path, loaded: caption.Checkpoint, tmp_path: Path) -> None:
+    folder = _copied(blip, tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save(loaded.model.state_dict(), folder / "pytorch_model.bin")
+    again = caption.load(str(folder)).model.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in loaded.model.state_dict().items())
+
+
+def _copied(blip: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(blip, tmp_path / "copy"))
+
+
+def _replace(name: str, old: str, new: str) -> Any:
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
+
+
+def _remove(*names: str) -> Any:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_replace("config.json", "BlipForConditionalGeneration", "BlipForQuestionAnswering"), "QuestionAnswering"),
+        (_replace("config.json", '"model_type": "blip"', '"model_type": "bert"'), "BlipForConditionalGeneration"),
+        (_remove("config.json"), "no config.json"),
+        (_remove("vocab.txt", "tokenizer.json", "tokenizer_config.json"), "no tokenizer"),
+        (_remove("preprocessor_config.json"), "no image processor"),
+        (_replace("preprocessor_config.json", '"height": 32', '"height": 64'), "resizes to"),
+        (_replace("preprocessor_config.json", '"do_normalize": true', '"do_normalize": false'), "normalise"),
+        (_cut, "no weights that can be read"),
+        (_replace("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": 3'), "lacks"),
+    ],
+)
+def test_a_bad_checkpoint_gets_a_sentence(spoil: Any, words: str, blip: Path, tmp_path: Path) -> None:
+    folder = _copied(blip, tmp_path)
+    spoil(folder)
+    with pytest.raises(ArchiveError, match=words) as caught:
+        caption.load(str(folder))
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert ";" in str(caught.value)

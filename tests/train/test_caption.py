@@ -1,0 +1,49 @@
+"""The small captioning model: its settings, its pictures, and its measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from beeline.errors import ConfigError
+from train import caption
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("stpes=3", "unknown key stpes of task=caption; did you mean 'steps'"),
+        ("steps=0", "steps is 0"),
+        ("rate=x", "rate is 'x'"),
+    ],
+)
+def test_a_wrong_setting_gets_a_sentence(word: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        caption.compose([word])
+
+
+def test_held_out_pictures_are_not_those_to_train_on() -> None:
+    config = caption.compose(["side=32"])
+    (crops, words), (others, _) = (caption.drawn(config, part, 8) for part in ("train", "held out"))
+    again, _ = caption.drawn(config, "train", 8)
+    assert crops.shape == (8, 32, 32, 3)
+    assert len(words) == 8
+    assert np.array_equal(crops, again)
+    assert not np.array_equal(crops, others)
+
+
+def test_training_lowers_the_loss_and_whole_captions_are_counted(tmp_path: Any) -> None:
+    config = replace(
+        caption.compose(["side=32", "width=16", "encoder=1", "decoder=1", "pictures=64", "batch=16"]), steps=200
+    )
+    blank = caption._checkpoint(config, tmp_path)
+    said: list[str] = []
+    caption._train(blank, config, said.append)
+    first, last = (float(line.partition("loss ")[2].split(",")[0]) for line in (said[0], said[-1]))
+    assert last < first
+    crops, words = caption.drawn(config, "train", 4)
+    assert caption.exact(blank, crops, words, 20) <= 1.0
+    assert caption.exact(blank, crops, [""] * 4, 20) == 0.0
