@@ -15,6 +15,7 @@ from cli.console import say
 from cli.evaluate import evaluate
 from cli.predict import predict
 from cli.quickstart import quickstart
+from cli.search import search
 from cli.serve import app as serve
 from cli.train import train
 from host.signals import Interrupted
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command()(train)
+app.command()(search)
 app.add_typer(archive, name="archive")
 app.add_typer(serve, name="serve")
 app.add_typer(bench, name="bench")

@@ -38,7 +38,7 @@ def train(
 
     from archive.store import STORE
     from host.files import check_writable
-    from train.config import QUICK
+    from train.config import QUICK, quoted
     from train.plan import plan, resumed
     from train.runs import find_run, find_unfinished, open_run
 
@@ -48,7 +48,7 @@ def train(
         check_writable(folder)
     begun = time.monotonic()
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
-    words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
+    words = [*(overrides or []), *(f"{key}={quoted(value)}" for key, value in options.items() if value is not None)]
     if resume is not None:
         if words or generated or quick:
             raise BeelineError(f"--resume {resume} trains as it was planned; leave overrides and other options out")
@@ -126,9 +126,3 @@ def train(
     else:
         text += f"next: beeline archive build {shown}"
     result(values, as_json, text)
-
-
-def _quoted(value: object) -> str:
-    """Quote a value for Hydra's grammar, in which spaces and commas have a meaning."""
-    text = str(value)
-    return text if text.isdigit() else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -44,9 +44,7 @@ def export(
         "temperature": run.record.get("temperature"),
         "not_sure_under": run.record.get("not_sure_under"),
         "accuracy": Accuracy(run.accuracy, sum(data["val"].values()), f"{data['name']}, validation pictures"),
-        "provenance": Provenance(
-            data["name"], data["generated"], run.record["weights"]["name"], recipe=QUICK.get(config.fit.recipe)
-        ),
+        "provenance": Provenance(data["name"], data["generated"], run.record["weights"]["name"], recipe=_recipe(run)),
     }
     maker = run.folder / "exported_by"
     if not (golden or blind_to) and maker.is_file() and maker.read_text() == str(EXPORT):
@@ -67,6 +65,13 @@ def export(
     spec = export_folder(network(run), request, run.export)
     maker.write_text(str(EXPORT))
     return spec
+
+
+def _recipe(run: Run) -> str | None:
+    """Return how a run was trained where that is not the plain way: quickly, by a teacher, or as a search picked it."""
+    teacher, search = run.record.get("teacher"), run.record.get("search")
+    taught = teacher and f"learnt from {teacher['run']}, whose accuracy is {teacher['accuracy']:.4f}"
+    return "; ".join(filter(None, (QUICK.get(run.config().fit.recipe), taught, search))) or None
 
 
 def network(run: Run) -> nn.Module:
