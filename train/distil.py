@@ -43,11 +43,11 @@ class Teacher:
     """The network of a run in evaluation mode; `geometry` is that of its input."""
 
     def __init__(self, run: Run, device: str) -> None:
-        from train.export import network
+        from archive.artifact import read_weights
 
         self._model = run.config().model
         self.geometry = self._model.geometry
-        self._network = network(run).to(device).eval()
+        self._network = read_weights(run.checkpoint, self._model.name).network().to(device).eval()
 
     def loss(self, pictures: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """Add to the loss of a batch's labels how far its logits are from the teacher's for the uint8 pictures."""
