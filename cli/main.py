@@ -16,6 +16,7 @@ from cli.data import app as data
 from cli.evaluate import evaluate
 from cli.predict import predict
 from cli.quickstart import quickstart
+from cli.search import search
 from cli.serve import app as serve
 from cli.train import train
 from host.signals import Interrupted
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(quickstart)
 app.command()(train)
+app.command()(search)
 app.add_typer(archive, name="archive")
 app.add_typer(serve, name="serve")
 app.add_typer(bench, name="bench")

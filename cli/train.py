@@ -16,7 +16,7 @@ from host import ROOT
 
 def train(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, as model.name=resnet34; task=caption first: captions")
+        list[str] | None, typer.Argument(help="key=value, as model.name=resnet34; task=caption: captions")
     ] = None,
     data: Annotated[str | None, typer.Option(help="A folder, one a label; a CSV; a zip's URL. [BEELINE_DATA]")] = None,
     generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, even where others are.")] = False,
@@ -54,12 +54,14 @@ def train(
 
     from archive.store import STORE
     from host.files import check_writable
-    from train.config import QUICK
+    from train.config import QUICK, quoted
     from train.plan import plan, resumed
     from train.runs import find_run, find_unfinished, open_run
 
-    if overrides and overrides[0] == "task=caption":
-        _captions(overrides[1:], runs, archive, as_json)
+    if "task=caption" in (overrides or ()):
+        if any((data, generated, weights, golden, blind_to, quick, resume, reuse, safetensors)) or seed is not None:
+            raise BeelineError("task=caption draws its own pictures; of the options it takes --runs, --archive and --json")
+        _captions([word for word in overrides or () if word != "task=caption"], runs, archive, as_json)
         return
     if safetensors is not None and not safetensors.parent.is_dir():
         raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")
@@ -67,7 +69,7 @@ def train(
         check_writable(folder)
     begun = time.monotonic()
     options = {"data.folder": data, "model.weights": weights, "seed": seed}
-    words = [*(overrides or []), *(f"{key}={_quoted(value)}" for key, value in options.items() if value is not None)]
+    words = [*(overrides or []), *(f"{key}={quoted(value)}" for key, value in options.items() if value is not None)]
     if resume is not None:
         if words or generated or quick:
             raise BeelineError(f"--resume {resume} trains as it was planned; leave overrides and other options out")
@@ -161,9 +163,3 @@ def _captions(overrides: list[str], runs: Path, archive: bool, as_json: bool) ->
 
         values["archive"], about = pack(run / "export")
     result(values, as_json, text + (about if archive else f"next: beeline archive build {run}"))
-
-
-def _quoted(value: object) -> str:
-    """Quote a value for Hydra's grammar, in which spaces and commas have a meaning."""
-    text = str(value)
-    return text if text.isdigit() else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -29,7 +29,7 @@ VERSIONS = {
     "GEOMETRY": (pixels.GEOMETRY, [f"handlers/beeline/{name}.py" for name in ("pixels", "formats", "firewall")]),
     "RECIPE": (
         train.plan.RECIPE,
-        [f"train/{name}.py" for name in ("data", "fit", "index", "learner", "loader", "model")],
+        [f"train/{name}.py" for name in ("data", "distil", "fit", "index", "learner", "loader", "model")],
     ),
     "BUILD": (
         archive.build.BUILD,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +123,7 @@ class FitConfig:
     # Earlier runs have neither.
     class_weights: str = _is("none or balanced", pattern="^(none|balanced)$", default="none")
     precision: str = _is("auto, fp32, bf16 or fp16", pattern="^(auto|fp32|bf16|fp16)$", default="auto")
+    distil: str | None = _is("a run, or null", default=None)
 
     @field_validator("head_penalty")
     @classmethod
@@ -226,6 +228,14 @@ def compose(
         words = f" (given: {' '.join(overrides)})" if overrides else ""
         at = getattr(error, "full_key", None)
         raise ConfigError(f"{f'{at}: ' if at else ''}{_first_line(error)}; correct the value{words}") from error
+
+
+def quoted(value: object) -> str:
+    """Return a value in Hydra's grammar, in which spaces and commas have a meaning."""
+    text = "null" if value is None else str(value)
+    if re.fullmatch(r"[\w.:/+-]+", text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def load(path: Path) -> TrainConfig:

@@ -45,10 +45,9 @@ def export(
         "not_sure_under": run.record.get("not_sure_under"),
         "accuracy": Accuracy(run.accuracy, sum(data["val"].values()), f"{data['name']}, validation pictures"),
         "provenance": Provenance(
-            data["name"], data["generated"], run.record["weights"]["name"], recipe=QUICK.get(config.fit.recipe)
+            data["name"], data["generated"], run.record["weights"]["name"], recipe=_recipe(run), lineage=lineage(run)
         ),
     }
-    described["provenance"] = dataclasses.replace(described["provenance"], lineage=lineage(run))
     maker = run.folder / "exported_by"
     if not (golden or blind_to) and maker.is_file() and maker.read_text() == str(EXPORT):
         with suppress(SpecError):
@@ -77,6 +76,13 @@ def lineage(run: Run) -> Lineage:
     return Lineage(
         record["data"]["digest"], run.fingerprint, record["weights"].get("sha256"), teacher.get("fingerprint")
     )
+
+
+def _recipe(run: Run) -> str | None:
+    """Return how a run was trained where that is not the plain way: quickly, by a teacher, or as a search picked it."""
+    teacher, search = run.record.get("teacher"), run.record.get("search")
+    taught = teacher and f"learnt from {teacher['run']}, whose accuracy is {teacher['accuracy']:.4f}"
+    return "; ".join(filter(None, (QUICK.get(run.config().fit.recipe), taught, search))) or None
 
 
 def network(run: Run) -> nn.Module:

@@ -22,19 +22,20 @@ from train.loader import Pictures
 from train.logs import Logs
 from train.model import balanced, build, check_input, solve_head, tallied, write_state
 from train.plan import Plan, keep
-from train.runs import RUNS, Epoch, Run
+from train.runs import RUNS, Epoch, Report, Run, ignore
 
 # Enough pictures to solve for a head; the features of all are in memory at once.
 _MOST_FOR_HEAD = 20_000
 
 
-def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None) -> Run:
+def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None, report: Report = ignore) -> Run:
     """Train as planned and return the run, a new folder under `folder`, or the interrupted one `resume`.
 
     The folder gets `config.yaml`, `pictures.csv`, `checkpoint.pth` (a state dict), `metrics.csv`, `metrics.json` and,
     last, `run.json`. The model of the last epoch is kept, or with `schedule.patience` the best for the watched
     pictures. Raise `ConfigError` or `ArchiveError` for an architecture, size or weights that do not fit, `DataError`
-    for a bad picture, `RunError` for a loss that is not finite, a full disk, or an interrupt.
+    for a bad picture, `RunError` for a loss that is not finite, a full disk, or an interrupt. `report` gets the rows
+    after each epoch; what it raises stops the fit.
     """
     config = plan.config
     if (batch := config.fit.batch) % (count := parallel.size()):
@@ -56,14 +57,16 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None) -
             if resume is not None:
                 # What the fingerprint leaves out may be other: where the pictures are, or the name of the export.
                 config.save(run / "config.yaml")
-            epochs, device = _train(network, plan, run, is_begun, say)
+            epochs, device = _train(network, plan, run, is_begun, say, report)
             # Of all sessions, where there were several.
             seconds = max(time.monotonic() - start, sum(epoch.seconds for epoch in epochs))
             write_state(network.cpu().state_dict(), run / "checkpoint.pth")
             return runs.finish(run, _record(plan, epochs, seconds, device))
 
 
-def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) -> tuple[list[Epoch], dict[str, str]]:
+def _train(
+    network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say, report: Report
+) -> tuple[list[Epoch], dict[str, str]]:
     """Solve for the head where the recipe says so, then train all epochs; `network` is changed in place."""
     config, pictures = plan.config, Pictures(plan.data, plan.config)
     own = balanced(list(pictures.train.counts().values())) if config.fit.class_weights == "balanced" else None
@@ -88,7 +91,7 @@ def _train(network: nn.Module, plan: Plan, run: Path, is_begun: bool, say: Say) 
         from train.learner import train_epochs
 
         parallel.gather((plan, run, network.state_dict(), own))
-        return train_epochs(network, config, pictures, device, run, say, own), device
+        return train_epochs(network, config, pictures, device, run, say, own, plan.teacher, report), device
     except DataError as error:
         # The error of a loader process arrives as a whole traceback; its last line is the sentence.
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("train.errors.DataError: ")) from error
@@ -107,7 +110,7 @@ def follow() -> None:
         network, device = build(config.model.name, len(plan.data.labels)), _device(config.fit.precision)
         network.load_state_dict(state)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        train_epochs(network, config, Pictures(plan.data, config), device, run, silent, own)
+        train_epochs(network, config, Pictures(plan.data, config), device, run, silent, own, plan.teacher)
 
 
 def _device(precision: str) -> dict[str, str]:
@@ -122,7 +125,7 @@ def _device(precision: str) -> dict[str, str]:
 
 
 def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, str]) -> dict[str, object]:
-    data, weights = plan.data, plan.weights
+    data, weights, teacher = plan.data, plan.weights, plan.teacher
     return {
         "fingerprint": plan.fingerprint,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -141,6 +144,7 @@ def _record(plan: Plan, epochs: list[Epoch], seconds: float, device: dict[str, s
             "skipped": [str(path) for path in (*data.train.skipped, *data.val.skipped)],
         },
         "weights": {"kind": weights.kind, "name": weights.name, "sha256": weights.sha256},
+        "teacher": teacher and {"run": teacher.id, "fingerprint": teacher.fingerprint, "accuracy": teacher.accuracy},
         "recipe": {"value": plan.config.fit.recipe, "reason": plan.reason},
         "device": device,
         "versions": {name: version(name) for name in ("torch", "torchvision", "lightning")},

@@ -23,12 +23,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from host import Say
 from train import parallel, runs
 from train.config import TrainConfig
+from train.distil import Teacher, shrunk
 from train.errors import RunError
 from train.loader import Pictures
 from train.logs import Logs
 from train.model import Batch, Tally, head, normalised, write_state
 from train.progress import Step, progress
-from train.runs import Epoch
+from train.runs import Epoch, Report, ignore
 
 # The least size of a tensor that a rate is relative to: a new bias is all zeros.
 _LEAST_SIZE = 0.01
@@ -39,17 +40,24 @@ _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": 
 class Learner(LightningModule):
     """Trains `network` on uint8 batches; the configuration and the number of steps fix the schedule.
 
-    `class_weights` are what a picture of each class counts in the loss, float32 `[classes]`; None: 1.
+    `class_weights` are what a picture of each class counts in the loss, float32 `[classes]`; None: 1. With a `teacher`
+    batches may be of larger pictures than the input.
     """
 
     def __init__(
-        self, network: nn.Module, config: TrainConfig, steps: int, class_weights: Tensor | None = None
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        steps: int,
+        class_weights: Tensor | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self._config, self._fit, self._steps = config, config.fit, steps
         self._head = head(network)[1]
-        self._class_weights = class_weights
+        # No part of this module, whose tensors are those that learn and are kept.
+        self._class_weights, self._teacher = class_weights, teacher
         self.training_tally, self.validation_tally, self.watched_tally = Tally(), Tally(), Tally()
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -78,10 +86,12 @@ class Learner(LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Return the loss of a batch, with the penalty that the head was solved with."""
         pictures, truths = batch
-        logits = self(pictures)
+        logits = self(shrunk(pictures, self._config.model.geometry.shape))
         own = None if self._class_weights is None else self._class_weights.to(logits)
         loss = nn.functional.cross_entropy(logits, truths, own, label_smoothing=self._fit.label_smoothing)
         self.training_tally.add(loss, logits, truths)
+        if self._teacher:
+            loss = self._teacher.loss(pictures, logits, loss)
         if parallel.size() > 1:
             # The mean over the processes is that over the pictures only where each has as much to say.
             shares = parallel.gather(float(len(truths) if own is None else own[truths].sum()))
@@ -142,18 +152,25 @@ def train_epochs(
     run: Path,
     say: Say,
     class_weights: Tensor | None = None,
+    taught_by: runs.Run | None = None,
+    report: Report = ignore,
 ) -> list[Epoch]:
     """Train all epochs that the folder `run` has no checkpoint of; `network` becomes the one that is kept.
 
+    `report` gets all rows so far after each epoch; what it raises stops the fit. `taught_by` is the run of a teacher.
     `device` has a `value`, `cpu` or `cuda`, and a `precision`, one of `fit.precision`. Return a row for each
     epoch up to the one whose network is kept: the last one, or the best for the watched pictures. Raise `RunError` for
     a loss that is not finite, a checkpoint that cannot be written, or an interrupt.
     """
-    batches, checkpoint = pictures.train_dataloader(), run / runs.CHECKPOINT
+    teacher = Teacher(taught_by, device["value"]) if taught_by else None
+    inputs = [config.model.geometry, *([teacher.geometry] if teacher else [])]
+    # Both see the same picture, and the one with the smaller input sees it shrunk.
+    batches = pictures.train_dataloader(max(inputs, key=lambda each: each.shape))
+    checkpoint = run / runs.CHECKPOINT
     halves = [half for half in (pictures.val, pictures.watched) if half is not None]
-    learner = Learner(network, config, len(batches) * config.fit.epochs, class_weights)
+    learner = Learner(network, config, len(batches) * config.fit.epochs, class_weights, teacher)
     with quiet(), closing(Logs(run, config)) as logs:
-        epochs = _Epochs(config, run, say, logs)
+        epochs = _Epochs(config, run, say, logs, report)
         trainer = _trainer(config, device, epochs)
         try:
             trainer.fit(
@@ -216,11 +233,11 @@ class _Epochs(Callback):
     `best` is the network that was best for them; None without such pictures.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, say: Say, logs: Logs) -> None:
+    def __init__(self, config: TrainConfig, run: Path, say: Say, logs: Logs, report: Report) -> None:
         self.rows: list[Epoch] = []
         self.best: dict[str, Tensor] | None = None
         self._config, self._run, self._say, self._logs, self._start = config, run, say, logs, 0.0
-        self._open = ExitStack()
+        self._report, self._open = report, ExitStack()
         self._step: Step = lambda done: None
 
     @property
@@ -281,6 +298,7 @@ class _Epochs(Callback):
         if not parallel.rank():
             self._logs.write(self.rows, self.kept)
         self._stop(trainer)
+        self._report(self.rows)
 
     def _stop(self, trainer: Trainer) -> None:
         """Stop if the epochs since the kept one are as many as the patience, also right after a resume."""

@@ -120,10 +120,10 @@ class Pictures:
         # Training and validation have such processes each.
         self._cache = Cache(int(config.data.cache * 1e9))
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the varying training pictures, in a new order each epoch."""
+    def train_dataloader(self, geometry: Geometry | None = None) -> DataLoader[tuple[Tensor, int]]:
+        """Return the varying training pictures, in a new order each epoch; `geometry` replaces the input's."""
         config, pictures = self._config, self.train.pictures
-        varying = VaryingPictures(pictures, config.augment, config.model.geometry, self._cache)
+        varying = VaryingPictures(pictures, config.augment, geometry or config.model.geometry, self._cache)
         return self._loader(varying, Draws(len(pictures), config.seed))
 
     def fixed(self, pictures: Sequence[Picture]) -> DataLoader[tuple[Tensor, int]]:

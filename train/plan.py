@@ -24,6 +24,7 @@ from host.files import sha256, write_json, write_whole
 from train import runs
 from train.config import TrainConfig, compose, load
 from train.data import CACHE, DataSet, find_data, split
+from train.distil import find_teacher
 from train.download import fetch
 from train.errors import RunError, Unavailable, WeightsError
 
@@ -56,7 +57,7 @@ _RANDOM = Weights("random", "none (random initialisation)")
 class Plan:
     """A planned run: resolved configuration, pictures, starting weights, and why `config.fit.recipe` was chosen.
 
-    `whole` is the configuration without `quick`, if that differs.
+    `whole` is the configuration without `quick`, if that differs. `teacher` is that of `config.fit.distil`.
     """
 
     config: TrainConfig
@@ -64,6 +65,7 @@ class Plan:
     weights: Weights
     reason: str
     whole: TrainConfig | None = None
+    teacher: runs.Run | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -75,6 +77,8 @@ class Plan:
         del values["export"], values["log"], values["model"]["weights"]
         for key in ("folder", "loaders", "cache", "damaged"):
             del values["data"][key]
+        # Without a teacher a run has the fingerprint of runs from before there were any.
+        del values["fit"]["distil"]
         timm = ["timm"] if self.config.model.name.startswith(TIMM) and find_spec("timm") else []
         parts = {
             "config": values,
@@ -87,6 +91,8 @@ class Plan:
             "packages": {name: version(name) for name in ("torch", "torchvision", "lightning", *timm)}
             | {"pillow": PIL.__version__},
         }
+        if self.teacher:
+            parts["teacher"] = self.teacher.fingerprint
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -123,7 +129,7 @@ def plan(
     wanted = config.data
     data = find_data(wanted.folder, say, wanted.held_out, cache, environ, generated, wanted.damaged)
     say(f"recipe: {config.fit.recipe}, because {reason}")
-    return Plan(config, data, weights, reason, whole)
+    return Plan(config, data, weights, reason, whole, find_teacher(config.fit, data, say))
 
 
 def keep(planned: Plan, run: Path) -> None:
@@ -156,7 +162,7 @@ def resumed(run: Path, say: Say, cache: Path = CACHE, environ: Mapping[str, str]
     # The weights are needed only until there is a checkpoint.
     if path is not None and path.is_file():
         stored["sha256"] = sha256(path)
-    planned = Plan(config, data, Weights(**stored), values["reason"])
+    planned = Plan(config, data, Weights(**stored), values["reason"], None, find_teacher(config.fit, data, say))
     if planned.fingerprint != values["fingerprint"]:
         what = "its pictures, weights, packages or Beeline's code have changed since"
         raise RunError(f"the run {run} cannot be resumed: {what}; bring them back, or train again")

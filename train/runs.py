@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,13 @@ class Epoch:
     seconds: float
     watched_loss: float | None = None
     not_sure_under: float | None = None
+
+
+Report = Callable[[Sequence[Epoch]], None]
+
+
+def ignore(rows: Sequence[Epoch]) -> None:
+    """Do nothing with the rows of a fit."""
 
 
 @dataclass(frozen=True)
