@@ -1,11 +1,17 @@
-"""Change a model's number of workers, wait until they are ready, and heal a model that its server has given up."""
+"""Change a model's number of workers, wait until they are ready, and heal a model that its server has given up.
+
+`python -m serve.scale FOLDER` gives the instance's server, which was started again, the workers that it began with.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from archive.mar import Archive
 from archive.store import find_archives
@@ -13,7 +19,7 @@ from beeline.errors import BeelineError, Undetermined, did_you_mean
 from serve import servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
 from serve.config import ModelSettings, model_settings
-from serve.instance import Instance, State
+from serve.instance import Instance, State, failures
 from serve.ready import Watch, try_golden
 from serve.servers.protocol import Say, Server
 
@@ -23,6 +29,7 @@ _GIVEN_UP = 3.0
 _GIVEN_UP_PARTLY = 30.0
 # Under load a golden picture waits in the queue like any other; only a longer silence is a reason to heal.
 _GOLDEN_PATIENCE = 60.0
+logger = logging.getLogger("scale")
 
 
 @dataclass(frozen=True)
@@ -176,3 +183,34 @@ def _settings(state: State, model: str) -> ModelSettings:
             return settings
     hint = did_you_mean(model, {settings.model for settings in started})
     raise BeelineError(f"the server serves no model {model!r}{hint}")
+
+
+def restore(instance: Instance, state: State) -> None:
+    """Wait for a server that was started again, and give each model its workers, one model after the other.
+
+    The numbers are those of the start. Models that did not start then are left out; one that fails now is logged.
+    """
+    kind, left_out = servers.named(state.server), failures(instance.failed)
+    with ManagementClient(state.management) as management:
+        # The supervisor ends this process together with the server.
+        while management.unready() is not None:
+            time.sleep(0.2)
+        for settings in map(model_settings, state.configuration["models"]):
+            if f"{settings.model}/{settings.version}" in left_out:
+                continue
+            until = time.monotonic() + settings.startup_timeout.value
+            try:
+                kind.register(management, settings)
+                while (now := management.describe(kind.path(settings))) is None or not now.ready:
+                    if time.monotonic() > until:
+                        raise Undetermined(f"no worker is ready after {settings.startup_timeout.value} s")
+                    time.sleep(0.2)
+            except BeelineError as error:
+                logger.error("%s %s does not start again: %s", settings.model, settings.version, error)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    folder = Instance(Path(sys.argv[1]))
+    if (present := folder.read()) is not None:
+        restore(folder, present)

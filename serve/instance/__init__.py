@@ -37,7 +37,8 @@ class State:
 
     `inference` is the clients' address, `backend` the server's own; `addresses` holds all. `gateway` is the command of
     the gateway process, empty without one; `gateway_program` is its nginx, for people. `environment` holds the server's
-    own variables, `archives` the paths of the served archives by file name. Each process gets `grace` seconds to end.
+    own variables, `archives` the paths of the served archives by file name. Each process gets `grace` seconds to end. A
+    server whose management does not answer for `silence` seconds is started again.
     """
 
     name: str
@@ -61,6 +62,7 @@ class State:
     gateway_process: int | None = None
     ready: bool = False
     grace: float = 10.0
+    silence: float = 30.0
 
     @property
     def store(self) -> Path:
