@@ -24,13 +24,14 @@ from beeline import engines, formats, golden
 from beeline.answer import Answer, check_answers, failure, prediction, probabilities
 from beeline.batch import Batch
 from beeline.decoder import Decoder, jpegs_for
-from beeline.errors import ModelError, RequestError
+from beeline.errors import DeadlineExceeded, ModelError, RequestError
 from beeline.metrics import Metrics
-from beeline.servers import header, keep_answers_whole, queue_milliseconds, send, swallows_errors
+from beeline.servers import header, is_late, keep_answers_whole, queue_milliseconds, send, swallows_errors
 from beeline.settings import Limits
 from beeline.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
+_LATE = "its deadline passed before its turn came; try again when the server is less busy, or allow more time"
 
 
 class VisionHandler:
@@ -107,7 +108,10 @@ class VisionHandler:
         queues = [queue_milliseconds(header(context, i, "x-request-start")) for i in range(len(rows))]
         accepts = tuple(header(context, i, "accept") for i in range(len(rows)))
         spans: dict[str, float] = {}
-        answers = self._answer(rows, accepts, spans)
+        late = [is_late(header(context, i, "x-deadline-ms"), queue) for i, queue in enumerate(queues)]
+        timely = [(row, accept) for row, accept, skip in zip(rows, accepts, late, strict=True) if not skip]
+        computed = iter(self._answer([row for row, _ in timely], tuple(accept for _, accept in timely), spans))
+        answers = [failure(DeadlineExceeded(_LATE)) if skip else next(computed) for skip in late]
         for i, (answer, queue) in enumerate(zip(answers, queues, strict=True)):
             times = {**({} if queue is None else {"queue": queue}), **spans}
             timing = ", ".join(f"{name};dur={milliseconds:.2f}" for name, milliseconds in times.items())

@@ -13,6 +13,7 @@ import psutil
 
 from archive.mar import MANIFEST, Archive
 from beeline.errors import BeelineError, Undetermined
+from host import machine
 from serve.client import InferenceClient, ManagementClient
 from serve.instance import logs
 
@@ -34,6 +35,11 @@ class Watch:
         self.threads = logs.worker_threads(model, version)
         self._model = (model, version)
         self._alive: set[int] = set()
+        self._killed = machine.oom_kills()
+
+    def killed(self) -> int:
+        """Return how many processes the kernel has killed for memory in this cgroup since this watch began."""
+        return machine.oom_kills() - self._killed
 
     def workers(self) -> set[int]:
         """Return the ids of this model's living workers, and count those that ended since the last call."""
@@ -66,9 +72,11 @@ class Watch:
         A worker's own reason may reach the log seconds after the server's; wait up to `patience` seconds for it.
         """
         deadline = time.monotonic() + patience
-        while logs.worker_failure(self.folder, self.threads) is None and time.monotonic() < deadline:
+        while not (reason := logs.worker_failure(self.folder, self.threads)) and time.monotonic() < deadline:
+            if killed := self.killed():
+                return f"the kernel killed {killed} processes of this cgroup for memory: start fewer (--workers)"
             time.sleep(0.1)
-        return logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
+        return reason or logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
 
 
 @cache
@@ -107,8 +115,8 @@ def wait_for_workers(
         watch.workers()
         if described.ready >= wanted and described.ready == len(described.workers):
             return
-        # One death may be an accident; more deaths than workers are not. A refusal is final.
-        has_refused = watch.deaths > begun and logs.refusal(watch.folder, watch.threads) is not None
+        # One death may be an accident; more deaths than workers are not. A refusal is final, and so is too little memory.
+        has_refused = watch.deaths > begun and (watch.killed() or logs.refusal(watch.folder, watch.threads) is not None)
         if has_refused or watch.deaths - begun > max(wanted, 1):
             why = watch.why()
             raise BeelineError(f"no worker of {model} stays up: {why}; {fix(why)}")

@@ -105,6 +105,8 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
+        if "OMP_WAIT_POLICY" in running.state.environment:
+            say("  OMP_WAIT_POLICY PASSIVE (a quota of CPU time, which threads that wait must not use up)")
         _wait(running, started, say)
         running.ready()
     except BaseException:
@@ -172,7 +174,7 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
         gateway_program=start.gateway.sentence,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
-        command=kind.command(start.runtime, places, resolved.vmargs),
+        command=kind.command(start.runtime, places, resolved.java_options),
         environment=protocol.environment(kind, start.runtime.python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),

@@ -94,6 +94,12 @@ class TruncatedImage(RequestError):
     status, phrase, reason = 422, "Unprocessable Content", "truncated_image"
 
 
+class DeadlineExceeded(RequestError):
+    """A request whose turn came after its deadline, when nobody waits for its answer any more."""
+
+    status, phrase, reason = 504, "Gateway Timeout", "deadline_exceeded"
+
+
 class ModelError(RequestError):
     """A failure of the model or the handler, which is not the client's fault."""
 

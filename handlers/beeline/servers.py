@@ -54,6 +54,12 @@ def queue_milliseconds(request_start: object, now: float | None = None) -> float
     return waited * 1000 if 0 <= waited < 3600 else None
 
 
+def is_late(deadline: str | None, waited: float | None) -> bool:
+    """Return whether a request that has waited so many milliseconds is past its `X-Deadline-Ms`, if it has one."""
+    is_number = deadline is not None and deadline.isascii() and deadline.isdigit()
+    return is_number and waited is not None and waited > int(str(deadline))
+
+
 def send(context: Any, index: int, answer: Answer) -> str:
     """Set status, headers and content type of request `index`; return the body for the server's list.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from beeline.errors import Undetermined
 from host import ROOT
 from host.files import write_json, write_whole
-from serve.gateway.settings import Backend, Settings
+from serve.gateway.settings import CLASSES, Backend, Settings
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
@@ -136,13 +136,14 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
     hosts = [url.removeprefix("http://") for url in members]
     # A group must not be empty; nginx never connects to this address.
     none = ["server 127.0.0.1:1 down;"]
-    servers = [f"server {host} max_conns={settings.in_flight} max_fails=0;" for host in hosts] or none
     # Where no server has room, nginx logs the group's name as the address; it does so too once it has tried them all.
-    full = f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions$" 1;'
-    blocks = {
-        "upstream predictions": ["zone predictions 128k;", "least_conn;", *servers, "keepalive 64;"],
-        "map $upstream_addr $full": [full, 'default "";'],
-    }
+    full = f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions(_[0-9]+)?$" 1;'
+    blocks = {"map $upstream_addr $full": [full, 'default "";']}
+    # A group for each class of bodies, so that each has its own places.
+    for size in CLASSES:
+        group, held = f"predictions_{size}", min(settings.in_flight, settings.places.get(size, settings.in_flight))
+        servers = [f"server {host} max_conns={held} max_fails=0;" for host in hosts] or none
+        blocks[f"upstream {group}"] = [f"zone {group} 128k;", "least_conn;", *servers, "keepalive 64;"]
     if settings.name:
         # Without a limit, so that the page gets its catalog however busy the backends are.
         blocks["upstream catalog"] = [f"server {host} max_fails=0;" for host in hosts] or none
@@ -196,6 +197,8 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     ]
     # As long as the adapter may take: fetch a picture, and wait for the gateway's own answer.
     adapter = {"adapter.conf": [f"proxy_read_timeout {settings.url_seconds + deadline + 5}s;"]}
+    # A client's own deadline passes where it is a whole number of milliseconds that is not over the gateway's.
+    own = [f"default {1000 * deadline};", f'"~^0*({_up_to(1000 * deadline)})\\z" $http_x_deadline_ms;']
     return {
         "process.conf": [
             f"worker_processes {settings.processes};",
@@ -208,6 +211,7 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             *(["include adapter_maps.conf;"] if settings.adapter else []),
             *([cache] if settings.name else []),
             *_block("map $uri $other_version", ["default 0;", *others]),
+            *_block("map $http_x_deadline_ms $deadline_ms", own),
         ],
         "listen.conf": listen,
         "limits.conf": [
@@ -224,6 +228,13 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
         **(adapter if settings.adapter else {}),
     }
+
+
+def _up_to(number: int) -> str:
+    """Return a pattern of the whole numbers from 0 to `number`, without leading zeros."""
+    digits = str(number)
+    lower = [f"{digits[:i]}[0-{int(d) - 1}][0-9]{{{len(digits) - i - 1}}}" for i, d in enumerate(digits) if d != "0"]
+    return "|".join([f"[0-9]{{1,{len(digits) - 1}}}", *lower, digits])
 
 
 def _places(size: str, count: int) -> list[str]:

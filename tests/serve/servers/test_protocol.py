@@ -108,7 +108,7 @@ def test_torchserve_gets_the_same_numbers_as_from_the_projects_file_itself() -> 
 def test_mms_gets_no_models_and_its_timeout_in_seconds(resolved: config.Configuration, places: Places) -> None:
     values = written(Mms(), resolved, places)
     assert "models" not in values
-    assert values["default_response_timeout_seconds"] == "120"
+    assert values["default_response_timeout_seconds"] == "30"
     assert "default_response_timeout" not in values
 
 
