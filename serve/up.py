@@ -161,7 +161,7 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
     """Write the state and the files, and start the supervisor with the lock and a pipe."""
     target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
-    places = Places(instance.scratch(mark), target.logs)
+    places = Places(instance.scratch(mark), target.logs, instance.short(mark))
     state = State(
         name=target.name,
         server=kind.name,
@@ -174,6 +174,7 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
         gateway_program=start.gateway.sentence,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
+        short=str(places.short),
         command=kind.command(start.runtime, places, resolved.java_options),
         environment=protocol.environment(kind, start.runtime.python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},

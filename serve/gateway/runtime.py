@@ -96,12 +96,21 @@ def command(settings: Settings) -> list[str]:
 
 def write_state(settings: Settings, ready: bool, text: str, closed: AbstractSet[str] = frozenset()) -> None:
     """Write what `/ping` answers, and take predictions except those of `closed`; none where neither is given."""
+    (settings.state / "closed").mkdir(parents=True, exist_ok=True)
+    open_to_all(settings.state)
     if ready or closed:
         # Before `/ping` answers 200, so that nobody who sees that is refused.
         _open(settings, closed)
     write_ping(settings, ready, text)
     if not ready and not closed:
         (settings.state / "open").unlink(missing_ok=True)
+
+
+def lost(settings: Settings, ready: bool, closed: bool) -> Path | None:
+    """Return what of the state, or of nginx's folders, somebody has removed."""
+    needed = [settings.state / ("ready" if ready else "unready"), settings.folder / "temporary" / "bodies"]
+    needed += [settings.state / "closed", *([settings.state / "open"] if ready or closed else [])]
+    return next((path for path in needed if not path.exists()), None)
 
 
 def write_ping(settings: Settings, ready: bool, text: str) -> None:

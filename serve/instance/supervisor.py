@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from host import processes
-from serve.instance import MARK, Instance, State, remove_scratch
+from serve.instance import MARK, Instance, State, link, remove_scratch
 
 READY, DETACH, STOP = b"ready\n", b"detach\n", b"stop\n"
 # Seconds until a process that ended is started again: doubled each time, until it has run for the longest pause. A
@@ -40,6 +40,8 @@ _PAUSE, _LONGEST_PAUSE, _LIMIT = 1.0, 30.0, 10
 # A server hangs that leaves so many questions in a row without an answer, each for a sixth of `State.silence` seconds;
 # one that has just started may unpack archives, so it gets ten times as many.
 _QUESTIONS = 6
+# Seconds between two looks at the folder, and until all its files are touched again.
+_KEEP, _DAY = 2.0, 86_400.0
 _PR_SET_CHILD_SUBREAPER = 36
 logger = logging.getLogger("supervisor")
 
@@ -75,6 +77,8 @@ class Supervisor:
         self.gateway = Child("gateway", state.gateway, signal.SIGTERM)
         # Questions in a row without an answer; below zero after a start.
         self.silent = 0
+        # When the folder is looked at next, when its files are touched, and processes at work in a removed folder.
+        self._look, self._touch, self._homeless = 0.0, 0.0, set[int]()
 
     def run(self) -> int:
         """Supervise until the end; return the exit code, 1 if the server or the gateway ended by itself."""
@@ -104,6 +108,7 @@ class Supervisor:
                 for child in (self.server, self.gateway):
                     self._watch(child)
                 self._end_if_silent()
+                self._keep_folder()
             # The gateway first, so that requests under way still get their answers.
             for child in (self.gateway, self.server):
                 if child.pid is not None:
@@ -113,7 +118,7 @@ class Supervisor:
             raise
         finally:
             processes.stop_marked(MARK, self.state.mark, self.state.grace / 2, Path(self.state.temporary))
-            remove_scratch(Path(self.state.temporary))
+            remove_scratch(Path(self.state.temporary), Path(self.state.short))
             self.instance.end(self.reason or "its supervisor ended", self.failed)
         return 1 if self.failed else 0
 
@@ -205,6 +210,34 @@ class Supervisor:
             self.silent = -10 * _QUESTIONS
             with suppress(ProcessLookupError):
                 os.kill(self.server.pid, signal.SIGKILL)
+
+    def _keep_folder(self) -> None:
+        """Keep what a system removes from /tmp when it is old; start the server again where its archives are gone."""
+        now, folder, short = time.monotonic(), Path(self.state.temporary), Path(self.state.short or "/")
+        if now < self._look or self.reason is not None:
+            return
+        self._look = now + _KEEP
+        if not folder.is_dir():
+            self._fail(f"its folder {folder} was removed; start it again")
+            return
+        if self.state.short:
+            link(short, folder)
+            if now > self._touch:
+                self._touch = now + _DAY
+                for path in (short, *short.rglob("*")):
+                    with suppress(OSError):
+                        os.utime(path, follow_symlinks=False)
+        homeless, self._homeless = self._homeless, set()
+        with suppress(psutil.Error):
+            if self.server.pid is not None:
+                for child in psutil.Process(self.server.pid).children(recursive=True):
+                    with suppress(OSError):
+                        if os.readlink(f"/proc/{child.pid}/cwd").endswith(" (deleted)"):
+                            self._homeless.add(child.pid)
+        # Twice, because a worker that is just ending may have lost its folder.
+        if self.server.pid is not None and homeless & self._homeless:
+            logger.error("the unpacked archives were removed; the server is killed, to unpack them again")
+            os.kill(self.server.pid, signal.SIGKILL)
 
     def _listen(self) -> None:
         """Read what the command in the foreground says; when it ends without having detached, stop."""

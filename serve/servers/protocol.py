@@ -17,7 +17,7 @@ from archive.mar import Archive
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import machine
-from serve import counts
+from serve import counts, instance
 from serve.addresses import Addresses
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
@@ -34,14 +34,16 @@ Say = Callable[[str], None]
 
 
 class Places:
-    """An instance's files: served archives, metrics, gateway, and the configuration that the server reads."""
+    """An instance's files: served archives, metrics, gateway, and the configuration that the server reads.
 
-    def __init__(self, temporary: Path, logs: Path) -> None:
-        self.temporary, self.logs = temporary, logs
+    `short` is a path of `temporary` for sockets.
+    """
+
+    def __init__(self, temporary: Path, logs: Path, short: Path | None = None) -> None:
+        self.temporary, self.logs, self.short = temporary, logs, short or temporary
         self.store = temporary / "store"
         self.gateway = temporary / "gateway"
         self.properties = temporary / "config.properties"
-        # Not in the temporary folder, because a system may remove old files from /tmp.
         self.metrics = logs.parent / "metrics"
 
 
@@ -159,8 +161,8 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
     threads = str(configuration.threads.value)
     numbers = configuration.numbers
     return {
-        "TMPDIR": str(places.temporary),
-        "TEMP": str(places.temporary),
+        "TMPDIR": str(places.short),
+        "TEMP": str(places.short),
         "LOG_LOCATION": str(places.logs),
         "METRICS_LOCATION": str(places.logs),
         "BEELINE_LOG_MEGABYTES": str(numbers["beeline_log_megabytes"].value),
@@ -200,6 +202,7 @@ def lay_out(
     # nginx's workers, which run as nobody if root starts it, must pass through here; they can list and read nothing.
     places.temporary.mkdir(mode=0o700)
     places.temporary.chmod(0o711)
+    instance.link(places.short, places.temporary)
     places.store.mkdir(mode=0o700)
     counts.empty(places.metrics)
     for archive in archives:

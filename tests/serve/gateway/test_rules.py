@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import re
+import shutil
 import socket
 import time
 
@@ -183,6 +184,18 @@ def test_the_server_gets_no_more_than_it_holds_and_a_client_that_disconnects_kee
         assert [each.result().status_code for each in held] == [200] * 2
     wait_for(lambda: site.predict().status_code == 200)
     assert site.ping()[0] == 200
+
+
+@pytest.mark.parametrize("name", ["state/open", "state/ready", "state", "temporary/bodies", "temporary"])
+def test_what_is_removed_of_its_folder_is_made_again(gateway_once: Site, name: str) -> None:
+    """A system's cleaner of /tmp takes empty files and folders that nobody has changed for days."""
+    path = gateway_once.settings.folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    wait_for(path.exists)
+    wait_for(lambda: gateway_once.ping()[0] == 200)
+    # So large that nginx writes it to a file first.
+    large = requests.post(f"{gateway_once.url}/predictions/fake", data=iter([bytes(50_000)] * 2), timeout=30)
+    assert large.status_code == 200
 
 
 @pytest.mark.parametrize(("asked", "passed"), [("250", "250"), ("9999", "9999"), ("10001", "10000"), ("1.5", "10000")])

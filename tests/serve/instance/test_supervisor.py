@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,11 +55,12 @@ class Started:
         assert lock is not None
         self.instance.clear()
         mark = self.instance.new_mark()
-        self.scratch = instance.scratch(mark)
+        self.scratch, self.short = self.instance.folder / "beeline-test", instance.short(mark)
         self.scratch.mkdir()
+        instance.link(self.short, self.scratch)
         command = ["sh", "-c", script]
         state = dataclasses.replace(
-            EMPTY, name=name, mark=mark, temporary=str(self.scratch), command=command, started=time.time(), **values
+            EMPTY, name=name, mark=mark, temporary=str(self.scratch), short=str(self.short), command=command, started=time.time(), **values
         )
         self.instance.write(state)
         read, self.pipe = os.pipe()
@@ -107,6 +109,7 @@ class Started:
         assert not self.instance.alive()
         assert self.instance.read() is None
         assert not self.scratch.exists()
+        assert not self.short.is_symlink()
         return code, self.instance.last_end()
 
 
@@ -211,6 +214,48 @@ def test_java_that_hangs_is_killed_after_the_stated_time_and_starts_again(start:
     ).read_text()
     started.hang_up()
     assert started.ended()[0] == 0
+
+
+def test_the_short_path_is_made_again(start: Start) -> None:
+    started = start()
+    started.short.unlink()
+    wait_for(started.short.is_symlink)
+    assert started.short.resolve() == started.scratch
+    started.hang_up()
+    assert started.ended()[0] == 0
+
+
+def test_java_starts_again_where_the_unpacked_archives_were_removed(start: Start) -> None:
+    """As after ten days on a system that cleans /tmp: no worker could start, and every prediction would be an error."""
+    started = start(script=f"mkdir -p models; cd models; {SERVER}")
+    started.ready()
+    shutil.rmtree(started.scratch / "models")
+    wait_for(started.state, lambda state: state.server_process != started.server_process)
+    wait_for((started.scratch / "models").is_dir)
+    assert "the unpacked archives were removed" in (started.instance.logs / "supervisor.log").read_text()
+    started.hang_up()
+    assert started.ended()[0] == 0
+
+
+def test_a_removed_folder_ends_in_one_sentence(start: Start) -> None:
+    started = start()
+    shutil.rmtree(started.scratch)
+    reason = f"its folder {started.scratch} was removed; start it again"
+    assert started.ended() == (1, (reason, True))
+
+
+def test_a_servers_files_are_in_its_instances_folder_where_nginx_may_enter_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'long' * 40}")
+    folder = tmp_path / "one"
+    folder.mkdir()
+    assert instance.short(f"{folder}:abc") == Path("/tmp/beeline-abc")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert instance.scratch(f"{folder}:abc") == folder / "beeline-abc"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    folder.chmod(0o700)
+    assert instance.scratch(f"{folder}:abc") == Path("/tmp/beeline-abc")
 
 
 @pytest.mark.parametrize("command", ["down", "status"])
