@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from contextlib import suppress
@@ -12,7 +11,7 @@ import psutil
 
 from beeline.settings import CGROUPS, cgroups, cores
 
-__all__ = ["cores", "free_memory", "gpus", "has_quota", "memory", "oom_kills"]
+__all__ = ["cores", "free_memory", "gpus", "memory", "oom_kills"]
 
 # The files of limit and usage, by the controller's folder: "" in cgroups version 2.
 _MEMORY = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
@@ -38,11 +37,6 @@ def free_memory(root: Path = CGROUPS) -> int:
                 continue
             free = min(free, max(0, limit - used + _cached(folder / "memory.stat")))
     return free
-
-
-def has_quota() -> bool:
-    """Return whether a cgroup's quota allows fewer cores than this process may run on."""
-    return cores() < len(os.sched_getaffinity(0))
 
 
 def oom_kills(root: Path = CGROUPS) -> int:

@@ -76,11 +76,7 @@ def marked(variable: str = "", prefix: str = "-", folder: Path | None = None) ->
 
 
 def stop_marked(
-    variable: str,
-    prefix: str,
-    grace: float = GRACE,
-    folder: Path | None = None,
-    spared: AbstractSet[int] = frozenset(),
+    variable: str, prefix: str, grace: float = GRACE, folder: Path | None = None, spared: AbstractSet[int] = frozenset()
 ) -> list[int]:
     """Stop every process that `marked` finds but `spared`: SIGTERM, `grace` seconds, SIGKILL. Return the ids of all.
 

@@ -85,11 +85,6 @@ class Configuration:
         return {size: max(1, count) for size, count in of_class.items()}
 
     @property
-    def java_options(self) -> str:
-        """Java's options: the heap, then the file's, which win."""
-        return f"-Xmx{self.numbers['beeline_heap_megabytes'].value}m {self.vmargs}".rstrip()
-
-    @property
     def stop_grace(self) -> float:
         """Seconds that each process of a server gets to end before it is killed."""
         return self.numbers["beeline_drain_seconds"].value + self.numbers["beeline_stop_seconds"].value + 2.0
@@ -109,10 +104,10 @@ class Configuration:
             f"threads a worker {self.threads.value} ({self.threads.reason}); OpenVINO's for a lone picture "
             f"{lone.value} ({lone.reason})"
         )
-        held = self.places
-        queue = self.numbers["job_queue_size"].value
+        held, queue = self.places, self.numbers["job_queue_size"].value
         counts = [f"{min(queue, count)} up to {size / 1e6:g} MB" for size, count in held.items() if size != LARGEST]
-        out.append(f"requests that the server holds, by their size: {', '.join(counts)}, {held[LARGEST]} larger ones")
+        if self.models:
+            out.append(f"requests that the server holds, by size: {', '.join(counts)}, {held[LARGEST]} larger ones")
         given = {
             name: number
             for name, number in self.numbers.items()
@@ -157,8 +152,7 @@ def resolve(
     numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
     numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
     usual, chosen = _workers(archives, cores, gpus, memory), defaults(archives, properties)
-    deadline = numbers["beeline_deadline_seconds"].value
-    models = tuple(_model(archive, archive in chosen, properties, forced, usual, deadline) for archive in archives)
+    models = tuple(_model(archive, archive in chosen, properties, forced, usual) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
     threads = numbers.pop("beeline_threads")
     if not threads.value:
@@ -168,7 +162,8 @@ def resolve(
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     if not numbers["beeline_lone_threads"].value:
         numbers["beeline_lone_threads"] = _lone_threads(models, threads.value, cores)
-    numbers["beeline_heap_megabytes"] = _heap(numbers, properties.texts.get("vmargs", ""), memory)
+    if archives:
+        numbers["beeline_heap_megabytes"] = _heap(numbers, properties.texts.get("vmargs", ""), memory)
     texts = {key: properties.texts[key] for key in ("vmargs", "install_py_dep_per_model") if key in properties.texts}
     needed = _SERVER + sum(
         model.min_workers.value * worker_bytes(archive) for model, archive in zip(models, archives, strict=True)
@@ -192,7 +187,7 @@ def _heap(numbers: Mapping[str, Setting], vmargs: str, memory: int) -> Setting:
     largest = numbers["beeline_max_image_bytes"].value * 4 // 3 + 65_536
     least = max(2 * largest / CLASSES[LARGEST], numbers["job_queue_size"].value * 260_000 / CLASSES[260_000])
     usual = min(1 << 30, memory // 8)
-    reason = "an eighth of the free memory, at most 1024" if usual > least else "two of the largest bodies, a full queue"
+    reason = "an eighth of the free memory, at most 1024" if usual > least else "two of the largest bodies"
     return Setting(-(-int(max(least, usual)) // _MEGABYTE), reason)
 
 
@@ -240,14 +235,10 @@ def _checked(name: str, key: str, value: int | str) -> int:
 
 
 def _model(
-    archive: Archive,
-    is_default: bool,
-    properties: Properties,
-    forced: Mapping[str, Setting],
-    default: Setting,
-    deadline: int,
+    archive: Archive, is_default: bool, properties: Properties, forced: Mapping[str, Setting], default: Setting
 ) -> ModelSettings:
     entry, source = _entry(archive, properties)
+    deadline = {**DEFAULTS, **properties.numbers}["beeline_deadline_seconds"]
     absent = f"default: {source}" if not entry.numbers else _DEFAULT
     numbers = {
         "batchSize": Setting(8, absent),

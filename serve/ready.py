@@ -19,7 +19,7 @@ from serve.instance import logs
 
 
 class Busy(BeelineError):
-    """The server refused a golden picture because it holds as many requests as it can."""
+    """The server refused a golden picture because it holds as many requests as it can, or has lost its worker."""
 
 
 class Watch:
@@ -36,10 +36,6 @@ class Watch:
         self._model = (model, version)
         self._alive: set[int] = set()
         self._killed = machine.oom_kills()
-
-    def killed(self) -> int:
-        """Return how many processes the kernel has killed for memory in this cgroup since this watch began."""
-        return machine.oom_kills() - self._killed
 
     def workers(self) -> set[int]:
         """Return the ids of this model's living workers, and count those that ended since the last call."""
@@ -72,11 +68,11 @@ class Watch:
         A worker's own reason may reach the log seconds after the server's; wait up to `patience` seconds for it.
         """
         deadline = time.monotonic() + patience
-        while not (reason := logs.worker_failure(self.folder, self.threads)) and time.monotonic() < deadline:
-            if killed := self.killed():
+        while logs.worker_failure(self.folder, self.threads) is None and time.monotonic() < deadline:
+            if killed := machine.oom_kills() - self._killed:
                 return f"the kernel killed {killed} processes of this cgroup for memory: start fewer (--workers)"
             time.sleep(0.1)
-        return reason or logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
+        return logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
 
 
 @cache
@@ -115,8 +111,8 @@ def wait_for_workers(
         watch.workers()
         if described.ready >= wanted and described.ready == len(described.workers):
             return
-        # One death may be an accident; more deaths than workers are not. A refusal is final, and so is too little memory.
-        has_refused = watch.deaths > begun and (watch.killed() or logs.refusal(watch.folder, watch.threads) is not None)
+        # One death may be an accident; more deaths than workers are not. A refusal is final.
+        has_refused = watch.deaths > begun and logs.refusal(watch.folder, watch.threads) is not None
         if has_refused or watch.deaths - begun > max(wanted, 1):
             why = watch.why()
             raise BeelineError(f"no worker of {model} stays up: {why}; {fix(why)}")
@@ -137,7 +133,9 @@ def try_golden(inference: InferenceClient, archive: Archive, version: str | None
         return f"{archive.model}: workers are READY; the archive has no golden picture to try"
     answer = inference.predict(archive.model, archive.golden_bytes(), version)
     if answer.status != 200:
-        raise (Busy if answer.status in (429, 503) else BeelineError)(
+        # Without a handler's headers, an error means that the picture's worker has died.
+        has_died = answer.status in (500, 507) and "x-batch-size" not in map(str.lower, answer.headers)
+        raise (Busy if answer.status in (429, 503) or has_died else BeelineError)(
             f"{archive.model} answers its golden picture {archive.golden.file} with {answer.status} "
             f"({answer.body.strip()[:200]}); see `beeline serve logs`"
         )

@@ -1,6 +1,7 @@
 """Change a model's number of workers, wait until they are ready, and heal a model that its server has given up.
 
-`python -m serve.scale FOLDER` gives the instance's server, which was started again, the workers that it began with.
+`python -m serve.scale FOLDER` gives the instance's server, which was started again, the workers that it began with, and
+`python -m serve.scale FOLDER MODEL/VERSION` one model, whose workers are all dead.
 """
 
 from __future__ import annotations
@@ -185,10 +186,11 @@ def _settings(state: State, model: str) -> ModelSettings:
     raise BeelineError(f"the server serves no model {model!r}{hint}")
 
 
-def restore(instance: Instance, state: State) -> None:
+def restore(instance: Instance, state: State, only: str = "") -> None:
     """Wait for a server that was started again, and give each model its workers, one model after the other.
 
-    The numbers are those of the start. Models that did not start then are left out; one that fails now is logged.
+    With `only`, a `MODEL/VERSION`, revive that one. The numbers are those of the start, or those that it has now.
+    Models that did not start then are left out; one that fails now is logged.
     """
     kind, left_out = servers.named(state.server), failures(instance.failed)
     with ManagementClient(state.management) as management:
@@ -196,14 +198,21 @@ def restore(instance: Instance, state: State) -> None:
         while management.unready() is not None:
             time.sleep(0.2)
         for settings in map(model_settings, state.configuration["models"]):
-            if f"{settings.model}/{settings.version}" in left_out:
+            name, patience = f"{settings.model}/{settings.version}", settings.startup_timeout.value
+            if name in left_out or only not in ("", name):
                 continue
-            until = time.monotonic() + settings.startup_timeout.value
+            until = time.monotonic() + patience
             try:
-                kind.register(management, settings)
+                if not only:
+                    kind.register(management, settings)
+                elif (now := management.describe(kind.path(settings))) is not None and now.min_workers:
+                    kind.revive(management, settings, now.min_workers, now.max_workers, patience)
+                else:
+                    # Somebody has scaled it to none.
+                    continue
                 while (now := management.describe(kind.path(settings))) is None or not now.ready:
                     if time.monotonic() > until:
-                        raise Undetermined(f"no worker is ready after {settings.startup_timeout.value} s")
+                        raise Undetermined(f"no worker is ready after {patience} s")
                     time.sleep(0.2)
             except BeelineError as error:
                 logger.error("%s %s does not start again: %s", settings.model, settings.version, error)
@@ -213,4 +222,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     folder = Instance(Path(sys.argv[1]))
     if (present := folder.read()) is not None:
-        restore(folder, present)
+        restore(folder, present, *sys.argv[2:])

@@ -105,8 +105,10 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
-        if "OMP_WAIT_POLICY" in running.state.environment:
-            say("  OMP_WAIT_POLICY PASSIVE (a quota of CPU time, which threads that wait must not use up)")
+        if policy := running.state.environment.get("OMP_WAIT_POLICY"):
+            say(
+                f"  OMP_WAIT_POLICY {policy} (with a quota of CPU time, PASSIVE unless the environment has another one)"
+            )
         _wait(running, started, say)
         running.ready()
     except BaseException:
@@ -162,6 +164,7 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
     target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
     places = Places(instance.scratch(mark), target.logs, instance.short(mark))
+    heap = f"-Xmx{resolved.numbers['beeline_heap_megabytes'].value}m"
     state = State(
         name=target.name,
         server=kind.name,
@@ -175,12 +178,13 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
         short=str(places.short),
-        command=kind.command(start.runtime, places, resolved.java_options),
+        command=kind.command(start.runtime, places, f"{heap} {resolved.vmargs}"),
         environment=protocol.environment(kind, start.runtime.python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),
         started=time.time(),
         grace=resolved.stop_grace,
+        revive=kind.patient,
     )
     target.clear()
     target.write(state)

@@ -195,7 +195,7 @@ class Gateway:
         if has_changed and self.nginx.share(*shared):
             self._shared = shared
         closed, is_ready = closed_together(seen), values["status"] == "Healthy"
-        if lost := self._ping and runtime.lost(self.settings, is_ready, bool(closed)):
+        if lost := text == self._ping and runtime.lost(self.settings, is_ready, bool(closed)):
             logger.error("%s was removed; it is made again", lost)
             # nginx makes the folders of its bodies when it reads its configuration.
             (self.settings.folder / "temporary").mkdir(mode=0o755, exist_ok=True)

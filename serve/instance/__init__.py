@@ -38,7 +38,8 @@ class State:
     `inference` is the clients' address, `backend` the server's own; `addresses` holds all. `gateway` is the command of
     the gateway process, empty without one; `gateway_program` is its nginx, for people. `environment` holds the server's
     own variables, `archives` the paths of the served archives by file name. Each process gets `grace` seconds to end. A
-    server whose management does not answer for `silence` seconds is started again.
+    server whose management does not answer for `silence` seconds is started again; with `revive`, so is a model that
+    has no living worker.
     """
 
     name: str
@@ -47,6 +48,7 @@ class State:
     inference: str
     management: str
     temporary: str
+    short: str
     command: list[str]
     environment: dict[str, str]
     archives: dict[str, str]
@@ -61,9 +63,9 @@ class State:
     server_process: int | None = None
     gateway_process: int | None = None
     ready: bool = False
-    short: str = ""
     grace: float = 10.0
     silence: float = 30.0
+    revive: bool = False
 
     @property
     def store(self) -> Path:

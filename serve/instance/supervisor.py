@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import http.client
+import json
 import logging
 import os
 import select
@@ -30,6 +31,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from beeline.metrics import FOLDER, identity
 from host import processes
 from serve.instance import MARK, Instance, State, link, remove_scratch
 
@@ -42,6 +44,8 @@ _PAUSE, _LONGEST_PAUSE, _LIMIT = 1.0, 30.0, 10
 _QUESTIONS = 6
 # Seconds between two looks at the folder, and until all its files are touched again.
 _KEEP, _DAY = 2.0, 86_400.0
+# Seconds without a living worker after which a model is started again, if the server is patient.
+_DEAD = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
 logger = logging.getLogger("supervisor")
 
@@ -79,6 +83,9 @@ class Supervisor:
         self.silent = 0
         # When the folder is looked at next, when its files are touched, and processes at work in a removed folder.
         self._look, self._touch, self._homeless = 0.0, 0.0, set[int]()
+        # By MODEL/VERSION, when it was last seen with a living worker; and the process that revives one.
+        self._served: dict[str, float] = {}
+        self._reviver: int | None = None
 
     def run(self) -> int:
         """Supervise until the end; return the exit code, 1 if the server or the gateway ended by itself."""
@@ -107,8 +114,10 @@ class Supervisor:
                 self._reap()
                 for child in (self.server, self.gateway):
                     self._watch(child)
-                self._end_if_silent()
+                if self.silent >= _QUESTIONS and self.state.ready:
+                    self._kill(f"the server has not answered for {self.state.silence:g} s")
                 self._keep_folder()
+                self._revive()
             # The gateway first, so that requests under way still get their answers.
             for child in (self.gateway, self.server):
                 if child.pid is not None:
@@ -130,7 +139,11 @@ class Supervisor:
         self.instance.write(self.state)
 
     def _start(
-        self, command: Sequence[str], end: signal.Signals, out: IO[bytes] | None = None, environment: Mapping[str, str] = {}
+        self,
+        command: Sequence[str],
+        end: signal.Signals,
+        out: IO[bytes] | None = None,
+        environment: Mapping[str, str] = {},
     ) -> int:
         """Start a child to which the kernel sends `end` when this process ends; return its process id."""
         process = subprocess.Popen(
@@ -203,41 +216,60 @@ class Supervisor:
                 self.silent += 1
             time.sleep(max(0.0, begun + seconds - time.monotonic()))
 
-    def _end_if_silent(self) -> None:
-        """Kill a server that hangs; then it is started again."""
-        if self.state.ready and self.server.pid is not None and self.silent >= _QUESTIONS:
-            logger.error("the server has not answered for %g s; it is killed", self.state.silence)
-            self.silent = -10 * _QUESTIONS
+    def _kill(self, why: str) -> None:
+        """Kill the server, so that it is started again."""
+        self.silent = -10 * _QUESTIONS
+        if self.server.pid is not None:
+            logger.error("%s; it is killed", why)
             with suppress(ProcessLookupError):
                 os.kill(self.server.pid, signal.SIGKILL)
 
     def _keep_folder(self) -> None:
         """Keep what a system removes from /tmp when it is old; start the server again where its archives are gone."""
-        now, folder, short = time.monotonic(), Path(self.state.temporary), Path(self.state.short or "/")
+        now, folder, short = time.monotonic(), Path(self.state.temporary), Path(self.state.short)
         if now < self._look or self.reason is not None:
             return
         self._look = now + _KEEP
         if not folder.is_dir():
             self._fail(f"its folder {folder} was removed; start it again")
             return
-        if self.state.short:
-            link(short, folder)
-            if now > self._touch:
-                self._touch = now + _DAY
-                for path in (short, *short.rglob("*")):
-                    with suppress(OSError):
-                        os.utime(path, follow_symlinks=False)
+        link(short, folder)
+        for path in (short, *short.rglob("*")) if now > self._touch else ():
+            self._touch = now + _DAY
+            with suppress(OSError):
+                os.utime(path, follow_symlinks=False)
         homeless, self._homeless = self._homeless, set()
         with suppress(psutil.Error):
             if self.server.pid is not None:
                 for child in psutil.Process(self.server.pid).children(recursive=True):
                     with suppress(OSError):
-                        if os.readlink(f"/proc/{child.pid}/cwd").endswith(" (deleted)"):
+                        if Path(f"/proc/{child.pid}/cwd").readlink().name.endswith(" (deleted)"):
                             self._homeless.add(child.pid)
         # Twice, because a worker that is just ending may have lost its folder.
-        if self.server.pid is not None and homeless & self._homeless:
-            logger.error("the unpacked archives were removed; the server is killed, to unpack them again")
-            os.kill(self.server.pid, signal.SIGKILL)
+        if homeless & self._homeless:
+            self._kill("the server's unpacked archives were removed")
+
+    def _revive(self) -> None:
+        """Start a model again whose workers are all dead, where the server would wait ever longer before it does."""
+        if not (self.state.revive and self.state.ready and self.server.pid is not None):
+            self._served.clear()
+            return
+        now = time.monotonic()
+        for path in Path(self.state.environment[FOLDER]).glob("[0-9]*-*.json"):
+            with suppress(OSError, ValueError, KeyError):
+                if identity(int(path.stem.partition("-")[0])) == path.stem:
+                    values = json.loads(path.read_text(encoding="utf-8"))
+                    self._served[f"{values['model']}/{values['version']}"] = now
+        if self._reviver is not None and self.exits.pop(self._reviver, None) is None:
+            return
+        self._reviver = None
+        for name in [name for name, seen in self._served.items() if now - seen > _DEAD]:
+            logger.error("%s has no living worker; unless it shall have none, it is started again", name)
+            # It is looked for again once a worker has loaded.
+            del self._served[name]
+            command = [sys.executable, "-m", "serve.scale", str(self.instance.folder), name]
+            self._reviver = self._start(command, signal.SIGTERM)
+            return
 
     def _listen(self) -> None:
         """Read what the command in the foreground says; when it ends without having detached, stop."""

@@ -67,6 +67,7 @@ class Server(ABC):
         versions: whether it serves several versions of one model.
         installs: whether it can install the requirements of an archive.
         highest_port: the largest port that it takes.
+        patient: whether it waits ever longer before it starts dead workers again, so that the supervisor does.
         synchronous: whether only its answer to a synchronous request says that workers are loaded (MMS lists them as
             READY from the start).
         lock_file: the packages of its Python.
@@ -78,6 +79,7 @@ class Server(ABC):
     installs: bool = False
     highest_port: int = 65_535
     synchronous: bool = False
+    patient: bool = False
     lock_file: Path
 
     @abstractmethod
@@ -158,8 +160,8 @@ def queue(configuration: Configuration, addresses: Addresses) -> int:
 
 def environment(server: Server, python: Path, configuration: Configuration, places: Places) -> dict[str, str]:
     """Return the variables of the server's processes, in addition to `clean`."""
-    threads = str(configuration.threads.value)
-    numbers = configuration.numbers
+    threads, wait = str(configuration.threads.value), "OMP_WAIT_POLICY"
+    numbers, has_quota = configuration.numbers, machine.cores() < len(os.sched_getaffinity(0))
     return {
         "TMPDIR": str(places.short),
         "TEMP": str(places.short),
@@ -175,18 +177,11 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
         "OMP_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
         **MALLOC,
-        **waiting(),
+        # Threads that spin use up a quota: PyTorch on a part of a core answered 1.5 to 4 pictures a second, or 12 to 16
+        # with threads that sleep.
+        **({wait: os.environ.get(wait, "PASSIVE")} if has_quota else {}),
         **server.environment(python),
     }
-
-
-def waiting() -> dict[str, str]:
-    """Return how OpenMP's threads wait for work; where the user says nothing and there is no quota, it decides itself.
-
-    Threads that spin use up a quota: PyTorch on a part of a core answered 1.5 to 4 pictures a second, and 12 to 16 with
-    threads that sleep.
-    """
-    return {} if "OMP_WAIT_POLICY" in os.environ or not machine.has_quota() else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:

@@ -256,7 +256,9 @@ class Server(LitServer):  # type: ignore[misc]
                 item.event.set()
         now = time.monotonic()
         items = self.response_buffer.items()
-        open_now = {item.worker_id: uid for uid, item in items if item.worker_id is not None and not item.event.is_set()}
+        open_now = {
+            item.worker_id: uid for uid, item in items if item.worker_id is not None and not item.event.is_set()
+        }
         # A worker answers its whole batch at once, so one request of it is enough.
         self.begun = {
             number: held if (held := self.begun.get(number, (uid, now)))[0] in self.response_buffer else (uid, now)

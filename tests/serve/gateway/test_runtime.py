@@ -60,7 +60,9 @@ def test_a_deadline_passes_up_to_the_gateways_own(number: int) -> None:
 
 
 def test_a_class_of_size_has_the_places_that_the_heap_holds_and_no_more_than_the_queue(tmp_path: Path) -> None:
-    text = written(tmp_path, "upstream.conf", places={260_000: 300, 0: 2}, in_flight=7, backends=(Backend("http://a:1", ""),))
+    text = written(
+        tmp_path, "upstream.conf", places={260_000: 300, 0: 2}, in_flight=7, backends=(Backend("http://a:1", ""),)
+    )
     held = dict(re.findall(r"upstream (\w+) .*?max_conns=(\d+)", text, re.DOTALL))
     assert held["predictions_260000"] == held["predictions_1000000"] == "7"
     assert held["predictions_0"] == "2"

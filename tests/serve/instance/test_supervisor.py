@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import psutil
 import pytest
 
 from beeline.errors import BeelineError
+from beeline.metrics import FOLDER, identity
 from host import processes
 from serve import instance
 from serve.instance import MARK, State, down, supervisor
@@ -37,6 +39,7 @@ EMPTY = State(
     inference="http://127.0.0.1:9",
     management="http://127.0.0.1:9",
     temporary="",
+    short="",
     command=[],
     environment={},
     archives={},
@@ -60,7 +63,14 @@ class Started:
         instance.link(self.short, self.scratch)
         command = ["sh", "-c", script]
         state = dataclasses.replace(
-            EMPTY, name=name, mark=mark, temporary=str(self.scratch), short=str(self.short), command=command, started=time.time(), **values
+            EMPTY,
+            name=name,
+            mark=mark,
+            temporary=str(self.scratch),
+            short=str(self.short),
+            command=command,
+            started=time.time(),
+            **values,
         )
         self.instance.write(state)
         read, self.pipe = os.pipe()
@@ -183,7 +193,9 @@ def test_java_that_ends_at_once_each_time_is_given_up_after_a_stated_number(
 ) -> None:
     monkeypatch.setattr(supervisor, "_LIMIT", 3)
     command = ["sh", "-c", f"echo start >> {tmp_path / 'starts'}"]
-    state = dataclasses.replace(EMPTY, temporary=str(tmp_path), command=command, ready=True, mark=f"{tmp_path}:1")
+    state = dataclasses.replace(
+        EMPTY, temporary=str(tmp_path), short=str(tmp_path), command=command, ready=True, mark=f"{tmp_path}:1"
+    )
     home = instance.named(tmp_path, "limit")
     home.clear()
     read, write = os.pipe()
@@ -209,9 +221,9 @@ def test_java_that_hangs_is_killed_after_the_stated_time_and_starts_again(start:
     started.ready()
     os.kill(started.server_process, signal.SIGSTOP)
     wait_for(started.state, lambda state: state.server_process != started.server_process)
-    assert "the server has not answered for 1.2 s; it is killed" in (
-        started.instance.logs / "supervisor.log"
-    ).read_text()
+    assert (
+        "the server has not answered for 1.2 s; it is killed" in (started.instance.logs / "supervisor.log").read_text()
+    )
     started.hang_up()
     assert started.ended()[0] == 0
 
@@ -235,6 +247,35 @@ def test_java_starts_again_where_the_unpacked_archives_were_removed(start: Start
     assert "the unpacked archives were removed" in (started.instance.logs / "supervisor.log").read_text()
     started.hang_up()
     assert started.ended()[0] == 0
+
+
+def test_a_model_without_living_workers_is_started_again_where_the_server_is_patient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = subprocess.Popen(["sleep", "1000"])
+    name = identity(worker.pid)
+    (tmp_path / f"{name}.json").write_text(json.dumps({"model": "fake", "version": "1.0"}))
+    values: dict[str, Any] = {
+        "temporary": str(tmp_path),
+        "ready": True,
+        "revive": True,
+        "environment": {FOLDER: str(tmp_path)},
+    }
+    one = supervisor.Supervisor(instance.named(tmp_path, "patient"), dataclasses.replace(EMPTY, **values), 0)
+    one.server.pid = worker.pid
+    commands: list[Any] = []
+    monkeypatch.setattr(one, "_start", lambda command, end: commands.append(command[2:]) or 4711)
+    monkeypatch.setattr(supervisor, "_DEAD", 0.1)
+    one._revive()
+    assert one._served.keys() == {"fake/1.0"}
+    worker.kill()
+    worker.wait()
+    for _ in range(2):
+        time.sleep(0.2)
+        one._revive()
+    # Once: the process that revives it is still at work.
+    assert commands == [["serve.scale", str(tmp_path / "patient"), "fake/1.0"]]
+    assert one._reviver == 4711
 
 
 def test_a_removed_folder_ends_in_one_sentence(start: Start) -> None:

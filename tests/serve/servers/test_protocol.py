@@ -151,3 +151,23 @@ def test_a_served_archive_stays_as_it_was_when_it_is_built_again(
     # Other users may pass through to the gateway's folder, and neither list nor read.
     assert places.temporary.stat().st_mode & 0o066 == 0
     assert places.store.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "own", "policy"), [(1, None, "PASSIVE"), (1, "ACTIVE", "ACTIVE"), (99, None, None), (99, "ACTIVE", None)]
+)
+def test_threads_that_wait_sleep_under_a_quota_of_cpu_time(
+    resolved: config.Configuration,
+    places: Places,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    own: str | None,
+    policy: str | None,
+) -> None:
+    monkeypatch.setattr("serve.servers.protocol.machine.cores", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    environment = protocol.environment(TorchServe(), Path(sys.executable), resolved, places)
+    assert environment.get("OMP_WAIT_POLICY") == policy
