@@ -139,16 +139,12 @@ class Supervisor:
         self.instance.write(self.state)
 
     def _start(
-        self,
-        command: Sequence[str],
-        end: signal.Signals,
-        out: IO[bytes] | None = None,
-        environment: Mapping[str, str] = {},
+        self, command: Sequence[str], end: signal.Signals, out: IO[bytes] | None = None, more: Mapping[str, str] = {}
     ) -> int:
         """Start a child to which the kernel sends `end` when this process ends; return its process id."""
         process = subprocess.Popen(
             command,
-            env={**os.environ, **environment, MARK: self.state.mark},
+            env={**os.environ, **more, MARK: self.state.mark},
             cwd=self.state.temporary,
             stdin=subprocess.DEVNULL,
             stdout=out,

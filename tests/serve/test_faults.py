@@ -34,7 +34,9 @@ def served(request: pytest.FixtureRequest, colour_archive: Path, state_home: Pat
         overrides=Overrides(workers=2),
         ports=Ports(0),
     )
-    with up(asked, print, {**os.environ, "BEELINE_STATE": str(state_home)}) as running:
+    # A worker may be silent for half of the deadline.
+    environ = {**os.environ, "BEELINE_STATE": str(state_home), "BEELINE_DEADLINE_SECONDS": "8"}
+    with up(asked, print, environ) as running:
         yield running
 
 
@@ -67,3 +69,19 @@ def test_all_workers_that_are_killed_at_once_come_back(served: Running) -> None:
         worker.kill()
     wait_for(lambda: good(served), seconds=30)
     assert not before & {each.pid for each in workers_of(served) if each.status() != psutil.STATUS_ZOMBIE}
+
+
+def test_a_worker_that_hangs_is_replaced(served: Running) -> None:
+    worker = workers_of(served)[-1]
+    worker.suspend()
+    try:
+        if served.state.server == "mms":
+            # It only hangs up on the worker, which ends when it goes on.
+            wait_for(lambda: [good(served) for _ in range(10)], all)
+            assert len(workers_of(served)) >= 3
+        else:
+            wait_for(lambda: (good(served), worker.is_running()), lambda seen: not seen[1])
+            wait_for(lambda: [good(served) for _ in range(10)], all)
+    finally:
+        with suppress(psutil.Error):
+            worker.resume()
