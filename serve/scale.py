@@ -17,7 +17,9 @@ from pathlib import Path
 from archive.mar import Archive
 from archive.store import find_archives
 from beeline.errors import BeelineError, Undetermined, did_you_mean
-from serve import servers
+from beeline.metrics import FOLDER
+from host.files import locked
+from serve import counts, servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
 from serve.config import ModelSettings, model_settings
 from serve.instance import Instance, State, failures
@@ -30,6 +32,8 @@ _GIVEN_UP = 3.0
 _GIVEN_UP_PARTLY = 30.0
 # Under load a golden picture waits in the queue like any other; only a longer silence is a reason to heal.
 _GOLDEN_PATIENCE = 60.0
+# Only one process at a time scales.
+_LOCK = "scale.lock"
 logger = logging.getLogger("scale")
 
 
@@ -154,7 +158,7 @@ def scale(
     watch = Watch(state.server_process, instance.logs, settings.model, settings.version)
     # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
-    with ManagementClient(state.management) as management:
+    with ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()
         before = management.describe(kind.path(settings))
@@ -193,7 +197,8 @@ def restore(instance: Instance, state: State, only: str = "") -> None:
     Models that did not start then are left out; one that fails now is logged.
     """
     kind, left_out = servers.named(state.server), failures(instance.failed)
-    with ManagementClient(state.management) as management:
+    folder = Path(state.environment[FOLDER])
+    with ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
         # The supervisor ends this process together with the server.
         while management.unready() is not None:
             time.sleep(0.2)
@@ -205,11 +210,11 @@ def restore(instance: Instance, state: State, only: str = "") -> None:
             try:
                 if not only:
                     kind.register(management, settings)
-                elif (now := management.describe(kind.path(settings))) is not None and now.min_workers:
-                    kind.revive(management, settings, now.min_workers, now.max_workers, patience)
-                else:
+                elif (now := management.describe(kind.path(settings))) is None or not now.min_workers:
                     # Somebody has scaled it to none.
                     continue
+                elif (settings.model, settings.version) not in counts.read(folder).counting():
+                    kind.revive(management, settings, now.min_workers, now.max_workers, patience)
                 while (now := management.describe(kind.path(settings))) is None or not now.ready:
                     if time.monotonic() > until:
                         raise Undetermined(f"no worker is ready after {patience} s")
@@ -220,6 +225,6 @@ def restore(instance: Instance, state: State, only: str = "") -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
-    folder = Instance(Path(sys.argv[1]))
-    if (present := folder.read()) is not None:
-        restore(folder, present, *sys.argv[2:])
+    named = Instance(Path(sys.argv[1]))
+    if (present := named.read()) is not None:
+        restore(named, present, *sys.argv[2:])
