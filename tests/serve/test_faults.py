@@ -51,6 +51,13 @@ def good(served: Running) -> bool:
     return False
 
 
+def test_a_picture_whose_turn_comes_after_its_own_deadline_is_answered_504(served: Running) -> None:
+    url, headers = f"{served.state.inference}/predictions/colours", {"X-Deadline-Ms": "0"}
+    answer = requests.post(url, data=RED, headers=headers, timeout=10)
+    assert (answer.status_code, answer.json()["type"]) == (504, "DeadlineExceeded")
+    assert good(served)
+
+
 def test_java_that_is_killed_is_started_again_while_nginx_answers(served: Running) -> None:
     assert good(served)
     assert served.state.server_process is not None
