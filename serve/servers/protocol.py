@@ -21,6 +21,7 @@ from serve import counts, instance
 from serve.addresses import Addresses
 from serve.client import ManagementClient
 from serve.config import Configuration, ModelSettings
+from serve.gateway.settings import CLASSES
 
 # Unless these thresholds are set, glibc raises them and keeps the memory of a burst. These values also avoid page
 # faults: a forward pass of ResNet-18, batch 8, one thread, took 169-189 ms with them, 203-209 without, and 296-331 with
@@ -153,9 +154,9 @@ class Server(ABC):
 def queue(configuration: Configuration, addresses: Addresses) -> int:
     """Return how many requests of a model the server itself may hold."""
     size = configuration.numbers["job_queue_size"].value
-    # A gateway lets in as many requests as the server should hold. After a deadline or a reload more may wait here for
-    # a while, and a server answers 503 both for a full queue and if it is not ready.
-    return size if addresses.metrics is None else 2 * size
+    # A gateway lets in at most as many requests of each class of size. After a deadline or a reload more may wait here
+    # for a while, and a server answers 503 both for a full queue and if it is not ready.
+    return size if addresses.metrics is None else (len(CLASSES) + 1) * size
 
 
 def environment(server: Server, python: Path, configuration: Configuration, places: Places) -> dict[str, str]:

@@ -86,8 +86,8 @@ def test_a_missing_package_is_named_even_if_the_server_lost_the_workers_tracebac
 
 
 @pytest.mark.parametrize("kind", [TorchServe(), Mms()])
-@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400")])
-def test_behind_a_gateway_the_servers_queue_is_twice_as_long(
+@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "1200")])
+def test_behind_a_gateway_the_servers_queue_takes_a_full_one_of_each_class_of_size(
     kind: protocol.Server, gateway: str, queue: str, resolved: config.Configuration, places: Places
 ) -> None:
     """The gateway answers 429 for a full queue; the server's own 503 would mean that it is not ready."""
