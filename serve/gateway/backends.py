@@ -34,8 +34,8 @@ from serve.properties import Properties
 from serve.servers.protocol import Say, keep
 
 # The limits of the servers, which the gateway must not exceed.
-_LIMITS = ("job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds")
-_LIMITS += ("beeline_heap_megabytes",)
+_LIMITS = ["job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds"]
+_LIMITS += ["beeline_heap_megabytes"]
 
 
 def share(

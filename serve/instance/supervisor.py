@@ -52,10 +52,7 @@ logger = logging.getLogger("supervisor")
 
 @dataclass
 class Child:
-    """The server or the gateway: a process that is started again `pause` seconds after it has ended, when it is `due`.
-
-    The kernel sends it `end` when this process ends. `ends` counts in a row.
-    """
+    """The server or the gateway. The kernel sends it `end` when this process ends; `ends` counts its own in a row."""
 
     name: str
     command: Sequence[str]
@@ -235,12 +232,10 @@ class Supervisor:
             with suppress(OSError):
                 os.utime(path, follow_symlinks=False)
         homeless, self._homeless = self._homeless, set()
-        with suppress(psutil.Error):
-            if self.server.pid is not None:
-                for child in psutil.Process(self.server.pid).children(recursive=True):
-                    with suppress(OSError):
-                        if Path(f"/proc/{child.pid}/cwd").readlink().name.endswith(" (deleted)"):
-                            self._homeless.add(child.pid)
+        with suppress(psutil.Error, OSError):
+            for child in psutil.Process(self.server.pid).children(recursive=True) if self.server.pid else ():
+                if Path(f"/proc/{child.pid}/cwd").readlink().name.endswith(" (deleted)"):
+                    self._homeless.add(child.pid)
         # Twice, because a worker that is just ending may have lost its folder.
         if homeless & self._homeless:
             self._kill("the server's unpacked archives were removed")
