@@ -245,7 +245,7 @@ def test_java_starts_again_where_the_unpacked_archives_were_removed(start: Start
     shutil.rmtree(started.scratch / "models")
     wait_for(started.state, lambda state: state.server_process != started.server_process)
     wait_for((started.scratch / "models").is_dir)
-    assert "the unpacked archives were removed" in (started.instance.logs / "supervisor.log").read_text()
+    assert "unpacked archives were removed; it is killed" in (started.instance.logs / "supervisor.log").read_text()
     started.hang_up()
     assert started.ended()[0] == 0
 
