@@ -21,14 +21,15 @@ from beeline import engines, formats, golden, tasks
 from beeline.answer import Answer, check_answers, failure
 from beeline.batch import Batch
 from beeline.decoder import Decoder, jpegs_for
-from beeline.errors import ModelError, RequestError
+from beeline.errors import DeadlineExceeded, ModelError, RequestError
 from beeline.metrics import Metrics
-from beeline.servers import header, keep_answers_whole, queue_milliseconds, send, swallows_errors
+from beeline.servers import deadline, header, keep_answers_whole, queue_milliseconds, send, swallows_errors
 from beeline.settings import Limits
 from beeline.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 About = tuple[str | None, float | None]
+_LATE = "its deadline passed before its turn came; try again when the server is less busy, or allow more time"
 
 
 class VisionHandler:
@@ -100,10 +101,14 @@ class VisionHandler:
         rows = list(data or [])
         # Measured first, or the batch's own time would count as the queue's.
         queues = [queue_milliseconds(header(context, i, "x-request-start")) for i in range(len(rows))]
-        ends = [None if waited is None else time.time() + self.limits.seconds - waited / 1000 for waited in queues]
+        own = [header(context, i, "x-deadline-ms") for i in range(len(rows))]
+        ends = [deadline(*each, self.limits.seconds) for each in zip(queues, own, strict=True)]
         about = [(header(context, i, "accept"), end) for i, end in enumerate(ends)]
         spans: dict[str, float] = {}
-        answers = self._answer(rows, about, spans)
+        late = [end is not None and time.time() > end for _, end in about]
+        timely = [(row, each) for row, each, skip in zip(rows, about, late, strict=True) if not skip]
+        computed = iter(self._answer([row for row, _ in timely], [each for _, each in timely], spans))
+        answers = [failure(DeadlineExceeded(_LATE)) if skip else next(computed) for skip in late]
         for i, (answer, queue) in enumerate(zip(answers, queues, strict=True)):
             times = {**({} if queue is None else {"queue": queue}), **spans}
             timing = ", ".join(f"{name};dur={milliseconds:.2f}" for name, milliseconds in times.items())

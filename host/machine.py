@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from beeline.settings import CGROUPS, cgroups, cores
 
-__all__ = ["cores", "free_memory", "gpus", "memory"]
+__all__ = ["cores", "free_memory", "gpus", "memory", "oom_kills"]
 
 # The files of limit and usage, by the controller's folder: "" in cgroups version 2.
 _MEMORY = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
@@ -36,6 +37,17 @@ def free_memory(root: Path = CGROUPS) -> int:
                 continue
             free = min(free, max(0, limit - used + _cached(folder / "memory.stat")))
     return free
+
+
+def oom_kills(root: Path = CGROUPS) -> int:
+    """Return how many processes of this cgroup the kernel has killed for memory; 0 where it does not count them."""
+    for controller, name in {"": "memory.events", "memory": "memory.oom_control"}.items():
+        for folder in cgroups(controller, root):
+            with suppress(OSError):
+                found = re.search(r"^oom_kill (\d+)$", (folder / name).read_text(), re.MULTILINE)
+                if found is not None:
+                    return int(found[1])
+    return 0
 
 
 def _cached(stat: Path) -> int:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import psutil
@@ -56,7 +57,12 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def marked(variable: str = "", prefix: str = "-", folder: Path | None = None) -> list[psutil.Process]:
-    """Return the live processes with a `variable` that begins with `prefix`, or at work in `folder` or below."""
+    """Return the live processes with a `variable` that begins with `prefix`, or at work in `folder` or below.
+
+    Raise ValueError for an empty prefix, which every process of the machine has, and for the root as `folder`.
+    """
+    if not prefix or folder == Path("/"):
+        raise ValueError(f"prefix {prefix!r} and folder {folder} would mean every process")
     # The folder, because nginx writes its title over its environment.
     found = []
     for process in psutil.process_iter():
@@ -69,14 +75,16 @@ def marked(variable: str = "", prefix: str = "-", folder: Path | None = None) ->
     return found
 
 
-def stop_marked(variable: str, prefix: str, grace: float = GRACE, folder: Path | None = None) -> list[int]:
-    """Stop every process that `marked` finds: SIGTERM, `grace` seconds, SIGKILL. Return the ids of all that it stopped.
+def stop_marked(
+    variable: str, prefix: str, grace: float = GRACE, folder: Path | None = None, spared: AbstractSet[int] = frozenset()
+) -> list[int]:
+    """Stop every process that `marked` finds but `spared`: SIGTERM, `grace` seconds, SIGKILL. Return the ids of all.
 
     A recorded process id is not enough, because the kernel may have given it to another program.
     """
     stopped: set[int] = set()
     deadline = time.monotonic() + grace
-    while found := marked(variable, prefix, folder):
+    while found := [each for each in marked(variable, prefix, folder) if each.pid not in spared]:
         overdue = time.monotonic() > deadline
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,13 @@ from pydantic.alias_generators import to_camel
 from archive.mar import Archive
 from archive.store import names
 from beeline.errors import ConfigError
+from serve.gateway.settings import CLASSES, LARGEST
 from serve.properties import DEFAULTS, Entry, Properties, sentence
 
 _DEFAULT = "default"
 # The reason of the default rate.
 RATE = "10 times job_queue_size"
+_MEGABYTE = 1 << 20
 # A lone picture gets at most this many cores; more were not measured.
 LONE = 4
 # Bytes of the server, nginx and the gateway; of a worker whose engine is OpenVINO, without its weights; and of one that
@@ -75,6 +78,13 @@ class Configuration:
         return self.numbers["beeline_max_image_bytes"].value * 4 // 3 + 65_536
 
     @property
+    def places(self) -> dict[int, int]:
+        """How many bodies of each of `CLASSES` the server holds at most."""
+        heap = self.numbers["beeline_heap_megabytes"].value * _MEGABYTE
+        of_class = {size: int(part * heap / (size or self.max_request_size)) for size, part in CLASSES.items()}
+        return {size: max(1, count) for size, count in of_class.items()}
+
+    @property
     def stop_grace(self) -> float:
         """Seconds that each process of a server gets to end before it is killed."""
         return self.numbers["beeline_drain_seconds"].value + self.numbers["beeline_stop_seconds"].value + 2.0
@@ -94,6 +104,10 @@ class Configuration:
             f"threads a worker {self.threads.value} ({self.threads.reason}); OpenVINO's for a lone picture "
             f"{lone.value} ({lone.reason})"
         )
+        held, queue = self.places, self.numbers["job_queue_size"].value
+        counts = [f"{min(queue, count)} up to {size / 1e6:g} MB" for size, count in held.items() if size != LARGEST]
+        if self.models:
+            out.append(f"requests that the server holds, by size: {', '.join(counts)}, {held[LARGEST]} larger ones")
         given = {
             name: number
             for name, number in self.numbers.items()
@@ -135,11 +149,11 @@ def resolve(
             forced |= dict.fromkeys(keys, Setting(_checked(option, keys[0], value), option))
         elif text:
             forced |= dict.fromkeys(keys, Setting(_checked(variable, keys[0], text), f"environment {variable}"))
+    numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
+    numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
     usual, chosen = _workers(archives, cores, gpus, memory), defaults(archives, properties)
     models = tuple(_model(archive, archive in chosen, properties, forced, usual) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
-    numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
-    numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
     threads = numbers.pop("beeline_threads")
     if not threads.value:
         threads = Setting(max(1, cores // max(1, workers)), f"{cores} cores / {workers} workers")
@@ -148,6 +162,8 @@ def resolve(
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     if not numbers["beeline_lone_threads"].value:
         numbers["beeline_lone_threads"] = _lone_threads(models, threads.value, cores)
+    if archives:
+        numbers["beeline_heap_megabytes"] = _heap(numbers, properties.texts.get("vmargs", ""), memory)
     texts = {key: properties.texts[key] for key in ("vmargs", "install_py_dep_per_model") if key in properties.texts}
     needed = _SERVER + sum(
         model.min_workers.value * worker_bytes(archive) for model, archive in zip(models, archives, strict=True)
@@ -158,6 +174,21 @@ def resolve(
             "memory are free: start fewer (--workers, WORKERS, minWorkers), serve fewer models, or allow more memory"
         )
     return Configuration(models, threads, numbers, **texts)
+
+
+def _heap(numbers: Mapping[str, Setting], vmargs: str, memory: int) -> Setting:
+    """Return the server's heap in megabytes; one in `vmargs` wins."""
+    if given := re.findall(r"-Xmx(\d+)([kKmMgG]?)", vmargs):
+        amount, unit = given[-1]
+        return Setting(int(amount) * 1024 ** "_kmg".find(unit.lower() or "_") // _MEGABYTE, "-Xmx in vmargs")
+    if numbers["beeline_heap_megabytes"].value:
+        return numbers["beeline_heap_megabytes"]
+    # Two of the largest bodies, and a full queue of small ones.
+    largest = numbers["beeline_max_image_bytes"].value * 4 // 3 + 65_536
+    least = max(2 * largest / CLASSES[LARGEST], numbers["job_queue_size"].value * 260_000 / CLASSES[260_000])
+    usual = min(1 << 30, memory // 8)
+    reason = "an eighth of the free memory, at most 1024" if usual > least else "two of the largest bodies"
+    return Setting(-(-int(max(least, usual)) // _MEGABYTE), reason)
 
 
 def worker_bytes(archive: Archive) -> int:
@@ -207,16 +238,20 @@ def _model(
     archive: Archive, is_default: bool, properties: Properties, forced: Mapping[str, Setting], default: Setting
 ) -> ModelSettings:
     entry, source = _entry(archive, properties)
+    deadline = {**DEFAULTS, **properties.numbers}["beeline_deadline_seconds"]
     absent = f"default: {source}" if not entry.numbers else _DEFAULT
     numbers = {
         "batchSize": Setting(8, absent),
         "maxBatchDelay": Setting(2, absent),
         "minWorkers": Setting(min(default.value, entry.numbers.get("maxWorkers", default.value)), default.reason),
-        "responseTimeout": Setting(120, absent),
+        "responseTimeout": Setting(max(1, deadline // 2), "half of beeline_deadline_seconds"),
         "startupTimeout": Setting(120, absent),
         **{key: Setting(value, source) for key, value in entry.numbers.items()},
         **forced,
     }
+    # An answer after the deadline reaches nobody.
+    if numbers["responseTimeout"].value > deadline:
+        numbers["responseTimeout"] = Setting(deadline, f"beeline_deadline_seconds, since {source} has a longer one")
     low = numbers["minWorkers"]
     high = numbers.setdefault("maxWorkers", Setting(low.value, "as many as at the start"))
     if high.value < low.value:

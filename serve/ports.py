@@ -76,7 +76,8 @@ def settle(wanted: Iterable[tuple[Address, str]], highest: int = 65_535, free: r
             for port in random.sample(free, len(free)) if address.port == 0 else [address.port]:
                 try:
                     # It sets SO_REUSEADDR, as Java does: a port with nothing but closed connections is free.
-                    held.enter_context(socket.create_server((address.host, port), backlog=1))
+                    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+                    held.enter_context(socket.create_server((address.host, port), family=family, backlog=1))
                 except OSError as error:
                     if error.errno != errno.EADDRINUSE:
                         raise Undetermined(

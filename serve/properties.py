@@ -95,6 +95,7 @@ class File(BaseModel):
     beeline_max_image_pixels: _Whole = _whole(50_000_000, 1, 2**31 - 1, "pixels")
     beeline_log_megabytes: _Whole = _whole(10, 1, 10_000, "megabytes")
     beeline_log_files: _Whole = _whole(3, 1, 100, "files")
+    beeline_heap_megabytes: _Whole = _whole(0, 128, 1_000_000, "megabytes")
     beeline_deadline_seconds: _Whole = _whole(60, 1, 3600, "seconds")
     beeline_requests_per_second: _Whole = _whole(0, 1, 1_000_000, "requests a second")
     beeline_drain_seconds: _Whole = _whole(0, 0, 600, "seconds")

@@ -13,12 +13,13 @@ import psutil
 
 from archive.mar import MANIFEST, Archive
 from beeline.errors import BeelineError, Undetermined
+from host import machine
 from serve.client import InferenceClient, ManagementClient
 from serve.instance import logs
 
 
 class Busy(BeelineError):
-    """The server refused a golden picture because it holds as many requests as it can."""
+    """The server refused a golden picture because it holds as many requests as it can, or has lost its worker."""
 
 
 class Watch:
@@ -34,6 +35,7 @@ class Watch:
         self.threads = logs.worker_threads(model, version)
         self._model = (model, version)
         self._alive: set[int] = set()
+        self._killed = machine.oom_kills()
 
     def workers(self) -> set[int]:
         """Return the ids of this model's living workers, and count those that ended since the last call."""
@@ -67,6 +69,8 @@ class Watch:
         """
         deadline = time.monotonic() + patience
         while logs.worker_failure(self.folder, self.threads) is None and time.monotonic() < deadline:
+            if killed := machine.oom_kills() - self._killed:
+                return f"the kernel killed {killed} processes of this cgroup for memory: start fewer (--workers)"
             time.sleep(0.1)
         return logs.failure(self.folder, self.threads) or "it logged no reason, as when memory runs out"
 
@@ -129,7 +133,9 @@ def try_golden(inference: InferenceClient, archive: Archive, version: str | None
         return f"{archive.model}: workers are READY; the archive has no golden picture to try"
     answer = inference.predict(archive.model, archive.golden_bytes(), version)
     if answer.status != 200:
-        raise (Busy if answer.status in (429, 503) else BeelineError)(
+        # Without a handler's headers, an error means that the picture's worker has died.
+        has_died = answer.status in (500, 507) and "x-batch-size" not in map(str.lower, answer.headers)
+        raise (Busy if answer.status in (429, 503) or has_died else BeelineError)(
             f"{archive.model} answers its golden picture {archive.golden.file} with {answer.status} "
             f"({answer.body.strip()[:200]}); see `beeline serve logs`"
         )

@@ -1,19 +1,28 @@
-"""Change a model's number of workers, wait until they are ready, and heal a model that its server has given up."""
+"""Change a model's number of workers, wait until they are ready, and heal a model that its server has given up.
+
+`python -m serve.scale FOLDER` gives the instance's server, which was started again, the workers that it began with, and
+`python -m serve.scale FOLDER MODEL/VERSION` one model, whose workers are all dead.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from archive.mar import Archive
 from archive.store import find_archives
 from beeline.errors import BeelineError, Undetermined, did_you_mean
-from serve import servers
+from beeline.metrics import FOLDER
+from host.files import locked
+from serve import counts, servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
 from serve.config import ModelSettings, model_settings
-from serve.instance import Instance, State
+from serve.instance import Instance, State, failures
 from serve.ready import Watch, try_golden
 from serve.servers.protocol import Say, Server
 
@@ -23,6 +32,9 @@ _GIVEN_UP = 3.0
 _GIVEN_UP_PARTLY = 30.0
 # Under load a golden picture waits in the queue like any other; only a longer silence is a reason to heal.
 _GOLDEN_PATIENCE = 60.0
+# Only one process at a time scales.
+_LOCK = "scale.lock"
+logger = logging.getLogger("scale")
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,7 @@ def scale(
     watch = Watch(state.server_process, instance.logs, settings.model, settings.version)
     # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
-    with ManagementClient(state.management) as management:
+    with ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()
         before = management.describe(kind.path(settings))
@@ -176,3 +188,43 @@ def _settings(state: State, model: str) -> ModelSettings:
             return settings
     hint = did_you_mean(model, {settings.model for settings in started})
     raise BeelineError(f"the server serves no model {model!r}{hint}")
+
+
+def restore(instance: Instance, state: State, only: str = "") -> None:
+    """Wait for a server that was started again, and give each model its workers, one model after the other.
+
+    With `only`, a `MODEL/VERSION`, revive that one. The numbers are those of the start, or those that it has now.
+    Models that did not start then are left out; one that fails now is logged.
+    """
+    kind, left_out = servers.named(state.server), failures(instance.failed)
+    folder = Path(state.environment[FOLDER])
+    with ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
+        # The supervisor ends this process together with the server.
+        while management.unready() is not None:
+            time.sleep(0.2)
+        for settings in map(model_settings, state.configuration["models"]):
+            name, patience = f"{settings.model}/{settings.version}", settings.startup_timeout.value
+            if name in left_out or only not in ("", name):
+                continue
+            until = time.monotonic() + patience
+            try:
+                if not only:
+                    kind.register(management, settings)
+                elif (now := management.describe(kind.path(settings))) is None or not now.min_workers:
+                    # Somebody has scaled it to none.
+                    continue
+                elif (settings.model, settings.version) not in counts.read(folder).counting():
+                    kind.revive(management, settings, now.min_workers, now.max_workers, patience)
+                while (now := management.describe(kind.path(settings))) is None or not now.ready:
+                    if time.monotonic() > until:
+                        raise Undetermined(f"no worker is ready after {patience} s")
+                    time.sleep(0.2)
+            except BeelineError as error:
+                logger.error("%s %s does not start again: %s", settings.model, settings.version, error)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+    named = Instance(Path(sys.argv[1]))
+    if (present := named.read()) is not None:
+        restore(named, present, *sys.argv[2:])

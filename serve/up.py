@@ -105,6 +105,10 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
+        if policy := running.state.environment.get("OMP_WAIT_POLICY"):
+            say(
+                f"  OMP_WAIT_POLICY {policy} (with a quota of CPU time, PASSIVE unless the environment has another one)"
+            )
         _wait(running, started, say)
         running.ready()
     except BaseException:
@@ -159,7 +163,8 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
     """Write the state and the files, and start the supervisor with the lock and a pipe."""
     target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
-    places = Places(instance.scratch(mark), target.logs)
+    places = Places(instance.scratch(mark), target.logs, instance.short(mark))
+    heap = f"-Xmx{resolved.numbers['beeline_heap_megabytes'].value}m"
     state = State(
         name=target.name,
         server=kind.name,
@@ -172,12 +177,14 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
         gateway_program=start.gateway.sentence,
         gateway=[sys.executable, "-m", "serve.gateway", str(places.gateway)] if start.gateway.kind != "none" else [],
         temporary=str(places.temporary),
-        command=kind.command(start.runtime, places, resolved.vmargs),
+        short=str(places.short),
+        command=kind.command(start.runtime, places, f"{heap} {resolved.vmargs}"),
         environment=protocol.environment(kind, start.runtime.python, resolved, places),
         archives={archive.path.name: str(archive.path.resolve()) for archive in start.archives},
         configuration=resolved.to_dict(),
         started=time.time(),
         grace=resolved.stop_grace,
+        revive=kind.patient,
     )
     target.clear()
     target.write(state)

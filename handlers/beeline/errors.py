@@ -95,9 +95,9 @@ class TruncatedImage(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """A request whose client has been refused already, since it waited for too long."""
+    """A request whose answer would come after its deadline, when nobody waits for it any more."""
 
-    status, phrase, reason = 504, "Gateway Timeout", "deadline"
+    status, phrase, reason = 504, "Gateway Timeout", "deadline_exceeded"
 
 
 class ModelError(RequestError):

@@ -54,6 +54,18 @@ def queue_milliseconds(request_start: object, now: float | None = None) -> float
     return waited * 1000 if 0 <= waited < 3600 else None
 
 
+def deadline(waited: float | None, own: str | None, seconds: int) -> float | None:
+    """Return when a request is too late, by `time.time`; None without the milliseconds that it has waited.
+
+    That is `seconds` after it came, or as many milliseconds as its `X-Deadline-Ms` says where they are fewer.
+    """
+    if waited is None:
+        return None
+    # Longer numbers are over any limit, and Python refuses to parse the longest.
+    is_number = own is not None and own.isascii() and own.isdigit() and len(own) < 10
+    return time.time() + (min(int(str(own)) / 1000, seconds) if is_number else seconds) - waited / 1000
+
+
 def send(context: Any, index: int, answer: Answer) -> str:
     """Set status, headers and content type of request `index`; return the body for the server's list.
 

@@ -194,8 +194,14 @@ class Gateway:
         # Where nginx does not take the change, the next round tries again.
         if has_changed and self.nginx.share(*shared):
             self._shared = shared
-        if text != self._ping:
-            runtime.write_state(self.settings, values["status"] == "Healthy", text, closed_together(seen))
+        closed, is_ready = closed_together(seen), values["status"] == "Healthy"
+        if lost := text == self._ping and runtime.lost(self.settings, is_ready, bool(closed)):
+            logger.error("%s was removed; it is made again", lost)
+            # nginx makes the folders of its bodies when it reads its configuration.
+            (self.settings.folder / "temporary").mkdir(mode=0o755, exist_ok=True)
+            self.nginx.share(*self._shared)
+        if text != self._ping or lost:
+            runtime.write_state(self.settings, is_ready, text, closed)
             if self.collector is not None:
                 models = values["models"].items()
                 wanted = {(name, version): one["workers"] for name, found in models for version, one in found.items()}

@@ -34,7 +34,8 @@ from serve.properties import Properties
 from serve.servers.protocol import Say, keep
 
 # The limits of the servers, which the gateway must not exceed.
-_LIMITS = ("job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds")
+_LIMITS = ["job_queue_size", "beeline_max_image_bytes", "beeline_max_image_pixels", "beeline_deadline_seconds"]
+_LIMITS += ["beeline_heap_megabytes"]
 
 
 def share(
@@ -112,6 +113,8 @@ def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mappi
             at,
             folder=top / "gateway",
             logs=logs(instance.state_folder(environ)),
+            # The backends' own gateways know their heaps.
+            places={},
             name=Name(to.host, to.port, properties.DEFAULTS["management_address"].port),
             management_from=() if at.management.loopback else _allowed(environ),
         )

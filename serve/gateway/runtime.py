@@ -16,7 +16,7 @@ from pathlib import Path
 from beeline.errors import Undetermined
 from host import ROOT
 from host.files import write_json, write_whole
-from serve.gateway.settings import Backend, Settings
+from serve.gateway.settings import CLASSES, Backend, Settings
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
@@ -99,12 +99,21 @@ def command(settings: Settings) -> list[str]:
 
 def write_state(settings: Settings, ready: bool, text: str, closed: AbstractSet[str] = frozenset()) -> None:
     """Write what `/ping` answers, and take predictions except those of `closed`; none where neither is given."""
+    (settings.state / "closed").mkdir(parents=True, exist_ok=True)
+    open_to_all(settings.state)
     if ready or closed:
         # Before `/ping` answers 200, so that nobody who sees that is refused.
         _open(settings, closed)
     write_ping(settings, ready, text)
     if not ready and not closed:
         (settings.state / "open").unlink(missing_ok=True)
+
+
+def lost(settings: Settings, ready: bool, closed: bool) -> Path | None:
+    """Return what of the state, or of nginx's folders, somebody has removed."""
+    needed = [settings.state / ("ready" if ready else "unready"), settings.folder / "temporary" / "bodies"]
+    needed += [settings.state / "closed", *([settings.state / "open"] if ready or closed else [])]
+    return next((path for path in needed if not path.exists()), None)
 
 
 def write_ping(settings: Settings, ready: bool, text: str) -> None:
@@ -139,13 +148,14 @@ def write_backends(settings: Settings, members: Sequence[str], known: Sequence[B
     hosts = [url.removeprefix("http://") for url in members]
     # A group must not be empty; nginx never connects to this address.
     none = ["server 127.0.0.1:1 down;"]
-    servers = [f"server {host} max_conns={settings.in_flight} max_fails=0;" for host in hosts] or none
     # Where no server has room, nginx logs the group's name as the address; it does so too once it has tried them all.
-    full = f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions$" 1;'
-    blocks = {
-        "upstream predictions": ["zone predictions 128k;", "least_conn;", *servers, "keepalive 64;"],
-        "map $upstream_addr $full": [full, 'default "";'],
-    }
+    full = f'"~^([^,]+, ){{0,{max(1, len(members)) - 1}}}predictions(_[0-9]+)?$" 1;'
+    blocks = {"map $upstream_addr $full": [full, 'default "";']}
+    # A group for each class of bodies, so that each has its own places.
+    for size in CLASSES:
+        group, held = f"predictions_{size}", min(settings.in_flight, settings.places.get(size, settings.in_flight))
+        servers = [f"server {host} max_conns={held} max_fails=0;" for host in hosts] or none
+        blocks[f"upstream {group}"] = [f"zone {group} 128k;", "least_conn;", *servers, "keepalive 64;"]
     if settings.name:
         # Without a limit, so that the page gets its catalog however busy the backends are.
         blocks["upstream catalog"] = [f"server {host} max_fails=0;" for host in hosts] or none
@@ -203,6 +213,8 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         adapter["adapter.conf"].append("proxy_set_header X-Label $http_x_label;")
         allowed = {"$http_authorization": f"Bearer {settings.feedback_token}"} if settings.feedback_token else _HERE
         adapter["feedback.conf"] = [f'if ({name} !~ "^{text}\\z") {{ return 403; }}' for name, text in allowed.items()]
+    # A client's own deadline passes where it is a whole number of milliseconds that is not over the gateway's.
+    own = [f"default {1000 * deadline};", f'"~^0*({_up_to(1000 * deadline)})\\z" $http_x_deadline_ms;']
     return {
         "process.conf": [
             f"worker_processes {settings.processes};",
@@ -215,6 +227,7 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             *(["include adapter_maps.conf;"] if settings.adapter else []),
             *([cache] if settings.name else []),
             *_block("map $uri $other_version", ["default 0;", *others]),
+            *_block("map $http_x_deadline_ms $deadline_ms", own),
         ],
         "listen.conf": listen,
         "limits.conf": [
@@ -231,6 +244,13 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
         **(adapter if settings.adapter else {}),
     }
+
+
+def _up_to(number: int) -> str:
+    """Return a pattern of the whole numbers from 0 to `number`, without leading zeros."""
+    digits = str(number)
+    lower = [f"{digits[:i]}[0-{int(d) - 1}][0-9]{{{len(digits) - i - 1}}}" for i, d in enumerate(digits) if d != "0"]
+    return "|".join([f"[0-9]{{1,{len(digits) - 1}}}", *lower, digits])
 
 
 def _places(size: str, count: int) -> list[str]:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:  # the gateway reads its own settings: its process holds no py
     from serve.properties import Properties
 
 FILE = "settings.json"
+# The part of the server's heap that bodies of each class may fill, by the most bytes of one; `LARGEST` is any larger
+# one, and any of unknown length. nginx's map of `$group` has the same classes. Java holds a body once, and for a moment
+# twice; with three quarters in bodies it still answers (bench/LOG.md).
+LARGEST = 0
+CLASSES = {260_000: 0.2, 1_000_000: 0.1, 4_000_000: 0.15, 10_000_000: 0.15, LARGEST: 0.15}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Settings:
     listen: tuple[Address, ...]  # public addresses, each with page and API
     max_body: int  # bytes of the largest request
     max_image: int  # bytes of the largest picture, for the error's sentence
-    in_flight: int  # requests that one backend holds at most
+    in_flight: int  # requests of one class of size that one backend holds at most
     per_second: int  # requests a second of one client address
     deadline: int  # seconds for one prediction
     drain: int  # seconds after SIGTERM in which it still takes requests while `/ping` says 503
@@ -70,6 +75,8 @@ class Settings:
     logs: Path  # the folder of access.log and gateway.log
     log_megabytes: int  # a larger log is rotated
     log_files: int  # how many rotated logs are kept
+    # By the most bytes of a body, how many requests of that class one backend holds; 0 is any larger one.
+    places: Mapping[int, int] = field(default_factory=dict)
     backends: tuple[Backend, ...] = ()  # the ready ones share the load; empty where `name` finds them
     store: Path | None = None  # the served archives, for their golden pictures; None where `name` finds the backends
     versions: bool = False  # whether the backends serve several versions of one model
@@ -132,6 +139,7 @@ class Settings:
         values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         for key in ("folder", "store", "logs", "worker_metrics"):
             values[key] = values[key] and Path(values[key])
+        values["places"] = {int(size): count for size, count in values["places"].items()}
         values["listen"] = tuple(Address(**one) for one in values["listen"])
         values["backends"] = tuple(Backend(**one) for one in values["backends"])
         for key in ("management", "metrics"):
@@ -159,6 +167,7 @@ def public(
         "max_body": configuration.max_request_size,
         "max_image": numbers["beeline_max_image_bytes"],
         "in_flight": numbers["job_queue_size"],
+        "places": configuration.places,
         "per_second": numbers["beeline_requests_per_second"],
         "deadline": numbers["beeline_deadline_seconds"],
         "drain": numbers["beeline_drain_seconds"],

@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,9 +34,12 @@ _SCRATCH = "beeline-"
 class State:
     """The state of a running instance; JSON in `instance.json`.
 
+    `temporary` is the folder of all its files, and `short` a path of it for those with sockets in their names.
     `inference` is the clients' address, `backend` the server's own; `addresses` holds all. `gateway` is the command of
     the gateway process, empty without one; `gateway_program` is its nginx, for people. `environment` holds the server's
-    own variables, `archives` the paths of the served archives by file name. Each process gets `grace` seconds to end.
+    own variables, `archives` the paths of the served archives by file name. Each process gets `grace` seconds to end. A
+    server whose management does not answer for `silence` seconds is started again; with `revive`, so is a model that
+    has no living worker.
     """
 
     name: str
@@ -46,6 +48,7 @@ class State:
     inference: str
     management: str
     temporary: str
+    short: str
     command: list[str]
     environment: dict[str, str]
     archives: dict[str, str]
@@ -61,6 +64,8 @@ class State:
     gateway_process: int | None = None
     ready: bool = False
     grace: float = 10.0
+    silence: float = 30.0
+    revive: bool = False
 
     @property
     def store(self) -> Path:
@@ -135,8 +140,8 @@ class Instance:
         state = self.read()
         scratch = Path(state.temporary) if state is not None else None
         stopped = processes.stop_marked(MARK, f"{self.folder}:", folder=scratch)
-        if scratch is not None:
-            remove_scratch(scratch)
+        if state is not None and scratch is not None:
+            remove_scratch(scratch, Path(state.short))
             self.end("its supervisor was killed; the processes that it left are stopped now", failed=True)
         return stopped
 
@@ -245,15 +250,36 @@ def _stop(target: Instance) -> None:
         time.sleep(0.05)
 
 
+def short(mark: str) -> Path:
+    """Return the short path of a mark's folder: a link to `scratch`, or that folder itself.
+
+    A socket's path has at most 108 bytes, so `TMPDIR` does not count; and the runtime folder of a user goes at logout.
+    """
+    return Path("/tmp") / f"{_SCRATCH}{mark.rpartition(':')[2]}"
+
+
 def scratch(mark: str) -> Path:
-    """Return the temporary folder of a mark. Its path is short, because a socket's path has at most 108 bytes."""
-    return Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
+    """Return the temporary folder of a mark: in the instance's own, since systems remove old files from /tmp.
+
+    If root starts nginx, its workers run as nobody; where nobody may not enter the instance's folder, it is `short`.
+    """
+    folder, name = Path(mark.rpartition(":")[0]), short(mark).name
+    is_open = os.geteuid() != 0 or all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))
+    return folder / name if is_open else short(mark)
 
 
-def remove_scratch(path: Path) -> None:
-    """Remove an instance's temporary folder, and nothing else."""
+def link(short: Path, scratch: Path) -> None:
+    """Make the short path, unless it is there."""
+    if short != scratch and not short.is_symlink():
+        short.symlink_to(scratch)
+
+
+def remove_scratch(path: Path, short: Path) -> None:
+    """Remove an instance's temporary folder and its short path, and nothing else."""
     if path.name.startswith(_SCRATCH):
         shutil.rmtree(path, ignore_errors=True)
+    if short.name.startswith(_SCRATCH) and short.is_symlink():
+        short.unlink()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

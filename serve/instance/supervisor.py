@@ -2,35 +2,66 @@
 
 The launchers of TorchServe and MMS leave Java running on SIGTERM, and MMS leaves workers when Java dies. So this
 process starts the server itself. It stops the whole tree on a signal, and when its pipe closes, because then the
-command in the foreground has died. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it
-inherits both descriptors.
+command in the foreground has died. A server or a gateway that ends by itself is started again, and so is a server that
+hangs. Run as `python -m serve.instance.supervisor FOLDER LOCK PIPE`; it inherits both descriptors.
 """
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
+import http.client
+import json
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
+from urllib.parse import urlsplit
 
+import psutil
+
+from beeline.metrics import FOLDER, identity
 from host import processes
-from serve.instance import MARK, Instance, State, remove_scratch
+from serve.instance import MARK, Instance, State, link, remove_scratch
 
 READY, DETACH, STOP = b"ready\n", b"detach\n", b"stop\n"
-# Seconds until a gateway that ended is started again: doubled each time, until it has run for the longest pause.
-_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+# Seconds until a process that ended is started again: doubled each time, until it has run for the longest pause. A
+# server that ends more often than `_LIMIT` times before it has run so long is given up, after three minutes or more.
+_PAUSE, _LONGEST_PAUSE, _LIMIT = 1.0, 30.0, 10
+# A server hangs that leaves so many questions in a row without an answer, each for a sixth of `State.silence` seconds;
+# one that has just started may unpack archives, so it gets ten times as many.
+_QUESTIONS = 6
+# Seconds between two looks at the folder, and until all its files are touched again.
+_KEEP, _DAY = 2.0, 86_400.0
+# Seconds without a living worker after which a model is started again, if the server is patient.
+_DEAD = 2.0
 _PR_SET_CHILD_SUBREAPER = 36
 logger = logging.getLogger("supervisor")
+
+
+@dataclass
+class Child:
+    """The server or the gateway. The kernel sends it `end` when this process ends; `ends` counts its own in a row."""
+
+    name: str
+    command: Sequence[str]
+    end: signal.Signals
+    pid: int | None = None
+    begun: float = 0.0
+    pause: float = _PAUSE / 2
+    due: float | None = None
+    ends: int = 0
 
 
 class Supervisor:
@@ -43,9 +74,15 @@ class Supervisor:
         self.exits: dict[int, int] = {}
         self.reason: str | None = None
         self.failed = False
-        self.gateway: int | None = None
-        self._begun, self._pause = 0.0, _PAUSE / 2
-        self._due: float | None = None
+        self.server = Child("server", state.command, signal.SIGKILL)
+        self.gateway = Child("gateway", state.gateway, signal.SIGTERM)
+        # Questions in a row without an answer; below zero after a start.
+        self.silent = 0
+        # When the folder is looked at next, when its files are touched, and processes at work in a removed folder.
+        self._look, self._touch, self._homeless = 0.0, 0.0, set[int]()
+        # By MODEL/VERSION, when it was last seen with a living worker; and the process that revives one.
+        self._served: dict[str, float] = {}
+        self._reviver: int | None = None
 
     def run(self) -> int:
         """Supervise until the end; return the exit code, 1 if the server or the gateway ended by itself."""
@@ -60,11 +97,10 @@ class Supervisor:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.instance.write(self.state)
         try:
-            with (self.instance.logs / "console.log").open("ab") as console:
-                server = self._start(self.state.command, signal.SIGKILL, console, self.state.environment)
-            self._save(server_process=server)
+            self._begin(self.server)
             if self.state.gateway:
-                self._start_gateway()
+                self._begin(self.gateway)
+            threading.Thread(target=self._ask, name="ask", daemon=True).start()
             while self.reason is None:
                 watched = [wake] + ([self.pipe] if self.pipe is not None else [])
                 readable, _, _ = select.select(watched, [], [], 1.0)
@@ -73,19 +109,22 @@ class Supervisor:
                 if self.pipe in readable:
                     self._listen()
                 self._reap()
-                if self.reason is None and server in self.exits:
-                    self._fail(f"the server ended by itself ({_exit(self.exits[server])})")
-                self._watch_gateway()
+                for child in (self.server, self.gateway):
+                    self._watch(child)
+                if self.silent >= _QUESTIONS and self.state.ready:
+                    self._kill(f"the server has not answered for {self.state.silence:g} s")
+                self._keep_folder()
+                self._revive()
             # The gateway first, so that requests under way still get their answers.
-            if self.gateway is not None:
-                self._stop(self.gateway)
-            self._stop(server)
+            for child in (self.gateway, self.server):
+                if child.pid is not None:
+                    self._stop(child.pid)
         except Exception as error:
             self._fail(f"the supervisor failed ({type(error).__name__}: {error})")
             raise
         finally:
             processes.stop_marked(MARK, self.state.mark, self.state.grace / 2, Path(self.state.temporary))
-            remove_scratch(Path(self.state.temporary))
+            remove_scratch(Path(self.state.temporary), Path(self.state.short))
             self.instance.end(self.reason or "its supervisor ended", self.failed)
         return 1 if self.failed else 0
 
@@ -97,12 +136,12 @@ class Supervisor:
         self.instance.write(self.state)
 
     def _start(
-        self, command: list[str], end: signal.Signals, out: IO[bytes] | None = None, environment: Mapping[str, str] = {}
+        self, command: Sequence[str], end: signal.Signals, out: IO[bytes] | None = None, more: Mapping[str, str] = {}
     ) -> int:
         """Start a child to which the kernel sends `end` when this process ends; return its process id."""
         process = subprocess.Popen(
             command,
-            env={**os.environ, **environment, MARK: self.state.mark},
+            env={**os.environ, **more, MARK: self.state.mark},
             cwd=self.state.temporary,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -112,26 +151,116 @@ class Supervisor:
         process.returncode = 0  # `_reap` collects it; Popen must not warn that nobody did.
         return process.pid
 
-    def _start_gateway(self) -> None:
-        """Start the gateway process, which logs to supervisor.log."""
-        self.gateway, self._begun = self._start(self.state.gateway, signal.SIGTERM), time.monotonic()
-        self._save(gateway_process=self.gateway)
+    def _begin(self, child: Child) -> None:
+        """Start the server, which logs to console.log, or the gateway, which logs to supervisor.log."""
+        child.begun, child.due = time.monotonic(), None
+        if child is self.gateway:
+            child.pid = self._start(child.command, child.end)
+            self._save(gateway_process=child.pid)
+            return
+        self.silent = -10 * _QUESTIONS
+        with (self.instance.logs / "console.log").open("ab") as console:
+            child.pid = self._start(child.command, child.end, console, self.state.environment)
+        self._save(server_process=child.pid)
+        if self.state.ready and self.state.archives:
+            # Until now `up` has given it its workers. It needs modules that this process does not hold.
+            self._start([sys.executable, "-m", "serve.scale", str(self.instance.folder)], signal.SIGTERM)
 
-    def _watch_gateway(self) -> None:
-        """Start the gateway again after it ended; it is a failure if it ended before the server was ready."""
-        if self._due is not None and time.monotonic() >= self._due:
-            self._due = None
-            self._start_gateway()
-        if self.reason is not None or self.gateway is None or self.gateway not in self.exits:
+    def _watch(self, child: Child) -> None:
+        """Start a child again after it ended; it is a failure before the server was ready, or too often."""
+        if child.due is not None and time.monotonic() >= child.due:
+            self._begin(child)
+        if self.reason is not None or child.pid not in self.exits or child.pid is None:
             return
-        ended = f"the gateway ended by itself ({_exit(self.exits.pop(self.gateway))})"
-        if not self.state.ready:
-            self._fail(ended)
+        ended = f"the {child.name} ended by itself ({_exit(self.exits.pop(child.pid))})"
+        has_run = time.monotonic() - child.begun > _LONGEST_PAUSE
+        child.ends = 1 if has_run else child.ends + 1
+        if not self.state.ready or (child is self.server and child.ends > _LIMIT):
+            self._fail(ended if child.ends == 1 else f"{ended}, {child.ends} times in a row")
             return
-        has_run = time.monotonic() - self._begun > _LONGEST_PAUSE
-        self._pause = _PAUSE if has_run else min(2 * self._pause, _LONGEST_PAUSE)
-        logger.error("%s; starting it again in %g s", ended, self._pause)
-        self.gateway, self._due = None, time.monotonic() + self._pause
+        child.pause = _PAUSE if has_run else min(2 * child.pause, _LONGEST_PAUSE)
+        logger.error("%s; starting it again in %g s", ended, child.pause)
+        child.pid, child.due = None, time.monotonic() + child.pause
+        if child is self.server:
+            # Multi Model Server's workers outlive it; both servers in Java unpack their archives again.
+            self._stop_workers()
+            shutil.rmtree(Path(self.state.temporary) / "models", ignore_errors=True)
+
+    def _stop_workers(self) -> None:
+        """Stop all processes except the gateway and those that it has started."""
+        spared: set[int] = set()
+        with suppress(psutil.Error):
+            if self.gateway.pid is not None:
+                gateway = psutil.Process(self.gateway.pid)
+                spared = {each.pid for each in (gateway, *gateway.children(recursive=True))}
+        processes.stop_marked(MARK, self.state.mark, _PAUSE / 2, spared=spared)
+
+    def _ask(self) -> None:
+        """Ask the server's management for its models, again and again, and count what it does not answer."""
+        at, seconds = urlsplit(self.state.management), self.state.silence / _QUESTIONS
+        while True:
+            begun = time.monotonic()
+            try:
+                with closing(http.client.HTTPConnection(str(at.hostname), at.port, timeout=seconds)) as connection:
+                    connection.request("GET", "/models")
+                    connection.getresponse().read()
+                self.silent = 0
+            except (OSError, http.client.HTTPException):
+                self.silent += 1
+            time.sleep(max(0.0, begun + seconds - time.monotonic()))
+
+    def _kill(self, why: str) -> None:
+        """Kill the server, so that it is started again."""
+        self.silent = -10 * _QUESTIONS
+        if self.server.pid is not None:
+            logger.error("%s; it is killed", why)
+            with suppress(ProcessLookupError):
+                os.kill(self.server.pid, signal.SIGKILL)
+
+    def _keep_folder(self) -> None:
+        """Keep what a system removes from /tmp when it is old; start the server again where its archives are gone."""
+        now, folder, short = time.monotonic(), Path(self.state.temporary), Path(self.state.short)
+        if now < self._look or self.reason is not None:
+            return
+        self._look = now + _KEEP
+        if not folder.is_dir():
+            self._fail(f"its folder {folder} was removed; start it again")
+            return
+        link(short, folder)
+        for path in (short, *short.rglob("*")) if now > self._touch else ():
+            self._touch = now + _DAY
+            with suppress(OSError):
+                os.utime(path, follow_symlinks=False)
+        homeless, self._homeless = self._homeless, set()
+        with suppress(psutil.Error, OSError):
+            for child in psutil.Process(self.server.pid).children(recursive=True) if self.server.pid else ():
+                if Path(f"/proc/{child.pid}/cwd").readlink().name.endswith(" (deleted)"):
+                    self._homeless.add(child.pid)
+        # Twice, because a worker that is just ending may have lost its folder.
+        if homeless & self._homeless:
+            self._kill("the server's unpacked archives were removed")
+
+    def _revive(self) -> None:
+        """Start a model again whose workers are all dead, where the server would wait ever longer before it does."""
+        if not (self.state.revive and self.state.ready and self.server.pid is not None):
+            self._served.clear()
+            return
+        now = time.monotonic()
+        for path in Path(self.state.environment[FOLDER]).glob("[0-9]*-*.json"):
+            with suppress(OSError, ValueError, KeyError):
+                if identity(int(path.stem.partition("-")[0])) == path.stem:
+                    values = json.loads(path.read_text(encoding="utf-8"))
+                    self._served[f"{values['model']}/{values['version']}"] = now
+        if self._reviver is not None and self.exits.pop(self._reviver, None) is None:
+            return
+        self._reviver = None
+        for name in [name for name, seen in self._served.items() if now - seen > _DEAD]:
+            logger.error("%s has no living worker; unless it shall have none, it is started again", name)
+            # It is looked for again once a worker has loaded.
+            del self._served[name]
+            command = [sys.executable, "-m", "serve.scale", str(self.instance.folder), name]
+            self._reviver = self._start(command, signal.SIGTERM)
+            return
 
     def _listen(self) -> None:
         """Read what the command in the foreground says; when it ends without having detached, stop."""

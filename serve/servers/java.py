@@ -81,7 +81,7 @@ class JavaServer(Server):
         return [
             *runtime.program,
             f"-Dmodel_server_home={site}",
-            f"-Djava.io.tmpdir={places.temporary}",
+            f"-Djava.io.tmpdir={places.short}",
             f"-Dlog4j.configurationFile={(ROOT / 'config' / 'log4j2.xml').as_uri()}",
             # Without memory Java shall end, which the supervisor sees, and not half work.
             "-XX:+ExitOnOutOfMemoryError",

@@ -54,6 +54,7 @@ class LitServe(Server):
             "backend": (addresses.backend.host, addresses.backend.port),
             "control": (addresses.control.host, addresses.control.port),
             "queue": queue(configuration, addresses),
+            "silence": max(model.response_timeout.value for model in configuration.models),
             "deadline": configuration.numbers["beeline_deadline_seconds"].value,
             "max_request_size": configuration.max_request_size,
             "gpus": len(machine.gpus()),

@@ -29,7 +29,7 @@ class Mms(JavaServer):
     package = "mms"
     versions = False
     highest_port = 32_767
-    synchronous = True
+    synchronous = patient = True
 
     def __init__(self, venv: Path = VENV, lock_file: Path = LOCK_FILE) -> None:
         self.venv = venv

@@ -139,6 +139,8 @@ class Server(LitServer):  # type: ignore[misc]
         self.settings, self.numbers, self.lost = settings, itertools.count(), set[int]()
         # Workers that were told to end, and when they are killed.
         self.ending: dict[int, tuple[SpawnProcess, float]] = {}
+        # When a request was first seen that a worker has begun, by both.
+        self.begun: dict[tuple[int, Any], float] = {}
         self.versions = [Model(Api(**one)) for one in settings["models"]]
         # The first version is the default one.
         self.models = {one.api.model: one for one in self.versions[::-1]}
@@ -231,7 +233,12 @@ class Server(LitServer):  # type: ignore[misc]
                 item.response = failure("WorkerDied", "the worker ended before it had answered; try again"), "OK"
                 item.event.set()
         now = time.monotonic()
+        begun = [(one.worker_id, uid) for uid, one in self.response_buffer.items() if not one.event.is_set()]
+        self.begun = {key: self.begun.get(key, now) for key in begun if key[0] is not None}
+        silent = {number for (number, _), since in self.begun.items() if now - since > self.settings["silence"]}
         for model in self.versions:
+            for number in silent & model.workers.keys():
+                model.workers[number].kill()
             for number in [number for number, process in model.workers.items() if process.exitcode is not None]:
                 model.pause = 0.0 if self.is_ready(model, number) else min(_LONGEST_PAUSE, 2 * model.pause or _PAUSE)
                 model.due = now + model.pause

@@ -326,3 +326,25 @@ def test_the_queue_is_the_time_since_the_gateway_took_the_request(start: str) ->
 def test_large_and_small_pictures_share_a_batch(handler: VisionHandler) -> None:
     rows = [{"body": picture((220, 30, 40), (3000, 2000), "JPEG")}, {"body": BLUE}]
     assert [reply.top for reply in ask(handler, rows)] == ["red", "blue"]
+
+
+@pytest.mark.parametrize("late", [[True], [False, True, False], [True, True], [False, False]])
+def test_what_is_past_its_deadline_is_answered_504_and_costs_nothing(
+    handler: VisionHandler, monkeypatch: pytest.MonkeyPatch, late: list[bool]
+) -> None:
+    decode = Mock(side_effect=handler.decoder.decode)
+    monkeypatch.setattr(handler.decoder, "decode", decode)
+    start = f"t={time.time() - 2:.3f}"
+    headers = [{"X-Request-Start": start, "X-Deadline-Ms": "1000" if one else "60000"} for one in late]
+    replies = ask(handler, [{"body": RED}] * len(late), headers)
+    assert [reply.status for reply in replies] == [504 if one else 200 for one in late]
+    assert sum(len(each.args[0]) for each in decode.call_args_list) == late.count(False)
+    for reply, one in zip(replies, late, strict=True):
+        assert reply.headers["X-Batch-Size"] == str(len(late))
+        assert not one or reply.json["type"] == "DeadlineExceeded"
+
+
+@pytest.mark.parametrize("deadline", ["", "x", "-5", "1.5", "\u0661", "9" * 5000])
+def test_a_deadline_that_is_no_whole_number_is_none(handler: VisionHandler, deadline: str) -> None:
+    headers = [{"X-Request-Start": f"t={time.time() - 2:.3f}", "X-Deadline-Ms": deadline}]
+    assert ask(handler, [{"body": RED}], headers)[0].status == 200

@@ -53,3 +53,11 @@ def test_gpus_are_what_the_command_lists(tmp_path: Path, monkeypatch: pytest.Mon
     assert machine.gpus() == ["A (2nd)", "B"]
     command.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
     assert machine.gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "killed"),
+    [({}, 0), ({"memory.events": "oom 9\noom_kill 3\n"}, 3), ({"memory/memory.oom_control": "oom_kill 2\n"}, 2)],
+)
+def test_the_kernels_count_of_processes_killed_for_memory(tmp_path: Path, files: dict[str, str], killed: int) -> None:
+    assert machine.oom_kills(write(tmp_path, files)) == killed

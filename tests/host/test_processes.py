@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from host import ROOT
+from host import ROOT, processes
 from host.processes import end_group, start_group
 
 # Starts a process of its own and, last, says its id.
@@ -66,3 +66,9 @@ def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
         child.wait(10)
+
+
+@pytest.mark.parametrize(("prefix", "folder"), [("", None), ("-", Path("/"))])
+def test_a_search_that_would_mean_every_process_of_the_machine_is_refused(prefix: str, folder: Path | None) -> None:
+    with pytest.raises(ValueError, match="would mean every process"):
+        processes.marked("BEELINE_INSTANCE", prefix, folder)

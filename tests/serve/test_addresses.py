@@ -147,3 +147,8 @@ def test_a_port_that_the_server_or_this_machine_cannot_use_is_refused() -> None:
         ports.settle([(Address("127.0.0.1", 40_000), "--port")], highest=32_767)
     with pytest.raises(Undetermined, match=r"cannot listen on http://192\.0\.2\.1:8080"):
         ports.settle([(Address("192.0.2.1", 8080), "--port")])
+
+
+def test_an_address_of_ipv6_is_taken() -> None:
+    (settled,) = ports.settle([(Address("::1", 0), "--port")])
+    socket.create_server((settled.host, settled.port), family=socket.AF_INET6).close()

@@ -148,3 +148,41 @@ def test_each_number_has_its_reason_and_limits_follow_from_others(tmp_path: Path
     given_rate = Properties(file, numbers={"beeline_requests_per_second": 7})
     assert resolved(properties=given_rate).numbers["beeline_requests_per_second"].value == 7
     assert json.loads(json.dumps(found.to_dict()))["models"][0]["batch_size"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("deadline", "asked", "seconds", "reason"),
+    [
+        (60, None, 30, "half of beeline_deadline_seconds"),
+        (1, None, 1, "half of beeline_deadline_seconds"),
+        (60, 45, 45, "config.properties"),
+        (60, 120, 60, "beeline_deadline_seconds, since config.properties has a longer one"),
+    ],
+)
+def test_a_worker_may_be_silent_for_half_of_the_deadline_and_never_longer_than_it(
+    deadline: int, asked: int | None, seconds: int, reason: str
+) -> None:
+    models = {} if asked is None else {"fake": {"1.0": Entry.model_validate({"responseTimeout": asked})}}
+    read = Properties(Path("config.properties"), {"beeline_deadline_seconds": deadline}, models=models)
+    assert resolved(properties=read).models[0].response_timeout == Setting(seconds, reason)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "vmargs", "gigabytes", "heap"),
+    [
+        ({}, "", 64, Setting(1024, "an eighth of the free memory, at most 1024")),
+        ({}, "", 4, Setting(477, "an eighth of the free memory, at most 1024")),
+        ({}, "", 1, Setting(340, "two of the largest bodies")),
+        ({"beeline_heap_megabytes": 256}, "", 64, Setting(256, "config.properties")),
+        ({"beeline_heap_megabytes": 256}, "-ea -Xmx2g", 64, Setting(2048, "-Xmx in vmargs")),
+    ],
+)
+def test_the_heap_has_a_reason_and_bodies_of_all_sizes_fill_at_most_three_quarters_of_it(
+    numbers: dict[str, int], vmargs: str, gigabytes: int, heap: Setting
+) -> None:
+    read = Properties(Path("config.properties"), numbers, texts={"vmargs": vmargs} if vmargs else {})
+    made = resolved(properties=read, memory=gigabytes * 10**9)
+    assert made.numbers["beeline_heap_megabytes"] == heap
+    held = sum(count * (size or made.max_request_size) for size, count in made.places.items())
+    assert held <= 0.75 * heap.value * 2**20
+    assert f"{made.places[0]} larger ones" in made.lines()[2]

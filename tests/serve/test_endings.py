@@ -22,8 +22,8 @@ pytestmark = pytest.mark.server
 COMMAND = [sys.executable, "-c", "from cli.serve import app; app()"]
 # Every way for one server; for the other those after which its own processes are in another state. SIGTERM becomes the
 # same exception as SIGINT (tests/host/test_signals.py).
-WAYS = [("torchserve", way) for way in ("SIGINT", "java", "supervisor", "starting", "down")]
-WAYS += [("mms", way) for way in ("java", "starting")]
+WAYS = [("torchserve", way) for way in ("SIGINT", "supervisor", "starting", "down")]
+WAYS += [("mms", "starting")]
 
 
 @pytest.mark.parametrize(("server", "way"), WAYS)
@@ -53,10 +53,8 @@ def test_nothing_is_left_however_it_ends(
         else:
             os.kill(target, number)
         _, said = foreground.communicate(timeout=60)
-    expected = {"SIGINT": 0, "down": 0, "java": 1, "supervisor": 1, "starting": -signal.SIGKILL}[way]
+    expected = {"SIGINT": 0, "down": 0, "supervisor": 1, "starting": -signal.SIGKILL}[way]
     assert foreground.returncode == expected, said
-    if way == "java":
-        assert "ended: the server ended by itself (SIGKILL)" in said
     wait_for(lambda: not found.alive())
     assert processes.marked(MARK, state.mark) == []
     assert not Path(state.temporary).exists()

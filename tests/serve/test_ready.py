@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from beeline.errors import BeelineError
-from serve.ready import Watch, try_golden
+from serve.ready import Busy, Watch, try_golden
 
 
 def test_a_worker_that_ends_at_this_moment_is_one_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +45,23 @@ def test_an_answer_without_labels_is_one_sentence(answer: object) -> None:
     inference = SimpleNamespace(predict=lambda *_: SimpleNamespace(status=200, body=str(answer), json=lambda: answer))
     with pytest.raises(BeelineError, match="which names no label; build the archive with Beeline's own handler"):
         try_golden(inference, archive, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [(503, {}, Busy), (507, {}, Busy), (500, {}, Busy), (500, {"X-Batch-Size": "1"}, BeelineError)],
+)
+def test_a_golden_picture_that_dies_with_its_worker_says_nothing_about_the_model(
+    status: int, headers: dict[str, str], kind: type[BeelineError]
+) -> None:
+    archive = SimpleNamespace(model="fake", golden=SimpleNamespace(file="0.jpg"), golden_bytes=lambda: b"")
+    inference = SimpleNamespace(predict=lambda *_: SimpleNamespace(status=status, body="", headers=headers))
+    with pytest.raises(BeelineError) as caught:
+        try_golden(inference, archive, None)  # type: ignore[arg-type]
+    assert type(caught.value) is kind
+
+
+def test_workers_killed_for_memory_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter([2, 5])
+    monkeypatch.setattr("serve.ready.machine.oom_kills", lambda: next(kills))
+    assert "killed 3 processes of this cgroup for memory" in Watch(6, tmp_path, "fake", "1.0").why()

@@ -281,7 +281,8 @@ class Site:
     def members(self) -> list[str]:
         """Return the addresses that share the load by nginx's configuration."""
         text = (self.settings.folder / "settings" / "upstream.conf").read_text(encoding="utf-8")
-        return re.findall(r"server (\S+) max_conns", text)
+        # Once for each class of size.
+        return list(dict.fromkeys(re.findall(r"server (\S+) max_conns", text)))
 
     def wait_until_members(self, count: int) -> list[str]:
         """Wait until so many stand-ins share the load, and return their addresses."""

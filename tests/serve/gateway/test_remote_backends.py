@@ -170,7 +170,7 @@ def test_what_one_backend_refuses_another_answers(cluster: Cluster) -> None:
     site = cluster.gateway()
     # Until its reload nginx knows only the first of them, whatever /ping says.
     wait_for(lambda: {site.predict().json().get("from") for _ in range(12)} == {"127.0.0.2", "127.0.0.3"})
-    for status, retry in ((429, ["1"]), (502, None), (503, ["2"])):
+    for status, retry in ((429, ["1"]), (502, ["1"]), (503, ["2"])):
         full.answers, free.answers = status, 200
         answers = [site.predict() for _ in range(12)]
         assert {(each.status_code, each.json()["from"]) for each in answers} == {(200, "127.0.0.3")}
@@ -215,7 +215,7 @@ def test_through_two_gateways_each_header_is_there_once(cluster: Cluster) -> Non
         assert status == expected, what
         for name in (*SECURITY, "Content-Type"):
             assert len(headers.get_all(name) or ()) == 1, (what, name)
-        assert headers.get_all("Retry-After") == {429: ["1"], 503: ["2"]}.get(status), what
+        assert headers.get_all("Retry-After") == {429: ["1"], 502: ["1"], 503: ["2"]}.get(status), what
         assert len(headers.get_all("Allow") or ()) == (status == 405), what
     assert answers["an answer", 200][1].get_all("X-Batch-Size") == ["1"]
 

@@ -44,6 +44,7 @@ def server(folder: Path, name: str, numbers: str, overrides: config.Overrides | 
         inference="",
         management="",
         temporary=str(temporary),
+        short=str(temporary),
         command=[],
         environment={},
         archives={one.path.name: str(folder / "built" / one.path.name) for one in archives},

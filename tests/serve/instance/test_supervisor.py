@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from beeline.errors import BeelineError
+from beeline.metrics import FOLDER, identity
 from host import processes
 from serve import instance
 from serve.instance import MARK, State, down, supervisor
+from serve.ports import Address, settle
 from serve.status import status
 from tests.conftest import ROOT
 from tests.serve.conftest import wait_for
@@ -25,38 +33,52 @@ from tests.serve.conftest import wait_for
 # Two workers: a child, and one that left its parent, session and group, as MMS's do when their parent dies.
 SERVER = "sleep 1000 & setsid sh -c 'sleep 1001 & exit 0'; wait"
 
+EMPTY = State(
+    name="default",
+    server="torchserve",
+    mark="/nobody:0",
+    inference="http://127.0.0.1:9",
+    management="http://127.0.0.1:9",
+    temporary="",
+    short="",
+    command=[],
+    environment={},
+    archives={},
+    configuration={"models": [], "threads": {"value": 1, "reason": "test"}, "numbers": {}},
+    started=0.0,
+    grace=1.0,
+)
+
 
 class Started:
     """A supervisor over a shell command, started as `up` does, once both workers run."""
 
-    def __init__(self, home: Path, name: str, script: str) -> None:
+    def __init__(self, home: Path, name: str, script: str, **values: Any) -> None:
         self.instance = instance.named(home, name)
         lock = self.instance.lock()
         assert lock is not None
         self.instance.clear()
         mark = self.instance.new_mark()
-        self.scratch = instance.scratch(mark)
+        self.scratch, self.short = self.instance.folder / "beeline-test", instance.short(mark)
         self.scratch.mkdir()
-        state = State(
+        instance.link(self.short, self.scratch)
+        command = ["sh", "-c", script]
+        state = dataclasses.replace(
+            EMPTY,
             name=name,
-            server="torchserve",
             mark=mark,
-            inference="http://127.0.0.1:9",
-            management="http://127.0.0.1:9",
             temporary=str(self.scratch),
-            command=["sh", "-c", script],
-            environment={},
-            archives={},
-            configuration={"models": [], "threads": {"value": 1, "reason": "test"}, "numbers": {}},
+            short=str(self.short),
+            command=command,
             started=time.time(),
-            grace=1.0,
+            **values,
         )
         self.instance.write(state)
         read, self.pipe = os.pipe()
         command = [sys.executable, "-m", "serve.instance.supervisor", str(self.instance.folder), str(lock), str(read)]
         with (self.instance.logs / "supervisor.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stderr=log, pass_fds=(lock, read), start_new_session=True
+                command, cwd=ROOT, stdout=log, stderr=log, pass_fds=(lock, read), start_new_session=True
             )
         os.close(lock)
         os.close(read)
@@ -76,6 +98,15 @@ class Started:
             return [process for process in self.marked() if "sleep" in process.name()]
         return []
 
+    def state(self) -> State:
+        state = self.instance.read()
+        assert state is not None
+        return state
+
+    def ready(self) -> None:
+        os.write(self.pipe, supervisor.READY)
+        wait_for(lambda: self.state().ready)
+
     def hang_up(self) -> None:
         os.close(self.pipe)
         self.pipe = -1
@@ -89,7 +120,13 @@ class Started:
         assert not self.instance.alive()
         assert self.instance.read() is None
         assert not self.scratch.exists()
+        assert not self.short.is_symlink()
         return code, self.instance.last_end()
+
+
+def answers(address: Address) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex((address.host, address.port)) == 0
 
 
 Start = Callable[..., Started]
@@ -102,7 +139,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(home: Path) -> Start:
-    return lambda name="default", script=SERVER: Started(home, name, script)
+    return lambda name="default", script=SERVER, **values: Started(home, name, script, **values)
 
 
 @pytest.mark.parametrize("way", ["eof", "stop", "SIGTERM", "SIGINT", "SIGHUP"])
@@ -131,10 +168,137 @@ def test_processes_that_ignore_sigterm_are_killed_and_those_of_others_live(start
         bystander.wait()
 
 
-def test_java_ending_by_itself_is_a_failure_and_ends_the_workers(start: Start) -> None:
+def test_java_ending_before_it_was_ready_is_a_failure_and_ends_the_workers(start: Start) -> None:
     started = start()
     os.kill(started.server_process, signal.SIGKILL)
     assert started.ended() == (1, ("the server ended by itself (SIGKILL)", True))
+
+
+def test_java_that_ends_later_starts_again_without_its_old_workers(start: Start) -> None:
+    started = start()
+    old = {process.pid for process in started.sleeping()}
+    started.ready()
+    os.kill(started.server_process, signal.SIGKILL)
+    new = wait_for(started.sleeping, lambda found: len(found) == 2 and not old & {process.pid for process in found})
+    assert len(new) == 2
+    state = wait_for(started.state, lambda state: state.server_process != started.server_process)
+    assert state.server_process is not None
+    log = (started.instance.logs / "supervisor.log").read_text()
+    assert "the server ended by itself (SIGKILL); starting it again in 1 s" in log
+    started.hang_up()
+    assert started.ended()[0] == 0
+
+
+def test_java_that_ends_at_once_each_time_is_given_up_after_a_stated_number(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LIMIT", 3)
+    command = ["sh", "-c", f"echo start >> {tmp_path / 'starts'}"]
+    state = dataclasses.replace(
+        EMPTY, temporary=str(tmp_path), short=str(tmp_path), command=command, ready=True, mark=f"{tmp_path}:1"
+    )
+    home = instance.named(tmp_path, "limit")
+    home.clear()
+    read, write = os.pipe()
+    one = supervisor.Supervisor(home, state, read)
+    one.server.pause = 0.01
+    one._begin(one.server)
+    while one.reason is None:
+        one._reap()
+        one._watch(one.server)
+        time.sleep(0.01)
+    os.close(read)
+    os.close(write)
+    assert one.reason == "the server ended by itself (exit code 0), 4 times in a row"
+    assert (tmp_path / "starts").read_text().count("start") == 4
+
+
+def test_java_that_hangs_is_killed_after_the_stated_time_and_starts_again(start: Start) -> None:
+    (address,) = settle([(Address("127.0.0.1", 0), "")])
+    web = f"{sys.executable} -m http.server --bind 127.0.0.1 {address.port}"
+    # It answers 404, which is an answer.
+    started = start(script=f"sleep 1000 & sleep 1001 & exec {web}", management=str(address), silence=1.2)
+    wait_for(lambda: answers(address))
+    started.ready()
+    os.kill(started.server_process, signal.SIGSTOP)
+    wait_for(started.state, lambda state: state.server_process != started.server_process)
+    assert (
+        "the server has not answered for 1.2 s; it is killed" in (started.instance.logs / "supervisor.log").read_text()
+    )
+    started.hang_up()
+    assert started.ended()[0] == 0
+
+
+def test_the_short_path_is_made_again(start: Start) -> None:
+    started = start()
+    started.short.unlink()
+    wait_for(started.short.is_symlink)
+    assert started.short.resolve() == started.scratch
+    started.hang_up()
+    assert started.ended()[0] == 0
+
+
+def test_java_starts_again_where_the_unpacked_archives_were_removed(start: Start) -> None:
+    """As after ten days on a system that cleans /tmp: no worker could start, and every prediction would be an error."""
+    started = start(script=f"mkdir -p models; cd models; {SERVER}")
+    started.ready()
+    shutil.rmtree(started.scratch / "models")
+    wait_for(started.state, lambda state: state.server_process != started.server_process)
+    wait_for((started.scratch / "models").is_dir)
+    assert "unpacked archives were removed; it is killed" in (started.instance.logs / "supervisor.log").read_text()
+    started.hang_up()
+    assert started.ended()[0] == 0
+
+
+def test_a_model_without_living_workers_is_started_again_where_the_server_is_patient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = subprocess.Popen(["sleep", "1000"])
+    name = identity(worker.pid)
+    (tmp_path / f"{name}.json").write_text(json.dumps({"model": "fake", "version": "1.0"}))
+    values: dict[str, Any] = {
+        "temporary": str(tmp_path),
+        "ready": True,
+        "revive": True,
+        "environment": {FOLDER: str(tmp_path)},
+    }
+    one = supervisor.Supervisor(instance.named(tmp_path, "patient"), dataclasses.replace(EMPTY, **values), 0)
+    one.server.pid = worker.pid
+    start = Mock(return_value=4711)
+    monkeypatch.setattr(one, "_start", start)
+    monkeypatch.setattr(supervisor, "_DEAD", 0.1)
+    one._revive()
+    assert one._served.keys() == {"fake/1.0"}
+    worker.kill()
+    worker.wait()
+    for _ in range(2):
+        time.sleep(0.2)
+        one._revive()
+    # Once: the process that revives it is still at work.
+    (started,) = start.call_args_list
+    assert started.args[0][2:] == ["serve.scale", str(tmp_path / "patient"), "fake/1.0"]
+    assert one._reviver == 4711
+
+
+def test_a_removed_folder_ends_in_one_sentence(start: Start) -> None:
+    started = start()
+    shutil.rmtree(started.scratch)
+    reason = f"its folder {started.scratch} was removed; start it again"
+    assert started.ended() == (1, (reason, True))
+
+
+def test_a_servers_files_are_in_its_instances_folder_where_nginx_may_enter_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'long' * 40}")
+    folder = tmp_path / "one"
+    folder.mkdir()
+    assert instance.short(f"{folder}:abc") == Path("/tmp/beeline-abc")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert instance.scratch(f"{folder}:abc") == folder / "beeline-abc"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    folder.chmod(0o700)
+    assert instance.scratch(f"{folder}:abc") == Path("/tmp/beeline-abc")
 
 
 @pytest.mark.parametrize("command", ["down", "status"])

@@ -19,6 +19,7 @@ from host import processes
 from serve.addresses import Ports
 from serve.client import InferenceClient, ManagementClient
 from serve.config import Overrides
+from serve.gateway.settings import CLASSES
 from serve.instance import MARK
 from serve.instance.child import Running
 from serve.servers.litserve import LitServe
@@ -131,9 +132,10 @@ def test_a_full_queue_refuses_and_a_killed_worker_costs_only_the_requests_that_i
     gate.touch()
     before = worker(running, "slow")
     url = f"{running.state.backend}/predictions/slow"
-    with ThreadPoolExecutor(2 * QUEUE + 1) as pool:
-        # The server itself holds twice as many as the gateway lets in.
-        sent = [pool.submit(requests.post, url, data=b"wait", timeout=60) for _ in range(2 * QUEUE + 1)]
+    # The server itself holds more than the gateway lets in of each class of size.
+    held = (len(CLASSES) + 1) * QUEUE
+    with ThreadPoolExecutor(held + 1) as pool:
+        sent = [pool.submit(requests.post, url, data=b"wait", timeout=60) for _ in range(held + 1)]
         refused = next(as_completed(sent)).result()
         assert (refused.status_code, refused.json()["type"]) == (503, "QueueFull")
         before.kill()

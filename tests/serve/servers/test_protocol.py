@@ -86,8 +86,8 @@ def test_a_missing_package_is_named_even_if_the_server_lost_the_workers_tracebac
 
 
 @pytest.mark.parametrize("kind", [TorchServe(), Mms()])
-@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "400")])
-def test_behind_a_gateway_the_servers_queue_is_twice_as_long(
+@pytest.mark.parametrize(("gateway", "queue"), [("none", "200"), ("nginx", "1200")])
+def test_behind_a_gateway_the_servers_queue_takes_a_full_one_of_each_class_of_size(
     kind: protocol.Server, gateway: str, queue: str, resolved: config.Configuration, places: Places
 ) -> None:
     """The gateway answers 429 for a full queue; the server's own 503 would mean that it is not ready."""
@@ -108,7 +108,7 @@ def test_torchserve_gets_the_same_numbers_as_from_the_projects_file_itself() -> 
 def test_mms_gets_no_models_and_its_timeout_in_seconds(resolved: config.Configuration, places: Places) -> None:
     values = written(Mms(), resolved, places)
     assert "models" not in values
-    assert values["default_response_timeout_seconds"] == "120"
+    assert values["default_response_timeout_seconds"] == "30"
     assert "default_response_timeout" not in values
 
 
@@ -151,3 +151,23 @@ def test_a_served_archive_stays_as_it_was_when_it_is_built_again(
     # Other users may pass through to the gateway's folder, and neither list nor read.
     assert places.temporary.stat().st_mode & 0o066 == 0
     assert places.store.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "own", "policy"), [(1, None, "PASSIVE"), (1, "ACTIVE", "ACTIVE"), (99, None, None), (99, "ACTIVE", None)]
+)
+def test_threads_that_wait_sleep_under_a_quota_of_cpu_time(
+    resolved: config.Configuration,
+    places: Places,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    own: str | None,
+    policy: str | None,
+) -> None:
+    monkeypatch.setattr("serve.servers.protocol.machine.cores", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    environment = protocol.environment(TorchServe(), Path(sys.executable), resolved, places)
+    assert environment.get("OMP_WAIT_POLICY") == policy
