@@ -12,6 +12,7 @@ from beeline.errors import BeelineError, short
 from cli.archive import app as archive
 from cli.bench import app as bench
 from cli.console import say
+from cli.doctor import doctor
 from cli.evaluate import evaluate
 from cli.predict import predict
 from cli.quickstart import quickstart
@@ -35,6 +36,7 @@ app.add_typer(serve, name="serve")
 app.add_typer(bench, name="bench")
 app.command()(predict)
 app.command()(evaluate)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -29,6 +29,9 @@ DEFAULT_NAME = "default"
 # The variable that marks every process of an instance; its value is `<folder>:<token>`.
 MARK = "BEELINE_INSTANCE"
 _SCRATCH = "beeline-"
+# Bytes of a temporary folder's path: a socket's path has at most 107, and LitServe's end in 32 more,
+# /pymp-XXXXXXXX/listener-XXXXXXXX. With 87 bytes TorchServe's worker fails too.
+_LONGEST = 75
 
 
 @dataclass(frozen=True)
@@ -246,8 +249,14 @@ def _stop(target: Instance) -> None:
 
 
 def scratch(mark: str) -> Path:
-    """Return the temporary folder of a mark. Its path is short, because a socket's path has at most 108 bytes."""
-    return Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
+    """Return the temporary folder of a mark; raise BeelineError where its path is too long for sockets."""
+    path = Path(tempfile.gettempdir()) / f"{_SCRATCH}{mark.rpartition(':')[2]}"
+    if (size := len(os.fsencode(path))) > _LONGEST:
+        most = _LONGEST + len(os.fsencode(path.parent)) - size
+        raise BeelineError(
+            f"the temporary folder {path.parent} has a long path; set TMPDIR to one of {most} bytes at most"
+        )
+    return path
 
 
 def remove_scratch(path: Path) -> None:
