@@ -67,7 +67,8 @@ def _checks(request: Request, environ: Mapping[str, str], goldens: bool) -> Iter
         return f"can be written: {', '.join(map(str, paths))}"
 
     def listing() -> str:
-        archives.extend(store.find_archives(request.store))
+        trusted = properties.load(request.config_file, environ).texts.get("beeline_trusted_key", "")
+        archives.extend(store.find_archives(request.store, trusted=trusted))
         for each in archives if goldens else ():
             verify.verify(each.path, "mms" if request.server == "mms" else "torchserve")
         names = ", ".join(f"{each.model} {each.version}" for each in archives)

@@ -118,6 +118,10 @@ class File(BaseModel):
     beeline_url_seconds: _Whole = _whole(5, 1, 600, "seconds")
     beeline_kserve: str = _switch()
     beeline_server_routes: str = _switch()
+    beeline_trusted_key: str = ""
+    beeline_management_token: str = Field(
+        "", pattern="^[A-Za-z0-9_-]{16,200}$", description="16 to 200 letters, digits, '_' and '-'"
+    )
     models: dict[str, dict[str, Entry]] = Field({}, description="a JSON object {model: {version: {batchSize: 8, ...}}}")
 
 

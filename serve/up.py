@@ -105,8 +105,11 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
         say(f"gateway: {gateway.sentence}")
         for line in resolved.lines():
             say(f"  {line}")
-        _wait(running, started, say)
-        running.ready()
+        if not (settled.management.loopback or "beeline_management_token" in read.texts):
+            say(f"warning: who reaches {settled.management} may scale; BEELINE_MANAGEMENT_TOKEN asks for a token")
+        with target.audited(f"up {', '.join(archive.path.name for archive in archives)}"):
+            _wait(running, started, say)
+            running.ready()
     except BaseException:
         running.stop()
         raise
@@ -129,7 +132,8 @@ def _listeners(request: Request, environ: Mapping[str, str]) -> tuple[properties
 
 
 def _archives(kind: Server, request: Request, read: properties.Properties, say: Say) -> tuple[Archive, ...]:
-    archives = store.find_archives(request.store, request.wanted, request.listed)
+    trusted = read.texts.get("beeline_trusted_key", "")
+    archives = store.find_archives(request.store, request.wanted, request.listed, trusted)
     if not kind.versions:
         every, archives = archives, config.defaults(archives, read)
         if left := [f"{one.model} {one.version}" for one in every if one not in archives]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from beeline.errors import ConfigError
 from host import machine
+from host.files import write_whole
 from serve.ports import Address
 
 if TYPE_CHECKING:  # the gateway reads its own settings: its process holds no pydantic
@@ -85,6 +86,7 @@ class Settings:
     url_seconds: int = 5  # for one of their pictures
     kserve: bool = False  # whether the KServe protocols answer
     server_routes: bool = False  # whether the servers' own other routes answer
+    management_token: str = ""  # who has it may scale; empty means all that reach management
 
     @property
     def adapter(self) -> bool:
@@ -119,7 +121,8 @@ class Settings:
     def save(self) -> None:
         """Write the settings into the runtime folder."""
         text = json.dumps(dataclasses.asdict(self), default=str, indent=1)
-        (self.folder / FILE).write_text(text, encoding="utf-8")
+        # It may hold a token.
+        write_whole(self.folder / FILE, text, 0o600)
 
     @classmethod
     def load(cls, folder: Path) -> Settings:
@@ -165,6 +168,7 @@ def public(
         "tls": Tls(at.tls, *files) if files is not None and at.tls is not None else None,
         **adapted(choice, properties),
         "url_seconds": numbers["beeline_url_seconds"],
+        "management_token": properties.texts.get("beeline_management_token", ""),
         "defaults": {model.model: model.version for model in configuration.models if model.default_version},
     }
     return Settings(**{**values, **others})
