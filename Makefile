@@ -107,6 +107,13 @@ test-shared: setup ## the tests on real pictures and weights (BEELINE_SHARED nam
 test-train: setup ## the tests that train a model on real pictures
 	@$(TOGETHER) --dist load -m train $(call marked,train)
 
+audit: setup ## what is known against the packages of the lock files (needs the network: PyPI's service)
+	@for each in requirements/*.txt; do echo "$$each:"; $(UV) tool run --quiet --from pip-audit==2.10.1 pip-audit --require-hashes \
+		--disable-pip --progress-spinner off -r $$each || exit; done
+
+fuzz: setup ## random and changed pictures, payloads, archives and configurations (FUZZ_SECONDS=3600)
+	@BEELINE_FUZZ=$(or $(FUZZ_SECONDS),3600) .venv/bin/pytest -q -s -m shared tests/fuzz
+
 sbom: ## the bill of materials of the CPU image: what Python and Debian put into it, as CycloneDX (SBOM=folder)
 	@DOCKER_BUILDKIT=1 docker build --quiet --file docker/cpu.Dockerfile --target bill --output '$(SBOM)' \
 		$(if $(filter undefined,$(origin PYTORCH_INDEX)),,--build-arg PYTORCH_INDEX=$(PYTORCH_INDEX)) . >/dev/null

@@ -5,6 +5,7 @@ Every function here raises `ArchiveError` for an index that cannot be read.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -56,12 +57,15 @@ class Listed:
     entry: Entry | None
 
 
-def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False) -> tuple[Archive, ...]:
+def find_archives(
+    store: Path, wanted: Sequence[str] = (), listed: bool = False, trusted: str = ""
+) -> tuple[Archive, ...]:
     """Return the archives named by `wanted`, or all in `store`; `default` is as in the index of each's folder.
 
     `wanted` are file names in the store, with or without `.mar`, or paths of `.mar` files anywhere. With `listed` the
-    index must hold the sha256 of each. Raise `ArchiveError` for an empty store; for an archive that is missing,
-    unreadable, not as the index or its own checksums say, or not listed; for two of the same model and version.
+    index must hold the sha256 of each, and with the key `trusted` each must be signed by it. Raise `ArchiveError` for
+    an empty store; for an archive that is missing, unreadable, not as the index or its own checksums say, not listed or
+    not signed; for two of the same model and version.
     """
     paths = list(dict.fromkeys(_path(store, name) for name in wanted)) if wanted else _files(store)
     if not paths:
@@ -73,10 +77,48 @@ def find_archives(store: Path, wanted: Sequence[str] = (), listed: bool = False)
     seen: dict[tuple[str, str], Path] = {}
     for each in archives:
         _check(each.path, listed)
+        if trusted:
+            check_signature(each.path, trusted)
         other = seen.setdefault((each.model, each.version), each.path)
         if other != each.path:
             raise ArchiveError(f"{other} and {each.path} are both {each.model} {each.version}; name one with --model")
     return archives
+
+
+def sign(path: Path, key: Path) -> Path:
+    """Write the signature of an archive beside it, as minisign does, and return its path `<archive>.minisig`.
+
+    `key` is a file of minisign's secret key without a password. Raise `ArchiveError` for another file.
+    """
+    signature = path.with_name(f"{path.name}.minisig")
+    try:
+        with path.open("rb") as file:
+            secret = _minisign().SecretKey.from_file(key)
+            signature.write_bytes(bytes(secret.sign(file, trusted_comment=f"file:{path.name}")))
+    except (OSError, ValueError) as error:
+        fix = "make one with `minisign -G -W`, or name another"
+        raise ArchiveError(f"{path} cannot be signed with the key {key} ({error}); {fix}") from error
+    return signature
+
+
+def check_signature(path: Path, trusted: str) -> None:
+    """Raise `ArchiveError` unless the key signed these bytes; `trusted` is minisign's public key, or a file of it."""
+    keys = _minisign().PublicKey
+    try:
+        (keys.from_file(trusted) if Path(trusted).is_file() else keys.from_base64(trusted)).verify_file(path)
+    except (OSError, ValueError) as error:
+        fix = "sign it with `beeline archive sign`, or name the key of who signed it"
+        raise ArchiveError(f"{path} is not signed by the trusted key {trusted} ({error}); {fix}") from error
+
+
+def _minisign() -> Any:
+    """Import minisign, which no process needs but those that sign or check."""
+    try:
+        return importlib.import_module("minisign")
+    except ImportError as error:
+        raise ArchiveError(
+            "signatures need the package py-minisign, which the images lack; `make setup` installs it"
+        ) from error
 
 
 def locate(given: Path, store: Path = STORE) -> Path:

@@ -91,6 +91,7 @@ def build(
     verify: Annotated[bool, typer.Option(help="Verify before the store changes.")] = True,
     reuse: Annotated[bool, typer.Option("--reuse", help="Keep an archive of the same content.")] = False,
     default: Annotated[bool, typer.Option("--default", help="Make it the model's default version.")] = False,
+    sign: Annotated[Path | None, typer.Option(help="minisign's secret key, without a password, to sign with.")] = None,
     as_json: Json = False,
 ) -> None:
     """Build a reproducible archive from a run, or from a model file with its labels."""
@@ -98,6 +99,7 @@ def build(
 
     from archive.samples import named_samples
     from archive.store import STORE
+    from archive.store import sign as sign_archive
     from beeline.spec import Provenance
     from beeline.tasks import TASKS
     from host.files import check_writable
@@ -180,15 +182,34 @@ def build(
             reuse=reuse,
             default=default,
         )
+        if sign is not None:
+            values["signature"] = str(sign_archive(Path(values["archive"]), sign))
     result(values, as_json, text)
 
 
+@app.command("sign")
+def sign_(mar: Mar, key: Annotated[Path, typer.Option(help="minisign's secret key, without a password.")]) -> None:
+    """Sign an archive; a server with `beeline_trusted_key` serves only what that key signed."""
+    from archive.store import locate, sign
+
+    say(f"signed: {sign(locate(mar), key)}")
+
+
 @app.command()
-def verify(mar: Mar, server: Server = "torchserve", as_json: Json = False) -> None:
+def verify(
+    mar: Mar,
+    server: Server = "torchserve",
+    key: Annotated[
+        str | None, typer.Option(help="minisign's public key, or its file, that must have signed it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check that an archive is safe and whole, and answers its golden pictures in a clean process."""
     from archive import verify as room
-    from archive.store import locate
+    from archive.store import check_signature, locate
 
+    if key is not None:
+        check_signature(locate(mar), key)
     verified = room.verify(locate(mar), server)
     device = verified.choice.get("device", ["unknown device"])[0]
     text = (

@@ -13,6 +13,7 @@ from cli.archive import app as archive
 from cli.bench import app as bench
 from cli.console import say
 from cli.data import app as data
+from cli.doctor import doctor
 from cli.evaluate import evaluate
 from cli.predict import predict
 from cli.quickstart import quickstart
@@ -39,6 +40,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.command()(predict)
 app.command()(evaluate)
+app.command()(doctor)
 
 
 def main() -> None:

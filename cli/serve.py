@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +85,7 @@ def up(
         with running:
             try:
                 result(summary(running), as_json, "\n".join(greeting(running)))
+                _tell_systemd()
                 if detach:
                     running.detach()
                     return
@@ -208,6 +210,13 @@ def logs(
 def _environ(nginx: Path | None) -> dict[str, str]:
     """Return the environment with the nginx of the option `--nginx`."""
     return {**os.environ, **({"BEELINE_NGINX": str(nginx)} if nginx is not None else {})}
+
+
+def _tell_systemd() -> None:
+    """Say that the server answers, where systemd waits for that: sd_notify(3)."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(b"READY=1", address.replace("@", "\0", 1))
 
 
 def _show(folder: Path, names: str) -> None:

@@ -41,6 +41,10 @@ def _switch() -> Any:
     return Field("false", pattern="^(true|false)$", description="true or false")
 
 
+def _token() -> Any:
+    return Field("", pattern="^[A-Za-z0-9_-]{16,200}$", description="16 to 200 letters, digits, '_' and '-'")
+
+
 def _address(text: str, scheme: str = "http") -> Address:
     address = Address.parse(text)
     if address.scheme != scheme:
@@ -119,11 +123,11 @@ class File(BaseModel):
     beeline_url_seconds: _Whole = _whole(5, 1, 600, "seconds")
     beeline_kserve: str = _switch()
     beeline_server_routes: str = _switch()
+    beeline_trusted_key: str = ""
     beeline_feedback: str = ""
     beeline_feedback_megabytes: _Whole = _whole(100, 1, 1_000_000, "megabytes")
-    beeline_feedback_token: str = Field(
-        "", pattern="^[A-Za-z0-9_-]{16,200}$", description="16 to 200 letters, digits, '_' and '-'"
-    )
+    beeline_management_token: str = _token()
+    beeline_feedback_token: str = _token()
     models: dict[str, dict[str, Entry]] = Field({}, description="a JSON object {model: {version: {batchSize: 8, ...}}}")
 
 

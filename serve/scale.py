@@ -158,7 +158,8 @@ def scale(
     watch = Watch(state.server_process, instance.logs, settings.model, settings.version)
     # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
-    with ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
+    change = instance.audited(f"scale {model} to {low}-{high}")
+    with change, ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()
         before = management.describe(kind.path(settings))
@@ -172,11 +173,11 @@ def scale(
             say(f"the server has given {model} up ({watch.why()}); starting new workers")
             scaling.revive()
             outcome = scaling.outcome(state.backend, archive)
-    if outcome is None:
-        raise Undetermined(
-            f"{model} does not answer with {low} workers, and new workers do not answer either; "
-            "see `beeline serve logs`, or start it again"
-        )
+        if outcome is None:
+            raise Undetermined(
+                f"{model} does not answer with {low} workers, and new workers do not answer either; "
+                "see `beeline serve logs`, or start it again"
+            )
     return Scaled(model, outcome[0].ready, healed, time.monotonic() - began, outcome[1])
 
 

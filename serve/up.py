@@ -109,8 +109,11 @@ def up(request: Request, say: Say, environ: Mapping[str, str] = os.environ) -> R
             say(
                 f"  OMP_WAIT_POLICY {policy} (with a quota of CPU time, PASSIVE unless the environment has another one)"
             )
-        _wait(running, started, say)
-        running.ready()
+        if not (settled.management.loopback or "beeline_management_token" in read.texts):
+            say(f"warning: who reaches {settled.management} may scale; BEELINE_MANAGEMENT_TOKEN asks for a token")
+        with target.audited(f"up {', '.join(archive.path.name for archive in archives)}"):
+            _wait(running, started, say)
+            running.ready()
     except BaseException:
         running.stop()
         raise
@@ -133,7 +136,8 @@ def _listeners(request: Request, environ: Mapping[str, str]) -> tuple[properties
 
 
 def _archives(kind: Server, request: Request, read: properties.Properties, say: Say) -> tuple[Archive, ...]:
-    archives = store.find_archives(request.store, request.wanted, request.listed)
+    trusted = read.texts.get("beeline_trusted_key", "")
+    archives = store.find_archives(request.store, request.wanted, request.listed, trusted)
     if not kind.versions:
         every, archives = archives, config.defaults(archives, read)
         if left := [f"{one.model} {one.version}" for one in every if one not in archives]:

@@ -17,6 +17,7 @@ from beeline.errors import Undetermined
 from host import ROOT
 from host.files import write_json, write_whole
 from serve.gateway.settings import CLASSES, Backend, Settings
+from serve.instance import AUDIT
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
@@ -27,6 +28,7 @@ GATEWAY_SOCKET, ADAPTER_SOCKET = "gateway.sock", "adapter.sock"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
 ERRORS = {
     400: ("BadRequest", "the request is not valid HTTP/1.1; send it with a common client"),
+    401: ("Unauthorized", "a change needs the token of BEELINE_MANAGEMENT_TOKEN: -H 'Authorization: Bearer TOKEN'"),
     403: (
         "Forbidden",
         "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM; "
@@ -70,6 +72,7 @@ def lay_out(settings: Settings) -> None:
     open_to_all(settings.folder)
     # Links, because a path may have characters with a meaning in nginx's configuration.
     (settings.folder / "logs").symlink_to(settings.logs.absolute())
+    (settings.folder / AUDIT).symlink_to(settings.logs.parent.absolute() / AUDIT)
     if settings.tls is not None:
         (settings.folder / "certificate.pem").symlink_to(settings.tls.certificate)
         (settings.folder / "key.pem").symlink_to(settings.tls.key)
@@ -207,6 +210,9 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         "if ($request_method != POST) { return 405; }",
         f"rewrite ^ /predictions/{settings.invocations} last;",
     ]
+    # Who changes something through management; empty is refused.
+    proof = f"Bearer {settings.management_token}" if settings.management_token else ""
+    who = ['default "";', "~^GET reader;", f'"~ {proof}\\z" token;'] if proof else ["default anybody;"]
     # As long as the adapter may take: fetch a picture, and wait for the gateway's own answer.
     adapter = {"adapter.conf": [f"proxy_read_timeout {settings.url_seconds + deadline + 5}s;"]}
     if settings.feedback:
@@ -226,6 +232,7 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             f"limit_req_zone {limited} zone=rate:2m rate={settings.per_second}r/s;",
             *(["include adapter_maps.conf;"] if settings.adapter else []),
             *([cache] if settings.name else []),
+            *_block('map "$request $http_authorization" $who', who),
             *_block("map $uri $other_version", ["default 0;", *others]),
             *_block("map $http_x_deadline_ms $deadline_ms", own),
         ],

@@ -96,6 +96,7 @@ class Settings:
     feedback: str = ""  # the folder of pictures that people say were answered wrongly; empty means that none is kept
     feedback_megabytes: int = 100  # that this folder may hold
     feedback_token: str = ""  # who has it may send such pictures; empty means browsers on this machine
+    management_token: str = ""  # who has it may scale; empty means all that reach management
 
     @property
     def adapter(self) -> bool:
@@ -180,6 +181,7 @@ def public(
         **adapted(choice, properties),
         "url_seconds": numbers["beeline_url_seconds"],
         "feedback_megabytes": numbers["beeline_feedback_megabytes"],
+        "management_token": properties.texts.get("beeline_management_token", ""),
         "defaults": {model.model: model.version for model in configuration.models if model.default_version},
     }
     return Settings(**{**values, **others})

@@ -14,19 +14,24 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from beeline.errors import BeelineError, Undetermined, did_you_mean
+import psutil
+
+from beeline.errors import BeelineError, Undetermined, did_you_mean, short
 from host import ROOT, processes
 from host.files import is_locked, try_lock, write_json
 
 DEFAULT_NAME = "default"
 # The variable that marks every process of an instance; its value is `<folder>:<token>`.
 MARK = "BEELINE_INSTANCE"
+# The changes to an instance, in its folder. No start and no rotation removes it; the gateway writes to it too.
+AUDIT = "audit.log"
 _SCRATCH = "beeline-"
 
 
@@ -135,6 +140,23 @@ class Instance:
         for path in (self.folder / "end.json", self.failed):
             path.unlink(missing_ok=True)
 
+    @contextmanager
+    def audited(self, what: str) -> Iterator[None]:
+        """Add a line of JSON to `audit.log` at the end of the block: when, who, from where, what, and its result."""
+        result = "done"
+        try:
+            yield
+        except BaseException as error:
+            result = short(error, 300)
+            raise
+        finally:
+            at = os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or "this machine"
+            who = os.environ.get("SUDO_USER") or psutil.Process().username()
+            values = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "who": who, "from": at}
+            # One write at its end, so that lines of several processes do not mix.
+            with (self.folder / AUDIT).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**values, "what": what, "result": result}) + "\n")
+
     def sweep(self) -> list[int]:
         """Stop what a dead supervisor left and remove its files; return the process ids. Call it with the lock held."""
         state = self.read()
@@ -226,7 +248,8 @@ def down(home: Path, name: str | None = None, every: bool = False) -> dict[str, 
     if not every and (targets or not any(name in (None, dead) for dead in swept)):
         targets = [running(home, name)[0]]
     for target in targets:
-        _stop(target)
+        with target.audited("down"):
+            _stop(target)
     return swept | {target.name: [] for target in targets}
 
 

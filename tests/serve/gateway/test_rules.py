@@ -356,6 +356,30 @@ def test_management_is_to_look_and_to_scale(gateway: Gateway) -> None:
     assert requests.get(f"{site.settings.management}/models", timeout=30).json()["type"] == "BadGateway"
 
 
+def test_a_change_needs_the_token_and_is_audited_and_no_rotation_loses_the_audit(gateway: Gateway) -> None:
+    token = "secret-secret-secret"
+    site = gateway(management_token=token, log_megabytes=0, log_files=1)
+    url = f"{site.settings.management}/models/fake"
+    assert requests.get(url, timeout=30).status_code == 200
+    for number, (header, status) in enumerate(
+        {"": 401, f"Bearer {token.upper()}": 401, f"Bearer {token}": 202}.items()
+    ):
+        answer = requests.put(url, params={"min_worker": number}, headers={"Authorization": header}, timeout=30)
+        assert (answer.status_code, answer.headers["Content-Type"][:16]) == (status, "application/json")
+    assert managed(site) == [("PUT", "/models/fake?min_worker=2", "localhost")]
+    before = (site.settings.logs / "access.log").stat().st_ino
+    wait_for(lambda: site.predict() and (site.settings.logs / "access.log").stat().st_ino != before)
+    lines = [json.loads(line) for line in (site.settings.logs.parent / "audit.log").read_text().splitlines()]
+    assert [(line["who"], line["from"], line["what"], line["result"]) for line in lines] == [
+        ("", "127.0.0.1", "PUT /models/fake?min_worker=0 HTTP/1.1", "401"),
+        ("", "127.0.0.1", "PUT /models/fake?min_worker=1 HTTP/1.1", "401"),
+        ("token", "127.0.0.1", "PUT /models/fake?min_worker=2 HTTP/1.1", "202"),
+    ]
+    for path in (site.settings.folder / "settings.json", site.settings.folder / "settings" / "zones.conf"):
+        assert token in path.read_text()
+        assert path.stat().st_mode & 0o077 == 0
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status"),
     [

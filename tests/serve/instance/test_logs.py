@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from pathlib import Path
 from queue import Queue
 from threading import Timer
 
+import psutil
 import pytest
 
-from beeline.errors import BeelineError
-from serve.instance import logs
+from beeline.errors import BeelineError, Undetermined
+from serve.instance import Instance, logs
 
 TRACEBACK = """\
 2026-11-21T06:52:27,077 W-9000-fake_1.0-stdout RuntimeError: the gate is shut
@@ -127,3 +129,24 @@ def test_logs_are_shown_with_their_names_and_an_access_log_stays_json(tmp_path: 
         (tmp_path / "logs" / f"{name}.log").write_text('{"a": 1}\n')
     assert sorted(shown.get(timeout=10) for _ in range(2)) == ['worker: {"a": 1}\n', '{"a": 1}\n']
     assert shown.empty()
+
+
+def test_a_change_is_a_line_with_its_result_and_a_new_start_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = Instance(tmp_path / "default")
+    instance.folder.mkdir()
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    with instance.audited("up resnet18.mar"):
+        instance.clear()
+    monkeypatch.setenv("SUDO_USER", "ann")
+    monkeypatch.setenv("SSH_CONNECTION", "10.1.2.3 5000 10.1.2.4 22")
+    with pytest.raises(Undetermined), instance.audited("scale resnet18 to 1-4"):
+        raise Undetermined("nothing\nanswers")
+    instance.clear()
+    lines = [json.loads(line) for line in (instance.folder / "audit.log").read_text().splitlines()]
+    assert [{key: line[key] for key in line if key != "time"} for line in lines] == [
+        {"who": psutil.Process().username(), "from": "this machine", "what": "up resnet18.mar", "result": "done"},
+        {"who": "ann", "from": "10.1.2.3", "what": "scale resnet18 to 1-4", "result": "nothing answers"},
+    ]
