@@ -22,9 +22,7 @@ _CAPTIONS, _BATCH = "captions.json", 16
 
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or id, latest, a .mar file or a URL.")],
-    data: Annotated[
-        Path, typer.Option(help="A folder with one folder of pictures a label, a CSV, or captions.json.")
-    ],
+    data: Annotated[Path, typer.Option(help="A folder with one folder of pictures a label, a CSV, or captions.json.")],
     model: Annotated[str | None, typer.Option(help="The model's name at the URL.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Another source: whether it is better by more than chance.")

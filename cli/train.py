@@ -60,7 +60,7 @@ def train(
 
     if "task=caption" in (overrides or ()):
         if any((data, generated, weights, golden, blind_to, quick, resume, reuse, safetensors)) or seed is not None:
-            raise BeelineError("task=caption draws its own pictures; of the options it takes --runs, --archive and --json")
+            raise BeelineError("task=caption draws its own pictures; its options are --runs, --archive and --json")
         _captions([word for word in overrides or () if word != "task=caption"], runs, archive, as_json)
         return
     if safetensors is not None and not safetensors.parent.is_dir():

@@ -167,7 +167,7 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
     """Write the state and the files, and start the supervisor with the lock and a pipe."""
     target, kind, resolved = start.target, start.kind, start.resolved
     mark = target.new_mark()
-    places = Places(instance.scratch(mark), target.logs, instance.short(mark))
+    places = Places(instance.scratch(mark), target.logs, instance.short_path(mark))
     heap = f"-Xmx{resolved.numbers['beeline_heap_megabytes'].value}m"
     state = State(
         name=target.name,

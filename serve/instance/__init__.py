@@ -273,7 +273,7 @@ def _stop(target: Instance) -> None:
         time.sleep(0.05)
 
 
-def short(mark: str) -> Path:
+def short_path(mark: str) -> Path:
     """Return the short path of a mark's folder: a link to `scratch`, or that folder itself.
 
     A socket's path has at most 108 bytes, so `TMPDIR` does not count; and the runtime folder of a user goes at logout.
@@ -284,11 +284,11 @@ def short(mark: str) -> Path:
 def scratch(mark: str) -> Path:
     """Return the temporary folder of a mark: in the instance's own, since systems remove old files from /tmp.
 
-    If root starts nginx, its workers run as nobody; where nobody may not enter the instance's folder, it is `short`.
+    If root starts nginx, its workers run as nobody; where nobody may not enter the instance's folder, it is `short_path`.
     """
-    folder, name = Path(mark.rpartition(":")[0]), short(mark).name
+    folder, name = Path(mark.rpartition(":")[0]), short_path(mark).name
     is_open = os.geteuid() != 0 or all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))
-    return folder / name if is_open else short(mark)
+    return folder / name if is_open else short_path(mark)
 
 
 def link(short: Path, scratch: Path) -> None:

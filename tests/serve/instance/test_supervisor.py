@@ -59,7 +59,7 @@ class Started:
         assert lock is not None
         self.instance.clear()
         mark = self.instance.new_mark()
-        self.scratch, self.short = self.instance.folder / "beeline-test", instance.short(mark)
+        self.scratch, self.short = self.instance.folder / "beeline-test", instance.short_path(mark)
         self.scratch.mkdir()
         instance.link(self.short, self.scratch)
         command = ["sh", "-c", script]
@@ -293,7 +293,7 @@ def test_a_servers_files_are_in_its_instances_folder_where_nginx_may_enter_it(
     monkeypatch.setenv("TMPDIR", f"/tmp/{'long' * 40}")
     folder = tmp_path / "one"
     folder.mkdir()
-    assert instance.short(f"{folder}:abc") == Path("/tmp/beeline-abc")
+    assert instance.short_path(f"{folder}:abc") == Path("/tmp/beeline-abc")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert instance.scratch(f"{folder}:abc") == folder / "beeline-abc"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
