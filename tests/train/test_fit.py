@@ -79,9 +79,7 @@ def test_a_fit_says_plain_lines_and_leaves_the_process_as_it_was(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_bf16_trains_on_a_cpu_close_to_fp32_and_keeps_fp32_weights(
-    tiny_run: Run, tiny_plan: Plan, tmp_path: Path
-) -> None:
+def test_bf16_trains_on_a_cpu_close_to_fp32(tiny_run: Run, tiny_plan: Plan, tmp_path: Path) -> None:
     config = dataclasses.replace(tiny_plan.config, fit=dataclasses.replace(tiny_plan.config.fit, precision="bf16"))
     run = fit(dataclasses.replace(tiny_plan, config=config), silent, tmp_path)
     assert run.record["device"]["precision"] == "bf16"
@@ -89,7 +87,6 @@ def test_bf16_trains_on_a_cpu_close_to_fp32_and_keeps_fp32_weights(
     for one, other in zip(mixed, full, strict=True):
         assert one["val_loss"] != other["val_loss"]
         assert one["val_loss"] == pytest.approx(other["val_loss"], rel=0.05)
-    assert torch.load(run.checkpoint, weights_only=True)["features.0.weight"].dtype == torch.float32
 
 
 def test_from_random_weights_batch_normalisation_learns(drawn: Path, tmp_path: Path) -> None:
