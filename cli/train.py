@@ -15,7 +15,7 @@ from host import ROOT
 
 def train(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, as model.name=resnet34; task=caption first: captions")
+        list[str] | None, typer.Argument(help="key=value, as model.name=resnet34; task=caption: captions")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of pictures, one folder a label. [BEELINE_DATA]")] = None,
     generated: Annotated[bool, typer.Option("--generated", help="Draw the pictures, even where others are.")] = False,
@@ -44,8 +44,9 @@ def train(
     from train.plan import plan, resumed
     from train.runs import find_run, find_unfinished, open_run
 
-    if overrides and overrides[0] == "task=caption":
-        _captions(overrides[1:], runs, archive, as_json)
+    if "task=caption" in (overrides or ()):
+        words = [word for word in overrides or () if word != "task=caption"]
+        _captions([*words, *([] if seed is None else [f"seed={seed}"])], runs, archive, as_json)
         return
     if safetensors is not None and not safetensors.parent.is_dir():
         raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")
