@@ -59,9 +59,10 @@ def train(
     from train.runs import find_run, find_unfinished, open_run
 
     if "task=caption" in (overrides or ()):
-        if any((data, generated, weights, golden, blind_to, quick, resume, reuse, safetensors)) or seed is not None:
-            raise BeelineError("task=caption draws its own pictures; its options are --runs, --archive and --json")
-        _captions([word for word in overrides or () if word != "task=caption"], runs, archive, as_json)
+        if any((data, generated, weights, golden, blind_to, quick, resume, reuse, safetensors)):
+            raise BeelineError("task=caption draws its pictures; its options are --seed, --runs, --archive and --json")
+        words = [word for word in overrides or () if word != "task=caption"]
+        _captions([*words, *([] if seed is None else [f"seed={seed}"])], runs, archive, as_json)
         return
     if safetensors is not None and not safetensors.parent.is_dir():
         raise BeelineError(f"--safetensors is {safetensors}, whose folder is missing; make it, or name another")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,9 +35,12 @@ def test_held_out_pictures_are_not_those_to_train_on() -> None:
     assert not np.array_equal(crops, others)
 
 
-def test_training_lowers_the_loss_and_whole_captions_are_counted(tmp_path: Any) -> None:
+def test_training_lowers_the_loss_and_whole_captions_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caption, "_EVERY", 20)
     config = replace(
-        caption.compose(["side=32", "width=16", "encoder=1", "decoder=1", "pictures=64", "batch=16"]), steps=200
+        caption.compose(["side=32", "width=16", "encoder=1", "decoder=1", "pictures=64", "batch=16"]), steps=60
     )
     blank = caption._checkpoint(config, tmp_path)
     said: list[str] = []
