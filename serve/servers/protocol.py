@@ -188,8 +188,8 @@ def environment(server: Server, python: Path, configuration: Configuration, plac
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without what overrides the servers' files, adds code of no archive, or is a secret."""
-    dropped = ("TS_", "MMS_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "MODEL_SERVER_HOME")
-    dropped += ("BEELINE_MANAGEMENT_TOKEN",)
+    of_python = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV")
+    dropped = (*of_python, "TS_", "MMS_", "MODEL_SERVER_HOME", "BEELINE_MANAGEMENT_TOKEN", "BEELINE_FEEDBACK_TOKEN")
     return {key: value for key, value in environ.items() if not key.startswith(dropped)}
 
 

@@ -335,7 +335,7 @@ def test_what_is_past_its_deadline_is_answered_504_and_costs_nothing(
     decode = Mock(side_effect=handler.decoder.decode)
     monkeypatch.setattr(handler.decoder, "decode", decode)
     start = f"t={time.time() - 2:.3f}"
-    headers = [{"X-Request-Start": start, "X-Deadline-Ms": "1000" if one else "60000"} for one in late]
+    headers: list[dict[str, object]] = [{"X-Request-Start": start, "X-Deadline-Ms": "1000" if one else "60000"} for one in late]
     replies = ask(handler, [{"body": RED}] * len(late), headers)
     assert [reply.status for reply in replies] == [504 if one else 200 for one in late]
     assert sum(len(each.args[0]) for each in decode.call_args_list) == late.count(False)
@@ -346,5 +346,5 @@ def test_what_is_past_its_deadline_is_answered_504_and_costs_nothing(
 
 @pytest.mark.parametrize("deadline", ["", "x", "-5", "1.5", "\u0661", "9" * 5000])
 def test_a_deadline_that_is_no_whole_number_is_none(handler: VisionHandler, deadline: str) -> None:
-    headers = [{"X-Request-Start": f"t={time.time() - 2:.3f}", "X-Deadline-Ms": deadline}]
+    headers: list[dict[str, object]] = [{"X-Request-Start": f"t={time.time() - 2:.3f}", "X-Deadline-Ms": deadline}]
     assert ask(handler, [{"body": RED}], headers)[0].status == 200
