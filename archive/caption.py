@@ -9,7 +9,7 @@ import os
 import random
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from archive.variants.caption import task_of
 from beeline import golden, pixels
 from beeline.engines.onnxruntime import INPUT
 from beeline.errors import ArchiveError, short
-from beeline.spec import EXPECTED, FILE_NAME, GOLDEN, Artifact, Caption, Geometry, ModelSpec
+from beeline.spec import EXPECTED, FILE_NAME, GOLDEN, Artifact, Caption, Geometry, ModelSpec, Provenance
 from host.files import sha256, whole_folder, write_json
 
 ENCODER, DECODER, TOKENIZER = "encoder.onnx", "decoder.onnx", "tokenizer.json"
@@ -40,8 +40,7 @@ INPUTS, OUTPUTS = ("ids", "positions", "mask", "past", CROSS), ("logits", "prese
 _NEVER = -1e9
 # Golden pictures that are drawn, to choose from; and the mistakes that they must notice.
 _CANDIDATES, NOTICED = 24, ("channels", "normalisation", "exif")
-# By Pillow's numbers.
-_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
@@ -67,14 +66,13 @@ class Encoder(nn.Module):
     def __init__(self, blip: Any) -> None:
         super().__init__()
         self.vision: Any = blip.vision_model
-        self.layers = nn.ModuleList(layer.crossattention.self for layer in blip.text_decoder.bert.encoder.layer)
+        self.layers: Any = nn.ModuleList(layer.crossattention.self for layer in blip.text_decoder.bert.encoder.layer)
 
     def forward(self, planes: Tensor) -> Tensor:
         """Compute them once a picture; every step and beam of the decoder uses them."""
         hidden = self.vision(pixel_values=planes).last_hidden_state
-        layers: Any = self.layers
-        each = [part(hidden) for layer in layers for part in (layer.key, layer.value)]
-        return torch.stack([_heads(values, layers[0]) for values in each], 1)
+        each = [part(hidden) for layer in self.layers for part in (layer.key, layer.value)]
+        return torch.stack([_heads(values, self.layers[0]) for values in each], 1)
 
 
 class Decoder(nn.Module):
@@ -159,11 +157,12 @@ def load(checkpoint: str) -> Checkpoint:
         words = config.text_config.vocab_size
         few = f"has no tokenizer of its own: one of {len(tokenizer)} tokens, its network of {words}"
         raise ArchiveError(f"{checkpoint} {few}; copy its tokenizer.json or vocab.txt into the folder")
-    kind = transformers.BlipForConditionalGeneration
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, about = read(kind, "weights", "download or copy model.safetensors again", **options)
+        model, about = read(
+            transformers.BlipForConditionalGeneration, "weights", "download or copy model.safetensors again", **options
+        )
     if lacking := sorted(about["missing_keys"]):
         raise ArchiveError(f"{checkpoint} lacks {len(lacking)} weights, as {lacking[0]}; download or copy it again")
     return Checkpoint(model.eval(), tokenizer, _preprocessing(checkpoint, images, config.vision_config.image_size))
@@ -300,6 +299,28 @@ def export(checkpoint: Checkpoint, request: ExportRequest, out: Path, **writing:
     return spec
 
 
+def export_checkpoint(
+    source: Path,
+    out: Path,
+    named: tuple[str, str],
+    origin: Provenance,
+    golden: Path | None,
+    blind_to: tuple[str, ...],
+    **writing: Any,
+) -> ModelSpec:
+    """Export a checkpoint, a folder or a hub's name, as `named`: name and version; see `export`.
+
+    Where `origin` says no licence it is the checkpoint's own.
+    """
+    checkpoint = load(str(source))
+    if origin.licence == "unknown":
+        origin = replace(origin, licence=licence(source))
+    request = ExportRequest(
+        *named, (), checkpoint.preprocessing, "blip", provenance=origin, golden_pictures=golden, blind_to=blind_to
+    )
+    return export(checkpoint, request, out, **writing)
+
+
 def _make_goldens(folder: Path, spec: ModelSpec, checkpoint: Checkpoint, request: ExportRequest) -> None:
     """Write golden pictures with the captions of transformers, and prove that the graphs and mistakes are noticed."""
     assert spec.caption is not None
@@ -346,8 +367,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle")
 GROUNDS = {"white": (245, 245, 245), "grey": (150, 150, 150)}
 COUNTS = ("", "a", "two", "three", "four")
-# Cells of the grid in which shapes stand, a side.
-GRID = 4
+GRID = 4  # cells a side, in which shapes stand
 _SIDES = {0: "left", GRID - 1: "right"}
 
 

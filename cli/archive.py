@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,8 +96,6 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build a reproducible archive from a run, or from a model file with its labels."""
-    import tempfile
-
     from archive.samples import named_samples
     from archive.store import STORE
     from archive.store import sign as sign_archive
@@ -113,15 +112,13 @@ def build(
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
         if source is not None and task == "caption":
-            writing = {"beams": beams, "max_tokens": max_tokens, "prompt": prompt}
-            named: dict[str, Any] = {
-                "name": name or source.name,
-                "version": version or "1.0",
-                "golden_pictures": golden,
-            }
-            named["blind_to"] = tuple(blind_to or ())
-            origin = {"data": data, "weights": weights or source.name, "licence": licence}
-            export = _captioning(source, Path(scratch) / "export", named, origin, writing)
+            from archive.caption import export_checkpoint
+
+            say(f"exporting {source} and making golden pictures ...")
+            writing: dict[str, Any] = {"beams": beams, "max_tokens": max_tokens, "prompt": prompt}
+            export, origin = Path(scratch) / "export", Provenance(data, False, weights or source.name, licence)
+            named = name or source.name, version or "1.0"
+            export_checkpoint(source, export, named, origin, golden, tuple(blind_to or ()), **writing)
         elif source is not None and source.suffix != ".mar":
             _check_only_of_models(context, source)
             export = exported_folder(source)
@@ -305,8 +302,6 @@ def pack(
     Arguments are the options of `build`: `files` are `--handler`, `--model-config` and `--samples`, and `page` the
     chosen samples. `known` are the validation pictures of the export's run, which are else looked for.
     """
-    import tempfile
-
     from archive import build as room
     from archive import samples, variants
     from archive.store import STORE
@@ -334,23 +329,6 @@ def pack(
     proof = "the same as before" if built.reused else proof
     text = f"{built.path}: {built.bytes / 1e6:.1f} MB in {built.seconds:.1f} s, sha256 {built.sha256[:12]}, {proof}"
     return values, text
-
-
-def _captioning(
-    source: Path, out: Path, named: dict[str, Any], origin: dict[str, Any], writing: dict[str, Any]
-) -> Path:
-    """Export a BLIP checkpoint; return the folder. The licence is the checkpoint's own where none is given."""
-    from archive import caption
-    from archive.export import ExportRequest
-    from beeline.spec import Provenance
-
-    checkpoint = caption.load(str(source))
-    licence = origin["licence"] if origin["licence"] != "unknown" else caption.licence(source)
-    provenance = Provenance(**{**origin, "licence": licence})
-    settled: dict[str, Any] = {"preprocessing": checkpoint.preprocessing, "provenance": provenance}
-    say(f"exporting {source} and making golden pictures ...")
-    caption.export(checkpoint, ExportRequest(labels=(), architecture="blip", **settled, **named), out, **writing)
-    return out
 
 
 def exported_folder(source: Path) -> Path:

@@ -284,7 +284,8 @@ def short_path(mark: str) -> Path:
 def scratch(mark: str) -> Path:
     """Return the temporary folder of a mark: in the instance's own, since systems remove old files from /tmp.
 
-    If root starts nginx, its workers run as nobody; where nobody may not enter the instance's folder, it is `short_path`.
+    If root starts nginx, its workers run as nobody; where those may not enter the
+    instance's folder, it is the short one.
     """
     folder, name = Path(mark.rpartition(":")[0]), short_path(mark).name
     is_open = os.geteuid() != 0 or all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))

@@ -335,7 +335,9 @@ def test_what_is_past_its_deadline_is_answered_504_and_costs_nothing(
     decode = Mock(side_effect=handler.decoder.decode)
     monkeypatch.setattr(handler.decoder, "decode", decode)
     start = f"t={time.time() - 2:.3f}"
-    headers: list[dict[str, object]] = [{"X-Request-Start": start, "X-Deadline-Ms": "1000" if one else "60000"} for one in late]
+    headers: list[dict[str, object]] = [
+        {"X-Request-Start": start, "X-Deadline-Ms": "1000" if one else "60000"} for one in late
+    ]
     replies = ask(handler, [{"body": RED}] * len(late), headers)
     assert [reply.status for reply in replies] == [504 if one else 200 for one in late]
     assert sum(len(each.args[0]) for each in decode.call_args_list) == late.count(False)
