@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from beeline import tasks
 from beeline.answer import Answer
 from beeline.decoder import Decoder
 from beeline.engines.torch import TorchEngine
@@ -39,6 +40,8 @@ class RunPredictor(VisionHandler):
         spec, threads = ModelSpec.load(folder), torch.get_num_threads()
         self.spec = replace(spec, top_k=len(spec.labels)) if all_labels else spec
         self.engine = TorchEngine(folder, self.spec, threads=threads)
+        self.task = tasks.of(self.spec)
+        self.task.load(folder, self.engine)
         self.decoder = Decoder(self.spec.geometry, Limits.from_environment(), threads)
 
     def predict(self, pictures: list[bytes]) -> list[Answer]:

@@ -30,6 +30,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from beeline import tasks
 from beeline.decoder import Decoder
 from beeline.settings import Limits
 from beeline.spec import ModelSpec
@@ -49,6 +50,8 @@ class FakeEngine(VisionHandler):
         values = {"device": "cpu", "precision": "fp32", "threads": "1"}
         choice = {name: SimpleNamespace(value=value, reason="fake") for name, value in values.items()}
         self.engine = SimpleNamespace(choice=choice, forward=fake, **{name: choice[name] for name in values})
+        self.task = tasks.of(self.spec)
+        self.task.load(folder, self.engine)
         self.decoder = Decoder(self.spec.geometry, self.limits, 1)
         self.metrics = Metrics("fake", "1.0", {})
 """

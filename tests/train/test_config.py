@@ -27,7 +27,7 @@ def test_overrides_change_values_and_recipe_and_the_users_recipe_beats_the_chose
 
 
 @pytest.mark.parametrize(
-    "file", [path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "experiment"], ids=str
+    "file", [path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in ("experiment", "task")], ids=str
 )
 def test_every_file_of_every_group_is_a_configuration(file: Path) -> None:
     assert compose([f"{file.parent.name}={file.stem}"], environ={})

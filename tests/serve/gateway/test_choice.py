@@ -119,7 +119,8 @@ def test_what_is_beyond_the_plain_api_needs_nginx() -> None:
     file = Path("config.properties")
     texts = {"beeline_url_hosts": "a.test, *.b.test:8443", "beeline_kserve": "false"}
     on = adapted(NGINX, Properties(file, texts=texts))
-    assert on == {"url_hosts": ("a.test", "*.b.test:8443"), "url_http": False, "kserve": False, "server_routes": False}
+    off = {"url_http": False, "kserve": False, "server_routes": False, "feedback": "", "feedback_token": ""}
+    assert on == {"url_hosts": ("a.test", "*.b.test:8443"), **off}
     with pytest.raises(ConfigError, match="beeline_url_hosts needs nginx, and --gateway is none; leave --gateway out"):
         adapted(choose("none"), Properties(file, texts=texts))
     assert not any(adapted(choose("none"), Properties(file)).values())
