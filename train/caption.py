@@ -113,7 +113,7 @@ def exact(checkpoint: caption.Checkpoint, crops: Any, captions: Sequence[str], m
     """Return the share of pictures whose greedy caption is exactly the one that was drawn."""
     planes, words = checkpoint.planes(crops), checkpoint.tokenizer
     rows = [checkpoint.model.generate(part, max_new_tokens=most, do_sample=False) for part in torch.split(planes, 100)]
-    texts = [words.decode(row, skip_special_tokens=True) for part in rows for row in part]
+    texts = [words.decode(row[1:], skip_special_tokens=True) for part in rows for row in part]
     expected = [words.decode(words(each).input_ids, skip_special_tokens=True) for each in captions]
     return float(np.mean([one == other for one, other in zip(texts, expected, strict=True)]))
 
