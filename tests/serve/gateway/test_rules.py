@@ -36,7 +36,6 @@ def test_only_what_a_prediction_needs_goes_further(gateway_once: Site) -> None:
     started = float(seen["headers"].pop("X-Request-Start").removeprefix("t="))
     assert abs(time.time() - started) < 60
     assert len(seen["headers"].pop("X-Request-Id")) == 32
-    assert seen["headers"].pop("X-Deadline-Ms") == "10000"
     assert seen["headers"] == {
         "Host": "beeline",
         "Content-Length": "4",
@@ -198,11 +197,10 @@ def test_what_is_removed_of_its_folder_is_made_again(gateway_once: Site, name: s
     assert large.status_code == 200
 
 
-@pytest.mark.parametrize(("asked", "passed"), [("250", "250"), ("9999", "9999"), ("10001", "10000"), ("1.5", "10000")])
-def test_a_client_may_ask_for_less_than_the_deadline(gateway_once: Site, asked: str, passed: str) -> None:
-    headers = {"X-Deadline-Ms": asked}
+def test_a_clients_own_deadline_passes(gateway_once: Site) -> None:
+    headers = {"X-Deadline-Ms": "250"}
     seen = requests.put(f"{gateway_once.url}/predictions/fake", data=b"echo", headers=headers, timeout=30).json()
-    assert seen["headers"]["X-Deadline-Ms"] == passed
+    assert seen["headers"]["X-Deadline-Ms"] == "250"
 
 
 def test_each_class_of_size_has_places_of_its_own_and_an_unknown_length_is_of_the_largest(gateway: Gateway) -> None:
