@@ -29,8 +29,8 @@ ERRORS = {
     401: ("Unauthorized", "a change needs the token of BEELINE_MANAGEMENT_TOKEN: -H 'Authorization: Bearer TOKEN'"),
     403: (
         "Forbidden",
-        "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM; "
-        "feedback is for a browser on this machine, or for who has BEELINE_FEEDBACK_TOKEN",
+        "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM; feedback is for "
+        "a browser on this machine, or with a token (BEELINE_FEEDBACK_TOKEN) for anybody who sends it",
     ),
     404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
     405: ("MethodNotAllowed", "this address does not take that method; the Allow header names those that it takes"),
