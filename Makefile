@@ -108,8 +108,8 @@ test-train: setup ## the tests that train a model on real pictures
 	@$(TOGETHER) --dist load -m train $(call marked,train)
 
 audit: setup ## what is known against the packages of the lock files (needs the network: PyPI's service)
-	@for each in requirements/*.txt; do echo "$$each:"; $(UV) tool run --quiet --from pip-audit==2.10.1 pip-audit --require-hashes \
-		--disable-pip --progress-spinner off -r $$each || exit; done
+	@status=0; for each in requirements/*.txt; do echo "$$each:"; $(UV) tool run --quiet --from pip-audit==2.10.1 pip-audit --require-hashes \
+		--disable-pip --progress-spinner off -r $$each || status=1; done; exit $$status
 
 fuzz: setup ## random and changed pictures, payloads, archives and configurations (FUZZ_SECONDS=3600)
 	@BEELINE_FUZZ=$(or $(FUZZ_SECONDS),3600) .venv/bin/pytest -q -s -m shared tests/fuzz

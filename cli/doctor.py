@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +27,10 @@ _STATES = {1: "wrong", 2: "undetermined"}
 
 
 def doctor(
-    server: Annotated[str, typer.Option(help="The kind of server, as docs/operate.md names it.")] = "torchserve",
+    server: Annotated[
+        str,
+        typer.Option(help="The kind, as docs/operate.md names it; mms and triton are installed at their first use."),
+    ] = "torchserve",
     store: Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")] = None,
     config: Config = None,
     goldens: Annotated[bool, typer.Option("--goldens", help="Verify each archive too, in some seconds each.")] = False,
@@ -43,8 +45,8 @@ def doctor(
     for name, check in _checks(request, os.environ, goldens):
         try:
             rows.append({"name": name, "state": "ok", "text": check()})
-        except BeelineError as error:
-            rows.append({"name": name, "state": _STATES[error.exit_code], "text": str(error)})
+        except (BeelineError, OSError) as error:
+            rows.append({"name": name, "state": _STATES[getattr(error, "exit_code", 2)], "text": str(error)})
     result({"checks": rows}, as_json, "\n".join("{state:<13} {name:<10} {text}".format(**row) for row in rows))
     for code, state in _STATES.items():
         if any(row["state"] == state for row in rows):
@@ -61,7 +63,7 @@ def _checks(request: Request, environ: Mapping[str, str], goldens: bool) -> Iter
     home, archives = instance.state_folder(environ), list[Any]()
 
     def folders() -> str:
-        for path in (paths := (request.store, home, Path(tempfile.gettempdir()))):
+        for path in (paths := (request.store, home, instance.short_path("").parent)):
             files.check_writable(path)
         return f"can be written: {', '.join(map(str, paths))}"
 
@@ -134,7 +136,7 @@ def _engines(archives: Sequence[Archive]) -> str:
 
 
 def _disk(archives: Sequence[Archive], folder: Path) -> str:
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
     # The server copies and unpacks the archives; nginx lets in four large bodies at least (`serve.gateway.runtime`).
     needed = sum(each.unpacked + each.path.stat().st_size for each in archives) + 8 * 27_000_000
     if free < needed:

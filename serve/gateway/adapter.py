@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ _SERVER = {"name": "beeline", "version": "0.1.0", "extensions": ["binary_tensor_
 _OUTPUTS = {"answer": "BYTES", "status": "INT32"}
 # A label is the name of a folder. A file takes a block of the disk at least.
 _LABEL, _BLOCK = re.compile(r"\w[^/]{0,99}"), 4096
+# A browser on this machine: nginx's $remote_addr and $host; a site whose name leads here has another host.
+_HERE = re.compile(r"(127\.\S*|::1) (localhost|127\.0\.0\.1|\[::1\])")
 _HELP = 'allowed: {"instances": [{"b64": "<base64>"}]}, or in version 2 one input of BYTES'
 
 
@@ -114,9 +118,10 @@ class Adapter:
     async def _fetch(self, request: web.Request, url: object) -> bytes:
         return await self._fetcher.fetch(url, partial(self._hold, request))
 
-    async def _ask(self, method: str, path: str, body: bytes | None = None, accept: str = "*/*") -> web.Response:
-        """Send a request to nginx and return its answer, whatever its status is; `path` is encoded."""
-        headers = {"Content-Type": "application/octet-stream", "Accept": accept}
+    async def _ask(self, client: web.Request, method: str, path: str, body: bytes | None = None) -> web.Response:
+        """Send a request to nginx for a client and return its answer, whatever its status is; `path` is encoded."""
+        own = {name: client.headers[name] for name in ("Accept", "X-Deadline-Ms") if name in client.headers}
+        headers = {"Content-Type": "application/octet-stream", **own}
         try:
             to = URL(f"http://beeline{path}", encoded=True)
             async with self._gateway.request(method, to, data=body, headers=headers, allow_redirects=False) as answer:
@@ -132,20 +137,29 @@ class Adapter:
         values = _object(body) if len(body) < _SHORT else {}
         if "url" in values:
             body = await self._fetch(request, values["url"])
-        return await self._ask(request.method, request.rel_url.raw_path, body, request.headers.get("Accept", "*/*"))
+        return await self._ask(request, request.method, request.rel_url.raw_path, body)
 
     async def _keep(self, request: web.Request) -> web.Response:
         """Keep a picture below the folders of its model and of its right label, which the header X-Label has."""
+        if token := self.settings.feedback_token:
+            given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+            may_tell = hmac.compare_digest(given, f"Bearer {token}".encode())
+        else:
+            may_tell = _HERE.fullmatch(request.headers.get("X-From", "")) is not None
+        if not may_tell:
+            raise Refused(403, *ERRORS[403])
         # The header also keeps out other sites' pages in a browser here, which cannot send one of their own.
         body, label = await request.read(), unquote(request.headers.get("X-Label", "")).strip()
         if not (_LABEL.fullmatch(label) and label.isprintable() and len(label.encode()) <= 200) or is_hidden(label):
             allowed = "at most 100 characters in UTF-8, percent-encoded, a letter or digit first, and no /"
             raise Refused(400, "BadLabel", f"X-Label is {label[:100]!r}; allowed: {allowed}")
-        # A prediction takes JSON and forms too.
-        if body.lstrip()[:1] in (b"", b"{", b"[", b"-"):
+        from beeline.formats import HEAD, kind_of  # It imports Pillow, which nothing else needs here.
+
+        # A prediction takes base64, JSON and forms too.
+        if kind_of(body[:HEAD]) is None:
             raise Refused(415, "NotAnImage", "the body is no picture; send the picture's bytes as they are")
         # It judges the model's name and all of the picture.
-        answer = await self._ask("POST", f"/predictions/{request.match_info['model']}", body)
+        answer = await self._ask(request, "POST", f"/predictions/{request.match_info['model']}", body)
         if answer.status != 200:
             return answer
         async with self._keeping:
@@ -155,20 +169,26 @@ class Adapter:
     def _write(self, model: str, label: str, body: bytes) -> str:
         """Write a picture into the folder, within its bound; of the same bytes the last label stays."""
         folder, name = Path(self.settings.feedback) / model, hashlib.sha256(body).hexdigest()
-        held = sum(max(_BLOCK, path.stat().st_size) for path in folder.parent.rglob("*") if path.is_file())
-        before = list(folder.glob(f"*/{name}"))
-        if not before and held + max(_BLOCK, len(body)) > self.settings.feedback_megabytes * 1_000_000:
+        before, held = set(folder.glob(f"*/{name}")), max(_BLOCK, len(body))
+        for path in (Path(at, each) for at, _, names in os.walk(folder.parent) for each in names):
+            # A person may remove pictures meanwhile.
+            with suppress(FileNotFoundError):
+                held += 0 if path in before else max(_BLOCK, path.stat().st_size)
+        if held > self.settings.feedback_megabytes * 1_000_000:
             most = f"its {self.settings.feedback_megabytes} MB (beeline_feedback_megabytes)"
             raise Refused(507, "FeedbackFull", f"the folder of such pictures has {most}; nothing was kept")
         (folder / label).mkdir(parents=True, exist_ok=True)
         write_whole(folder / label / name, body)
         for path in before:
             if path.parent.name != label:
-                path.unlink()
+                path.unlink(missing_ok=True)
+                # Others may be in it. Without end, folders of labels would fill the disk too.
+                with suppress(OSError):
+                    path.parent.rmdir()
         return name
 
     async def _server(self, request: web.Request) -> web.Response:
-        answer, what = await self._ask("GET", "/ping"), request.match_info["what"]
+        answer, what = await self._ask(request, "GET", "/ping"), request.match_info["what"]
         values = {
             "v1/models": {"models": sorted(_values(answer)["models"])},
             "v2": _SERVER,
@@ -179,7 +199,7 @@ class Adapter:
 
     async def _model(self, request: web.Request) -> web.Response:
         """Answer whether a model is ready, or which versions and tensors it has."""
-        answer, name, version = await self._ask("GET", "/ping"), request.match_info["model"], _version(request)
+        answer, name, version = await self._ask(request, "GET", "/ping"), request.match_info["model"], _version(request)
         known = _values(answer)
         versions = known["models"].get(name, {})
         if not versions or (version and version not in versions):
@@ -247,7 +267,7 @@ class Adapter:
                     if not isinstance(picture, bytes):
                         picture = json.dumps(picture if isinstance(picture, dict) else {"b64": picture}).encode()
                     path = f"/predictions/{name}/{version}".rstrip("/")
-                    answer = await self._ask("POST", path, picture, request.headers.get("Accept", "*/*"))
+                    answer = await self._ask(request, "POST", path, picture)
                     return answer.status, _values(answer)
             except Refused as error:
                 return error.values["code"], error.values

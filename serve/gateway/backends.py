@@ -53,7 +53,7 @@ def share(
     kind = servers.named(states[0].server)
     # Each server has its own management; this gateway has none, so it must not take the usual port.
     read, choice, at, own = _decide(config_file, dataclasses.replace(given, management=0), environ)
-    with _scratch() as top:
+    with _scratch(instance.state_folder(environ)) as top:
         # Copies, since the server may stop first.
         served = top / "store"
         served.mkdir(mode=0o700)
@@ -105,7 +105,7 @@ def discover(url: str, config_file: Path, given: Ports, say: Say, environ: Mappi
     except ValueError as error:
         raise ConfigError(f"--backends is {url!r}; allowed: http://NAME:PORT, such as http://backend:8080") from error
     read, choice, at, resolved = _decide(config_file, given, environ)
-    with _scratch() as top:
+    with _scratch(instance.state_folder(environ)) as top:
         settings = public(
             choice,
             resolved,
@@ -146,9 +146,11 @@ def _decide(
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
-    """Yield a temporary folder that nginx's workers may enter."""
-    with tempfile.TemporaryDirectory(prefix="beeline-", ignore_cleanup_errors=True) as folder:
+def _scratch(home: Path) -> Iterator[Path]:
+    """Yield a temporary folder that nginx's workers may enter, below `home` where they may enter that."""
+    home.mkdir(parents=True, exist_ok=True)
+    above = instance.scratch(f"{home}:").parent
+    with tempfile.TemporaryDirectory(prefix="beeline-", dir=above, ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
 

@@ -21,8 +21,6 @@ from serve.instance import AUDIT
 from serve.ports import Address
 
 PAGE = ROOT / "frontend"
-# A browser on this machine, as nginx knows one; a site whose name leads here has another host.
-_HERE = {"$remote_addr": r"(127\..*|::1)", "$host": r"(localhost|127\.0\.0\.1|\[::1\])"}
 # In the runtime folder, as in `frontend/nginx`: nginx listens on the one, `serve.gateway.adapter` on the other.
 GATEWAY_SOCKET, ADAPTER_SOCKET = "gateway.sock", "adapter.sock"
 # The gateway's own errors, in the shape of the workers' errors: for each status a type and one sentence.
@@ -31,8 +29,8 @@ ERRORS = {
     401: ("Unauthorized", "a change needs the token of BEELINE_MANAGEMENT_TOKEN: -H 'Authorization: Bearer TOKEN'"),
     403: (
         "Forbidden",
-        "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM; "
-        "feedback is for a browser on this machine, or for who has BEELINE_FEEDBACK_TOKEN",
+        "management is for curl on this machine, and for the addresses in BEELINE_MANAGEMENT_FROM; feedback is for "
+        "a browser on this machine, or with a token (BEELINE_FEEDBACK_TOKEN) for anybody who sends it",
     ),
     404: ("NotFound", "nothing has this address; send a picture to /predictions/MODEL, /catalog.json lists the models"),
     405: ("MethodNotAllowed", "this address does not take that method; the Allow header names those that it takes"),
@@ -215,12 +213,6 @@ def _files(settings: Settings) -> dict[str, list[str]]:
     who = ['default "";', "~^GET reader;", f'"~ {proof}\\z" token;'] if proof else ["default anybody;"]
     # As long as the adapter may take: fetch a picture, and wait for the gateway's own answer.
     adapter = {"adapter.conf": [f"proxy_read_timeout {settings.url_seconds + deadline + 5}s;"]}
-    if settings.feedback:
-        adapter["adapter.conf"].append("proxy_set_header X-Label $http_x_label;")
-        allowed = {"$http_authorization": f"Bearer {settings.feedback_token}"} if settings.feedback_token else _HERE
-        adapter["feedback.conf"] = [f'if ({name} !~ "^{text}\\z") {{ return 403; }}' for name, text in allowed.items()]
-    # A client's own deadline passes where it is a whole number of milliseconds that is not over the gateway's.
-    own = [f"default {1000 * deadline};", f'"~^0*({_up_to(1000 * deadline)})\\z" $http_x_deadline_ms;']
     return {
         "process.conf": [
             f"worker_processes {settings.processes};",
@@ -234,7 +226,6 @@ def _files(settings: Settings) -> dict[str, list[str]]:
             *([cache] if settings.name else []),
             *_block('map "$request $http_authorization" $who', who),
             *_block("map $uri $other_version", ["default 0;", *others]),
-            *_block("map $http_x_deadline_ms $deadline_ms", own),
         ],
         "listen.conf": listen,
         "limits.conf": [
@@ -251,13 +242,6 @@ def _files(settings: Settings) -> dict[str, list[str]]:
         "retry.conf": [f"proxy_next_upstream error timeout non_idempotent{of_gateways};"],
         **(adapter if settings.adapter else {}),
     }
-
-
-def _up_to(number: int) -> str:
-    """Return a pattern of the whole numbers from 0 to `number`, without leading zeros."""
-    digits = str(number)
-    lower = [f"{digits[:i]}[0-{int(d) - 1}][0-9]{{{len(digits) - i - 1}}}" for i, d in enumerate(digits) if d != "0"]
-    return "|".join([f"[0-9]{{1,{len(digits) - 1}}}", *lower, digits])
 
 
 def _places(size: str, count: int) -> list[str]:

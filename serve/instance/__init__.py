@@ -143,18 +143,21 @@ class Instance:
     @contextmanager
     def audited(self, what: str) -> Iterator[None]:
         """Add a line of JSON to `audit.log` at the end of the block: when, who, from where, what, and its result."""
-        result = "done"
+        result, lesser = "done", []
         try:
             yield
         except BaseException as error:
-            result = short(error, 300)
+            # An error of the file must not hide it.
+            result, lesser = short(error, 300), [OSError]
             raise
         finally:
             at = os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or "this machine"
-            who = os.environ.get("SUDO_USER") or psutil.Process().username()
+            # Anybody can set the variable.
+            before = os.environ.get("SUDO_USER") if os.geteuid() == 0 else None
+            who = before or psutil.Process().username()
             values = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "who": who, "from": at}
             # One write at its end, so that lines of several processes do not mix.
-            with (self.folder / AUDIT).open("a", encoding="utf-8") as file:
+            with suppress(*lesser), (self.folder / AUDIT).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**values, "what": what, "result": result}) + "\n")
 
     def sweep(self) -> list[int]:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+import serve.up  # noqa: F401  # pydantic, which it imports, asks for the real distributions
 from cli.main import app
 from host import machine
 
@@ -38,20 +39,25 @@ def examine(colour_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return run
 
 
-def test_a_machine_that_can_serve_and_one_without_nginx(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_can_serve_and_one_without_nginx(
+    examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, checks = examine("--goldens")
     assert (code, {state for state, _ in checks.values()}) == (0, {"ok"}), checks
     assert checks["archives"][1] == "colours 1.0: golden pictures answered"
     assert len(checks) == 11
+    assert not (tmp_path / "state").exists()
     monkeypatch.setenv("BEELINE_NGINX", "/none")
+    # A fake, since root may read everything.
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Path("/none").stat())
     code, checks = examine()
-    assert (code, checks["nginx"][0]) == (2, "undetermined")
+    assert (code, checks["nginx"][0], checks["disk"][0]) == (2, "undetermined", "undetermined")
 
 
 def test_each_thing_that_is_wrong_has_its_fix(
     examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    monkeypatch.setenv("BEELINE_STATE", str(tmp_path / "cpu.max" / "none"))
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     monkeypatch.setattr("beeline.settings.cgroups", lambda *arguments: [tmp_path])
     # Fakes: these cannot be made here, or would break other tests.
@@ -67,7 +73,7 @@ def test_each_thing_that_is_wrong_has_its_fix(
     fixes = {
         "processor": "allows 0.50 of a core; allow one at least (cpu.max, --cpus)",
         "pillow": "run `make pillow` or `make simd`",
-        "folders": str(tmp_path / "none"),
+        "folders": f"{tmp_path / 'cpu.max'} is a file",
         "ports": "choose another port with --port",
         "memory": "start fewer (--workers, WORKERS, minWorkers)",
         "engines": "needs the package no_such_package, which is not installed; run `make setup`",

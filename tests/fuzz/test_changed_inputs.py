@@ -77,7 +77,8 @@ def test_a_changed_file_is_read_or_refused_by_name(target: Target) -> None:
             call(data)
         except error as refusal:
             assert str(refusal)
-        faulthandler.cancel_dump_traceback_later()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)

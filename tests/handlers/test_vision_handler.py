@@ -27,7 +27,7 @@ from beeline.answer import Answer
 from beeline.batch import Batch
 from beeline.engines.torch import TorchEngine
 from beeline.errors import BeelineError, SelfTestError
-from beeline.servers import queue_milliseconds
+from beeline.servers import deadline, queue_milliseconds
 from beeline.spec import CHECKSUMS, FILE_NAME, ModelSpec
 from tests.conftest import BLUE, GREEN, RED, picture
 from vision_handler import VisionHandler
@@ -344,6 +344,11 @@ def test_what_is_past_its_deadline_is_answered_504_and_costs_nothing(
     for reply, one in zip(replies, late, strict=True):
         assert reply.headers["X-Batch-Size"] == str(len(late))
         assert not one or reply.json["type"] == "DeadlineExceeded"
+
+
+def test_a_deadline_is_at_most_the_servers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beeline.servers.time.time", lambda: 0.0)
+    assert [deadline(0.0, own, 10) for own in ("250", "9999", "10001", None)] == [0.25, 9.999, 10, 10]
 
 
 @pytest.mark.parametrize("deadline", ["", "x", "-5", "1.5", "\u0661", "9" * 5000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import signal
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import requests
 
+from serve.gateway.runtime import ADAPTER_SOCKET
 from serve.gateway.settings import Settings
 from tests.serve.conftest import MakeArchive
 from tests.serve.gateway.conftest import Site, start, stop, wait_for
@@ -62,8 +64,14 @@ def test_a_picture_by_url_gets_the_answer_of_its_bytes(site: Site, web: Web) -> 
     assert (answer.status_code, answer.json()) == (200, {"red": 0.9, "other": 0.1})
     assert answer.headers["Server-Timing"].startswith("decode")
     assert answer.headers["X-Batch-Size"] == "1"
-    echo = by_url(site, web.url("words/echo"), model="urls").json()
+    url, more = json.dumps({"url": web.url("words/echo")}), {"X-Deadline-Ms": "2500"}
+    echo = site.predict(url, headers={**JSON, **more}, model="urls").json()
     assert (echo["path"], echo["headers"]["Content-Type"]) == ("/predictions/urls", "application/octet-stream")
+    assert echo["headers"]["X-Deadline-Ms"] == "2500"
+    (echo,) = post(site, "/v1/models/fake:predict", {"instances": [{"url": web.url("words/echo")}]}, **more).json()[
+        "predictions"
+    ]
+    assert echo["headers"]["X-Deadline-Ms"] == "2500"
 
 
 def test_errors_have_one_form_whoever_answers(site: Site, web: Web) -> None:
@@ -266,9 +274,24 @@ def telling(make_fake: MakeArchive, tmp_path: Path, request: pytest.FixtureReque
     stop(started)
 
 
-def tell(site: Site, label: str, body: bytes = b"a picture", **headers: str) -> int:
+def picture(size: int = 9) -> bytes:
+    return b"\xff\xd8\xff".ljust(size, b"-")
+
+
+def tell(site: Site, label: str, body: bytes = picture(), **headers: str) -> int:
     sent = {**({"X-Label": label} if label else {}), **headers}
     return requests.post(f"{site.url}/feedback/fake", data=body, headers=sent, timeout=30).status_code
+
+
+def tell_adapter(site: Site, **headers: str) -> bytes:
+    """Send a picture to the adapter's socket, as any program of this machine can; return the first line."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(site.settings.folder / ADAPTER_SOCKET))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in {"X-Label": "blue", **headers}.items())
+        client.sendall(
+            f"POST /feedback/fake HTTP/1.1\r\nHost: b\r\n{lines}Content-Length: 9\r\n\r\n".encode() + picture()
+        )
+        return client.recv(12)
 
 
 def kept(site: Site) -> list[tuple[str, bytes]]:
@@ -277,8 +300,16 @@ def kept(site: Site) -> list[tuple[str, bytes]]:
 
 def test_a_picture_is_kept_once_with_the_label_that_was_told_last(telling: Site) -> None:
     assert [tell(telling, label) for label in ("blue", "gr%C3%BCn%20%26%20co")] == [200, 200]
-    assert kept(telling) == [("grün & co", b"a picture")]
-    for body in (b"status 415", b'{"data": "aGVsbG8="}', b""):
+    assert kept(telling) == [("grün & co", picture())]
+    assert not (Path(telling.settings.feedback) / "fake" / "blue").exists()
+    for body in (
+        b"status 415",
+        b'{"data": "/9j/"}',
+        b'\xef\xbb\xbf{"data": "/9j/"}',
+        b"/9j/",
+        b"data:;base64,/9j/",
+        b"",
+    ):
         assert tell(telling, "blue", body) == 415
     # Another site's page cannot send the header.
     for label in ("", "a%2Fb", "..", ".b", "%20", "a%00b", "a%0Ab", "x" * 101, "__pycache__", "%E2%82%AC" * 70):
@@ -288,28 +319,33 @@ def test_a_picture_is_kept_once_with_the_label_that_was_told_last(telling: Site)
 
 def test_the_folder_of_pictures_has_a_bound(telling: Site) -> None:
     """Small ones count as blocks of the disk; what is there may get another label."""
-    assert [tell(telling, "blue", bytes(size)) for size in range(90_000, 90_012)] == [200] * 11 + [507]
-    assert [tell(telling, "blue", bytes(size)) for size in (50, 51, 52)] == [200, 200, 507]
-    assert tell(telling, "green", bytes(50)) == 200
+    assert [tell(telling, "blue", picture(size)) for size in range(90_000, 90_012)] == [200] * 11 + [507]
+    assert [tell(telling, "blue", picture(size)) for size in (50, 51, 52)] == [200, 200, 507]
+    assert tell(telling, "green", picture(50)) == 200
+    # Of a person, which the bound does not stop.
+    (Path(telling.settings.feedback) / "more").write_bytes(bytes(9_000))
+    assert tell(telling, "blue", picture(50)) == 507
 
 
-def test_without_a_token_only_a_browser_of_this_machine_tells(telling: Site, tmp_path: Path) -> None:
-    assert tell(telling, "blue", Host="attacker.test") == 403
+def test_without_a_token_only_a_browser_of_this_machine_tells(telling: Site) -> None:
+    assert tell(telling, "blue", picture(90_000), Host="attacker.test") == 403
+    # Tests listen on loopback only, so other addresses go to the adapter itself.
+    for where in ("10.1.2.3 localhost", "127.0.0.1 a.test", "127.0.0.1 x localhost", "unix: localhost", ""):
+        assert tell_adapter(telling, **{"X-From": where}).endswith(b" 403")
     assert not kept(telling)
-    # Tests listen on loopback only, so other addresses are looked up in the rule.
-    rule = written(tmp_path, "feedback.conf", feedback="x")
-    assert r'if ($remote_addr !~ "^(127\..*|::1)\z") { return 403; }' in rule
+    assert tell_adapter(telling, **{"X-From": "::1 [::1]"}).endswith(b" 200")
 
 
 @pytest.mark.parametrize("telling", ["a-token-of-16-or-more"], indirect=True)
 def test_where_there_is_a_token_nothing_is_kept_without_it(telling: Site) -> None:
     for wrong in ({}, {"Authorization": "Bearer a-token-of-16-or-mor"}, {"Authorization": "a-token-of-16-or-more"}):
-        assert tell(telling, "blue", b"a picture", **wrong) == 403
+        assert tell(telling, "blue", picture(), **wrong) == 403
+        assert tell_adapter(telling, **{"X-From": "127.0.0.1 localhost"}, **wrong).endswith(b" 403")
     assert not kept(telling)
     assert tell(telling, "blue", Authorization="Bearer a-token-of-16-or-more", Host="site.test") == 200
     files = [path for path in telling.settings.folder.rglob("*") if path.is_file()]
     secret = {path.name: path.stat().st_mode & 0o777 for path in files if b"a-token-of" in path.read_bytes()}
-    assert secret == {"settings.json": 0o600, "feedback.conf": 0o600}
+    assert secret == {"settings.json": 0o600}
 
 
 def test_with_nothing_configured_nothing_else_runs_and_nginx_reads_nothing_of_it(

@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from beeline.errors import ConfigError
+from serve import instance
 from serve.addresses import Ports
 from serve.gateway import backends
 from serve.gateway.settings import Name, Settings
@@ -328,3 +329,5 @@ def test_only_management_that_others_may_reach_needs_a_list_of_addresses(
     (settings,) = caught.value.args
     assert settings.name == Name("backend", 8080, 8081)
     assert settings.management_from == allowed
+    # Systems remove old files from /tmp. Below pytest's folders, root's nginx may not enter.
+    assert settings.folder.parent.parent == instance.scratch(f"{tmp_path}:").parent

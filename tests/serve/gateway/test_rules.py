@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import re
 import shutil
 import socket
@@ -36,7 +37,6 @@ def test_only_what_a_prediction_needs_goes_further(gateway_once: Site) -> None:
     started = float(seen["headers"].pop("X-Request-Start").removeprefix("t="))
     assert abs(time.time() - started) < 60
     assert len(seen["headers"].pop("X-Request-Id")) == 32
-    assert seen["headers"].pop("X-Deadline-Ms") == "10000"
     assert seen["headers"] == {
         "Host": "beeline",
         "Content-Length": "4",
@@ -198,11 +198,10 @@ def test_what_is_removed_of_its_folder_is_made_again(gateway_once: Site, name: s
     assert large.status_code == 200
 
 
-@pytest.mark.parametrize(("asked", "passed"), [("250", "250"), ("9999", "9999"), ("10001", "10000"), ("1.5", "10000")])
-def test_a_client_may_ask_for_less_than_the_deadline(gateway_once: Site, asked: str, passed: str) -> None:
-    headers = {"X-Deadline-Ms": asked}
+def test_a_clients_own_deadline_passes(gateway_once: Site) -> None:
+    headers = {"X-Deadline-Ms": "250"}
     seen = requests.put(f"{gateway_once.url}/predictions/fake", data=b"echo", headers=headers, timeout=30).json()
-    assert seen["headers"]["X-Deadline-Ms"] == passed
+    assert seen["headers"]["X-Deadline-Ms"] == "250"
 
 
 def test_each_class_of_size_has_places_of_its_own_and_an_unknown_length_is_of_the_largest(gateway: Gateway) -> None:
@@ -367,8 +366,13 @@ def test_a_change_needs_the_token_and_is_audited_and_no_rotation_loses_the_audit
         answer = requests.put(url, params={"min_worker": number}, headers={"Authorization": header}, timeout=30)
         assert (answer.status_code, answer.headers["Content-Type"][:16]) == (status, "application/json")
     assert managed(site) == [("PUT", "/models/fake?min_worker=2", "localhost")]
-    before = (site.settings.logs / "access.log").stat().st_ino
-    wait_for(lambda: site.predict() and (site.settings.logs / "access.log").stat().st_ino != before)
+
+    def log() -> list[int]:
+        # For a moment there is none.
+        return [each.inode() for each in os.scandir(site.settings.logs) if each.name == "access.log"]
+
+    before = log()
+    wait_for(lambda: site.predict() and log() != before)
     lines = [json.loads(line) for line in (site.settings.logs.parent / "audit.log").read_text().splitlines()]
     assert [(line["who"], line["from"], line["what"], line["result"]) for line in lines] == [
         ("", "127.0.0.1", "PUT /models/fake?min_worker=0 HTTP/1.1", "401"),
@@ -378,6 +382,20 @@ def test_a_change_needs_the_token_and_is_audited_and_no_rotation_loses_the_audit
     for path in (site.settings.folder / "settings.json", site.settings.folder / "settings" / "zones.conf"):
         assert token in path.read_text()
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_refused_changes_do_not_fill_the_audit(gateway: Gateway) -> None:
+    site = gateway(management_token="secret-secret-secret")
+    url = f"{site.settings.management}/models/fake"
+    with requests.Session() as client:
+        answers = [client.put(url, params={"min_worker": number}, timeout=30) for number in range(150)]
+        assert client.put(url, params={"long": "x" * 1100}, timeout=30).status_code in (414, 429)
+    assert {each.status_code for each in answers} == {401, 429}
+    assert answers[-1].json()["type"] == "TooManyRequests"
+    assert requests.get(url, timeout=30).status_code == 200
+    file = site.settings.logs.parent / "audit.log"
+    written = [json.loads(line)["result"] for line in file.read_text().splitlines()]
+    assert written == ["401"] * sum(each.status_code == 401 for each in answers)
 
 
 @pytest.mark.parametrize(

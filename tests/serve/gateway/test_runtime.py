@@ -50,15 +50,6 @@ def test_an_address_of_ipv6_has_brackets(tmp_path: Path) -> None:
     assert [line.split()[1] for line in lines] == ["[::1]:8080", "[::]:8000"]
 
 
-@pytest.mark.parametrize("number", [10, 60_000, 3_600_000])
-def test_a_deadline_passes_up_to_the_gateways_own(number: int) -> None:
-    pattern = re.compile(rf"0*({runtime._up_to(number)})")
-    for text in ("0", "1", str(number), str(number - 1), f"00{number}"):
-        assert pattern.fullmatch(text), text
-    for text in ("", "-1", "1.5", "x", str(number + 1), f"{number}0", f"{number * 2}"):
-        assert not pattern.fullmatch(text), text
-
-
 def test_a_class_of_size_has_the_places_that_the_heap_holds_and_no_more_than_the_queue(tmp_path: Path) -> None:
     text = written(
         tmp_path, "upstream.conf", places={260_000: 300, 0: 2}, in_flight=7, backends=(Backend("http://a:1", ""),)

@@ -141,12 +141,22 @@ def test_a_change_is_a_line_with_its_result_and_a_new_start_keeps_it(
     with instance.audited("up resnet18.mar"):
         instance.clear()
     monkeypatch.setenv("SUDO_USER", "ann")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("SSH_CONNECTION", "10.1.2.3 5000 10.1.2.4 22")
     with pytest.raises(Undetermined), instance.audited("scale resnet18 to 1-4"):
         raise Undetermined("nothing\nanswers")
-    instance.clear()
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with instance.audited("down"):
+        instance.clear()
     lines = [json.loads(line) for line in (instance.folder / "audit.log").read_text().splitlines()]
     assert [{key: line[key] for key in line if key != "time"} for line in lines] == [
         {"who": psutil.Process().username(), "from": "this machine", "what": "up resnet18.mar", "result": "done"},
         {"who": "ann", "from": "10.1.2.3", "what": "scale resnet18 to 1-4", "result": "nothing answers"},
+        {"who": psutil.Process().username(), "from": "10.1.2.3", "what": "down", "result": "done"},
     ]
+    (instance.folder / "audit.log").unlink()
+    (instance.folder / "audit.log").mkdir()
+    with pytest.raises(Undetermined), instance.audited("down"):
+        raise Undetermined("it does not end")
+    with pytest.raises(IsADirectoryError), instance.audited("down"):
+        pass
