@@ -192,7 +192,8 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
     )
     target.clear()
     target.write(state)
-    protocol.lay_out(kind, resolved, start.addresses, start.archives, places)
+    trusted = start.properties.texts.get("beeline_trusted_key", "")
+    protocol.lay_out(kind, resolved, start.addresses, start.archives, places, trusted)
     if state.gateway:
         settings = public(
             start.gateway,

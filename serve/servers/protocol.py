@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archive.mar import Archive
+from archive.store import check_signature
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import machine
@@ -194,9 +195,17 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def lay_out(
-    server: Server, configuration: Configuration, addresses: Addresses, archives: Sequence[Archive], places: Places
+    server: Server,
+    configuration: Configuration,
+    addresses: Addresses,
+    archives: Sequence[Archive],
+    places: Places,
+    trusted: str = "",
 ) -> None:
-    """Make the temporary folder with archives and configuration, and an empty folder for metrics, as `counts.empty`."""
+    """Make the temporary folder with archives and configuration, and an empty folder for metrics, as `counts.empty`.
+
+    `trusted` is as in `keep`.
+    """
     # nginx's workers, which run as nobody if root starts it, must pass through here; they can list and read nothing.
     places.temporary.mkdir(mode=0o700)
     places.temporary.chmod(0o711)
@@ -204,14 +213,23 @@ def lay_out(
     places.store.mkdir(mode=0o700)
     counts.empty(places.metrics)
     for archive in archives:
-        keep(archive.path.resolve(), places.store / archive.path.name)
+        keep(archive.path, places.store / archive.path.name, trusted)
     server.write(configuration, addresses, places)
 
 
-def keep(source: Path, target: Path) -> None:
-    """Keep an archive as it is now: a later build replaces the file and never rewrites it."""
+def keep(source: Path, target: Path, trusted: str = "") -> None:
+    """Keep an archive as it is now: a later build replaces the file and never rewrites it.
+
+    With the key `trusted` it is a copy, since others may rewrite their file in place; raise `ArchiveError` unless the
+    key signed the copy.
+    """
+    if trusted:
+        for ending in ("", ".minisig"):
+            shutil.copyfile(f"{source}{ending}", f"{target}{ending}")
+        check_signature(target, trusted)
+        return
     try:
-        target.hardlink_to(source)
+        target.hardlink_to(source.resolve())
     except OSError:
         # On another file system, or another user's file.
         shutil.copyfile(source, target)
