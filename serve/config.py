@@ -17,7 +17,7 @@ from beeline.errors import ConfigError
 from serve.gateway.settings import CLASSES, LARGEST
 from serve.properties import DEFAULTS, Entry, Properties, sentence
 
-_DEFAULT = "default"
+_DEFAULT, _TEXTS = "default", ("vmargs", "install_py_dep_per_model", "beeline_trusted_key")
 # The reason of the default rate.
 RATE = "10 times job_queue_size"
 _MEGABYTE = 1 << 20
@@ -70,6 +70,7 @@ class Configuration:
     numbers: Mapping[str, Setting] = field(default_factory=dict)
     vmargs: str = ""
     install_py_dep_per_model: str = "false"
+    beeline_trusted_key: str = ""
     warning: str = ""
 
     @property
@@ -152,8 +153,7 @@ def resolve(
     numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
     numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
     if archives:
-        heap = _heap(numbers, java_options(properties.texts.get("vmargs", ""), environ), memory)
-        numbers["beeline_heap_megabytes"] = heap
+        numbers["beeline_heap_megabytes"] = _heap(numbers, properties.texts.get("vmargs", ""), environ, memory)
     server = max(_SERVER, numbers["beeline_heap_megabytes"].value * _MEGABYTE)
     usual, chosen = _workers(archives, cores, gpus, memory, server), defaults(archives, properties)
     models = tuple(_model(archive, archive in chosen, properties, forced, usual) for archive in archives)
@@ -166,7 +166,7 @@ def resolve(
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     if not numbers["beeline_lone_threads"].value:
         numbers["beeline_lone_threads"] = _lone_threads(models, threads.value, cores)
-    texts = {key: properties.texts[key] for key in ("vmargs", "install_py_dep_per_model") if key in properties.texts}
+    texts = {key: properties.texts[key] for key in _TEXTS if key in properties.texts}
     needed = server + sum(
         model.min_workers.value * worker_bytes(archive) for model, archive in zip(models, archives, strict=True)
     )
@@ -184,8 +184,8 @@ def java_options(vmargs: str, environ: Mapping[str, str]) -> str:
     return " ".join((*before, vmargs, environ.get("_JAVA_OPTIONS", "")))
 
 
-def _heap(numbers: Mapping[str, Setting], options: str, memory: int) -> Setting:
-    """Return the heap in megabytes; one in Java's `options` wins. Raise ConfigError for one that is too small."""
+def _heap(numbers: Mapping[str, Setting], vmargs: str, environ: Mapping[str, str], memory: int) -> Setting:
+    """Return the heap in megabytes; one in Java's options wins. Raise ConfigError for one that is too small."""
     largest = numbers["beeline_max_image_bytes"].value * 4 // 3 + 65_536
     queue = numbers["job_queue_size"].value * 260_000 / CLASSES[260_000]
     sizes = {
@@ -195,16 +195,14 @@ def _heap(numbers: Mapping[str, Setting], options: str, memory: int) -> Setting:
     }
     reason = max(sizes, key=lambda name: sizes[name])
     heap = numbers["beeline_heap_megabytes"]
-    if given := re.findall(r"-Xmx(\d+)([kKmMgG]?)", options):
+    if given := re.findall(r"-Xmx(\d+)([kKmMgG]?)", java_options(vmargs, environ)):
         amount, unit = given[-1]
         heap = Setting(int(amount) * 1024 ** "_kmg".find(unit.lower() or "_") // _MEGABYTE, "-Xmx in Java's options")
     elif not heap.value:
         heap = Setting(-(-int(sizes[reason]) // _MEGABYTE), reason)
-    if heap.value * _MEGABYTE < 2 * largest:
-        raise ConfigError(
-            f"the server's heap is {heap.value} MB ({heap.reason}), and two of the largest bodies take "
-            f"{2 * largest // _MEGABYTE + 1}; give it more, or lower beeline_max_image_bytes"
-        )
+    if heap.value < (least := 2 * largest // _MEGABYTE + 1):
+        fix = f"two of the largest bodies take {least}; give it more, or lower beeline_max_image_bytes"
+        raise ConfigError(f"the server's heap is {heap.value} MB ({heap.reason}), and {fix}")
     return heap
 
 

@@ -156,7 +156,7 @@ def scale(
     # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
     change = instance.audited(f"scale {model} to {low}-{high}")
-    with change, ManagementClient(state.management) as management, locked(instance.scaling):
+    with change, ManagementClient(state.management) as management, locked(instance.scale_lock):
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()
         before = management.describe(kind.path(settings))
@@ -199,39 +199,32 @@ def restore(instance: Instance, state: State) -> bool:
     one that fails now is logged.
     """
     kind, left_out, has_started = servers.named(state.server), failures(instance.failed), True
-    with ManagementClient(state.management) as management, locked(instance.scaling):
+    with ManagementClient(state.management) as management, locked(instance.scale_lock):
         # The supervisor ends this process together with the server.
         while management.unready() is not None:
             time.sleep(0.2)
         for settings in map(model_settings, state.configuration["models"]):
-            if f"{settings.model}/{settings.version}" not in left_out:
-                try:
-                    _restore(kind, management, settings, instance, state)
-                except BeelineError as error:
-                    logger.error("%s %s does not start again: %s", settings.model, settings.version, error)
-                    has_started = False
+            path, patience = kind.path(settings), settings.startup_timeout.value
+            until = time.monotonic() + patience
+            try:
+                now = management.describe(path)
+                # After its start a patient server knows no model, so somebody has scaled this one to none.
+                is_none = now is not None and kind.patient and not now.workers
+                if is_none or f"{settings.model}/{settings.version}" in left_out:
+                    continue
+                watch = Watch(state.server_process or 0, instance.logs, settings.model, settings.version)
+                if now is None or not now.workers:
+                    kind.register(management, settings)
+                elif kind.patient and watch.forks() == 0:  # It lists dead workers as READY.
+                    kind.revive(management, settings, now.min_workers, now.max_workers, patience)
+                while (now := management.describe(path)) is None or not now.ready:
+                    if time.monotonic() > until:
+                        raise Undetermined(f"no worker is ready after {patience} s")
+                    time.sleep(0.2)
+            except BeelineError as error:
+                logger.error("%s %s does not start again: %s", settings.model, settings.version, error)
+                has_started = False
     return has_started
-
-
-def _restore(
-    kind: Server, management: ManagementClient, settings: ModelSettings, instance: Instance, state: State
-) -> None:
-    path, patience = kind.path(settings), settings.startup_timeout.value
-    now, until = management.describe(path), time.monotonic() + patience
-    if now is None or not now.workers:
-        # A patient server that was started again knows no model, so somebody has scaled this one to none.
-        if now is not None and kind.patient:
-            return
-        kind.register(management, settings)
-    elif kind.patient:
-        # It lists dead workers as READY.
-        watch = Watch(state.server_process or 0, instance.logs, settings.model, settings.version)
-        if watch.forks() == 0:
-            kind.revive(management, settings, now.min_workers, now.max_workers, patience)
-    while (now := management.describe(path)) is None or not now.ready:
-        if time.monotonic() > until:
-            raise Undetermined(f"no worker is ready after {patience} s")
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

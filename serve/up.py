@@ -192,8 +192,7 @@ def _spawn(start: _Start, lock: int, environ: Mapping[str, str]) -> Running:
     )
     target.clear()
     target.write(state)
-    trusted = start.properties.texts.get("beeline_trusted_key", "")
-    protocol.lay_out(kind, resolved, start.addresses, start.archives, places, trusted)
+    protocol.lay_out(kind, resolved, start.addresses, start.archives, places)
     if state.gateway:
         settings = public(
             start.gateway,

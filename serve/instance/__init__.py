@@ -88,8 +88,7 @@ class Instance:
         self.logs = folder / "logs"
         # By MODEL/VERSION, why a model was not started; there is no such file where all were.
         self.failed = folder / "failed.json"
-        # Held by the one process that scales.
-        self.scaling = folder / "scale.lock"
+        self.scale_lock = folder / "scale.lock"
         self._state = folder / "instance.json"
 
     def new_mark(self) -> str:
@@ -139,10 +138,10 @@ class Instance:
             shutil.rmtree(previous, ignore_errors=True)
             self.logs.rename(previous)
         self.logs.mkdir(parents=True)
-        for path in (self.folder / "end.json", self.failed, self.scaling):
+        for path in (self.folder / "end.json", self.failed, self.scale_lock):
             path.unlink(missing_ok=True)
         # Made by the server's user, since the first who scales may be root.
-        self.scaling.touch()
+        self.scale_lock.touch()
 
     @contextmanager
     def audited(self, what: str) -> Iterator[None]:

@@ -53,10 +53,7 @@ logger = logging.getLogger("supervisor")
 
 @dataclass
 class Child:
-    """The server, the gateway, or what gives models their workers again.
-
-    The kernel sends it `end` when this process ends; `ends` counts its own in a row.
-    """
+    """A process to which the kernel sends `end` when this one ends; `ends` counts its own in a row."""
 
     name: str
     command: Sequence[str]
@@ -125,6 +122,8 @@ class Supervisor:
             for child in (self.gateway, self.server):
                 if child.pid is not None:
                     self._stop(child.pid)
+        except BeelineError as error:
+            self._fail(str(error))
         except Exception as error:
             self._fail(f"the supervisor failed ({type(error).__name__}: {error})")
             raise
@@ -171,7 +170,7 @@ class Supervisor:
 
     def _watch(self, child: Child) -> None:
         """Start a child that is due, and see whether it ended."""
-        if child.due is not None and time.monotonic() >= child.due:
+        if child.pid is None and child.due is not None and time.monotonic() >= child.due:
             self._begin(child)
         if self.reason is not None or child.pid not in self.exits or child.pid is None:
             return
@@ -179,7 +178,8 @@ class Supervisor:
         if child is self.restorer and code == 0:
             child.pid, child.pause = None, _PAUSE / 2
             return
-        self._ended(child, f"the {child.name} ended by itself ({_exit(code)})")
+        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self._ended(child, f"the {child.name} ended by itself ({reason})")
 
     def _ended(self, child: Child, ended: str) -> None:
         """Let a child start again; its end is a failure before the server was ready, or too often."""
@@ -237,11 +237,7 @@ class Supervisor:
         if not folder.is_dir():
             self._fail(f"its folder {folder} was removed; start it again")
             return
-        try:
-            link(short, folder)
-        except BeelineError as error:
-            self._fail(str(error))
-            return
+        link(short, folder)
         for path in (short, *short.rglob("*")) if now > self._touch else ():
             self._touch = now + _DAY
             with suppress(OSError):
@@ -266,13 +262,11 @@ class Supervisor:
                 if identity(int(path.stem.partition("-")[0])) == path.stem:
                     values = json.loads(path.read_text(encoding="utf-8"))
                     self._served[f"{values['model']}/{values['version']}"] = now
-        if self.restorer.pid is not None or self.restorer.due is not None:
-            return
         for name in [name for name, seen in self._served.items() if now - seen > _DEAD]:
             logger.error("%s has no living worker; unless it shall have none, it is started again", name)
             # It is looked for again once a worker has loaded; until then the process tries again.
             del self._served[name]
-            self.restorer.due = now
+            self.restorer.due = self.restorer.due or now
 
     def _listen(self) -> None:
         """Read what the command in the foreground says; when it ends without having detached, stop."""
@@ -309,10 +303,6 @@ class Supervisor:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or f"stopped as asked ({signal.Signals(number).name})"
-
-
-def _exit(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def main(arguments: list[str]) -> int:

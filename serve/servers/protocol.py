@@ -195,17 +195,9 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def lay_out(
-    server: Server,
-    configuration: Configuration,
-    addresses: Addresses,
-    archives: Sequence[Archive],
-    places: Places,
-    trusted: str = "",
+    server: Server, configuration: Configuration, addresses: Addresses, archives: Sequence[Archive], places: Places
 ) -> None:
-    """Make the temporary folder with archives and configuration, and an empty folder for metrics, as `counts.empty`.
-
-    `trusted` is as in `keep`.
-    """
+    """Make the temporary folder with archives and configuration, and an empty folder for metrics, as `counts.empty`."""
     # nginx's workers, which run as nobody if root starts it, must pass through here; they can list and read nothing.
     places.temporary.mkdir(mode=0o700)
     places.temporary.chmod(0o711)
@@ -213,23 +205,18 @@ def lay_out(
     places.store.mkdir(mode=0o700)
     counts.empty(places.metrics)
     for archive in archives:
-        keep(archive.path, places.store / archive.path.name, trusted)
+        keep(archive.path, places.store / archive.path.name, configuration.beeline_trusted_key)
     server.write(configuration, addresses, places)
 
 
 def keep(source: Path, target: Path, trusted: str = "") -> None:
-    """Keep an archive as it is now: a later build replaces the file and never rewrites it.
-
-    With the key `trusted` it is a copy, since others may rewrite their file in place; raise `ArchiveError` unless the
-    key signed the copy.
-    """
+    """Keep an archive as it is now; raise `ArchiveError` where a key is `trusted` and did not sign it."""
+    with suppress(OSError):  # On another file system, or another user's file.
+        # A later build replaces the file; who rewrites it in place would change what was checked.
+        if not trusted:
+            target.hardlink_to(source.resolve())
+            return
+    shutil.copyfile(source, target)
     if trusted:
-        for ending in ("", ".minisig"):
-            shutil.copyfile(f"{source}{ending}", f"{target}{ending}")
+        shutil.copyfile(f"{source}.minisig", f"{target}.minisig")
         check_signature(target, trusted)
-        return
-    try:
-        target.hardlink_to(source.resolve())
-    except OSError:
-        # On another file system, or another user's file.
-        shutil.copyfile(source, target)

@@ -44,12 +44,12 @@ def test_only_a_model_that_has_lost_all_workers_gets_new_ones_and_a_failure_is_t
     write_json(one.failed, {"broken/1.0": "the gate is shut"})
     management, kind = MagicMock(), Mock(patient=patient)
     management.__enter__.return_value.unready.return_value = None
-    management.__enter__.return_value.describe.side_effect = [now, SERVED]
+    management.__enter__.return_value.describe.side_effect = [None, now, SERVED]
     monkeypatch.setattr(scale, "ManagementClient", lambda url: management)
     monkeypatch.setattr("serve.servers.named", lambda name: kind)
     monkeypatch.setattr(scale, "Watch", lambda *where: Mock(forks=lambda: forks))
     assert scale.restore(one, state)
     assert [name for name, _, _ in kind.method_calls if name != "path"] == ([call] if call else [])
-    management.__enter__.return_value.describe.side_effect = [now, SERVED]
+    management.__enter__.return_value.describe.side_effect = [None, now, SERVED]
     kind.register.side_effect = kind.revive.side_effect = BeelineError("no worker stays up")
     assert scale.restore(one, state) is not bool(call)

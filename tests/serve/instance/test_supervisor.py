@@ -329,9 +329,9 @@ def test_the_lock_of_scaling_is_the_servers_users_at_each_start(tmp_path: Path) 
     """Where root was the first to scale, the supervisor could not."""
     one = instance.named(tmp_path, "locked")
     one.clear()
-    one.scaling.chmod(0)
+    one.scale_lock.chmod(0)
     one.clear()
-    assert one.scaling.stat().st_mode & 0o600 == 0o600
+    assert one.scale_lock.stat().st_mode & 0o600 == 0o600
 
 
 def test_a_removed_folder_ends_in_one_sentence(start: Start) -> None:
