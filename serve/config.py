@@ -17,7 +17,7 @@ from beeline.errors import ConfigError
 from serve.gateway.settings import CLASSES, LARGEST
 from serve.properties import DEFAULTS, Entry, Properties, sentence
 
-_DEFAULT = "default"
+_DEFAULT, _TEXTS = "default", ("vmargs", "install_py_dep_per_model", "beeline_trusted_key")
 # The reason of the default rate.
 RATE = "10 times job_queue_size"
 _MEGABYTE = 1 << 20
@@ -70,6 +70,7 @@ class Configuration:
     numbers: Mapping[str, Setting] = field(default_factory=dict)
     vmargs: str = ""
     install_py_dep_per_model: str = "false"
+    beeline_trusted_key: str = ""
     warning: str = ""
 
     @property
@@ -151,7 +152,10 @@ def resolve(
             forced |= dict.fromkeys(keys, Setting(_checked(variable, keys[0], text), f"environment {variable}"))
     numbers = {key: Setting(value, _DEFAULT) for key, value in DEFAULTS.items() if isinstance(value, int)}
     numbers |= {key: Setting(value, properties.source(key)) for key, value in properties.numbers.items()}
-    usual, chosen = _workers(archives, cores, gpus, memory), defaults(archives, properties)
+    if archives:
+        numbers["beeline_heap_megabytes"] = _heap(numbers, properties.texts.get("vmargs", ""), environ, memory)
+    server = max(_SERVER, numbers["beeline_heap_megabytes"].value * _MEGABYTE)
+    usual, chosen = _workers(archives, cores, gpus, memory, server), defaults(archives, properties)
     models = tuple(_model(archive, archive in chosen, properties, forced, usual) for archive in archives)
     workers = sum(model.min_workers.value for model in models)
     threads = numbers.pop("beeline_threads")
@@ -162,10 +166,8 @@ def resolve(
         numbers["beeline_requests_per_second"] = Setting(10 * queue, RATE)
     if not numbers["beeline_lone_threads"].value:
         numbers["beeline_lone_threads"] = _lone_threads(models, threads.value, cores)
-    if archives:
-        numbers["beeline_heap_megabytes"] = _heap(numbers, properties.texts.get("vmargs", ""), memory)
-    texts = {key: properties.texts[key] for key in ("vmargs", "install_py_dep_per_model") if key in properties.texts}
-    needed = _SERVER + sum(
+    texts = {key: properties.texts[key] for key in _TEXTS if key in properties.texts}
+    needed = server + sum(
         model.min_workers.value * worker_bytes(archive) for model, archive in zip(models, archives, strict=True)
     )
     if archives and needed > memory:
@@ -176,19 +178,32 @@ def resolve(
     return Configuration(models, threads, numbers, **texts)
 
 
-def _heap(numbers: Mapping[str, Setting], vmargs: str, memory: int) -> Setting:
-    """Return the server's heap in megabytes; one in `vmargs` wins."""
-    if given := re.findall(r"-Xmx(\d+)([kKmMgG]?)", vmargs):
-        amount, unit = given[-1]
-        return Setting(int(amount) * 1024 ** "_kmg".find(unit.lower() or "_") // _MEGABYTE, "-Xmx in vmargs")
-    if numbers["beeline_heap_megabytes"].value:
-        return numbers["beeline_heap_megabytes"]
-    # Two of the largest bodies, and a full queue of small ones.
+def java_options(vmargs: str, environ: Mapping[str, str]) -> str:
+    """Return all options that Java reads, from the command line and the environment; the last of a kind wins."""
+    before = (environ.get(name, "") for name in ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS"))
+    return " ".join((*before, vmargs, environ.get("_JAVA_OPTIONS", "")))
+
+
+def _heap(numbers: Mapping[str, Setting], vmargs: str, environ: Mapping[str, str], memory: int) -> Setting:
+    """Return the heap in megabytes; one in Java's options wins. Raise ConfigError for one that is too small."""
     largest = numbers["beeline_max_image_bytes"].value * 4 // 3 + 65_536
-    least = max(2 * largest / CLASSES[LARGEST], numbers["job_queue_size"].value * 260_000 / CLASSES[260_000])
-    usual = min(1 << 30, memory // 8)
-    reason = "an eighth of the free memory, at most 1024" if usual > least else "two of the largest bodies"
-    return Setting(-(-int(max(least, usual)) // _MEGABYTE), reason)
+    queue = numbers["job_queue_size"].value * 260_000 / CLASSES[260_000]
+    sizes = {
+        "an eighth of the free memory, at most 1024": min(1 << 30, memory // 8),
+        "two of the largest bodies": 2 * largest / CLASSES[LARGEST],
+        "a full queue of small bodies, at most a quarter of the free memory": min(queue, memory // 4),
+    }
+    reason = max(sizes, key=lambda name: sizes[name])
+    heap = numbers["beeline_heap_megabytes"]
+    if given := re.findall(r"-Xmx(\d+)([kKmMgG]?)", java_options(vmargs, environ)):
+        amount, unit = given[-1]
+        heap = Setting(int(amount) * 1024 ** "_kmg".find(unit.lower() or "_") // _MEGABYTE, "-Xmx in Java's options")
+    elif not heap.value:
+        heap = Setting(-(-int(sizes[reason]) // _MEGABYTE), reason)
+    if heap.value < (least := 2 * largest // _MEGABYTE + 1):
+        fix = f"two of the largest bodies take {least}; give it more, or lower beeline_max_image_bytes"
+        raise ConfigError(f"the server's heap is {heap.value} MB ({heap.reason}), and {fix}")
+    return heap
 
 
 def worker_bytes(archive: Archive) -> int:
@@ -196,12 +211,12 @@ def worker_bytes(archive: Archive) -> int:
     return (_LEAN if archive.engine in ("openvino", "onnxruntime") else _PYTORCH) + 2 * archive.unpacked
 
 
-def _workers(archives: Sequence[Archive], cores: int, gpus: int, memory: int) -> Setting:
-    """Return how many workers a model has by default."""
+def _workers(archives: Sequence[Archive], cores: int, gpus: int, memory: int, server: int) -> Setting:
+    """Return how many workers a model has by default, where the server itself takes `server` bytes."""
     if gpus:
         return Setting(gpus, f"one a GPU, {gpus} found")
     usual, each = min(4, max(1, cores // 2)), sum(map(worker_bytes, archives))
-    hold = max(1, (memory - _SERVER) // max(1, each))
+    hold = max(1, (memory - server) // max(1, each))
     if hold < usual:
         return Setting(hold, f"one of each model takes about {_megabytes(each)}, and {_megabytes(memory)} are free")
     return Setting(usual, f"half of {cores} cores, at most 4")

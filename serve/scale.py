@@ -1,7 +1,7 @@
 """Change a model's number of workers, wait until they are ready, and heal a model that its server has given up.
 
-`python -m serve.scale FOLDER` gives the instance's server, which was started again, the workers that it began with, and
-`python -m serve.scale FOLDER MODEL/VERSION` one model, whose workers are all dead.
+`python -m serve.scale FOLDER` gives workers to each model of the instance's server that has lost all of them; it ends
+with exit code 1 if one has not started.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 from archive.mar import Archive
 from archive.store import find_archives
 from beeline.errors import BeelineError, Undetermined, did_you_mean
-from beeline.metrics import FOLDER
-from host.files import locked
-from serve import counts, servers
+from host.files import locked, write_json
+from serve import servers
 from serve.client import READY, InferenceClient, ManagementClient, Model
 from serve.config import ModelSettings, model_settings
 from serve.instance import Instance, State, failures
@@ -32,8 +31,6 @@ _GIVEN_UP = 3.0
 _GIVEN_UP_PARTLY = 30.0
 # Under load a golden picture waits in the queue like any other; only a longer silence is a reason to heal.
 _GOLDEN_PATIENCE = 60.0
-# Only one process at a time scales.
-_LOCK = "scale.lock"
 logger = logging.getLogger("scale")
 
 
@@ -159,7 +156,7 @@ def scale(
     # The served copy, because the archive may have been built again since.
     archive = find_archives(state.store, [settings.archive])[0]
     change = instance.audited(f"scale {model} to {low}-{high}")
-    with change, ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
+    with change, ManagementClient(state.management) as management, locked(instance.scale_lock):
         scaling = _Scaling(kind, settings, low, high, management, watch, patience)
         watch.workers()
         before = management.describe(kind.path(settings))
@@ -178,6 +175,10 @@ def scale(
                 f"{model} does not answer with {low} workers, and new workers do not answer either; "
                 "see `beeline serve logs`, or start it again"
             )
+        # From now on it is started again with the others.
+        left_out = failures(instance.failed)
+        if low > 0 and left_out.pop(f"{settings.model}/{settings.version}", None) is not None:
+            write_json(instance.failed, left_out, mode=0o644)
     return Scaled(model, outcome[0].ready, healed, time.monotonic() - began, outcome[1])
 
 
@@ -191,41 +192,43 @@ def _settings(state: State, model: str) -> ModelSettings:
     raise BeelineError(f"the server serves no model {model!r}{hint}")
 
 
-def restore(instance: Instance, state: State, only: str = "") -> None:
-    """Wait for a server that was started again, and give each model its workers, one model after the other.
+def restore(instance: Instance, state: State) -> bool:
+    """Wait for the server, and give workers to each model without living ones; return whether all have started.
 
-    With `only`, a `MODEL/VERSION`, revive that one. The numbers are those of the start, or those that it has now.
-    Models that did not start then are left out; one that fails now is logged.
+    The numbers are those that the server knows, else those of the start. Models that did not start then are left out;
+    one that fails now is logged.
     """
-    kind, left_out = servers.named(state.server), failures(instance.failed)
-    folder = Path(state.environment[FOLDER])
-    with ManagementClient(state.management) as management, locked(instance.folder / _LOCK):
+    kind, left_out, has_started = servers.named(state.server), failures(instance.failed), True
+    with ManagementClient(state.management) as management, locked(instance.scale_lock):
         # The supervisor ends this process together with the server.
         while management.unready() is not None:
             time.sleep(0.2)
         for settings in map(model_settings, state.configuration["models"]):
-            name, patience = f"{settings.model}/{settings.version}", settings.startup_timeout.value
-            if name in left_out or only not in ("", name):
-                continue
+            path, patience = kind.path(settings), settings.startup_timeout.value
             until = time.monotonic() + patience
             try:
-                if not only:
-                    kind.register(management, settings)
-                elif (now := management.describe(kind.path(settings))) is None or not now.min_workers:
-                    # Somebody has scaled it to none.
+                now = management.describe(path)
+                # After its start a patient server knows no model, so somebody has scaled this one to none.
+                is_none = now is not None and kind.patient and not now.workers
+                if is_none or f"{settings.model}/{settings.version}" in left_out:
                     continue
-                elif (settings.model, settings.version) not in counts.read(folder).counting():
+                watch = Watch(state.server_process or 0, instance.logs, settings.model, settings.version)
+                if now is None or not now.workers:
+                    kind.register(management, settings)
+                elif kind.patient and watch.forks() == 0:  # It lists dead workers as READY.
                     kind.revive(management, settings, now.min_workers, now.max_workers, patience)
-                while (now := management.describe(kind.path(settings))) is None or not now.ready:
+                while (now := management.describe(path)) is None or not now.ready:
                     if time.monotonic() > until:
                         raise Undetermined(f"no worker is ready after {patience} s")
                     time.sleep(0.2)
             except BeelineError as error:
                 logger.error("%s %s does not start again: %s", settings.model, settings.version, error)
+                has_started = False
+    return has_started
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     named = Instance(Path(sys.argv[1]))
-    if (present := named.read()) is not None:
-        restore(named, present, *sys.argv[2:])
+    present = named.read()
+    sys.exit(present is not None and not restore(named, present))

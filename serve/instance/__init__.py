@@ -88,6 +88,7 @@ class Instance:
         self.logs = folder / "logs"
         # By MODEL/VERSION, why a model was not started; there is no such file where all were.
         self.failed = folder / "failed.json"
+        self.scale_lock = folder / "scale.lock"
         self._state = folder / "instance.json"
 
     def new_mark(self) -> str:
@@ -137,8 +138,10 @@ class Instance:
             shutil.rmtree(previous, ignore_errors=True)
             self.logs.rename(previous)
         self.logs.mkdir(parents=True)
-        for path in (self.folder / "end.json", self.failed):
+        for path in (self.folder / "end.json", self.failed, self.scale_lock):
             path.unlink(missing_ok=True)
+        # Made by the server's user, since the first who scales may be root.
+        self.scale_lock.touch()
 
     @contextmanager
     def audited(self, what: str) -> Iterator[None]:
@@ -296,9 +299,13 @@ def scratch(mark: str) -> Path:
 
 
 def link(short: Path, scratch: Path) -> None:
-    """Make the short path, unless it is there."""
-    if short != scratch and not short.is_symlink():
+    """Make the short path, unless it is there; raise BeelineError if something else is, which another user may own."""
+    if short == scratch:
+        return
+    with suppress(FileExistsError):
         short.symlink_to(scratch)
+    if not short.is_symlink() or short.readlink() != scratch or short.lstat().st_uid != os.geteuid():
+        raise BeelineError(f"{short} is not this server's link to {scratch}; remove it, and start the server again")
 
 
 def remove_scratch(path: Path, short: Path) -> None:
@@ -306,7 +313,8 @@ def remove_scratch(path: Path, short: Path) -> None:
     if path.name.startswith(_SCRATCH):
         shutil.rmtree(path, ignore_errors=True)
     if short.name.startswith(_SCRATCH) and short.is_symlink():
-        short.unlink()
+        with suppress(PermissionError):  # Another user's.
+            short.unlink()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

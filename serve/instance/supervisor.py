@@ -21,16 +21,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 
+from beeline.errors import BeelineError
 from beeline.metrics import FOLDER, identity
 from host import processes
 from serve.instance import MARK, Instance, State, link, remove_scratch
@@ -52,7 +53,7 @@ logger = logging.getLogger("supervisor")
 
 @dataclass
 class Child:
-    """The server or the gateway. The kernel sends it `end` when this process ends; `ends` counts its own in a row."""
+    """A process to which the kernel sends `end` when this one ends; `ends` counts its own in a row."""
 
     name: str
     command: Sequence[str]
@@ -80,9 +81,11 @@ class Supervisor:
         self.silent = 0
         # When the folder is looked at next, when its files are touched, and processes at work in a removed folder.
         self._look, self._touch, self._homeless = 0.0, 0.0, set[int]()
-        # By MODEL/VERSION, when it was last seen with a living worker; and the process that revives one.
+        # It needs modules that this process does not hold.
+        command = [sys.executable, "-m", "serve.scale", str(instance.folder)]
+        self.restorer = Child("start of workers", command, signal.SIGTERM)
+        # By MODEL/VERSION, when it was last seen with a living worker.
         self._served: dict[str, float] = {}
-        self._reviver: int | None = None
 
     def run(self) -> int:
         """Supervise until the end; return the exit code, 1 if the server or the gateway ended by itself."""
@@ -109,7 +112,7 @@ class Supervisor:
                 if self.pipe in readable:
                     self._listen()
                 self._reap()
-                for child in (self.server, self.gateway):
+                for child in (self.server, self.gateway, self.restorer):
                     self._watch(child)
                 if self.silent >= _QUESTIONS and self.state.ready:
                     self._kill(f"the server has not answered for {self.state.silence:g} s")
@@ -119,6 +122,8 @@ class Supervisor:
             for child in (self.gateway, self.server):
                 if child.pid is not None:
                     self._stop(child.pid)
+        except BeelineError as error:
+            self._fail(str(error))
         except Exception as error:
             self._fail(f"the supervisor failed ({type(error).__name__}: {error})")
             raise
@@ -135,45 +140,50 @@ class Supervisor:
         self.state = dataclasses.replace(self.state, **changes)
         self.instance.write(self.state)
 
-    def _start(
-        self, command: Sequence[str], end: signal.Signals, out: IO[bytes] | None = None, more: Mapping[str, str] = {}
-    ) -> int:
-        """Start a child to which the kernel sends `end` when this process ends; return its process id."""
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **more, MARK: self.state.mark},
-            cwd=self.state.temporary,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            preexec_fn=processes.ending_with_parent(end),
-        )
-        process.returncode = 0  # `_reap` collects it; Popen must not warn that nobody did.
-        return process.pid
-
     def _begin(self, child: Child) -> None:
-        """Start the server, which logs to console.log, or the gateway, which logs to supervisor.log."""
-        child.begun, child.due = time.monotonic(), None
-        if child is self.gateway:
-            child.pid = self._start(child.command, child.end)
-            self._save(gateway_process=child.pid)
+        """Start a child; the server logs to console.log, the others to supervisor.log. One that cannot start ended."""
+        is_server, child.begun, child.due = child is self.server, time.monotonic(), None
+        try:
+            with (self.instance.logs / "console.log").open("ab") as console:
+                process = subprocess.Popen(
+                    child.command,
+                    env={**os.environ, **(self.state.environment if is_server else {}), MARK: self.state.mark},
+                    cwd=self.state.temporary,
+                    stdin=subprocess.DEVNULL,
+                    stdout=console if is_server else None,
+                    stderr=console if is_server else None,
+                    preexec_fn=processes.ending_with_parent(child.end),
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            self._ended(child, f"the {child.name} cannot be started ({error})")
             return
-        self.silent = -10 * _QUESTIONS
-        with (self.instance.logs / "console.log").open("ab") as console:
-            child.pid = self._start(child.command, child.end, console, self.state.environment)
-        self._save(server_process=child.pid)
-        if self.state.ready and self.state.archives:
-            # Until now `up` has given it its workers. It needs modules that this process does not hold.
-            self._start([sys.executable, "-m", "serve.scale", str(self.instance.folder)], signal.SIGTERM)
+        process.returncode = 0  # `_reap` collects it; Popen must not warn that nobody did.
+        child.pid = process.pid
+        # An adopted process that ended may have had the same id.
+        self.exits.pop(child.pid, None)
+        if child is not self.restorer:
+            self._save(**{f"{child.name}_process": child.pid})
+        if is_server:
+            self.silent = -10 * _QUESTIONS
+            # Until it is ready `up` gives it its workers.
+            self.restorer.due = child.begun if self.state.ready and self.state.archives else None
 
     def _watch(self, child: Child) -> None:
-        """Start a child again after it ended; it is a failure before the server was ready, or too often."""
-        if child.due is not None and time.monotonic() >= child.due:
+        """Start a child that is due, and see whether it ended."""
+        if child.pid is None and child.due is not None and time.monotonic() >= child.due:
             self._begin(child)
         if self.reason is not None or child.pid not in self.exits or child.pid is None:
             return
-        ended = f"the {child.name} ended by itself ({_exit(self.exits.pop(child.pid))})"
-        has_run = time.monotonic() - child.begun > _LONGEST_PAUSE
+        code = self.exits.pop(child.pid)
+        if child is self.restorer and code == 0:
+            child.pid, child.pause = None, _PAUSE / 2
+            return
+        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        self._ended(child, f"the {child.name} ended by itself ({reason})")
+
+    def _ended(self, child: Child, ended: str) -> None:
+        """Let a child start again; its end is a failure before the server was ready, or too often."""
+        has_run = child is not self.restorer and time.monotonic() - child.begun > _LONGEST_PAUSE
         child.ends = 1 if has_run else child.ends + 1
         if not self.state.ready or (child is self.server and child.ends > _LIMIT):
             self._fail(ended if child.ends == 1 else f"{ended}, {child.ends} times in a row")
@@ -184,6 +194,7 @@ class Supervisor:
         if child is self.server:
             # Multi Model Server's workers outlive it; both servers in Java unpack their archives again.
             self._stop_workers()
+            self.restorer.pid = self.restorer.due = None
             shutil.rmtree(Path(self.state.temporary) / "models", ignore_errors=True)
 
     def _stop_workers(self) -> None:
@@ -251,16 +262,11 @@ class Supervisor:
                 if identity(int(path.stem.partition("-")[0])) == path.stem:
                     values = json.loads(path.read_text(encoding="utf-8"))
                     self._served[f"{values['model']}/{values['version']}"] = now
-        if self._reviver is not None and self.exits.pop(self._reviver, None) is None:
-            return
-        self._reviver = None
         for name in [name for name, seen in self._served.items() if now - seen > _DEAD]:
             logger.error("%s has no living worker; unless it shall have none, it is started again", name)
-            # It is looked for again once a worker has loaded.
+            # It is looked for again once a worker has loaded; until then the process tries again.
             del self._served[name]
-            command = [sys.executable, "-m", "serve.scale", str(self.instance.folder), name]
-            self._reviver = self._start(command, signal.SIGTERM)
-            return
+            self.restorer.due = self.restorer.due or now
 
     def _listen(self) -> None:
         """Read what the command in the foreground says; when it ends without having detached, stop."""
@@ -297,10 +303,6 @@ class Supervisor:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self.reason = self.reason or f"stopped as asked ({signal.Signals(number).name})"
-
-
-def _exit(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def main(arguments: list[str]) -> int:

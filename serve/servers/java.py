@@ -20,7 +20,7 @@ import javaproperties
 from beeline.errors import Undetermined
 from host import ROOT, machine
 from serve.addresses import Addresses
-from serve.config import Configuration
+from serve.config import Configuration, java_options
 from serve.servers import protocol
 from serve.servers.protocol import Places, Runtime, Say, Server
 
@@ -75,9 +75,6 @@ class JavaServer(Server):
         when it is stopped, and prints what it should log.
         """
         site = self.site(runtime.python)
-        # Java reads options from these variables too.
-        variables = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
-        user_options = shlex.split(" ".join([vmargs, *(os.environ.get(name, "") for name in variables)]))
         return [
             *runtime.program,
             f"-Dmodel_server_home={site}",
@@ -87,7 +84,7 @@ class JavaServer(Server):
             "-XX:+ExitOnOutOfMemoryError",
             # A killed Java would leave its performance file in the system's temporary folder.
             "-XX:-UsePerfData",
-            *options(machine.cores(), user_options),
+            *options(machine.cores(), shlex.split(java_options(vmargs, os.environ))),
             *shlex.split(vmargs),
             *("-cp", str(site / self.package / "frontend" / "*"), self.main),
             *("--python", str(runtime.python), "-f", str(places.properties), "-s", str(places.store)),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archive.mar import Archive
+from archive.store import check_signature
 from beeline.errors import Undetermined
 from beeline.metrics import FOLDER
 from host import machine
@@ -204,14 +205,18 @@ def lay_out(
     places.store.mkdir(mode=0o700)
     counts.empty(places.metrics)
     for archive in archives:
-        keep(archive.path.resolve(), places.store / archive.path.name)
+        keep(archive.path, places.store / archive.path.name, configuration.beeline_trusted_key)
     server.write(configuration, addresses, places)
 
 
-def keep(source: Path, target: Path) -> None:
-    """Keep an archive as it is now: a later build replaces the file and never rewrites it."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        # On another file system, or another user's file.
-        shutil.copyfile(source, target)
+def keep(source: Path, target: Path, trusted: str = "") -> None:
+    """Keep an archive as it is now; raise `ArchiveError` where a key is `trusted` and did not sign it."""
+    with suppress(OSError):  # On another file system, or another user's file.
+        # A later build replaces the file; who rewrites it in place would change what was checked.
+        if not trusted:
+            target.hardlink_to(source.resolve())
+            return
+    shutil.copyfile(source, target)
+    if trusted:
+        shutil.copyfile(f"{source}.minisig", f"{target}.minisig")
+        check_signature(target, trusted)

@@ -11,6 +11,7 @@ import pytest
 
 from archive.store import check_signature, find_archives, sign
 from beeline.errors import ArchiveError
+from serve.servers.protocol import keep
 from tests.cli.test_main import call
 
 
@@ -49,6 +50,17 @@ def test_a_signature_that_does_not_hold_is_refused(mar: Path, keys: tuple[Path, 
     mar.write_bytes(mar.read_bytes()[:-1] + b"x")
     with pytest.raises(ArchiveError, match="is not signed by the trusted key"):
         check_signature(mar, str(keys[1]))
+
+
+def test_with_a_trusted_key_the_copy_is_checked_and_served(mar: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
+    sign(mar, keys[0])
+    bytes_before, kept = mar.read_bytes(), tmp_path / "kept.mar"
+    keep(mar, kept, str(keys[1]))
+    with mar.open("r+b") as file:
+        file.write(b"rewritten in place")
+    assert kept.read_bytes() == bytes_before
+    with pytest.raises(ArchiveError, match="is not signed by the trusted key"):
+        keep(mar, tmp_path / "again.mar", str(keys[1]))
 
 
 def test_the_commands_sign_and_verify(mar: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

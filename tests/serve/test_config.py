@@ -129,7 +129,7 @@ def test_what_is_configured_and_cannot_fit_is_said() -> None:
     many = tuple(dataclasses.replace(archive(f"model{number}"), engine="openvino") for number in range(30))
     assert resolved(archives=many, memory=8 * 10**9).warning == ""
     asked = resolved(overrides=Overrides(workers=2), archives=many, memory=8 * 10**9)
-    assert "60 workers and the server take about 9,400 MB, and 8,000 MB of memory are free" in asked.lines()[-1]
+    assert "60 workers and the server take about 10,000 MB, and 8,000 MB of memory are free" in asked.lines()[-1]
     assert {model.min_workers.reason for model in asked.models} == {"--workers"}
 
 
@@ -167,14 +167,18 @@ def test_a_worker_may_be_silent_for_half_of_the_deadline_and_never_longer_than_i
     assert resolved(properties=read).models[0].response_timeout == Setting(seconds, reason)
 
 
+QUEUE = "a full queue of small bodies"
+
+
 @pytest.mark.parametrize(
     ("numbers", "vmargs", "gigabytes", "heap"),
     [
         ({}, "", 64, Setting(1024, "an eighth of the free memory, at most 1024")),
         ({}, "", 4, Setting(477, "an eighth of the free memory, at most 1024")),
         ({}, "", 1, Setting(340, "two of the largest bodies")),
+        ({"job_queue_size": 100_000}, "", 8, Setting(1908, f"{QUEUE}, at most a quarter of the free memory")),
         ({"beeline_heap_megabytes": 256}, "", 64, Setting(256, "config.properties")),
-        ({"beeline_heap_megabytes": 256}, "-ea -Xmx2g", 64, Setting(2048, "-Xmx in vmargs")),
+        ({"beeline_heap_megabytes": 256}, "-ea -Xmx2g", 64, Setting(2048, "-Xmx in Java's options")),
     ],
 )
 def test_the_heap_has_a_reason_and_bodies_of_all_sizes_fill_at_most_three_quarters_of_it(
@@ -186,3 +190,18 @@ def test_the_heap_has_a_reason_and_bodies_of_all_sizes_fill_at_most_three_quarte
     held = sum(count * (size or made.max_request_size) for size, count in made.places.items())
     assert held <= 0.75 * heap.value * 2**20
     assert f"{made.places[0]} larger ones" in made.lines()[2]
+
+
+def test_of_the_heaps_that_java_reads_the_last_one_counts() -> None:
+    read = Properties(Path("config.properties"), texts={"vmargs": "-Xmx2g"})
+    for name, heap in (("JAVA_TOOL_OPTIONS", 2048), ("JDK_JAVA_OPTIONS", 2048), ("_JAVA_OPTIONS", 4096)):
+        made = resolved(properties=read, environ={name: "-Xmx4g"})
+        assert made.numbers["beeline_heap_megabytes"].value == heap
+
+
+def test_a_heap_that_cannot_hold_two_of_the_largest_bodies_is_refused() -> None:
+    read = Properties(Path("config.properties"), {"beeline_heap_megabytes": 128, "beeline_max_image_bytes": 10**8})
+    with pytest.raises(
+        ConfigError, match=r"heap is 128 MB \(config.properties\), and two of the largest bodies take 255;"
+    ):
+        resolved(properties=read)

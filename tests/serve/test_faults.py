@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,9 +82,24 @@ def test_all_workers_that_are_killed_at_once_come_back(served: Running) -> None:
     assert not before & {each.pid for each in workers_of(served) if each.status() != psutil.STATUS_ZOMBIE}
 
 
+def suspend_at_work(served: Running, worker: psutil.Process) -> None:
+    """Suspend a worker of LitServe under load until it was at work: nobody misses one that waits in the queue."""
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            load = [pool.submit(good, served) for _ in range(100)]
+            wait_for(load[10].done)
+            worker.suspend()
+        if not worker.is_running():
+            return
+        worker.resume()
+
+
 def test_a_worker_that_hangs_is_replaced(served: Running) -> None:
     worker = workers_of(served)[-1]
-    worker.suspend()
+    if served.state.server == "litserve":
+        suspend_at_work(served, worker)
+    else:
+        worker.suspend()
     try:
         if served.state.server == "mms":
             # It only hangs up on the worker, which ends when it goes on.

@@ -14,6 +14,7 @@ import requests
 from host import machine
 from serve.addresses import Ports
 from serve.config import Overrides
+from serve.instance import failures
 from serve.instance.child import Running
 from serve.scale import scale
 from serve.status import lines, status
@@ -109,3 +110,5 @@ def test_one_that_does_not_start_is_named_and_harms_no_other_until_it_is_scaled_
     wait_for(lambda: ping(running)[1], lambda values: "failed" not in values and "closed" not in values)
     assert label(running, "broken") == "red"
     assert seen(running)["failed"] == {}
+    # When the server is started again, this model is too.
+    assert failures(running.instance.failed) == {}

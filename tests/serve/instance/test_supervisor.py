@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -263,21 +262,76 @@ def test_a_model_without_living_workers_is_started_again_where_the_server_is_pat
         "environment": {FOLDER: str(tmp_path)},
     }
     one = supervisor.Supervisor(instance.named(tmp_path, "patient"), dataclasses.replace(EMPTY, **values), 0)
+    one.instance.clear()
     one.server.pid = worker.pid
-    start = Mock(return_value=4711)
-    monkeypatch.setattr(one, "_start", start)
+    ends, moments = iter([1, 0]), list[float]()
+
+    def begin(child: supervisor.Child) -> None:
+        """A fake: what gives models their workers fails at once, and succeeds the second time."""
+        assert child.command[2:] == ["serve.scale", str(tmp_path / "patient")]
+        child.begun, child.due, child.pid = time.monotonic(), None, 4711
+        moments.append(child.begun)
+        one.exits[4711] = next(ends)
+
+    monkeypatch.setattr(one, "_begin", begin)
     monkeypatch.setattr(supervisor, "_DEAD", 0.1)
     one._revive()
     assert one._served.keys() == {"fake/1.0"}
     worker.kill()
     worker.wait()
-    for _ in range(2):
-        time.sleep(0.2)
+    time.sleep(0.2)
+    one.restorer.pause = 0.05
+    for _ in range(20):
         one._revive()
-    # Once: the process that revives it is still at work.
-    (started,) = start.call_args_list
-    assert started.args[0][2:] == ["serve.scale", str(tmp_path / "patient"), "fake/1.0"]
-    assert one._reviver == 4711
+        one._watch(one.restorer)
+        time.sleep(0.02)
+    assert len(moments) == 2
+    # It is done, since no worker of this model has loaded since then.
+    assert (one.restorer.pid, one.restorer.due, one.restorer.pause, one.reason) == (None, None, 0.5, None)
+
+
+def test_java_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As when there are no more processes or files to have."""
+    values: dict[str, Any] = {"temporary": str(tmp_path), "ready": True, "mark": f"{tmp_path}:1"}
+    state = dataclasses.replace(EMPTY, command=[str(tmp_path / "java")], **values)
+    one = supervisor.Supervisor(instance.named(tmp_path, "absent"), state, 0)
+    one.instance.clear()
+    one.server.pause = 0.01
+    one._begin(one.server)
+    assert (one.server.pid, one.server.ends, one.reason) == (None, 1, None)
+    shutil.copy("/bin/true", tmp_path / "java")
+    # The process id that it will have may be that of an orphan that has ended.
+    one.exits = dict.fromkeys(range(2**22), 0)
+    time.sleep(0.05)
+    one._watch(one.server)
+    assert one.server.pid is not None
+    assert one.server.pid not in one.exits
+    assert os.waitpid(one.server.pid, 0) == (one.server.pid, 0)
+
+
+def test_what_another_put_at_the_short_path_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, scratch = tmp_path / "beeline-1", tmp_path / "own"
+    instance.link(short, scratch)
+    instance.link(short, scratch)
+    monkeypatch.setattr(os, "geteuid", lambda: short.lstat().st_uid + 1)
+    with pytest.raises(BeelineError, match=r"beeline-1 is not this server's link to .*own; remove it"):
+        instance.link(short, scratch)
+    monkeypatch.undo()
+    with pytest.raises(BeelineError, match="is not this server's link"):
+        instance.link(short, tmp_path / "other")
+    short.unlink()
+    short.mkdir()
+    with pytest.raises(BeelineError, match="is not this server's link"):
+        instance.link(short, scratch)
+
+
+def test_the_lock_of_scaling_is_the_servers_users_at_each_start(tmp_path: Path) -> None:
+    """Where root was the first to scale, the supervisor could not."""
+    one = instance.named(tmp_path, "locked")
+    one.clear()
+    one.scale_lock.chmod(0)
+    one.clear()
+    assert one.scale_lock.stat().st_mode & 0o600 == 0o600
 
 
 def test_a_removed_folder_ends_in_one_sentence(start: Start) -> None:
