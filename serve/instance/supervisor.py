@@ -263,7 +263,7 @@ class Supervisor:
                     values = json.loads(path.read_text(encoding="utf-8"))
                     self._served[f"{values['model']}/{values['version']}"] = now
         for name in [name for name, seen in self._served.items() if now - seen > _DEAD]:
-            logger.error("%s has no living worker; unless it shall have none, it is started again", name)
+            logger.error("%s has no living worker; it is started again, unless it was scaled to none", name)
             # It is looked for again once a worker has loaded; until then the process tries again.
             del self._served[name]
             self.restorer.due = self.restorer.due or now
