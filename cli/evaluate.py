@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from train.evaluate import Report
     from train.runs import Run
 
-# By file the captions of pictures in a folder; how many are asked for at once.
-_CAPTIONS, _BATCH = "captions.json", 16
+# How many captions are asked for at once.
+_BATCH = 16
 
 
 def evaluate(
@@ -40,10 +40,14 @@ def evaluate(
     from train.evaluate import check_labels, compare, unseen
     from train.evaluate import evaluate as measure
     from train.export import lineage
+    from train.references import FILE
 
     if report:
         check(report)
-    if (data / _CAPTIONS).is_file():
+    if (data / FILE).is_file():
+        if against or calibrate or report:
+            words = "--against, --report and --calibrate compare labels"
+            raise BeelineError(f"{words}, and {data} has captions in {FILE}; leave them out")
         _captions(source, data, model, as_json)
         return
     pictures, notes, reports = labelled_pictures(data, say), [], []
@@ -80,41 +84,15 @@ def evaluate(
 
 
 def _captions(source: str, data: Path, model: str | None, as_json: bool) -> None:
-    """Compare captions with those of `captions.json`, by file a text or a list of texts; a failed one is wrong."""
-    import json
-
+    """Compare captions with those of `captions.json`; see `train.references`."""
     from cli.sources import open_source
+    from train.references import measure, read
 
-    try:
-        read = json.loads((data / _CAPTIONS).read_text(encoding="utf-8"))
-        truth = {
-            name: [texts] if isinstance(texts, str) else [str(each) for each in texts] for name, texts in read.items()
-        }
-        bodies = [(data / name).read_bytes() for name in truth]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        fix = 'it holds {"file": "its caption"}, or a list of captions, of files beside it'
-        raise BeelineError(f"{data / _CAPTIONS} cannot be used ({error}); {fix}") from error
+    bodies, truth = read(data)
     with open_source(source, model) as opened:
         parts = [opened.predict(bodies[start : start + _BATCH]) for start in range(0, len(bodies), _BATCH)]
-    answers = [answer.json() if answer.status == 200 else {} for part in parts for answer in part]
-    if answers and not any("caption" in answer for answer in answers):
-        raise BeelineError(f"{source} answered none of {len(answers)} pictures with a caption; name a captioning model")
-    texts = [str(answer.get("caption", "")) for answer in answers]
-    exact = sum(text in each for text, each in zip(texts, truth.values(), strict=True)) / max(1, len(texts))
-    cider, note = _cider(texts, [*truth.values()])
-    values = {"source": source, "pictures": len(texts), "exact": exact, "cider": cider, "notes": [note] if note else []}
-    about = f", CIDEr {cider:.3f}" if cider is not None else f"; {note}"
-    result(values, as_json, f"{exact:.4f} of {len(texts)} captions are exactly right{about}")
-
-
-def _cider(texts: list[str], truth: list[list[str]]) -> tuple[float | None, str]:
-    """Return CIDEr of captions, words apart by spaces; or None and why there is none."""
-    try:
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError:
-        return None, "no CIDEr, since pycocoevalcap is not installed: `uv pip install --no-deps pycocoevalcap`"
-    expected, actual = dict(enumerate(truth)), {index: [text] for index, text in enumerate(texts)}
-    return float(Cider().compute_score(expected, actual)[0]), ""
+    values, text = measure(source, [answer for part in parts for answer in part], truth)
+    result(values, as_json, text)
 
 
 def _calibrate(run: Run, report: Report) -> tuple[dict[str, Any], str]:
