@@ -119,7 +119,8 @@ class Captioning(Task):
 
     def check_tokens(self, prompt: Sequence[int], words: int) -> None:
         """Check the tokens of the archive's own prompt, and that the search may choose from enough `words`."""
-        assert (caption := self.spec.caption) is not None
+        caption = self.spec.caption
+        assert caption is not None
         room = min(MOST_PROMPT, caption.positions - caption.max_tokens - 1)
         check(len(prompt) <= room, "caption.prompt", f"{len(prompt)} tokens long", f"at most {room}")
         check(2 * caption.beams <= words, "caption.beams", caption.beams, f"at most half of {words}, the vocabulary")

@@ -18,7 +18,7 @@ from archive.triton import graph
 from archive.variants import caption as variants
 from archive.variants.agreement import Gate
 from beeline.caption import Sentence
-from beeline.errors import ArchiveError, ConfigError
+from beeline.errors import ArchiveError, ConfigError, SpecError
 from beeline.spec import EXPECTED, GOLDEN, ModelSpec
 from host import silent
 from tests.captions import SIDE, checkpoint
@@ -208,6 +208,35 @@ def test_one_step_for_triton_writes_the_golden_captions(exported: Path, tmp_path
             inputs = {"pixel_values": crop, "input_ids": given, "attention_mask": np.ones_like(given)}
             ids.append(int(step.run(None, inputs)[0][0, -1].argmax()))
         assert ids[1:] == entry["ids"]
+
+
+@pytest.mark.parametrize(
+    ("writing", "words"),
+    [
+        ({"beams": 9}, "caption.beams is 9; allowed: at most half of 16"),
+        ({"beams": 17}, "caption.beams is 17; allowed: 1 to 16"),
+        ({"max_tokens": 32}, "caption.max_tokens is 32; allowed: 1 to 31"),
+        ({"prompt": "a " * 12}, "caption.prompt is '12 tokens long'; allowed: at most 11"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_exported(
+    writing: Any, words: str, loaded: caption.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caption, "write", None)
+    request = ExportRequest("tiny", "1.0", (), loaded.preprocessing, "blip")
+    with pytest.raises(SpecError, match=words):
+        caption.export(loaded, request, tmp_path / "export", **{"max_tokens": 20, **writing})
+
+
+def test_ones_own_golden_pictures_get_a_turned_one(loaded: caption.Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for number in range(2):
+        caption.draw(random.Random(number), (90, 60))[0].save(tmp_path / "own" / f"{number}.png")
+    request = ExportRequest("tiny", "1.0", (), loaded.preprocessing, "blip", golden_pictures=tmp_path / "own")
+    caption.export(loaded, request, tmp_path / "export", max_tokens=10)
+    record = json.loads((tmp_path / "export" / GOLDEN / EXPECTED).read_text())
+    assert [entry["file"] for entry in record["pictures"]] == ["0.png", "1.png", "2.jpg"]
+    assert "exif" in record["detects"]
 
 
 def test_a_drawn_picture_is_told_by_its_caption() -> None:
