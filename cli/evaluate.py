@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from train.evaluate import Report
     from train.runs import Run
 
-# How many captions are asked for at once.
-_BATCH = 16
-
 
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or id, latest, a .mar file or a URL.")],
@@ -36,20 +33,21 @@ def evaluate(
     """Measure accuracy, calibration and the worst mistakes; pictures that fail count as wrong."""
     from cli.sources import open_source
     from host.report import check, write
+    from train import references
     from train.data import labelled_pictures
     from train.evaluate import check_labels, compare, unseen
     from train.evaluate import evaluate as measure
     from train.export import lineage
-    from train.references import FILE
 
     if report:
         check(report)
-    if (data / FILE).is_file():
+    if (data / references.FILE).is_file():
         if against or calibrate or report:
             words = "--against, --report and --calibrate compare labels"
-            raise BeelineError(f"{words}, and {data} has captions in {FILE}; leave them out")
-        _captions(source, data, model, as_json)
-        return
+            raise BeelineError(f"{words}, and {data} has captions in {references.FILE}; leave them out")
+        with open_source(source, model) as opened_one:
+            values, text = references.measure(source, opened_one.predict, data)
+        return result(values, as_json, text)
     pictures, notes, reports = labelled_pictures(data, say), [], []
     with ExitStack() as stack:
         names = [source, *([against] if against else [])]
@@ -68,7 +66,7 @@ def evaluate(
             pictures = left
             notes += [f"{name} was trained from {lineage(each.run)}."] if each.run else []
         reports = [measure(each.predict, pictures) for each in opened]
-    values: dict[str, Any] = {"source": source, **reports[0].to_dict()}
+    values = {"source": source, **reports[0].to_dict()}
     if against:
         words, p = compare(*reports)
         notes.append(f"{source} and {against}: {words}.")
@@ -81,18 +79,6 @@ def evaluate(
         say(f"report: {report}")
     values["notes"] = notes
     result(values, as_json, "\n".join([reports[0].text(), *(["", *notes] if notes else [])]))
-
-
-def _captions(source: str, data: Path, model: str | None, as_json: bool) -> None:
-    """Compare captions with those of `captions.json`; see `train.references`."""
-    from cli.sources import open_source
-    from train.references import measure, read
-
-    bodies, truth = read(data)
-    with open_source(source, model) as opened:
-        parts = [opened.predict(bodies[start : start + _BATCH]) for start in range(0, len(bodies), _BATCH)]
-    values, text = measure(source, [answer for part in parts for answer in part], truth)
-    result(values, as_json, text)
 
 
 def _calibrate(run: Run, report: Report) -> tuple[dict[str, Any], str]:

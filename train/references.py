@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from beeline.answer import Answer
 from beeline.errors import BeelineError
 
-FILE = "captions.json"
+FILE, _BATCH = "captions.json", 16
 
 
-def read(folder: Path) -> tuple[list[bytes], list[list[str]]]:
-    """Return pictures and their captions by `captions.json`, which has by file a text or a list of texts."""
+def measure(source: str, predict: Callable[[list[bytes]], list[Answer]], data: Path) -> tuple[dict[str, Any], str]:
+    """Compare a source's answers with `captions.json`, by file a text or a list of texts; a failed picture is wrong.
+
+    Return the measures for programs and for people. Raise `BeelineError` for a damaged file, or without any caption.
+    """
     try:
-        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        truth = {
-            name: [texts] if isinstance(texts, str) else [str(each) for each in texts] for name, texts in values.items()
-        }
-        if not truth or not all(truth.values()):
-            raise ValueError("no caption")
-        return [(folder / name).read_bytes() for name in truth], [*truth.values()]
+        read = json.loads((data / FILE).read_text(encoding="utf-8")).items()
+        truth = [[texts] if isinstance(texts, str) else [str(each) for each in texts] for _, texts in read]
+        bodies = [(data / name).read_bytes() for name, _ in read]
+        if not truth or not all(truth):
+            raise ValueError("a caption is missing")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         fix = 'it holds {"file": "its caption"}, or a list of captions, of files beside it'
-        raise BeelineError(f"{folder / FILE} cannot be used ({error}); {fix}") from error
-
-
-def measure(source: str, answers: Sequence[Answer], truth: list[list[str]]) -> tuple[dict[str, Any], str]:
-    """Return the measures of a source's answers for programs and for people; a failed picture is wrong."""
-    bodies = [answer.json() if answer.status == 200 else {} for answer in answers]
-    if not any("caption" in body for body in bodies):
-        raise BeelineError(f"{source} answered none of {len(bodies)} pictures with a caption; name a captioning model")
-    texts = [str(body.get("caption", "")) for body in bodies]
+        raise BeelineError(f"{data / FILE} cannot be used ({error}); {fix}") from error
+    parts = [predict(bodies[start : start + _BATCH]) for start in range(0, len(bodies), _BATCH)]
+    answers = [answer.json() if answer.status == 200 else {} for part in parts for answer in part]
+    if not any("caption" in answer for answer in answers):
+        raise BeelineError(f"{source} answered none of {len(answers)} pictures with a caption; name a captioning model")
+    texts = [str(answer.get("caption", "")) for answer in answers]
     exact = sum(text in each for text, each in zip(texts, truth, strict=True)) / len(texts)
     cider, note = _cider(texts, truth)
     values = {"source": source, "pictures": len(texts), "exact": exact, "cider": cider, "notes": [note] if note else []}
