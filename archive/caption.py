@@ -28,6 +28,7 @@ from archive.graph import Preprocessing, Uint8Input
 from archive.onnx_graph import remove_origin
 from archive.variants.caption import task_of
 from beeline import golden, pixels
+from beeline.caption import Captioning
 from beeline.engines.onnxruntime import INPUT
 from beeline.errors import ArchiveError, short
 from beeline.spec import EXPECTED, FILE_NAME, GOLDEN, Artifact, Caption, Geometry, ModelSpec, Provenance
@@ -125,18 +126,24 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = N
     return context
 
 
+def transformers_for(user: str) -> Any:
+    """Import transformers; raise `ArchiveError` that says what needs it where it is not installed."""
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        needs = f"{user} needs {error.name}, which is not installed"
+        raise ArchiveError(f"{needs}; install requirements/extras.txt, as `make setup` does") from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
 def load(checkpoint: str) -> Checkpoint:
     """Read a folder of transformers with a `BlipForConditionalGeneration`, or a name on its hub.
 
     Raise `ArchiveError` for another architecture, a part that is missing, or weights that are damaged or incomplete.
     """
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        needs = f"{checkpoint} needs {error.name}, which is not installed"
-        raise ArchiveError(f"{needs}; install requirements/extras.txt, as `make setup` does") from error
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers = transformers_for(checkpoint)
 
     def read(kind: Any, what: str, fix: str, **options: Any) -> Any:
         try:
@@ -149,20 +156,16 @@ def load(checkpoint: str) -> Checkpoint:
     if config.model_type != "blip" or named != "BlipForConditionalGeneration":
         kind = f"{checkpoint} is a {named if config.architectures else config.model_type}"
         raise ArchiveError(f"{kind}, and captions are written by a BlipForConditionalGeneration; name one of those")
-    images = read(
-        transformers.BlipImageProcessor, "image processor", "copy its preprocessor_config.json into the folder"
-    )
+    images = read(transformers.BlipImageProcessor, "image processor", "copy its preprocessor_config.json beside it")
     tokenizer = read(transformers.AutoTokenizer, "tokenizer", "copy its tokenizer.json or vocab.txt into the folder")
     if not getattr(tokenizer, "is_fast", False) or len(tokenizer) < 0.9 * config.text_config.vocab_size:
         words = config.text_config.vocab_size
         few = f"has no tokenizer of its own: one of {len(tokenizer)} tokens, its network of {words}"
         raise ArchiveError(f"{checkpoint} {few}; copy its tokenizer.json or vocab.txt into the folder")
-    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    blip, options = transformers.BlipForConditionalGeneration, {"dtype": torch.float32, "output_loading_info": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, about = read(
-            transformers.BlipForConditionalGeneration, "weights", "download or copy model.safetensors again", **options
-        )
+        model, about = read(blip, "weights", "download or copy model.safetensors again", **options)
     if lacking := sorted(about["missing_keys"]):
         raise ArchiveError(f"{checkpoint} lacks {len(lacking)} weights, as {lacking[0]}; download or copy it again")
     return Checkpoint(model.eval(), tokenizer, _preprocessing(checkpoint, images, config.vision_config.image_size))
@@ -259,7 +262,8 @@ def reference(checkpoint: Checkpoint, crops: NDArray[np.uint8], caption: Caption
         of_ids = share[range(len(ids)), ids]
         best = share[: len(ids)].exp().topk(2).values
         margin = float((best[:, 0] - best[:, 1]).min())
-        text = words.decode([*first[1:], *ids], skip_special_tokens=True)
+        # As a worker writes it, which does not join a word and an apostrophe.
+        text = words.decode([*first[1:], *ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         written.append(Written(ids, text, math.exp(float(of_ids.mean())), margin))
     return written
 
@@ -270,30 +274,31 @@ def export(checkpoint: Checkpoint, request: ExportRequest, out: Path, **writing:
     `writing` are `max_tokens`, `beams` and `prompt` of `beeline.spec.Caption`. Raise `ArchiveError` where the golden
     pictures would not notice a mistake, or where a caption is not that of transformers.
     """
-    text = checkpoint.model.config.text_config
-    with whole_folder(out) as draft:
-        write(checkpoint, draft)
-        names = {"start": text.bos_token_id, "end": text.sep_token_id, "pad": text.pad_token_id}
-        spec = ModelSpec(
+    text, kind, words = checkpoint.model.config.text_config, request.architecture, checkpoint.tokenizer
+    names = {"start": text.bos_token_id, "end": text.sep_token_id, "pad": text.pad_token_id}
+    names["positions"] = text.max_position_embeddings
+
+    def of(encoder: str, decoder: str, tokenizer: str) -> ModelSpec:
+        return ModelSpec(
             name=request.name,
             version=request.version,
             labels=(),
             geometry=request.preprocessing.geometry,
-            model=Artifact(ENCODER, "onnx", sha256(draft / ENCODER), request.architecture),
+            model=Artifact(ENCODER, "onnx", encoder, kind),
             geometry_version=pixels.GEOMETRY,
             engine="onnxruntime",
             accuracy=request.accuracy,
             provenance=request.provenance,
             task="caption",
-            caption=Caption(
-                Artifact(DECODER, "onnx", sha256(draft / DECODER), request.architecture),
-                TOKENIZER,
-                sha256(draft / TOKENIZER),
-                positions=text.max_position_embeddings,
-                **names,
-                **writing,
-            ),
+            caption=Caption(Artifact(DECODER, "onnx", decoder, kind), TOKENIZER, tokenizer, **names, **writing),
         )
+
+    # Checked before anything takes time.
+    prompt = words(writing.get("prompt", ""), add_special_tokens=False).input_ids
+    Captioning(of(*["0" * 64] * 3)).check_tokens(prompt, min(len(words), text.vocab_size))
+    with whole_folder(out) as draft:
+        write(checkpoint, draft)
+        spec = of(*(sha256(draft / name) for name in (ENCODER, DECODER, TOKENIZER)))
         spec.save(draft / FILE_NAME)
         _make_goldens(draft, spec, checkpoint, request)
     return spec
@@ -325,7 +330,7 @@ def _make_goldens(folder: Path, spec: ModelSpec, checkpoint: Checkpoint, request
     """Write golden pictures with the captions of transformers, and prove that the graphs and mistakes are noticed."""
     assert spec.caption is not None
     own = request.golden_pictures
-    encoded = goldens.read_given(own)[0] if own else [_scene(spec.geometry, i) for i in range(_CANDIDATES)]
+    encoded = goldens.given(own, spec) if own else [_scene(spec.geometry, i) for i in range(_CANDIDATES)]
     crops = np.stack([pixels.decode(each.data, spec.geometry) for each in encoded])
     pairs = list(zip(encoded, reference(checkpoint, crops, spec.caption), strict=True))
     if not own:
@@ -344,12 +349,7 @@ def _make_goldens(folder: Path, spec: ModelSpec, checkpoint: Checkpoint, request
     task, photometry = task_of(folder, spec), (request.preprocessing.mean, request.preprocessing.std)
     golden.replay(folder, spec, task.forward)
     seen = mistakes.noticed(folder, spec, task.forward, [picture.data for picture, _ in pairs], photometry)
-    missed = [name for name in NOTICED if seen.get(name) is False and name not in request.blind_to]
-    if missed:
-        options = " ".join(f"--blind-to {name}" for name in missed)
-        names = " and ".join(mistakes.MISTAKES[name] for name in missed)
-        fix = f"give your own that depend on it with --golden DIR, or say {options} if this model cannot tell"
-        raise ArchiveError(f"the golden pictures would not notice {names}; {fix}")
+    goldens.check_noticed([name for name in NOTICED if seen.get(name) is False and name not in request.blind_to])
     write_json(folder / GOLDEN / EXPECTED, {**record, "detects": [name for name in seen if seen[name]]})
 
 

@@ -21,8 +21,10 @@ app = typer.Typer(help="Build, verify, inspect and run archives.", no_args_is_he
 
 # The least agreement with fp32, and the most that probabilities may move.
 _GATE = (0.99, 0.1)
-# An option for what an exported folder has decided.
+# Options for what an exported folder has decided; a panel names the ways to build that they are for.
 _of_model = partial(typer.Option, rich_help_panel="Only with --model")
+_of_caption = partial(typer.Option, rich_help_panel="Only with --task caption")
+_of_both = partial(typer.Option, rich_help_panel="Only with --model or --task caption")
 Store = Annotated[Path | None, typer.Option(help="Folder of archives. [default: model_store]")]
 Mar = Annotated[Path, typer.Argument(help="A .mar file, or the name of one in model_store.")]
 Server = Annotated[str, typer.Option(help="The server whose context the handler gets: torchserve or mms.")]
@@ -43,12 +45,12 @@ def build(
     task: Annotated[
         str, typer.Option(help="caption: the source is a BLIP checkpoint, a folder or a hub's name.")
     ] = "classify",
-    beams: Annotated[int, _of_model(min=1, help="Captions: beams of the search, 1 for greedy.")] = 1,
-    max_tokens: Annotated[int, _of_model(min=1, help="Captions: tokens at most.")] = 20,
-    prompt: Annotated[str, _of_model(help="Captions: what each begins with.")] = "",
+    beams: Annotated[int, _of_caption(min=1, help="Beams of the search, 1 for greedy.")] = 1,
+    max_tokens: Annotated[int, _of_caption(min=1, help="Tokens at most.")] = 20,
+    prompt: Annotated[str, _of_caption(help="What each begins with.")] = "",
     architecture: Annotated[str | None, _of_model(help="torchvision's name, or timm:NAME; for weights.")] = None,
-    name: Annotated[str | None, _of_model(help="The model's name. [default: architecture or file]")] = None,
-    version: Annotated[str | None, _of_model(help="The model's version. [default: 1.0]")] = None,
+    name: Annotated[str | None, _of_both(help="The model's name. [default: architecture or file]")] = None,
+    version: Annotated[str | None, _of_both(help="The model's version. [default: 1.0]")] = None,
     output: Annotated[str | None, _of_model(help="logits, probabilities or scores. [what its outputs show]")] = None,
     output_key: Annotated[str | None, _of_model(help="Which entry of a dict or tuple it returns.")] = None,
     uint8_input: Annotated[bool, _of_model("--uint8-input", help="It takes uint8 NHWC and normalises it.")] = False,
@@ -60,12 +62,12 @@ def build(
     mean: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
     std: Annotated[str | None, _of_model(help="R,G,B of 0..1, over the preset's.")] = None,
     top_k: Annotated[int, _of_model(help="Labels an answer holds at most.")] = 5,
-    licence: Annotated[str, _of_model(help="The model's licence.")] = "unknown",
-    data: Annotated[str, _of_model(help="The pictures it was trained on.")] = "unknown",
-    weights: Annotated[str | None, _of_model(help="Where its weights are from. [default: file]")] = None,
-    golden: Annotated[Path | None, _of_model(help="Your own golden pictures instead of made ones.")] = None,
+    licence: Annotated[str, _of_both(help="The model's licence.")] = "unknown",
+    data: Annotated[str, _of_both(help="The pictures it was trained on.")] = "unknown",
+    weights: Annotated[str | None, _of_both(help="Where its weights are from. [default: file]")] = None,
+    golden: Annotated[Path | None, _of_both(help="Your own golden pictures instead of made ones.")] = None,
     blind_to: Annotated[
-        list[str] | None, _of_model(help="A mistake that goldens may miss: exif ...; repeat it.")
+        list[str] | None, _of_both(help="A mistake that goldens may miss: exif ...; repeat it.")
     ] = None,
     engine: Annotated[
         str | None,
@@ -101,6 +103,7 @@ def build(
     from archive.store import sign as sign_archive
     from beeline.spec import Provenance
     from beeline.tasks import TASKS
+    from cli.sources import exported_folder
     from host.files import check_writable
 
     if task not in TASKS:
@@ -108,6 +111,8 @@ def build(
     if (source is None) == (model is None):
         which = "both a source and --model are" if source else "neither a source nor --model is"
         raise BeelineError(f"{which} given; name a run or an exported folder, or --model FILE --labels FILE")
+    way = "--task caption" if task == "caption" else "--model" if model or str(source).endswith(".mar") else ""
+    _check_options(context, way, source)
     check_writable(store or STORE)
     page = named_samples(samples) if samples else None
     with tempfile.TemporaryDirectory(prefix="beeline-export-") as scratch:
@@ -119,8 +124,7 @@ def build(
             export, origin = Path(scratch) / "export", Provenance(data, False, weights or source.name, licence)
             named = name or source.name, version or "1.0"
             export_checkpoint(source, export, named, origin, golden, tuple(blind_to or ()), **writing)
-        elif source is not None and source.suffix != ".mar":
-            _check_only_of_models(context, source)
+        elif source is not None and not way:
             export = exported_folder(source)
         else:
             from archive.architectures import TIMM
@@ -305,8 +309,6 @@ def pack(
     from archive import build as room
     from archive import samples, variants
     from archive.store import STORE
-    from archive.variants import caption
-    from beeline.spec import ModelSpec
 
     handler, config, folder = files
     store, pictures_of_run = store or STORE, cache(lambda: known or _validation(export))
@@ -315,8 +317,9 @@ def pack(
     built, measured = room.unchanged(export, store, origin) if reuse and origin and not default else None, None
     if built is None:
         with tempfile.TemporaryDirectory(prefix="beeline-variant-") as scratch:
-            prepare = caption.prepare if ModelSpec.load(export).caption else variants.prepare
-            made, measured = prepare(export, Path(scratch), asked, pictures, gate, decoding, say, pictures_of_run)
+            made, measured = variants.prepare(
+                export, Path(scratch), asked, pictures, gate, decoding, say, pictures_of_run
+            )
             say("building" + (" and verifying ..." if verify else " ..."))
             builds = partial(room.build, made, store, handler=handler, config=config)
             built = builds(check=verify, reuse=reuse, default=default, measured=measured, origin=origin)
@@ -331,29 +334,19 @@ def pack(
     return values, text
 
 
-def exported_folder(source: Path) -> Path:
-    """Return the exported folder at `source`, or in the run that it names; raise BeelineError if there is none."""
-    from beeline.spec import FILE_NAME
-
-    if not source.exists():
-        from train.runs import find_folder
-
-        source = find_folder(source)
-    for folder in (source / "export", source):
-        if (folder / FILE_NAME).is_file():
-            return folder
-    fix = "train one with `beeline train`, or give --model and --labels"
-    raise BeelineError(f"{source} holds no exported model; {fix}")
-
-
-def _check_only_of_models(context: typer.Context, source: Path) -> None:
-    """Refuse, and do not ignore, an option for what an exported folder has decided."""
+def _check_options(context: typer.Context, way: str, source: Path | None) -> None:
+    """Refuse, and do not ignore, an option that the way to build does not take; none is that of an exported folder."""
     for parameter in context.command.params:
-        source_of_value = context.get_parameter_source(parameter.name or "")
-        if getattr(parameter, "rich_help_panel", None) and getattr(source_of_value, "name", "") == "COMMANDLINE":
-            what = f"{parameter.opts[0]} is given with the exported folder {source}, which has settled that"
-            words = "export.name=..., export.version=..., export.top_k=..."
-            raise BeelineError(f"{what}; give it to `beeline train` ({words}), or use --model")
+        panel, value = getattr(parameter, "rich_help_panel", None), context.get_parameter_source(parameter.name or "")
+        if not panel or getattr(value, "name", "") != "COMMANDLINE" or (way and way in panel):
+            continue
+        option, ways = parameter.opts[0], panel.removeprefix("Only with ")
+        if way:
+            fix = "leave it out" + (", and name a checkpoint as the source" if way != "--model" else "")
+            raise BeelineError(f"{option} is given with {way}, and is an option of {ways}; {fix}")
+        what = f"{option} is given with the exported folder {source}, which has settled that"
+        words = "export.name=..., export.version=..., export.top_k=..."
+        raise BeelineError(f"{what}; give it to `beeline train` ({words}), or use {ways}")
 
 
 def _numbers(key: str, text: str | None) -> list[float] | None:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from train.evaluate import Report
     from train.runs import Run
 
-# By file the captions of pictures in a folder; how many are asked for at once.
-_CAPTIONS, _BATCH = "captions.json", 16
-
 
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or id, latest, a .mar file or a URL.")],
@@ -36,6 +33,7 @@ def evaluate(
     """Measure accuracy, calibration and the worst mistakes; pictures that fail count as wrong."""
     from cli.sources import open_source
     from host.report import check, write
+    from train import references
     from train.data import labelled_pictures
     from train.evaluate import check_labels, compare, unseen
     from train.evaluate import evaluate as measure
@@ -43,9 +41,13 @@ def evaluate(
 
     if report:
         check(report)
-    if (data / _CAPTIONS).is_file():
-        _captions(source, data, model, as_json)
-        return
+    if (data / references.FILE).is_file():
+        if against or calibrate or report:
+            words = "--against, --report and --calibrate compare labels"
+            raise BeelineError(f"{words}, and {data} has captions in {references.FILE}; leave them out")
+        with open_source(source, model) as opened_one:
+            values, text = references.measure(source, opened_one.predict, data)
+        return result(values, as_json, text)
     pictures, notes, reports = labelled_pictures(data, say), [], []
     with ExitStack() as stack:
         names = [source, *([against] if against else [])]
@@ -64,7 +66,7 @@ def evaluate(
             pictures = left
             notes += [f"{name} was trained from {lineage(each.run)}."] if each.run else []
         reports = [measure(each.predict, pictures) for each in opened]
-    values: dict[str, Any] = {"source": source, **reports[0].to_dict()}
+    values = {"source": source, **reports[0].to_dict()}
     if against:
         words, p = compare(*reports)
         notes.append(f"{source} and {against}: {words}.")
@@ -77,44 +79,6 @@ def evaluate(
         say(f"report: {report}")
     values["notes"] = notes
     result(values, as_json, "\n".join([reports[0].text(), *(["", *notes] if notes else [])]))
-
-
-def _captions(source: str, data: Path, model: str | None, as_json: bool) -> None:
-    """Compare captions with those of `captions.json`, by file a text or a list of texts; a failed one is wrong."""
-    import json
-
-    from cli.sources import open_source
-
-    try:
-        read = json.loads((data / _CAPTIONS).read_text(encoding="utf-8"))
-        truth = {
-            name: [texts] if isinstance(texts, str) else [str(each) for each in texts] for name, texts in read.items()
-        }
-        bodies = [(data / name).read_bytes() for name in truth]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        fix = 'it holds {"file": "its caption"}, or a list of captions, of files beside it'
-        raise BeelineError(f"{data / _CAPTIONS} cannot be used ({error}); {fix}") from error
-    with open_source(source, model) as opened:
-        parts = [opened.predict(bodies[start : start + _BATCH]) for start in range(0, len(bodies), _BATCH)]
-    answers = [answer.json() if answer.status == 200 else {} for part in parts for answer in part]
-    if answers and not any("caption" in answer for answer in answers):
-        raise BeelineError(f"{source} answered none of {len(answers)} pictures with a caption; name a captioning model")
-    texts = [str(answer.get("caption", "")) for answer in answers]
-    exact = sum(text in each for text, each in zip(texts, truth.values(), strict=True)) / max(1, len(texts))
-    cider, note = _cider(texts, [*truth.values()])
-    values = {"source": source, "pictures": len(texts), "exact": exact, "cider": cider, "notes": [note] if note else []}
-    about = f", CIDEr {cider:.3f}" if cider is not None else f"; {note}"
-    result(values, as_json, f"{exact:.4f} of {len(texts)} captions are exactly right{about}")
-
-
-def _cider(texts: list[str], truth: list[list[str]]) -> tuple[float | None, str]:
-    """Return CIDEr of captions, words apart by spaces; or None and why there is none."""
-    try:
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError:
-        return None, "no CIDEr, since pycocoevalcap is not installed: `uv pip install --no-deps pycocoevalcap`"
-    expected, actual = dict(enumerate(truth)), {index: [text] for index, text in enumerate(texts)}
-    return float(Cider().compute_score(expected, actual)[0]), ""
 
 
 def _calibrate(run: Run, report: Report) -> tuple[dict[str, Any], str]:

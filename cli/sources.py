@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from archive.store import STORE, locate, read_index
 from beeline.errors import BeelineError
+from beeline.spec import FILE_NAME, ModelSpec
 
 if TYPE_CHECKING:
     from beeline.answer import Answer
@@ -56,6 +57,10 @@ def open_source(source: str, model: str | None = None, all_labels: bool = False)
 
         if not (folder := find_folder(Path(source))).is_dir():
             raise BeelineError(f"{source} is no URL, no .mar file and no run's folder; name one of these")
+        for each in (folder, folder / "export"):
+            if (each / FILE_NAME).is_file() and ModelSpec.load(each).caption:
+                fix = f"build an archive of it: beeline archive build {source}"
+                raise BeelineError(f"{source} is a captioning model, which PyTorch does not serve; {fix}")
         from train.predictor import RunPredictor
 
         predictor = RunPredictor(folder, all_labels)
@@ -75,11 +80,23 @@ def archive_of(source: Path, say: Callable[[str], None]) -> Iterator[Path]:
         yield locate(source)
         return
     from archive.build import build
-    from cli.archive import exported_folder
 
     with tempfile.TemporaryDirectory(prefix="beeline-sweep-") as scratch:
         say(f"building {source} into an archive, which is removed afterwards ...")
         yield build(exported_folder(source), Path(scratch), check=False).path
+
+
+def exported_folder(source: Path) -> Path:
+    """Return the exported folder at `source`, or in the run that it names; raise BeelineError if there is none."""
+    if not source.exists():
+        from train.runs import find_folder
+
+        source = find_folder(source)
+    for folder in (source / "export", source):
+        if (folder / FILE_NAME).is_file():
+            return folder
+    fix = "train one with `beeline train`, or give --model and --labels"
+    raise BeelineError(f"{source} holds no exported model; {fix}")
 
 
 def default_archive() -> Path:

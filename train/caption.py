@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
-from pydantic import PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from archive import caption
 from archive.export import ExportRequest
 from beeline.errors import ConfigError, did_you_mean, short
-from beeline.spec import Accuracy, ModelSpec, Provenance
+from beeline.spec import NAME, Accuracy, ModelSpec, Provenance
 from host import ROOT, Say
 from host.files import whole_folder
 
@@ -31,25 +30,26 @@ _PAD, _END, _START = (_SPECIAL.index(each) for each in ("[PAD]", "[SEP]", "[DEC]
 _PLACES = ["above", "on", "the", "left", "right", "##s"]
 _WORDS = (*_SPECIAL, *caption.COUNTS[1:], *caption.COLOURS, *caption.SHAPES, *caption.GROUNDS, *_PLACES)
 _EVERY = 100
+_HEADS, _POSITIONS, _PATCH = 4, 64, 16
 
 
 @dataclass(frozen=True)
 class CaptionConfig:
     """The keys of config/train/task/caption.yaml, which says what they are."""
 
-    name: str
-    version: str
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    version: Annotated[str, Field(pattern=f"^{NAME}$")]
     seed: int
     pictures: PositiveInt
     held_out: PositiveInt
     steps: PositiveInt
     batch: PositiveInt
     rate: PositiveFloat
-    side: PositiveInt
-    width: PositiveInt
+    side: Annotated[PositiveInt, Field(ge=_PATCH)]
+    width: Annotated[PositiveInt, Field(multiple_of=_HEADS)]
     encoder: PositiveInt
     decoder: PositiveInt
-    max_tokens: PositiveInt
+    max_tokens: Annotated[PositiveInt, Field(lt=_POSITIONS)]
 
 
 def compose(overrides: Sequence[str]) -> CaptionConfig:
@@ -120,14 +120,13 @@ def exact(checkpoint: caption.Checkpoint, crops: Any, captions: Sequence[str], m
 
 def _checkpoint(config: CaptionConfig, folder: Path) -> caption.Checkpoint:
     """Return a network with random weights, by its files, so that it is read like any other."""
-    transformers: Any = importlib.import_module("transformers")
-    transformers.logging.disable_progress_bar()
-    shape = {"hidden_size": config.width, "intermediate_size": 4 * config.width, "num_attention_heads": 4}
+    transformers = caption.transformers_for("task=caption")
+    shape = {"hidden_size": config.width, "intermediate_size": 4 * config.width, "num_attention_heads": _HEADS}
     tokens = {"bos_token_id": _START, "eos_token_id": _END, "sep_token_id": _END, "pad_token_id": _PAD}
-    places = {"max_position_embeddings": 64, "vocab_size": len(_WORDS), "num_hidden_layers": config.decoder}
+    places = {"max_position_embeddings": _POSITIONS, "vocab_size": len(_WORDS), "num_hidden_layers": config.decoder}
     vision = {
         "image_size": config.side,
-        "patch_size": 16,
+        "patch_size": _PATCH,
         "num_hidden_layers": config.encoder,
         "initializer_range": 0.02,
     }

@@ -99,7 +99,7 @@ def make(folder: Path, model: Model, own: Path | None, blind_to: Sequence[str], 
     not notice the mistakes `blind_to`, since some models see no colour. `say` is told when a further search begins.
     Raise `ArchiveError` when pictures are missing, unclear to the model, or do not notice a mistake.
     """
-    encoded = _given(own, model.spec) if own else _made(model, say)
+    encoded = given(own, model.spec) if own else _made(model, say)
     for attempt in range(1, _ATTEMPTS + 1):
         _write(folder, model, encoded, [])
         data = [picture.data for picture in encoded]
@@ -114,11 +114,16 @@ def make(folder: Path, model: Model, own: Path | None, blind_to: Sequence[str], 
         chosen = [against[name] for name in missed if name in against]
         patterns = [pattern(model.spec.geometry, 2, target, 100 * attempt + i, each) for i, each in enumerate(chosen)]
         encoded += [picture for picture in _draw(model, patterns) if picture]
+    check_noticed(missed)
+    _write(folder, model, encoded, [name for name, seen in noticed.items() if seen])
+
+
+def check_noticed(missed: Sequence[str]) -> None:
+    """Raise `ArchiveError` where golden pictures miss mistakes."""
     if missed:
         options = " ".join(f"--blind-to {name}" for name in missed)
         fix = f"give your own that depend on it with --golden DIR, or say {options} if this model cannot tell"
         raise ArchiveError(f"the golden pictures would not notice {_named(missed)}; {fix}")
-    _write(folder, model, encoded, [name for name, seen in noticed.items() if seen])
 
 
 def _named(missed: Sequence[str]) -> str:
@@ -274,7 +279,7 @@ def read_given(folder: Path) -> tuple[list[Encoded], Image.Image]:
     return encoded, first
 
 
-def _given(folder: Path, spec: ModelSpec) -> list[Encoded]:
+def given(folder: Path, spec: ModelSpec) -> list[Encoded]:
     """Return the user's pictures, and a copy of the first one that is turned by EXIF."""
     encoded, upright = read_given(folder)
     upright.thumbnail((4 * spec.geometry.resize,) * 2)

@@ -149,6 +149,10 @@ def prepare(
         ArchiveError: when the gate refuses the variant.
     """
     spec = ModelSpec.load(export)
+    if spec.task == "caption":
+        from archive.variants import caption
+
+        return caption.prepare(export, scratch, asked, pictures, gate, decoding, say)
     reference = Variant(spec.engine, spec.precision)
     if decoding not in DECODINGS:
         raise ConfigError(f"--decoding is {decoding!r}{did_you_mean(decoding, DECODINGS)}")

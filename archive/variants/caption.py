@@ -6,14 +6,12 @@ import dataclasses
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from archive.samples import Known
 from archive.variants import ONNX_REFERENCE, Variant, agreement, convert, default_engine, left_out, with_tolerance
 from archive.variants.agreement import Gate, Pictures
 from beeline import engines, tasks
@@ -41,7 +39,6 @@ def prepare(
     gate: tuple[float, float],
     decoding: str,
     say: Say,
-    known: Callable[[], Known] = lambda: ((), ""),
 ) -> tuple[Path, None]:
     """Do as `archive.variants.prepare` for the export of a captioning model; no engine is chosen by its time."""
     spec, (judged, calibration) = ModelSpec.load(export), pictures

@@ -28,6 +28,8 @@ from beeline.tasks import Task
 from beeline.wordpiece import WordPiece
 
 Floats = NDArray[np.float32]
+# All rows of a batch are as long as its longest prompt: one of 490 tokens took 22 s and 2.6 GB with 3 beams.
+MOST_PROMPT = 64
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,19 @@ class Captioning(Task):
         for key, low, high in (("max_tokens", 1, caption.positions - 1), ("beams", 1, 16), ("positions", 2, 4096)):
             check(low <= getattr(caption, key) <= high, f"caption.{key}", getattr(caption, key), f"{low} to {high}")
 
+    def check_tokens(self, prompt: Sequence[int], words: int) -> None:
+        """Check the tokens of the archive's own prompt, and that the search may choose from enough `words`."""
+        caption = self.spec.caption
+        assert caption is not None
+        room = min(MOST_PROMPT, caption.positions - caption.max_tokens - 1)
+        check(len(prompt) <= room, "caption.prompt", f"{len(prompt)} tokens long", f"at most {room}")
+        check(2 * caption.beams <= words, "caption.beams", caption.beams, f"at most half of {words}, the vocabulary")
+
     def load(self, folder: Path, engine: Engine) -> None:
         assert self.spec.caption is not None
         self.caption, self.engine = self.spec.caption, engine
         self.words = WordPiece(folder / self.caption.tokenizer)
+        self.check_tokens(self.words.encode(self.caption.prompt), len(self.words.ids))
         cross = engine.forward(np.zeros((1, *self.spec.geometry.shape, 3), np.uint8))
         layers, heads, _, depth = cross.shape[1:]
         self._empty = layers, heads, 0, depth
@@ -133,8 +144,7 @@ class Captioning(Task):
         if not 1 <= most <= caption.max_tokens:
             raise BadEncoding(f"max_tokens is {most}; allowed: 1 to {caption.max_tokens}")
         ids = (caption.start, *self.words.encode(prompt or caption.prompt))
-        if len(ids) + most > caption.positions:
-            room = caption.positions - most - 1
+        if len(ids) - 1 > (room := min(MOST_PROMPT, caption.positions - most - 1)):
             raise BadEncoding(f"the prompt has {len(ids) - 1} tokens; allowed: {room}, with {most} tokens after it")
         return Options(ids, most)
 

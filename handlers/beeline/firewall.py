@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 from beeline.errors import NotAnImage, TooMuchWork
 from beeline.formats import CAMERA_RAW
@@ -70,15 +71,17 @@ def _has_end(data: bytes) -> bool:
 def has_every_scan(data: bytes) -> bool:
     """Whether the scans of a JPEG, the last of which may be cut off, are for all bits of all coefficients."""
     missing: set[tuple[int, int]] | None = None
-    for code, at, _ in markers(data):
-        segment = data[at + 2 : at + 800]
-        if code in FRAMES:
-            missing = {(part, each) for part in segment[6::3][: segment[5]] for each in range(64)}
-        elif code == SCAN and missing:
-            parts, rest = segment[1::2][: segment[0]], segment[1 + 2 * segment[0] :]
-            if not rest[2] & 15:
-                missing -= {(part, each) for part in parts for each in range(rest[0], rest[1] + 1)}
-    return missing is not None and not missing
+    with suppress(IndexError):  # The data end in a header.
+        for code, at, _ in markers(data):
+            segment = data[at + 2 : at + 800]
+            if code in FRAMES:
+                missing = {(segment[6 + 3 * part], each) for part in range(segment[5]) for each in range(64)}
+            elif code == SCAN and missing:
+                parts, rest = segment[1::2][: segment[0]], segment[1 + 2 * segment[0] :]
+                if not rest[2] & 15:
+                    missing -= {(part, each) for part in parts for each in range(rest[0], rest[1] + 1)}
+        return missing is not None and not missing
+    return False
 
 
 def markers(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -163,11 +163,13 @@ def _is_base64(head: bytes) -> bool:
 
 def _decode_text(body: bytes | bytearray) -> object:
     """Return parsed JSON, or base64 as text; any other body unchanged."""
-    head = bytes(body.lstrip()[:HEAD]).removeprefix(b"\xef\xbb\xbf").lstrip()
     # UTF-16 has its byte-order mark, or a zero beside the bracket.
-    if head[:1] in (b"{", b"[", b'"') or head[:2] in (b"\xff\xfe", b"\xfe\xff", b"\0{", b"\0["):
-        return _parse(body)
-    return body.decode("utf-8-sig", "replace") if _is_base64(head) else body
+    has_mark = body.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = body.decode("utf-16", "replace").encode() if has_mark else body
+    head = bytes(text.lstrip()[:HEAD]).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head[:1] in (b"{", b"[", b'"') or head[:2] in (b"\0{", b"\0["):
+        return _parse(text)
+    return text.decode("utf-8-sig", "replace") if _is_base64(head) else body
 
 
 def _parse(body: bytes | bytearray) -> object:

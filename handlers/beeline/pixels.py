@@ -22,7 +22,7 @@ from beeline.settings import MAX_PIXELS
 from beeline.spec import Geometry
 
 # The version of this file, `formats` and `firewall`: raise it when a pixel changes, or when a picture that was read is
-# refused. A model that was exported with one version is not served with another.
+# refused, except other formats, named. A model that was exported with one version is not served with another.
 GEOMETRY = 1
 
 # Pillow's modes; earlier versions, such as Pillow-SIMD's, read a PNG of 16 bits as mode I.
@@ -109,15 +109,16 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise EmptyBody("the picture is 0 bytes long; send the bytes of one picture as the request's body")
-    # Every format has zeros in its header.
-    if b"\0" not in data and len(data) >= 100 and not (b"\n" in data or b"\r" in data or data.isascii()):
+    kind = formats.kind_of(data)
+    if kind in (None, "TIFF"):
+        formats.refuse_other(data)
+    # Every format has zeros in its header, and bytes that are no text; the last may be cut off here.
+    is_text = "\ufffd" not in data[:1000].decode("utf-8", "replace")[:-1]
+    if len(data) >= 100 and not (is_text or b"\0" in data or b"\n" in data or b"\r" in data):
         raise NotAnImage(
             "the body has no line breaks and no zero bytes: `curl -d @FILE` takes them out of a file; send it with "
             "`curl -T FILE` or `--data-binary @FILE`"
         )
-    kind = formats.kind_of(data)
-    if kind in (None, "TIFF"):
-        formats.refuse_other(data)
     if kind is None:
         raise NotAnImage(
             f"the body starts with {bytes(data[:12])!r}, which is none of {', '.join(FORMATS)}; send the bytes of one "

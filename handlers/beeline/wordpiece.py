@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from pathlib import Path
 from beeline.errors import ArchiveError
 
 _LONGEST = 100
-# A word, or a sign or a Chinese character, each of which stands alone.
-_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[^\W_{_CHINESE}]+|[^\s]")
+# As the normalizer of `tokenizers` lists them, which begins the last but one at 2B920.
+_CHINESE = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
+    "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
 _JOINED = frozenset(".?!,")
 
 
@@ -54,9 +57,9 @@ class WordPiece:
 
     def _words(self, text: str) -> list[str]:
         text = text.lower() if self._lower else text
-        text, kinds = (unicodedata.normalize("NFD", text), ("Mn", "C")) if self._strips else (text, ("C",))
-        kept = (each for each in text if each.isspace() or not unicodedata.category(each).startswith(kinds))
-        return _WORD.findall("".join(kept))
+        if self._strips:
+            text = "".join(each for each in unicodedata.normalize("NFD", text) if unicodedata.category(each) != "Mn")
+        return "".join(map(_apart, text)).split()
 
     def _pieces(self, word: str) -> list[int]:
         """Take the longest known piece again and again; a word with a rest is unknown as a whole."""
@@ -68,3 +71,13 @@ class WordPiece:
             pieces.append(self.ids[word[:end]])
             word = self._prefix + word[end:]
         return pieces if pieces and word == self._prefix else [self._unknown]
+
+
+def _apart(sign: str) -> str:
+    """Return a character as it is, between spaces where it stands alone, or as nothing or a space."""
+    kind = unicodedata.category(sign)
+    if sign in "\t\n\r" or kind.startswith("Z"):
+        return " "
+    if sign == "\ufffd" or kind in ("Cc", "Cf", "Cs", "Co"):
+        return ""
+    return f" {sign} " if kind.startswith("P") or sign in string.punctuation or _CHINESE.match(sign) else sign

@@ -18,12 +18,11 @@ from archive.triton import graph
 from archive.variants import caption as variants
 from archive.variants.agreement import Gate
 from beeline.caption import Sentence
-from beeline.errors import ArchiveError, ConfigError
+from beeline.engines.onnxruntime import INPUT
+from beeline.errors import ArchiveError, ConfigError, SpecError
 from beeline.spec import EXPECTED, GOLDEN, ModelSpec
 from host import silent
 from tests.captions import SIDE, checkpoint
-
-PROMPT = [5, 6, 7]
 
 
 @pytest.fixture(scope="module")
@@ -53,89 +52,15 @@ def converted(exported: Path) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def graphs(exported: Path, converted: Path) -> dict[str, tuple[Any, Any]]:
-    """Encoder and decoder of each engine, as functions of arrays."""
-    import openvino
+def test_a_masked_token_adds_exactly_nothing(exported: Path) -> None:
     from onnxruntime import InferenceSession
 
-    onnx = [InferenceSession(exported / name) for name in (caption.ENCODER, caption.DECODER)]
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    own = [openvino.compile_model(converted / f"{name}.xml", "CPU", exact) for name in ("encoder", "decoder")]
-
-    def of_onnx(session: Any) -> Any:
-        names = [each.name for each in session.get_inputs()]
-        return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
-
-    def of_openvino(model: Any) -> Any:
-        return lambda *arrays: list(model(arrays).values())
-
-    return {"onnx": (of_onnx(onnx[0]), of_onnx(onnx[1])), "openvino": (of_openvino(own[0]), of_openvino(own[1]))}
-
-
-@pytest.fixture(scope="module")
-def pictures() -> Any:
-    return np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
-
-
-def _generated(loaded: caption.Checkpoint, pictures: Any, prompt: list[int]) -> list[list[int]]:
-    # transformers drops a prompt's last token, its [SEP].
-    ids = torch.tensor([[*prompt, 3]] * len(pictures))
-    rows = loaded.model.generate(loaded.planes(pictures), ids, max_new_tokens=10, do_sample=False).tolist()
-    return [row[: row.index(3) + 1] if 3 in row else row for row in rows]
-
-
-def _step(decoder: Any, ids: list[list[int]], padding: list[int], past: Any, cross: Any) -> tuple[Any, Any]:
-    """Run one step of rows of which the first `padding` tokens are none."""
-    old, new = past.shape[4], len(ids[0])
-    counts = np.arange(old + new)
-    mask = np.stack([counts >= each for each in padding]).astype(np.float32)
-    positions = np.stack([(counts - each).clip(0)[old:] for each in padding])
-    logits, present = decoder(np.array(ids)[:, None], positions, mask, past, cross)
-    return logits[:, 0], np.concatenate([past, present], 4)
-
-
-def _greedy(graph: tuple[Any, Any], pictures: Any, prompts: list[list[int]]) -> list[list[int]]:
-    encoder, decoder = graph
-    (cross,) = encoder(pictures)
-    longest = max(map(len, prompts))
-    padding = [longest - len(each) for each in prompts]
-    new = [[0] * left + each for left, each in zip(padding, prompts, strict=True)]
-    past = np.zeros((len(pictures), 1, *cross.shape[1:3], 0, cross.shape[4]), np.float32)
-    rows = [list(each) for each in prompts]
-    for _ in range(10):
-        logits, past = _step(decoder, new, padding, past, cross)
-        new = [[int(row.argmax())] for row in logits]
-        for row, each in zip(rows, new, strict=True):
-            row += each if row[-1] != 3 else []
-    return rows
-
-
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
-@pytest.mark.parametrize("prompt", [PROMPT[:1], PROMPT], ids=["no prompt", "a prompt"])
-def test_the_graphs_write_the_tokens_of_generate(
-    engine: str, prompt: list[int], graphs: dict[str, Any], loaded: caption.Checkpoint, pictures: Any
-) -> None:
-    expected = _generated(loaded, pictures, prompt)
-    assert len({len(each) for each in expected}) > 1, "captions of several lengths"
-    assert _greedy(graphs[engine], pictures, [prompt] * len(pictures)) == expected
-
-
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_rows_of_other_prompts_change_nothing(
-    engine: str, graphs: dict[str, Any], loaded: caption.Checkpoint, pictures: Any
-) -> None:
-    prompts = [PROMPT[: 1 + index % 3] for index in range(len(pictures))]
-    expected = [_generated(loaded, pictures[[i]], each)[0] for i, each in enumerate(prompts)]
-    assert _greedy(graphs[engine], pictures, prompts) == expected
-
-
-def test_a_masked_token_adds_exactly_nothing(graphs: dict[str, Any], pictures: Any) -> None:
-    encoder, decoder = graphs["onnx"]
-    (cross,) = encoder(pictures[:1])
+    encoder, decoder = (InferenceSession(exported / name) for name in (caption.ENCODER, caption.DECODER))
+    (cross,) = encoder.run(None, {INPUT: np.zeros((1, SIDE, SIDE, 3), np.uint8)})
     past = np.zeros((1, 1, *cross.shape[1:3], 2, cross.shape[4]), np.float32)
-    first, _ = _step(decoder, [[5]], [2], past, cross)
-    second, _ = _step(decoder, [[5]], [2], past + 1e3, cross)
+    ids, mask = np.array([[[5]]]), np.array([[0, 0, 1]], np.float32)
+    inputs = {"ids": ids, "positions": np.zeros((1, 1), np.int64), "mask": mask, caption.CROSS: cross}
+    first, second = (decoder.run(None, {**inputs, "past": past + each})[0] for each in (0, np.float32(1e3)))
     np.testing.assert_array_equal(first, second)
 
 
@@ -208,6 +133,35 @@ def test_one_step_for_triton_writes_the_golden_captions(exported: Path, tmp_path
             inputs = {"pixel_values": crop, "input_ids": given, "attention_mask": np.ones_like(given)}
             ids.append(int(step.run(None, inputs)[0][0, -1].argmax()))
         assert ids[1:] == entry["ids"]
+
+
+@pytest.mark.parametrize(
+    ("writing", "words"),
+    [
+        ({"beams": 9}, "caption.beams is 9; allowed: at most half of 16"),
+        ({"beams": 17}, "caption.beams is 17; allowed: 1 to 16"),
+        ({"max_tokens": 32}, "caption.max_tokens is 32; allowed: 1 to 31"),
+        ({"prompt": "a " * 12}, "caption.prompt is '12 tokens long'; allowed: at most 11"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_exported(
+    writing: Any, words: str, loaded: caption.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caption, "write", None)
+    request = ExportRequest("tiny", "1.0", (), loaded.preprocessing, "blip")
+    with pytest.raises(SpecError, match=words):
+        caption.export(loaded, request, tmp_path / "export", **{"max_tokens": 20, **writing})
+
+
+def test_ones_own_golden_pictures_get_a_turned_one(loaded: caption.Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for number in range(2):
+        caption.draw(random.Random(number), (90, 60))[0].save(tmp_path / "own" / f"{number}.png")
+    request = ExportRequest("tiny", "1.0", (), loaded.preprocessing, "blip", golden_pictures=tmp_path / "own")
+    caption.export(loaded, request, tmp_path / "export", max_tokens=10)
+    record = json.loads((tmp_path / "export" / GOLDEN / EXPECTED).read_text())
+    assert [entry["file"] for entry in record["pictures"]] == ["0.png", "1.png", "2.jpg"]
+    assert "exif" in record["detects"]
 
 
 def test_a_drawn_picture_is_told_by_its_caption() -> None:

@@ -107,6 +107,14 @@ def test_list_fails_when_an_archive_is_not_as_it_was_built(tiny_export: Path, tm
         (["runs/x", "--model", "m.pt"], "both a source and --model are given"),
         (["no/such/run"], "holds no exported model"),
         (["--model", "m.pt"], "add --labels FILE"),
+        (
+            ["x", "--task", "caption", "--top-k", "2"],
+            "--top-k is given with --task caption, and is an option of --model",
+        ),
+        (["--task", "caption", "--model", "m.pt"], "leave it out, and name a checkpoint as the source"),
+        (["x.mar", "--beams", "2"], "--beams is given with --model, and is an option of --task caption; leave it out"),
+        (["runs/x", "--prompt", "a"], "--prompt is given with the exported folder runs/x"),
+        (["runs/x", "--name", "a"], "or use --model or --task caption"),
     ],
 )
 def test_a_build_without_its_input_is_one_sentence(words: list[str], reason: str) -> None:

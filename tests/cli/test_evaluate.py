@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from beeline.answer import Answer
+from beeline.errors import BeelineError
 from cli import sources
 from cli.main import app
 
@@ -32,13 +33,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _answered(monkeypatch: pytest.MonkeyPatch, answers: list[Answer], folder: Path) -> Any:
+def _answered(monkeypatch: pytest.MonkeyPatch, answers: list[Answer], folder: Path, *more: str) -> Any:
     @contextmanager
     def opened(*_: object) -> Iterator[sources.Source]:
         yield sources.Source(lambda bodies: answers[: len(bodies)])
 
     monkeypatch.setattr(sources, "open_source", opened)
-    return CliRunner().invoke(app, ["evaluate", "some.mar", "--data", str(folder), "--json"])
+    return CliRunner().invoke(app, ["evaluate", "some.mar", "--data", str(folder), "--json", *more])
+
+
+@pytest.mark.parametrize("more", [("--against", "x.mar"), ("--report", "x.html"), ("--calibrate",)])
+def test_what_compares_labels_is_refused(monkeypatch: pytest.MonkeyPatch, folder: Path, more: tuple[str, ...]) -> None:
+    outcome = _answered(monkeypatch, ANSWERS, folder, *more)
+    assert "--calibrate compare labels" in str(outcome.exception)
+    assert isinstance(outcome.exception, BeelineError)
 
 
 def test_captions_are_right_if_they_are_one_of_those_given(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -56,7 +64,8 @@ def test_a_source_without_captions_gets_a_sentence(monkeypatch: pytest.MonkeyPat
     assert "name a captioning model" in str(outcome.exception)
 
 
-def test_damaged_captions_get_a_sentence(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    (folder / "captions.json").write_text('{"3.png": "a red circle"}')
+@pytest.mark.parametrize("text", ['{"3.png": "a red circle"}', "{}", '{"0.png": []}'])
+def test_damaged_captions_get_a_sentence(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    (folder / "captions.json").write_text(text)
     outcome = _answered(monkeypatch, ANSWERS, folder)
     assert "captions.json cannot be used" in str(outcome.exception)

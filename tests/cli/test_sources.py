@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from beeline.errors import BeelineError, Undetermined
+from beeline.spec import Artifact, Caption, Geometry, ModelSpec
 from cli.main import app
 from tests.conftest import RED, Site
 
@@ -44,6 +45,19 @@ def data(tmp_path: Path, site: type[Site]) -> Path:
 
 def call(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("place", [".", "export"])
+def test_a_captioning_run_is_to_be_built_into_an_archive(place: str, data: Path, tmp_path: Path) -> None:
+    artifact = Artifact("decoder.onnx", "onnx", "0" * 64)
+    caption = Caption(artifact, "tokenizer.json", "0" * 64, 5, 3, 0)
+    model, fixed = Artifact("encoder.onnx", "onnx", "0" * 64), Geometry(32, 32, fit="squash")
+    spec = ModelSpec("x", "1", (), fixed, model, 1, "onnxruntime", task="caption", caption=caption)
+    (tmp_path / "run" / place).mkdir(parents=True)
+    spec.save(tmp_path / "run" / place / "model_spec.json")
+    for words in (["predict", "--run", tmp_path / "run", data], ["evaluate", tmp_path / "run", "--data", data]):
+        with pytest.raises(BeelineError, match=r"build an archive of it: beeline archive build .*run"):
+            raise call(*words).exception or AssertionError
 
 
 def both(url: str, data: Path) -> list[list[object]]:

@@ -19,8 +19,8 @@ import pytest
 from archive import caption
 from beeline import pixels
 from beeline.caption import Captioning, Sentence
-from beeline.errors import ArchiveError, BeelineError, DeadlineExceeded, SpecError
-from beeline.spec import ModelSpec
+from beeline.errors import ArchiveError, BadEncoding, BeelineError, DeadlineExceeded, SpecError
+from beeline.spec import FILE_NAME, ModelSpec
 from beeline.wordpiece import WordPiece
 from tests.caption_models import drawn, model_folder
 from tests.captions import checkpoint
@@ -99,7 +99,7 @@ def test_a_form_carries_a_prompt_as_json_does(handler: VisionHandler) -> None:
         ({"max_tokens": 0}, "max_tokens is 0; allowed: 1 to 12"),
         ({"max_tokens": "many"}, "max_tokens is 'many'; send a whole number"),
         ({"max_tokens": True}, "max_tokens is 'True'; send a whole number"),
-        ({"prompt": "red " * 25}, "the prompt has 25 tokens; allowed: 19, with 12 tokens after it"),
+        ({"prompt": "red " * 20}, "the prompt has 20 tokens; allowed: 19, with 12 tokens after it"),
         ({"prompt": ["red"]}, "send a text of at most 1000 characters"),
     ],
 )
@@ -174,6 +174,32 @@ def test_a_number_of_beams_that_cannot_be(folder: Path, beams: int) -> None:
         dataclasses.replace(spec, caption=dataclasses.replace(spec.caption, beams=beams))
 
 
+def test_a_prompt_has_no_more_tokens_however_many_positions_there_are(
+    handler: VisionHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task: Any = handler.task
+    monkeypatch.setattr(task, "caption", dataclasses.replace(task.caption, positions=512))
+    assert len(task.options("red " * 64, None).ids) == 65
+    with pytest.raises(BadEncoding, match="the prompt has 65 tokens; allowed: 64"):
+        task.options("red " * 65, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"beams": 9}, "caption.beams is 9; allowed: at most half of 16"), ({"prompt": "a " * 20}, "at most 19")],
+)
+def test_an_archive_whose_captions_cannot_be_written_does_not_start(
+    folder: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    copy, spec = Path(shutil.copytree(folder, tmp_path / "copy")), ModelSpec.load(folder)
+    assert spec.caption is not None
+    changed = dataclasses.replace(spec, caption=dataclasses.replace(spec.caption, **change))
+    changed.save(copy / FILE_NAME)
+    write_checksums(copy, changed)
+    with pytest.raises(SpecError, match=message):
+        loaded(copy)
+
+
 def test_a_worker_imports_neither_pytorch_nor_transformers(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from vision_handler import VisionHandler; handler = VisionHandler(); "
@@ -186,7 +212,9 @@ def test_a_worker_imports_neither_pytorch_nor_transformers(folder: Path) -> None
 
 def test_text_becomes_the_tokens_of_berts_own_tokenizer(blip: caption.Checkpoint, folder: Path) -> None:
     words = WordPiece(folder / "tokenizer.json")
-    for text in ("a photo of", "A Réd circle,two!", "reds squares xyz", " \t", "a\u0000b\u4e2d red", "left-two", "##s"):
+    texts = ["a photo of", "A Réd circle,two!", "reds squares xyz", " \t", "a\u0000b\u4e2d red", "left-two", "##s"]
+    texts += ["€5", "°c", "😀a", "man's", "a\ufffdb", "a\U00020000b", "two$a^a", "a\u2028b\u200bc\x1fd"]
+    for text in texts:
         assert words.encode(text) == blip.tokenizer(text, add_special_tokens=False).input_ids, text
     assert words.decode([0, 6, 8, 10, 12, 3]) == "a ofs blue"
 

@@ -81,6 +81,14 @@ def test_what_lies_behind_a_jpeg_changes_nothing(behind: bytes, progressive: boo
     assert np.array_equal(pixels.decode(data + behind, GEOMETRY), pixels.decode(data, GEOMETRY))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_is_cut_anywhere_has_not_every_scan(progressive: bool) -> None:
+    data = gradient("JPEG", (16, 16), progressive=progressive)
+    last = data.rindex(b"\xff\xda") + 2
+    cut = [length for length in range(4, len(data)) if firewall.has_every_scan(data[:length])]
+    assert cut == list(range(last + int.from_bytes(data[last : last + 2], "big"), len(data)))
+
+
 def test_a_tile_within_the_limit_counts_against_the_budget() -> None:
     assert firewall.check("TIFF", tiff([*SQUARE, (322, 3, 1, 4096), (323, 3, 1, 4096)]), 50_000_000) == (
         4096 * 4096,

@@ -80,6 +80,7 @@ FILE = 'name="upload"; filename="a.jpg"\r\nContent-Type: image/jpeg'
         # Byte-order marks and UTF-16, as .NET and PowerShell write JSON.
         {"body": b"\xef\xbb\xbf" + B64_JSON},
         *({"body": B64_JSON.decode().encode(encoding)} for encoding in ("utf-16", "utf-16-le", "utf-16-be")),
+        {"body": B64.encode("utf-16")},
         *({"body": {key: B64}} for key in ("image", "base64")),
         *({"body": {key: {"b64": B64}, "key": "1"}} for key in ("image", "image_bytes")),
         {"body": {"signature_name": "serving_default", "instances": [{"image_bytes": {"b64": B64}}]}},

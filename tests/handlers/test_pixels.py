@@ -146,6 +146,10 @@ def test_a_missing_decoder_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None
         (b"", EmptyBody, "0 bytes"),
         (b"<html>", NotAnImage, "<html>"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", NotAnImage, "%!PS"),
+        # Neither is what `curl -d` makes of a picture.
+        ("ä".encode() * 600, NotAnImage, "the body starts with"),
+        (b"<svg>" + "€".encode() * 400, NotAnImage, "the body is SVG"),
+        (b"\x1f\x8b" + bytes(range(128, 256)), NotAnImage, "the body is compressed"),
         (b"\xff\xd8\xff\xe0", TruncatedImage, "JPEG picture's header"),
         (encoded(noise(64, 64))[:200], TruncatedImage, "PNG picture's pixels"),
         (encoded(noise(640, 640), "JPEG")[:5000], TruncatedImage, "JPEG picture's pixels"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from beeline.errors import ConfigError
+from beeline.errors import ArchiveError, ConfigError
+from host import silent
 from train import caption
 
 
@@ -18,11 +20,21 @@ from train import caption
         ("stpes=3", "unknown key stpes of task=caption; did you mean 'steps'"),
         ("steps=0", "steps is 0"),
         ("rate=x", "rate is 'x'"),
+        ("width=90", "width is 90: Input should be a multiple of 4"),
+        ("side=8", "side is 8: Input should be greater than or equal to 16"),
+        ("max_tokens=64", "max_tokens is 64: Input should be less than 64"),
+        ("name=a b", "name is 'a b'"),
     ],
 )
 def test_a_wrong_setting_gets_a_sentence(word: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         caption.compose([word])
+
+
+def test_without_transformers_nothing_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ArchiveError, match=r"task=caption needs transformers, which is not installed; install"):
+        caption.fit(caption.compose([]), tmp_path, silent)
 
 
 def test_held_out_pictures_are_not_those_to_train_on() -> None:
