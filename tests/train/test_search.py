@@ -289,12 +289,17 @@ def test_the_pick_of_a_search_for_accuracy_is_the_latest_run(environ: dict[str, 
     [
         (["--max-ms", "0"], "max-ms"),
         (["--min-accuracy", "94"], "min-accuracy"),
-        (["fit.batch=choice(70000,70001)"], "no trial of 2 succeeded, see .*; the first failed: fit.batch is 70000;"),
+        (["fit.batch=choice(70000,6)"], "fit.batch is 70000; allowed: 1 to 65536"),
+        (["fit.batch=choice(6,12)"], "no trial of 2 succeeded, see .*; the first failed: no memory"),
     ],
 )
 def test_a_search_without_a_result_says_why(
-    environ: dict[str, str], tmp_path: Path, words: list[str], says: str
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
 ) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(Search, "train", train)
     done, _ = called(environ, tmp_path, "model.crop=48", *words)
     assert done.exit_code
     assert re.search(says, f"{done.output}{done.exception}")
