@@ -41,6 +41,9 @@ def train(
     import time
 
     launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if processes > 1 and (quick or "task=caption" in (overrides or ())):
+        say(f"--processes {processes} is not needed: --quick and task=caption train in one process")
+        processes = 1
     if launched or processes > 1:
         from train import parallel
 

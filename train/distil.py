@@ -27,11 +27,16 @@ def find_teacher(fit: FitConfig, data: DataSet, say: Say) -> Run | None:
     """
     if fit.distil is None:
         return None
+    if not fit.epochs:
+        raise ConfigError(
+            f"fit.distil is {fit.distil}, but fit.epochs is 0; leave it out (and --quick), or train epochs"
+        )
     teacher = open_run(Path(fit.distil).expanduser())
     if teacher.labels != data.labels:
         few = ", ".join(teacher.labels[:3])
         raise ConfigError(f"fit.distil is {fit.distil}, whose labels differ ({few}); train a teacher on these pictures")
-    val = {each.sha256 for each in data.val.pictures}
+    # Pictures in both of the student's halves say nothing about the teacher's.
+    val = {each.sha256 for each in data.val.pictures} - {each.sha256 for each in data.train.pictures}
     if both := len(val & (teacher.seen or frozenset())):
         what = f"{teacher.id}, which was trained on {both} of the {len(val)} validation pictures"
         raise ConfigError(f"fit.distil is {what}; train a teacher with the same halves")
@@ -49,8 +54,11 @@ class Teacher:
         self.geometry = self._model.geometry
         self._network = read_weights(run.checkpoint, self._model.name).network().to(device).eval()
 
-    def loss(self, pictures: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
-        """Add to the loss of a batch's labels how far its logits are from the teacher's for the uint8 pictures."""
+    def loss(self, pictures: Tensor, logits: Tensor, loss: Tensor, share: float = 1.0) -> Tensor:
+        """Add to the loss of a batch's labels how far its logits are from the teacher's for the uint8 pictures.
+
+        `share` is what these pictures count among those of all processes.
+        """
         import torch
         from torch.nn.functional import kl_div
 
@@ -61,7 +69,7 @@ class Teacher:
             answers = self._network(normalised(theirs, self._model.mean, self._model.std))
         own, wanted = (each.float().div(_TEMPERATURE).log_softmax(1) for each in (logits, answers))
         apart = kl_div(own, wanted, reduction="batchmean", log_target=True) * _TEMPERATURE**2
-        return (1 - _SHARE) * loss + _SHARE * apart
+        return (1 - _SHARE) * loss + _SHARE * apart * share
 
 
 def shrunk(pictures: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -59,7 +59,7 @@ def pictures(
     say: Say,
     environ: Mapping[str, str] = os.environ,
     name: str | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = RULES.max_bytes,
 ) -> Path:
     """Return the folder `NAME-DIGEST` under `cache` of an unpacked zip file, and download it if it is not there.
 

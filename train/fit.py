@@ -40,6 +40,10 @@ def fit(plan: Plan, say: Say, folder: Path = RUNS, resume: Path | None = None, r
     config = plan.config
     if (batch := config.fit.batch) % (count := parallel.size()):
         raise ConfigError(f"fit.batch is {batch}, which {count} processes cannot share; take a multiple of {count}")
+    if (few := len(plan.data.val)) < count:
+        raise ConfigError(
+            f"{few} validation pictures cannot be shared by {count} processes; take fewer with --processes"
+        )
     with _deterministic(config.seed):
         network = build(config.model.name, len(plan.data.labels))
         check_input(network, config.model.geometry.shape, config.model.name)

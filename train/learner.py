@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from beeline.errors import short
 from host import Say
 from train import parallel, runs
 from train.config import TrainConfig
@@ -90,12 +92,15 @@ class Learner(LightningModule):
         own = None if self._class_weights is None else self._class_weights.to(logits)
         loss = nn.functional.cross_entropy(logits, truths, own, label_smoothing=self._fit.label_smoothing)
         self.training_tally.add(loss, logits, truths)
-        if self._teacher:
-            loss = self._teacher.loss(pictures, logits, loss)
-        if parallel.size() > 1:
+        share = 1.0
+        if (size := parallel.size()) > 1:
             # The mean over the processes is that over the pictures only where each has as much to say.
-            shares = parallel.gather(float(len(truths) if own is None else own[truths].sum()))
-            loss = loss * (shares[parallel.rank()] * len(shares) / sum(shares))
+            counted = float(len(truths) if own is None else own[truths].sum()), float(len(truths))
+            every = torch.tensor(parallel.gather(counted))
+            of_labels, share = (every[parallel.rank()] * size / every.sum(0)).tolist()
+            loss = loss * of_labels
+        if self._teacher:
+            loss = self._teacher.loss(pictures, logits, loss, share)
         if self._fit.head_penalty:
             loss = loss + self._fit.head_penalty / 2 * self._head.weight.square().sum()
         if not torch.isfinite(loss):
@@ -186,6 +191,13 @@ def train_epochs(
             # Lightning turns Ctrl-C and SIGTERM into this, the latter with exit code 0.
             done = f"{len(epochs.rows)} of {config.fit.epochs} epochs"
             raise RunError(f"the fit was interrupted after {done}; `beeline train --resume {run}` goes on") from error
+        except RuntimeError as error:
+            if parallel.size() == 1 or not re.search("gloo|nccl", str(error), re.IGNORECASE):
+                raise
+            if parallel.rank():
+                raise SystemExit(RunError.exit_code) from error
+            fix = f"start the same command again, or `beeline train --resume {run}` in one process"
+            raise RunError(f"another process of the fit has ended ({short(error, 80)}); {fix}") from error
         if parallel.rank():
             return epochs.rows
         # A fit that was resumed after its last epoch has trained nothing, so the network comes from the checkpoint.

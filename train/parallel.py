@@ -49,7 +49,9 @@ def launch(processes: int) -> int:
     try:
         main(["--standalone", f"--nproc-per-node={processes}", "-m", "cli", *sys.argv[1:]])
     except ChildFailedError as error:
-        return int(error.get_first_failure()[1].exitcode)
+        # That of a killed process is negative.
+        code = int(error.get_first_failure()[1].exitcode)
+        return code if code > 0 else RunError.exit_code
     except SignalException:
         return RunError.exit_code
     return 0

@@ -77,6 +77,10 @@ def test_an_unfair_teacher_is_refused(student: Plan, tiny_run: Run, tmp_path: Pa
     swapped = replace(data, train=data.val, val=data.train)
     with pytest.raises(ConfigError, match="which was trained on 16 of the 16 validation pictures"):
         find_teacher(fit_config, swapped, silent)
+    with pytest.raises(ConfigError, match=r"but fit\.epochs is 0"):
+        find_teacher(replace(fit_config, epochs=0), data, silent)
+    # What the student learns from itself is no advantage of the teacher.
+    assert find_teacher(fit_config, replace(data, val=data.train), silent) == tiny_run
     write_json(tmp_path / "run.json", {**tiny_run.record, "labels": ["cat", "dog"]})
     assert open_run(tmp_path).labels == ("cat", "dog")
     with pytest.raises(ConfigError, match=r"whose labels differ \(cat, dog\); train a teacher on these pictures"):

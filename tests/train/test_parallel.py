@@ -16,7 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from beeline.errors import ConfigError
 from host import silent
 from tests.conftest import ROOT
 from train import parallel
@@ -115,6 +117,23 @@ def test_a_mistake_is_one_sentence_of_the_first_process(words: list[str], tmp_pa
     assert process.returncode == 1
     assert said.splitlines()[-1] == "beeline: fit.batch is 7, which 2 processes cannot share; take a multiple of 2"
     assert (said.count("fit.batch"), said.count("elastic"), list(tmp_path.iterdir())) == (1, 0, [])
+
+
+def test_fewer_validation_pictures_than_processes_are_refused(
+    planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "size", lambda: 3)
+    few = replace(planned.data.val, pictures=planned.data.val.pictures[:2])
+    with pytest.raises(ConfigError, match="2 validation pictures cannot be shared by 3 processes"):
+        fit(replace(planned, data=replace(planned.data, val=few)), silent, tmp_path)
+
+
+def test_a_process_that_is_killed_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(words: list[str]) -> None:
+        raise ChildFailedError("cli", {0: ProcessFailure(0, 1, -9, "no file")})
+
+    monkeypatch.setattr("torch.distributed.run.main", main)
+    assert parallel.launch(2) == 1
 
 
 @pytest.mark.parametrize(("count", "batch", "processes"), [(15, 6, 3), (13, 6, 2), (14, 6, 3), (13, 6, 1), (8, 4, 4)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -30,8 +32,9 @@ from host import silent
 from tests.conftest import ROOT
 from train.config import compose
 from train.data import DataSet, read
-from train.runs import open_run
-from train.search import Search, open_search, page, pick, read_space, write_folds
+from train.runs import finished, open_run
+from train.search import Search, open_search, page, pick, reason, write_folds
+from train.space import read_space
 
 WORDS = ["fit.rate=tag(log,interval(1e-5,1e-2))", "fit.batch=choice(6,12)"]
 
@@ -48,7 +51,7 @@ Opened = Callable[..., Search]
 def opened(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
     """Open a study whose trials train nothing: the accuracy is a function of the batch."""
 
-    def train(search: Search, params: dict[str, Any], *words: str, report: Any) -> Any:
+    def train(search: Search, params: dict[str, Any], *words: str, **options: Any) -> Any:
         return SimpleNamespace(accuracy=params["fit.batch"] / 24, record={"data": {"val": {"a": 2, "b": 2}}})
 
     monkeypatch.setattr(Search, "train", train)
@@ -66,10 +69,12 @@ def states(search: Search) -> Counter[str]:
 
 
 def test_a_space_is_read_from_hydras_words_and_a_trial_gives_words_for_train() -> None:
-    space = read_space(["model.crop=choice(224,160)", "fit.distil=choice(none,teacher)", "precision=int8", "seed=3"],
-                       "milliseconds", ["a.pth", "resnet34=b c.pth"])  # fmt: skip
+    words = ["model.crop=choice(224,160)", "fit.distil=choice(none,teacher)", "precision=int8", "seed=3"]
+    space = read_space(words, "milliseconds")
     assert space.fixed == ("seed=3",)
-    assert space.default() == {"model.crop": 224, "fit.distil": "none", "precision": "int8"}
+    default = {"model.crop": 224, "fit.distil": "none", "precision": "int8", "engine": "openvino"}
+    assert space.default() == default
+    space = read_space([*words, "model.name=choice(resnet18,resnet34)"], "milliseconds", ["a.pth", "resnet34=b c.pth"])
     config = compose(space.words({"model.crop": 160, "fit.distil": "none", "precision": "int8"}), environ={})
     assert (config.model.crop, config.model.resize, config.fit.distil, config.seed) == (160, 183, None, 3)
     assert str(config.model.weights).endswith("/a.pth")
@@ -86,12 +91,56 @@ def test_the_space_of_the_file_begins_with_the_configuration_as_it_is(objective:
     assert first.model.crop == own.model.crop
     rows = space.all()
     assert rows is None or (rows[0] == space.default() and len(rows) == len({str(row) for row in rows}) == 16)
-    assert read_space(["fit.batch=4"], "accuracy").sweeps.keys() == space.sweeps.keys() - {"fit.batch"} or rows
+    key, value = next(iter(space.default().items()))
+    few = read_space([f"{key}={value}"], objective)
+    assert (few.sweeps.keys(), few.fixed) == (space.sweeps.keys() - {key}, (f"{key}={value}",))
 
 
-def test_a_word_that_is_no_override_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'fit.batch' is no override; write key=choice\(one,other\), or key=value"):
-        read_space(["fit.batch", *WORDS], "accuracy")
+@pytest.mark.parametrize(
+    ("words", "objective", "weights", "says"),
+    [
+        (["fit.batch", *WORDS], "accuracy", [], r"'fit.batch' is no override; write key=choice\(one,other\), or key="),
+        (["fit.batsh=interval(1,2)"], "accuracy", [], "unknown key fit.batsh"),
+        (
+            ["engine=torch", "precision=choice(fp32,int8)"],
+            "milliseconds",
+            [],
+            "served by torch int8: choose among torch",
+        ),
+        (["precision=int8", *WORDS], "accuracy", [], "engine and precision need --objective accuracy,milliseconds"),
+        (
+            WORDS,
+            "accuracy",
+            ["resnet34=a.pth"],
+            "--weights names resnet34, but the networks of this search are resnet18",
+        ),
+    ],
+)
+def test_a_space_that_cannot_be_tried_is_refused(
+    words: list[str], objective: str, weights: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read_space(words, objective, weights)
+
+
+def test_choices_may_be_written_with_commas_and_whole_numbers_stay_whole(tmp_path: Path) -> None:
+    (file := tmp_path / "a=b.pth").touch()
+    space = read_space(["fit.batch=8,16", "schedule.frozen=interval(1,3)"], "accuracy", [str(file)])
+    assert space.sweeps.keys() == {"fit.batch", "schedule.frozen"}
+    assert space.weights == {"": str(file)}
+    params = space.suggest(optuna.create_study().ask())
+    assert (type(params["schedule.frozen"]), type(space.default()["schedule.frozen"])) == (int, int)
+
+
+def test_equal_pictures_judge_in_the_same_fold(data: DataSet, tmp_path: Path) -> None:
+    first = data.train.pictures[0]
+    twins = (replace(first, path=tmp_path / f"{i}.png") for i in range(4))
+    same = replace(data.train, pictures=(*data.train.pictures, *twins))
+    rows = [file.read_text().splitlines() for file in write_folds(same, tmp_path, 5)]
+    halves = [
+        {row.rpartition(",")[2] for row in fold if str(tmp_path) in row or str(first.path) in row} for fold in rows
+    ]
+    assert sorted(map(sorted, halves)) == [["train"]] * 4 + [["val"]]
 
 
 def test_each_training_picture_judges_once_in_five_folds(data: DataSet, tmp_path: Path) -> None:
@@ -109,41 +158,67 @@ def test_so_many_trials_are_done_and_the_same_command_goes_on(opened: Opened) ->
     assert states(search) == {"COMPLETE": 6}
     assert not search.running
     assert search.study.trials[0].params == {"fit.rate": 0.0003, "fit.batch": 6}
-    with pytest.raises(ConfigError, match="the study one is of other settings or pictures; name another with --study"):
+    with pytest.raises(
+        ConfigError, match="the study one is of other settings, pictures or weights; name another with --study"
+    ):
         opened(words=["fit.batch=choice(6,8)"])
 
 
 def test_a_space_of_choices_is_tried_once_each(opened: Opened) -> None:
-    search = opened(trials=50, words=["fit.batch=choice(6,12)", "augment=choice(light,none)"])
+    words = ["fit.batch=choice(6,12)", "augment=choice(light,none)"]
+    opened(trials=2, words=words).work()
+    search = opened(trials=50, words=words)
+    assert states(search) == {"COMPLETE": 2, "WAITING": 2}
     search.work()
     tried = [tuple(each.params.values()) for each in search.done]
     assert sorted(tried) == [(6, "light"), (6, "none"), (12, "light"), (12, "none")]
 
 
-def test_the_trial_of_a_killed_process_is_tried_again_and_only_once(opened: Opened) -> None:
-    search, other = opened(), opened()
-    claimed = search._claim()
-    assert claimed is not None
-    trial, lock = claimed
+def killed(search: Search, host: str = platform.node(), seen: float = 0) -> optuna.Trial:
+    """Claim a trial as a process that is killed before it has asked for a value."""
+    trial = search._claim()
+    assert trial is not None
+    # No process has such a number.
+    trial.set_user_attr("seen", [host, 2**30, 0.0, time.time() - seen])
+    return trial
+
+
+def test_the_trial_of_a_killed_process_is_tried_again_with_its_values_and_only_once(opened: Opened) -> None:
+    search, other = (opened(trials=3, words=["fit.batch=choice(6,12,18)"]) for _ in range(2))
     assert other._claim() is not None
-    assert states(search) == {"RUNNING": 2}
-    params = {key: trial.suggest_categorical(key, [6, 12]) for key in ("fit.batch",)}
-    os.close(lock)
-    # A process that was killed between its two steps has queued the trial already.
-    search.study.enqueue_trial({"fit.batch": params["fit.batch"]}, user_attrs={"again": trial.number})
+    killed(search)
     search.work()
-    numbers = [each.user_attrs["again"] for each in search.study.trials if "again" in each.user_attrs]
-    assert numbers == [trial.number]
-    assert states(search)["FAIL"] == 1
-    # The other process still holds its trial, which is neither lost nor tried by two.
-    assert (states(search)["RUNNING"], len(search.done), search.running) == (1, 5, 1)
+    again = [each.params for each in search.study.trials if "attempt" in each.user_attrs]
+    assert again == [{"fit.batch": 12}]
+    # The other process lives, and its trial is neither lost nor tried by two.
+    assert states(search) == {"RUNNING": 1, "FAIL": 1, "COMPLETE": 2}
+    assert (len(search.done), search.running) == (2, 1)
 
 
+def test_a_trial_of_another_machine_is_tried_again_after_two_silent_hours(opened: Opened) -> None:
+    search = opened(trials=2)
+    alive, silent = killed(search, "elsewhere", 7100), killed(search, "elsewhere", 7300)
+    search.work()
+    found = [(each.state.name, each.user_attrs.get("attempt")) for each in search.study.trials]
+    assert (alive.number, silent.number) == (0, 1)
+    assert found == [("RUNNING", None), ("FAIL", None), ("COMPLETE", 1)]
+
+
+def test_a_trial_that_kills_its_process_is_tried_three_times(opened: Opened) -> None:
+    search = opened(trials=2)
+    for _ in range(3):
+        killed(search)
+    search.work()
+    assert states(search) == {"FAIL": 3, "COMPLETE": 1}
+    assert [reason(each) for each in search.done] == ["its process was killed each time", None]
+
+
+@pytest.mark.parametrize("kind", [ArchiveError, RuntimeError, MemoryError])
 def test_a_trial_that_cannot_be_trained_is_a_failed_one_with_its_reason(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def train(*_: Any, **__: Any) -> None:
-        raise ArchiveError("the gate refuses it")
+        raise kind("the gate refuses it")
 
     search = opened(trials=2)
     monkeypatch.setattr(Search, "train", train)
@@ -186,29 +261,64 @@ def test_a_pruned_trial_leaves_no_run(
     search = open_search("pruned", None, space, data, 1, 1, tmp_path, silent, None)
     search.work()
     assert states(search) == {"PRUNED": 1}
-    assert not list(tmp_path.glob("*-squeezenet1_1-*"))
+    assert not list(tmp_path.rglob("*-squeezenet1_1-*"))
+
+
+def called(environ: dict[str, str], runs: Path, *words: str) -> tuple[Any, dict[str, Any]]:
+    """Call the command with a tiny network; return its result and its values."""
+    app = typer.Typer()
+    app.command()(search)
+    own = ["model.name=squeezenet1_1", "fit.epochs=1", "--json", "--runs", str(runs), "--trials", "2"]
+    own += ["--data", environ["BEELINE_DATA"], "--weights", environ["BEELINE_WEIGHTS"]]
+    done = CliRunner().invoke(app, [*own, *words])
+    return done, json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+
+
+def test_the_pick_of_a_search_for_accuracy_is_the_latest_run(environ: dict[str, str], tmp_path: Path) -> None:
+    done, values = called(environ, tmp_path, "model.crop=48", "fit.batch=choice(6,12)", "seed=2")
+    assert done.exit_code == 0, done.output
+    assert (newest := next(finished(tmp_path))).folder == Path(values["run"])
+    assert newest.config().fit.batch == values["settings"]["fit.batch"]
+    first = values["settings"] == {"fit.batch": 6}
+    assert newest.record["search"].startswith("picked by a search of 2 trials" + (", the first" if first else "; comp"))
+    assert len(list(tmp_path.glob("studies/search/runs/*/run.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--max-ms", "0"], "max-ms"),
+        (["--min-accuracy", "94"], "min-accuracy"),
+        (["fit.batch=choice(70000,6)"], "fit.batch is 70000; allowed: 1 to 65536"),
+        (["fit.batch=choice(6,12)"], "no trial of 2 succeeded, see .*; the first failed: no memory"),
+    ],
+)
+def test_a_search_without_a_result_says_why(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(Search, "train", train)
+    done, _ = called(environ, tmp_path, "model.crop=48", *words)
+    assert done.exit_code
+    assert re.search(says, f"{done.output}{done.exception}")
 
 
 def test_the_front_picks_a_run_within_the_limits_whose_card_says_what_was_given_up(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
-    app = typer.Typer()
-    app.command()(search)
-    words = ["model.name=squeezenet1_1", "fit.epochs=1", "model.crop=choice(64,72)", "--json"]
-    words += ["--objective", "accuracy,milliseconds", "--runs", str(tmp_path), "--data", environ["BEELINE_DATA"]]
-    words += ["--weights", environ["BEELINE_WEIGHTS"]]
-    done = CliRunner().invoke(app, [*words, "--max-ms", "10000"])
+    words = ["model.crop=choice(64,72)", "--objective", "accuracy,milliseconds"]
+    done, values = called(environ, tmp_path, *words, "--max-ms", "10000")
     assert done.exit_code == 0, done.output
-    values = json.loads(done.stdout.splitlines()[-1])
     run = open_run(Path(values["run"]))
     recipe = str(ModelSpec.load(run.export).provenance.recipe)
     assert recipe == values["sentence"] == run.record["search"]
-    assert "picked by a search of 2 trials; compared with squeezenet1_1 at its default settings" in recipe
+    assert "picked by a search of 2 trials" in recipe
     assert "Front" in Path(values["report"]).read_text()
     assert values["milliseconds"] > 0
-    none = CliRunner().invoke(app, [*words, "--min-accuracy", "1.1"])
-    assert (none.exit_code, "no trial is within" in none.output) == (1, False)
-    assert json.loads(none.stdout.splitlines()[-1])["trials"] == 2
+    none, values = called(environ, tmp_path, *words, "--max-ms", "0.0001")
+    assert (none.exit_code, "no trial is within" in none.output, values["trials"]) == (1, False, 2)
 
 
 def command(environ: dict[str, str], runs: Path, *words: str) -> subprocess.Popen[str]:
