@@ -138,6 +138,7 @@ class Probe(Watched):
         self._heard = time.monotonic()
         self._management = ManagementClient(backend.management, timeout=_ANSWER)
         self._goldens: dict[Archive, _Golden] = {}
+        self._workers: dict[Archive, int] = {}
         # Each waits for the answer to a golden picture, which a server that has ended may never give.
         self._threads: list[threading.Thread] = []
 
@@ -185,7 +186,10 @@ class Probe(Watched):
         missing: dict[Archive, str] = {}
         for archive in self.archives:
             described = self._management.describe(archive.model, self._version(archive))
-            workers, ready = (0, 0) if described is None else (described.min_workers, described.ready)
+            # Nobody has asked for fewer while a server that has restarted does not know the model yet.
+            before = self._workers.get(archive, 0)
+            workers, ready = (before, 0) if described is None else (described.min_workers, described.ready)
+            self._workers[archive] = workers
             models.setdefault(archive.model, {})[archive.version] = {"workers": workers, "ready": ready}
             if described is None:
                 missing[archive] = f"starting: {archive.model} {archive.version} is not loaded yet"

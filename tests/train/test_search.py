@@ -336,6 +336,7 @@ def kill_one_of_two(environ: dict[str, str], runs: Path, *words: str) -> tuple[l
         if line.startswith("head:"):
             break
     second.send_signal(signal.SIGKILL)
+    second.stdout.close()
     second.wait()
     time.sleep(0.1)
     third = command(environ, runs, *words)
