@@ -381,7 +381,9 @@ def test_two_processes_on_postgresql_lose_and_double_no_trial(
     environ: dict[str, str], tmp_path: Path, postgresql: str
 ) -> None:
     kill_one_of_two(environ, tmp_path, "--storage", postgresql)
-    complete(optuna.load_study(study_name="search", storage=postgresql).trials)
+    storage = optuna.storages.RDBStorage(postgresql)
+    complete(optuna.load_study(study_name="search", storage=storage).trials)
+    storage.engine.dispose()
 
 
 def test_a_database_that_is_not_there_is_named(opened: Opened) -> None:
