@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from beeline.engines.openvino import OpenVinoEngine, _release
 from beeline.errors import ConfigError
 from beeline.spec import ModelSpec
+from tests.conftest import ROOT
 
 
 def loaded(openvino_model: Path, **environ: str) -> OpenVinoEngine:
@@ -82,3 +85,15 @@ def test_what_was_written_into_a_mapped_file_is_kept(tmp_path: Path) -> None:
         mapped[0] = 7
         _release(file)
         assert mapped[0] == 7
+
+
+def test_a_signal_after_two_engines_have_ended_does_not_end_the_process(openvino_model: Path) -> None:
+    code = (
+        "import signal, sys; from pathlib import Path; from beeline.engines import load; "
+        "from beeline.spec import ModelSpec; folder = Path(sys.argv[1]); spec = ModelSpec.load(folder); "
+        "first, second = load(folder, spec), load(folder, spec); del first; del second; "
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled')); signal.raise_signal(signal.SIGUSR1)"
+    )
+    line = [sys.executable, "-c", code, str(openvino_model)]
+    done = subprocess.run(line, cwd=ROOT / "handlers", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done
