@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import requests
 import torch
 
 from archive.build import build
@@ -29,7 +23,6 @@ from cli.sources import open_source
 from serve.addresses import Ports
 from serve.config import Overrides
 from serve.instance.child import Running
-from serve.sagemaker import PAYLOAD, contract
 from serve.up import Request, up
 from tests.conftest import ROOT, post_as_one_batch
 from train.export import network
@@ -62,16 +55,6 @@ def running(mar: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     asked = Request(request.param, store=mar.parent, name=name, overrides=overrides, ports=Ports(0))
     with up(asked, print) as server:
         yield server
-
-
-@pytest.fixture(scope="module", params=["torchserve", "mms"])
-def doors(mar: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a server that keeps SageMaker's contract, with the KServe protocols on."""
-    overrides = Overrides(batch_size=8, workers=1, max_batch_delay=20)
-    asked = Request(request.param, name=f"doors-{request.param}", overrides=overrides, ports=Ports(0))
-    asked, environ = contract(asked, mar.parent, {**os.environ, "BEELINE_KSERVE": "true"}, print)
-    with up(asked, print, environ) as server:
-        yield server.state.inference
 
 
 @pytest.fixture(scope="module")
@@ -124,35 +107,6 @@ def test_the_archive_agrees_with_the_run(of_the_archive: list[str | int], of_the
 def test_the_server_agrees_with_the_run(running: Running, photographs: list[bytes], of_the_run: list[str]) -> None:
     with open_source(running.state.inference, "resnet18") as opened:
         assert outcomes(opened.predict(photographs)) == of_the_run
-
-
-ROUTES = ("invocations", "v1/models/resnet18:predict", "v2/models/resnet18/infer")
-
-
-def ask(url: str, route: str, data: bytes) -> str | int:
-    """Send one picture by a route; return its first label, or the status where it has none."""
-    text = base64.b64encode(data).decode()
-    tensor = {"name": "picture", "shape": [1], "datatype": "BYTES", "data": [text]}
-    forms: dict[str, Any] = dict(zip(ROUTES, (data, {"instances": [{"b64": text}]}, {"inputs": [tensor]}), strict=True))
-    body = forms[route] if route == "invocations" else json.dumps(forms[route])
-    answer = requests.post(f"{url}/{route}", data=body, timeout=60)
-    if not answer.ok:
-        return answer.status_code
-    values = answer.json()
-    if route != "invocations":
-        values = values["predictions"][0] if "predictions" in values else json.loads(values["outputs"][0]["data"][0])
-    return str(next(iter(values)))
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_sagemakers_and_kserves_routes_give_the_archives_statuses_and_labels(
-    doors: str, route: str, photographs: list[bytes], awkward: list[bytes], of_the_archive: list[str | int]
-) -> None:
-    sent = [*photographs, *awkward]
-    with ThreadPoolExecutor(8) as pool:
-        seen = list(pool.map(partial(ask, doors, route), sent))
-    # The archive alone has no limit of SageMaker's.
-    assert seen == [413 if len(data) > PAYLOAD else one for data, one in zip(sent, of_the_archive, strict=True)]
 
 
 def test_awkward_pictures_in_batches_with_photographs_harm_nobody(
