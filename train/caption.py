@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from archive import caption
 from archive.export import ExportRequest
+from archive.goldens import scenes
 from beeline.errors import ConfigError, did_you_mean, short
 from beeline.spec import NAME, Accuracy, ModelSpec, Provenance
 from host import ROOT, Say
@@ -28,7 +29,7 @@ CONFIG = ROOT / "config" / "train" / "task" / "caption.yaml"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 _PAD, _END, _START = (_SPECIAL.index(each) for each in ("[PAD]", "[SEP]", "[DEC]"))
 _PLACES = ["above", "on", "the", "left", "right", "##s"]
-_WORDS = (*_SPECIAL, *caption.COUNTS[1:], *caption.COLOURS, *caption.SHAPES, *caption.GROUNDS, *_PLACES)
+_WORDS = (*_SPECIAL, *scenes.COUNTS[1:], *scenes.COLOURS, *scenes.SHAPES, *scenes.GROUNDS, *_PLACES)
 _EVERY = 100
 _HEADS, _POSITIONS, _PATCH = 4, 64, 16
 
@@ -102,7 +103,7 @@ def drawn(config: CaptionConfig, part: str, count: int) -> tuple[Any, list[str]]
     crops, captions = [], []
     for index in range(count):
         rng = random.Random(f"{config.seed}/{part}/{index}")
-        picture, words = caption.draw(rng, (rng.randint(64, 160), rng.randint(64, 160)))
+        picture, words = scenes.draw(rng, (rng.randint(64, 160), rng.randint(64, 160)))
         # As a worker squashes pictures.
         crops.append(np.asarray(picture.resize((config.side, config.side), Image.Resampling.BICUBIC)))
         captions.append(words)

@@ -14,6 +14,7 @@ import torch
 
 from archive import build, caption, inspect, mar
 from archive.export import ExportRequest
+from archive.goldens import scenes
 from archive.triton import graph
 from archive.variants import caption as variants
 from archive.variants.agreement import Gate
@@ -91,7 +92,7 @@ def test_int8_is_refused_where_captions_or_scores_move_too_far(exported: Path, t
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(130):
-        caption.draw(random.Random(number), (48, 40))[0].save(pictures / f"{number}.png")
+        scenes.draw(random.Random(number), (48, 40))[0].save(pictures / f"{number}.png")
     asked, given = (None, "int8"), (pictures, None)
     with pytest.raises(ArchiveError, match=r"openvino int8 is refused: .*scores? .*moves|refused: .* of the captions"):
         variants.prepare(exported, tmp_path, asked, given, (1.0, 0.0), "full", silent)
@@ -156,7 +157,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_exported(
 def test_ones_own_golden_pictures_get_a_turned_one(loaded: caption.Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     for number in range(2):
-        caption.draw(random.Random(number), (90, 60))[0].save(tmp_path / "own" / f"{number}.png")
+        scenes.draw(random.Random(number), (90, 60))[0].save(tmp_path / "own" / f"{number}.png")
     request = ExportRequest("tiny", "1.0", (), loaded.preprocessing, "blip", golden_pictures=tmp_path / "own")
     caption.export(loaded, request, tmp_path / "export", max_tokens=10)
     record = json.loads((tmp_path / "export" / GOLDEN / EXPECTED).read_text())
@@ -165,12 +166,10 @@ def test_ones_own_golden_pictures_get_a_turned_one(loaded: caption.Checkpoint, t
 
 
 def test_a_drawn_picture_is_told_by_its_caption() -> None:
-    drawn = [caption.draw(random.Random(seed), (80, 60))[1] for seed in range(300)]
+    drawn = [scenes.draw(random.Random(seed), (80, 60))[1] for seed in range(300)]
     assert len(set(drawn)) > 250
     assert {len(words.split()) for words in drawn} >= {3, 5, 7, 13}
-    assert (
-        caption.draw(random.Random(1), (80, 60))[0].tobytes() == caption.draw(random.Random(1), (80, 60))[0].tobytes()
-    )
+    assert scenes.draw(random.Random(1), (80, 60))[0].tobytes() == scenes.draw(random.Random(1), (80, 60))[0].tobytes()
 
 
 def test_the_licence_is_that_of_the_model_card(tmp_path: Path) -> None:
