@@ -149,7 +149,7 @@ class Search:
         self.say(f"trial {trial.number}: {told}, {_named(trial.params)}")
 
     def _values(self, trial: Trial, params: Mapping[str, Any]) -> list[float]:
-        shares, times, right, counts = list[float](), list[float](), "", list[int]()
+        shares, times, counts = list[float](), list[float](), list[int]()
 
         def report(planned: Plan, rows: Sequence[Epoch]) -> None:
             _mark(trial)
@@ -168,9 +168,6 @@ class Search:
                 answers, milliseconds = self.measure(run, read(file), params)
                 shares[-1] = answers.top1
                 times.append(milliseconds)
-                right += "".join("01"[one.within(1)] for one in answers.judged)
-        # By picture, for a paired test.
-        trial.set_user_attr("right", right)
         accuracy = sum(share * count for share, count in zip(shares, counts, strict=True)) / sum(counts)
         return [accuracy, min(times)] if times else [accuracy]
 
